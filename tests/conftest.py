@@ -1,0 +1,86 @@
+"""Tiny models for every test, and no network."""
+
+import os
+import socket
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+SENTENCES = [
+    "The acting was wonderful and the plot kept me awake.",
+    "A dull film with a terrible ending, sadly.",
+    "I liked the music, but the pace was slow.",
+    "Nothing here is new; still, it charms.",
+    "What a waste of a good camera and a fine cast!",
+    "They filmed it in the rain, and it shows: beautiful.",
+]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Fail where a test reaches for the network; sockets of this machine stay."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        host = address[0] if isinstance(address, tuple) else "local"
+        if host not in ("local", "localhost", "127.0.0.1", "::1"):
+            raise AssertionError(f"a test reached for {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+def byte_level_tokenizer(texts, vocab_size=300):
+    """A GPT-2-like tokenizer: byte-level BPE, an end token, no pad token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=["<|endoftext|>"],
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    byte_level_tokenizer(SENTENCES).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tokenizer(tokenizer_folder):
+    return PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory):
+    """Folder in the hub's format: a GPT-2 of two layers and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_gpt2")
+    tokenizer = byte_level_tokenizer(SENTENCES)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=2,
+        n_head=2,
+        n_embd=32,
+        n_positions=64,
+        vocab_size=len(tokenizer),
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder

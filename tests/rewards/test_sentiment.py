@@ -1,0 +1,279 @@
+"""SentimentReward: the numbers of transformers' own pipeline, whatever the batch."""
+
+import math
+import time
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    pipeline,
+)
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.rewards import SentimentReward
+
+TEXTS = [
+    "The film was wonderful.",
+    "Bad.",
+    "I liked the music, but the pace was slow and the ending sad.",
+    "What a waste of a fine cast! " * 3,
+    " rain",
+]
+PROMPTS = [text[:3] for text in TEXTS]
+COMPLETIONS = [text[3:] for text in TEXTS]
+
+
+def build_tokenizer(max_length):
+    """A tokenizer of its own with RoBERTa's special tokens at both ends."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(special + alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=max_length,
+    )
+
+
+def save_classifier(folder, model, tokenizer):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+COMMON = {"vocab_size": 260, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES = {**COMMON, "hidden_size": 32, "intermediate_size": 64, "initializer_range": 0.3}
+LABELS = {
+    "id2label": {0: "NEGATIVE", 1: "POSITIVE"},
+    "label2id": {"NEGATIVE": 0, "POSITIVE": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory):
+    """As siebert/sentiment-roberta-large-english, but tiny: two labels, its own tokenizer."""
+    torch.manual_seed(1)
+    config = RobertaConfig(
+        **SIZES, **LABELS, max_position_embeddings=66, pad_token_id=1, bos_token_id=0
+    )
+    model = RobertaForSequenceClassification(config)
+    return save_classifier(tmp_path_factory.mktemp("roberta"), model, build_tokenizer(64))
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    torch.manual_seed(2)
+    config = GPT2Config(
+        vocab_size=260,
+        n_layer=2,
+        n_head=2,
+        n_embd=32,
+        n_positions=128,
+        initializer_range=0.3,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        **LABELS,
+    )
+    model = GPT2ForSequenceClassification(config)
+    return save_classifier(tmp_path_factory.mktemp("gpt2"), model, build_tokenizer(128))
+
+
+@pytest.fixture(scope="module")
+def three_labels(tmp_path_factory):
+    torch.manual_seed(3)
+    names = {0: "bad", 1: "so so", 2: "good"}
+    config = BertConfig(
+        **SIZES,
+        max_position_embeddings=128,
+        pad_token_id=1,
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+    )
+    model = BertForSequenceClassification(config)
+    # RoBERTa's processor gives no token types; the model then takes zeros, as for one text.
+    return save_classifier(tmp_path_factory.mktemp("bert"), model, build_tokenizer(128))
+
+
+def by_pipeline(folder, label, **options):
+    """One text at a time through transformers' own pipeline: slow, and obviously right."""
+    classifier = pipeline("text-classification", model=folder, device="cpu")
+    options |= {"truncation": True, "top_k": None}
+    entries = [classifier(text, **options) for text in TEXTS]
+    return [next(e["score"] for e in entry if e["label"] == label) for entry in entries]
+
+
+@pytest.mark.parametrize("kind", ["roberta", "gpt2"])
+@pytest.mark.parametrize("label", ["NEGATIVE", "POSITIVE"])
+def test_logits_are_those_of_the_pipeline(request, kind, label):
+    folder = request.getfixturevalue(kind)
+    expected = by_pipeline(folder, label, function_to_apply="none")
+    reward = SentimentReward(folder, label=label, batch_size=3, device="cpu")
+    assert reward(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-5)
+    assert max(expected) - min(expected) > 0.05  # texts differ, so an order mix-up would show
+
+
+@pytest.mark.parametrize("kind", ["roberta", "three_labels"])
+def test_probabilities_are_those_of_the_pipeline_and_log_odds_follow(request, kind):
+    folder = request.getfixturevalue(kind)
+    label = "POSITIVE" if kind == "roberta" else "good"
+    expected = by_pipeline(folder, label)
+    probability = SentimentReward(folder, label=label, score="probability", device="cpu")
+    log_odds = SentimentReward(folder, label=label, score="log_odds", device="cpu")
+    assert probability(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-6)
+    assert log_odds(PROMPTS, COMPLETIONS) == pytest.approx(
+        [math.log(p / (1 - p)) for p in expected], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_the_pipelines_rule_for_other_problems_holds(tmp_path, roberta, problem):
+    model = AutoModelForSequenceClassification.from_pretrained(roberta)
+    model.config.problem_type = problem
+    save_classifier(tmp_path, model, AutoTokenizer.from_pretrained(roberta))
+    if problem == "regression":
+        with pytest.raises(RecipeError, match="regression"):
+            SentimentReward(str(tmp_path), score="probability", device="cpu")
+        return
+    reward = SentimentReward(str(tmp_path), score="probability", device="cpu")
+    assert reward(PROMPTS, COMPLETIONS) == pytest.approx(
+        by_pipeline(str(tmp_path), "POSITIVE"), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["roberta", "gpt2"])
+def test_neither_order_nor_batching_matters(request, kind):
+    folder = request.getfixturevalue(kind)
+    alone = SentimentReward(folder, batch_size=1, device="cpu")(PROMPTS, COMPLETIONS)
+    order = [3, 0, 4, 2, 1]
+    for batch_size in (2, 5):
+        together = SentimentReward(folder, batch_size=batch_size, device="cpu")
+        shuffled = together([PROMPTS[i] for i in order], [COMPLETIONS[i] for i in order])
+        assert shuffled == pytest.approx([alone[i] for i in order], abs=1e-5)
+
+
+@pytest.mark.parametrize("lost", ["tokenizer", "model"])
+def test_a_model_that_cannot_pad_is_scored_one_by_one(tmp_path, gpt2, lost):
+    model = AutoModelForSequenceClassification.from_pretrained(gpt2)
+    tokenizer = AutoTokenizer.from_pretrained(gpt2)
+    if lost == "tokenizer":
+        tokenizer.pad_token = None
+    else:
+        model.config.pad_token_id = None
+    save_classifier(tmp_path, model, tokenizer)
+    reward = SentimentReward(str(tmp_path), device="cpu")
+    assert reward.batch_size == 1
+    assert reward(PROMPTS, COMPLETIONS) == pytest.approx(
+        by_pipeline(gpt2, "POSITIVE", function_to_apply="none"), abs=1e-5
+    )
+
+
+def test_a_ready_pipeline_is_taken_as_it_is(roberta):
+    classifier = pipeline("text-classification", model=roberta, device="cpu")
+    reward = SentimentReward(classifier)
+    assert reward.model is classifier.model
+    assert reward(PROMPTS, COMPLETIONS) == SentimentReward(roberta, device="cpu")(
+        PROMPTS, COMPLETIONS
+    )
+
+
+def test_long_texts_are_cut_to_what_the_model_takes(tmp_path, roberta):
+    # 66 position embeddings of a RoBERTa hold 64 tokens, whatever its tokenizer says.
+    model = AutoModelForSequenceClassification.from_pretrained(roberta)
+    save_classifier(tmp_path, model, build_tokenizer(10**30))
+    long = "x" * 500
+    reward = SentimentReward(str(tmp_path), device="cpu")
+    assert reward.max_length == 64
+    assert reward([long], [" good"]) == pytest.approx(
+        SentimentReward(roberta, device="cpu")([long], [""]), abs=1e-6
+    )
+
+
+def test_labels_are_found_by_name_in_any_case(roberta):
+    reward = SentimentReward(roberta, label="negative", device="cpu")
+    assert (reward.label, reward.label_id) == ("NEGATIVE", 0)
+    assert reward.__name__ == "sentiment_negative"
+    assert SentimentReward(roberta, name="mood", device="cpu").__name__ == "mood"
+
+
+def test_a_label_that_the_classifier_lacks_is_an_error_that_lists_its_labels(three_labels):
+    with pytest.raises(RecipeError, match="Its labels are: bad, so so, good") as error:
+        SentimentReward(three_labels, label="POSITIVE", device="cpu")
+    assert "'POSITIVE'" in str(error.value)
+    assert three_labels in str(error.value)
+
+
+def test_a_language_model_is_no_classifier(tiny_gpt2):
+    with pytest.raises(RecipeError, match=r"is no text classifier .*GPT2LMHeadModel"):
+        SentimentReward(str(tiny_gpt2), device="cpu")
+
+
+def test_a_classifier_without_its_head_is_an_error(tmp_path, roberta):
+    from safetensors.torch import load_file, save_file
+
+    model = AutoModelForSequenceClassification.from_pretrained(roberta)
+    save_classifier(tmp_path, model, AutoTokenizer.from_pretrained(roberta))
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("classifier")}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RecipeError, match="lacks weights of its classifier"):
+        SentimentReward(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "is no model"),
+        (lambda folder: (folder / "config.json").write_text("{"), "could not be loaded"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "could not be loaded"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
+    ],
+    ids=["no config", "damaged config", "damaged weights", "no weights"],
+)
+def test_a_damaged_folder_is_one_error_that_names_the_flag(tmp_path, roberta, damage, message):
+    model = AutoModelForSequenceClassification.from_pretrained(roberta)
+    save_classifier(tmp_path, model, AutoTokenizer.from_pretrained(roberta))
+    damage(tmp_path)
+    with pytest.raises(RecipeError, match=message) as error:
+        SentimentReward(str(tmp_path), device="cpu")
+    assert str(error.value).startswith("--reward_model: ")
+
+
+@pytest.mark.parametrize("options", [{"score": "softmax"}, {"batch_size": 0}])
+def test_wrong_options_are_refused(roberta, options):
+    with pytest.raises(RecipeError, match="SentimentReward: "):
+        SentimentReward(roberta, device="cpu", **options)
+
+
+def test_the_embedded_classifier_is_the_default(monkeypatch, roberta):
+    monkeypatch.setattr("trl_recipes.embedded.sentiment_classifier", lambda: roberta)
+    assert SentimentReward(device="cpu").model.name_or_path == roberta
+
+
+def test_64_short_texts_take_well_under_50_ms(roberta):
+    reward = SentimentReward(roberta, device="cpu")
+    texts = [f"The film number {i} was good" for i in range(64)]
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        reward.score_texts(texts)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.05

@@ -1,0 +1,373 @@
+"""arguments: YAML and flags into dataclasses, and an error for each way to get them wrong."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from trl_recipes import arguments
+from trl_recipes.arguments import parse_arguments, run_recipe
+from trl_recipes.errors import RecipeError
+
+
+@dataclass
+class SentimentArguments:
+    dataset_name: str | None = field(default=None, metadata={"help": "Where prompts come from."})
+    change_score: Literal[0, 1] = field(default=1, metadata={"help": "1 is positive, 0 negative"})
+    min_length: int = field(default=2, metadata={"help": "Shortest prompt, in tokens."})
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "One a reward."})
+    shuffle: bool = field(default=True, metadata={"help": "Shuffle the prompts."})
+    half: bool | None = field(default=None, metadata={"help": "Half precision (default: maybe)."})
+
+
+@dataclass
+class TrainingConfig:
+    learning_rate: float = 1.41e-5
+    output_dir: str = field(default="runs/ppo", metadata={"help": "Where it all goes."})
+    report_to: str | list[str] | None = "none"
+    scheduler_kwargs: dict | str | None = None
+
+    def __post_init__(self):
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}.")
+
+
+def parse(*argv):
+    return parse_arguments(SentimentArguments, TrainingConfig, argv=list(argv))
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text, name="config.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def refused(*argv):
+    with pytest.raises(RecipeError) as error:
+        parse(*argv)
+    return str(error.value)
+
+
+def test_without_arguments_everything_has_its_default():
+    assert parse() == (SentimentArguments(), TrainingConfig())
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(config):
+    path = config("min_length: 3\nchange_score: 0\nlearning_rate: 0.5\n")
+    for argv in (["--config", path, "--min_length", "4"], ["--min-length=4", f"--config={path}"]):
+        args, training = parse(*argv)
+        assert (args.min_length, args.change_score, training.learning_rate) == (4, 0, 0.5)
+
+
+def test_yaml_values_become_what_the_flags_would_make_of_them(config):
+    path = config(
+        "learning-rate: 1e-5\n"  # a string for YAML 1.1
+        "reward_weights: [1, 0.5, 2e-1]\n"
+        "shuffle: false\nhalf: 'yes'\n"
+        "dataset_name: 2024\n"
+        "report_to: [tensorboard, wandb]\n"
+        "scheduler_kwargs: {power: 2}\n"
+        "output_dir: 'no'\n"
+    )
+    args, training = parse("--config", path)
+    assert training.learning_rate == 1e-5
+    assert args.reward_weights == [1.0, 0.5, 0.2]
+    assert [type(weight) for weight in args.reward_weights] == [float] * 3
+    assert (args.shuffle, args.half, args.dataset_name) == (False, True, "2024")
+    assert training.report_to == ["tensorboard", "wandb"]
+    assert training.scheduler_kwargs == {"power": 2}
+    assert training.output_dir == "no"
+
+
+def test_null_in_yaml_is_none_where_none_is_allowed(config):
+    args, _ = parse("--config", config("dataset_name: null\nreward_weights:\n"))
+    assert (args.dataset_name, args.reward_weights) == (None, None)
+    message = refused("--config", config("min_length: null\n"))
+    assert "`min_length` is empty" in message
+
+
+def test_an_empty_file_changes_nothing(config):
+    assert parse("--config", config("# nothing\n")) == (SentimentArguments(), TrainingConfig())
+
+
+@pytest.mark.parametrize(
+    ("argv", "shuffle", "half"),
+    [
+        ([], True, None),
+        (["--shuffle", "--half"], True, True),
+        (["--shuffle", "false", "--half", "false"], False, False),
+        (["--no_shuffle", "--half", "true"], False, True),
+    ],
+)
+def test_flags_for_truth_values_stand_alone_or_take_a_value(argv, shuffle, half):
+    args, _ = parse(*argv)
+    assert (args.shuffle, args.half) == (shuffle, half)
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--learning_rat", "1"], ["`--learning_rat`", "Did you mean `--learning_rate`?"]),
+        (["--learning_rat=1"], ["`--learning_rat=1`", "Did you mean `--learning_rate`?"]),
+        (["--min_len", "3"], ["`--min_len`", "`--min_length`"]),  # abbreviations are no flags
+        (["--zzz"], ["Unknown flag `--zzz`", "--help"]),
+        (["stray"], ["`stray`", "without a flag before it"]),
+        (["--change_score", "2"], ["--change_score: invalid choice: ", "2", "0, 1"]),
+        (["--min_length", "two"], ["--min_length: invalid int value: 'two'"]),
+        (["--shuffle", "maybe"], ["--shuffle: ", "maybe"]),
+        (["--min_length"], ["--min_length: expected one argument"]),
+        (["--learning_rate", "-1"], ["learning_rate must be positive, not -1.0"]),
+        (["--config"], ["--config needs the path"]),
+        (["--config", "--shuffle"], ["--config needs the path"]),
+        (["--config", "a.yaml", "--config=b.yaml"], ["given 2 times", "a.yaml, b.yaml"]),
+        (["--config", "gone.yaml"], ["--config: there is no file `gone.yaml`"]),
+        (["--config", "."], ["--config: `.` could not be read"]),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_one_line(argv, told):
+    message = refused(*argv)
+    assert [part for part in told if part not in message] == []
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("learning_rat: 1", ["Unknown key `learning_rat`", "Did you mean `learning_rate`?"]),
+        ("zzz: 1", ["Unknown key `zzz`"]),
+        ("learning_rate: fast", ["`learning_rate` is 'fast'", "a number"]),
+        ("learning_rate: true", ["`learning_rate` is true", "a number"]),
+        ("learning_rate: [1, 2]", ["`learning_rate` takes one value, not a list"]),
+        ("learning_rate: {a: 1}", ["`learning_rate` takes one value, not keys"]),
+        ("min_length: 2.5", ["`min_length` is 2.5", "a whole number"]),
+        ("change_score: 2", ["`change_score` is 2", "one of 0, 1"]),
+        ("shuffle: perhaps", ["`shuffle` is 'perhaps'", "true or false"]),
+        ("dataset_name: yes", ["`dataset_name` is true", "quotes"]),
+        ("reward_weights: [1, heavy]", ["`reward_weights` is 'heavy'", "a number"]),
+        ("reward_weights: [1, [2]]", ["`reward_weights` holds [2]"]),
+        ("min_length: 1\nmin_length: 2", ["line 2", "`min_length` stands there twice"]),
+        ("a: [1\nb: 2", ["line 2"]),
+        ("- 1\n- 2", ["holds a list"]),
+        ("learning_rate: -1", ["learning_rate must be positive, not -1.0"]),
+    ],
+)
+def test_a_wrong_file_is_told_with_its_name_and_the_key(config, text, told):
+    path = config(text)
+    message = refused("--config", path)
+    assert [part for part in [*told, f"`{path}`"] if part not in message] == []
+    assert "\n" not in message
+
+
+def test_a_missing_required_flag_is_named_and_a_file_can_give_it(config):
+    @dataclass
+    class Needs:
+        prompt: str = field(metadata={"help": "What to continue."})
+
+    with pytest.raises(RecipeError, match="required: --prompt"):
+        parse_arguments(Needs, argv=[])
+    (args,) = parse_arguments(Needs, argv=["--config", config("prompt: hello")])
+    assert args.prompt == "hello"
+
+
+def test_a_recipe_error_of_a_dataclass_stays_as_it_is():
+    @dataclass
+    class Picky:
+        size: int = 1
+
+        def __post_init__(self):
+            raise RecipeError("size is wrong")
+
+    with pytest.raises(RecipeError, match=r"^size is wrong$"):
+        parse_arguments(Picky, argv=[])
+
+
+# --- help
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_explains_every_flag_of_ours_with_its_default(capsys, flag):
+    with pytest.raises(SystemExit) as done:
+        parse("--min_length", "2", flag)
+    assert done.value.code == 0
+    printed = capsys.readouterr().out
+    words = " ".join(printed.split())
+    assert "--config FILE YAML file" in words
+    assert "--change_score {0,1} 1 is positive, 0 negative. Default: 1." in words
+    assert "--min_length INT Shortest prompt, in tokens. Default: 2." in words
+    assert "--reward_weights NUMBER [NUMBER ...] One a reward. Default: none." in words
+    assert "--shuffle [true|false] Shuffle the prompts. Default: true." in words
+    assert "--half [true|false] Half precision (default: maybe)." in words
+    # shared flags without a help text of their own get the usual sentence
+    assert "--learning_rate NUMBER Learning rate at the start. Default: 1.41e-05." in words
+    assert "--output_dir TEXT Where it all goes. Default: runs/ppo." in words
+    assert words.index("SentimentArguments:") < words.index("TrainingConfig:")
+    assert "--help_all lists them" in words
+    assert max(len(line) for line in printed.splitlines()) <= 100
+
+
+def test_help_leaves_inherited_flags_to_help_all(capsys):
+    from transformers import TrainingArguments
+    from trl import ModelConfig
+
+    @dataclass
+    class Config(TrainingArguments):
+        horizon: float = field(default=10000.0, metadata={"help": "Episodes it acts over."})
+
+    with pytest.raises(SystemExit):
+        parse_arguments(Config, ModelConfig, argv=["--help"])
+    flags = [
+        line.split()[0]
+        for line in capsys.readouterr().out.splitlines()
+        if line.strip().startswith("--") and "lists them" not in line
+    ]
+    assert flags[:2] == ["--config", "--horizon"]
+    assert {"--output_dir", "--seed", "--max_steps", "--use_peft", "--lora_r"} <= set(flags)
+    assert {"--adam_beta1", "--load_in_4bit"} & set(flags) == set()
+    assert len(flags) < 25
+    with pytest.raises(SystemExit) as done:
+        parse_arguments(Config, ModelConfig, argv=["--help_all"])
+    assert done.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--adam_beta1" in printed
+    assert "--load_in_4bit" in printed
+
+
+def test_the_configuration_of_trl_itself_can_be_parsed(monkeypatch, config):
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl import ModelConfig
+    from trl.experimental.ppo import PPOConfig
+
+    path = config(
+        "learning_rate: 1.41e-5\nlora_target_modules: [c_attn, c_proj]\nbf16: false\n"
+        "activation_checkpointing: false\ngradient_checkpointing: false\n"
+        "lr_scheduler_kwargs: {}\nreport_to: none\neval_strategy: 'no'\n"
+    )
+    args, training, model = parse_arguments(
+        SentimentArguments, PPOConfig, ModelConfig, argv=["--config", path, "--use_peft"]
+    )
+    assert training.learning_rate == 1.41e-5
+    assert training.bf16 is False
+    assert (model.use_peft, model.lora_target_modules) == (True, ["c_attn", "c_proj"])
+    assert args == SentimentArguments()
+    bad = config("eval_strategy: no\n")
+    with pytest.raises(RecipeError, match="`eval_strategy` is false, but it takes one of no, s"):
+        parse_arguments(PPOConfig, argv=["--config", bad])
+
+
+# --- run_recipe
+
+
+def test_run_recipe_calls_main_with_the_parsed_objects():
+    called = []
+    run_recipe(
+        lambda *objects: called.append(objects), SentimentArguments, argv=["--change_score", "0"]
+    )
+    assert called == [(SentimentArguments(change_score=0),)]
+
+
+def test_a_recipe_may_have_a_default_file(tmp_path, monkeypatch, capsys):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "usual.yaml").write_text("min_length: 7\nchange_score: 0\n")
+    (tmp_path / "other.yaml").write_text("min_length: 8\n")
+    called = []
+
+    def main(args):
+        called.append((args.min_length, args.change_score))
+
+    monkeypatch.setattr(arguments.inspect, "getfile", lambda _: str(tmp_path / "recipe.py"))
+    for argv in ([], ["--change_score", "1"], ["--config", str(tmp_path / "other.yaml")]):
+        run_recipe(main, SentimentArguments, argv=argv, default_config="usual")
+    assert called == [(7, 0), (7, 1), (8, 1)]
+    with pytest.raises(SystemExit):
+        run_recipe(main, SentimentArguments, argv=["--help"], default_config="usual")
+    words = " ".join(capsys.readouterr().out.split())
+    assert "tokens. Default: 7." in words
+    assert "usual.yaml" in words
+
+
+def test_a_mistake_is_printed_to_stderr_and_exits_with_2(capsys):
+    def main(args):
+        raise RecipeError("No prompts in `x.csv`. Give some.")
+
+    with pytest.raises(SystemExit) as done:
+        run_recipe(main, SentimentArguments, argv=[])
+    assert done.value.code == 2
+    assert capsys.readouterr() == ("", "error: No prompts in `x.csv`. Give some.\n")
+
+
+def test_an_interrupt_exits_with_130(capsys):
+    def main(args):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as done:
+        run_recipe(main, SentimentArguments, argv=[])
+    assert done.value.code == 130
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(lambda args: 1 / 0, SentimentArguments, argv=[])
+
+
+def test_other_processes_speak_only_when_the_main_one_did_not_end_the_launch(monkeypatch, capsys):
+    waits = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(arguments.time, "sleep", waits.append)
+    with pytest.raises(SystemExit) as done:
+        run_recipe(print, SentimentArguments, argv=["--zzz"])
+    assert done.value.code == 2
+    assert waits == [arguments._OTHERS_WAIT_SECONDS]  # time for the launcher to stop this process
+    assert "--zzz" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_recipe(print, SentimentArguments, argv=["--help"])
+    assert capsys.readouterr().out == ""
+
+
+SCRIPT = '''
+"""Trains nothing at all."""
+from dataclasses import dataclass
+from trl_recipes.arguments import run_recipe
+
+@dataclass
+class Arguments:
+    size: int = 1
+
+def main(args):
+    print("size", args.size)
+
+if __name__ == "__main__":
+    run_recipe(main, Arguments)
+'''
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "out", "err"),
+    [
+        (["--size", "3"], 0, "size 3\n", ""),
+        (["--size", "x"], 2, "", "error: --size: invalid int value: 'x'"),
+        (["--help"], 0, "usage: recipe.py [--config FILE]", ""),
+    ],
+)
+def test_a_script_behaves_so_from_the_shell(tmp_path, argv, code, out, err):
+    (tmp_path / "recipe.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "recipe.py"), *argv],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[1],
+        env={"PYTHONPATH": ".", "PATH": "", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == code
+    assert done.stdout.startswith(out)
+    assert done.stderr.startswith(err)
+    assert "Traceback" not in done.stderr
+    if argv == ["--help"]:
+        assert "Trains nothing at all." in done.stdout

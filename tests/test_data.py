@@ -1,0 +1,348 @@
+"""data: every kind of file, splits, prompts, and the errors for each way to get them wrong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trl_recipes import data
+from trl_recipes.data import LengthSampler, collator, load_prompts, load_rows
+from trl_recipes.errors import RecipeError
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+ROWS = [
+    {"text": "A fine film, quietly told.", "label": 1},
+    {"text": 'He said "no", then left.', "label": 0},
+    {"text": "Caf\u00e9 scenes\u2028and rain.", "label": 1},
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet(monkeypatch):
+    monkeypatch.setattr(data, "_said", set())
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def write_rows(path, rows):
+    """Write rows in the format of the suffix, with pandas (an independent writer)."""
+    import pandas as pd
+
+    frame = pd.DataFrame(rows)
+    match path.suffix:
+        case ".csv":
+            frame.to_csv(path, index=False)
+        case ".tsv":
+            frame.to_csv(path, index=False, sep="\t")
+        case ".json":
+            frame.to_json(path, orient="records")
+        case ".jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        case ".parquet":
+            frame.to_parquet(path)
+    return str(path)
+
+
+def all_train(rows):
+    """Rows of which none is held out, because there is a test split."""
+    return [{**row, "split": "train"} for row in rows] + [{"text": "held out", "split": "test"}]
+
+
+def numbered(count, **columns):
+    return [{"text": f"text number {i}", "label": i % 2, **columns} for i in range(count)]
+
+
+# --- LengthSampler and collator
+
+
+def test_lengths_are_uniform_without_the_upper_end():
+    sampler = LengthSampler(2, 5, seed=0)
+    drawn = np.bincount([sampler() for _ in range(3000)], minlength=6)
+    assert drawn[[0, 1, 5]].sum() == 0
+    assert drawn[2:5].min() > 900  # 1000 expected, standard deviation 26
+
+
+def test_without_a_seed_lengths_come_from_numpys_global_generator():
+    np.random.seed(7)
+    expected = [int(np.random.choice([3, 4, 5, 6])) for _ in range(20)]
+    np.random.seed(7)
+    sampler = LengthSampler(3, 7)
+    assert [sampler() for _ in range(20)] == expected
+
+
+@pytest.mark.parametrize("interval", [(4, 4), (5, 2), (-1, 3)])
+def test_an_interval_without_lengths_is_an_error(interval):
+    with pytest.raises(RecipeError, match="no length lies in"):
+        LengthSampler(*interval)
+
+
+def test_the_collator_makes_a_dict_of_lists_and_tensors_of_input_ids():
+    rows = [{"query": "a", "input_ids": [1, 2]}, {"query": "b", "input_ids": [3]}]
+    batch = collator(rows)
+    assert batch["query"] == ["a", "b"]
+    assert [ids.tolist() for ids in batch["input_ids"]] == [[1, 2], [3]]
+    assert all(ids.dtype == torch.long for ids in batch["input_ids"])
+
+
+# --- files
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix):
+    rows = [{**row, "split": "train"} for row in ROWS] + numbered(2, split="test")
+    path = write_rows(tmp_path / f"reviews{suffix}", rows)
+    assert load_rows(path, split="train").to_list() == rows[:3]
+    assert load_rows(path, split="test").to_list() == rows[3:]
+
+
+def test_a_text_file_holds_one_text_a_line(tmp_path):
+    (tmp_path / "texts.txt").write_bytes(
+        b"first\r\n\r\n  second line \r\n" + b"more\r\n" * 18  # 20 texts, an empty line left out
+    )
+    train = load_rows(str(tmp_path / "texts.txt"), split="train")["text"][:]
+    test = load_rows(str(tmp_path / "texts.txt"), split="test")["text"][:]
+    assert sorted(train + test) == sorted(["first", "  second line"] + ["more"] * 18)
+
+
+def test_rows_may_lack_columns_and_lists_may_span_lines(tmp_path):
+    (tmp_path / "rows.json").write_text('[\n{"text": "a", "split": "train"},\n{"text": "b"}\n]')
+    rows = load_rows(str(tmp_path / "rows.json"), split="train")
+    assert rows.to_list() == [{"text": "a", "split": "train"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "x"}\n\n{"text": "y"\n', "row 3: invalid JSON"),
+        ("a.jsonl", '{"text": "x"}\n"y"\n', "row 2: 'y' is no object"),
+        ("a.json", '[{"text": "x"},\n {"text" "y"}]', "line 2: invalid JSON"),
+        ("a.json", '[{"text": "x"}, 3]', "entry 2: '3' is no object"),
+        ("a.csv", "text,label\nx,1\ny,1,2\n", "line 3: 3 fields where the header has 2"),
+        ("a.csv", 'text,label\nx,1\n"y,1\n', "line 3: unexpected end of data"),
+        ("a.parquet", "PAR?", "no readable parquet file"),
+        ("a.xml", "<x/>", "of no known kind. Known are: .csv, .tsv"),
+        ("a.jsonl", '{"text": 1}\n{"text": "b"}\n', r"mixes types in one column: text \(int, str"),
+        ("a.csv", "", "holds no rows"),
+        ("a.csv", "text,label\n", "holds no rows"),
+        ("a.jsonl", "\n\n", "holds no rows"),
+        ("a.json", "[]", "holds no rows"),
+        ("a.txt", "\n \n", "holds no rows"),
+    ],
+)
+def test_a_damaged_or_empty_file_is_an_error_that_names_file_and_row(
+    tmp_path, name, content, message
+):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=message) as error:
+        load_rows(str(path), split="train")
+    assert str(path) in str(error.value)
+    assert str(error.value).startswith("--dataset_name: ")
+
+
+def test_a_file_in_another_encoding_is_an_error(tmp_path):
+    (tmp_path / "a.csv").write_bytes("text\ncaf\u00e9\n".encode("latin-1"))
+    with pytest.raises(RecipeError, match="is not UTF-8 at byte 8"):
+        load_rows(str(tmp_path / "a.csv"), split="train")
+
+
+def test_a_missing_file_is_an_error():
+    with pytest.raises(RecipeError, match=r"there is no file or folder `gone\.jsonl`"):
+        load_rows("gone.jsonl", split="train")
+
+
+# --- splits
+
+
+def test_a_tenth_is_held_out_where_there_is_no_test_split_and_said_once(tmp_path, caplog):
+    path = write_jsonl(tmp_path / "a.jsonl", numbered(50))
+    train = load_rows(path, split="train")["text"][:]
+    test = load_rows(path, split="test")["text"][:]
+    assert (len(train), len(test)) == (45, 5)
+    assert sorted(train + test) == sorted(row["text"] for row in numbered(50))
+    assert load_rows(path, split="heldout")["text"][:] == test  # always the same rows
+    (said,) = [record.message for record in caplog.records]
+    assert "5 of its 50 rows are held out" in said
+
+
+def test_a_test_split_leaves_train_whole(tmp_path, caplog):
+    rows = numbered(4, split="train") + numbered(2, split="validation")
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    assert load_rows(path, split="train").to_list() == rows[:4]
+    assert load_rows(path, split="test").to_list() == rows[4:]
+    assert caplog.records == []
+
+
+def test_a_split_that_is_not_there_is_an_error_that_lists_them(tmp_path):
+    rows = numbered(2, split="train") + numbered(2, split="test")
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(RecipeError, match=r"has no split `extra`. Its splits are: train, test"):
+        load_rows(path, split="extra")
+
+
+def test_one_row_is_too_few_to_hold_any_out(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", numbered(1))
+    assert len(load_rows(path, split="train")) == 1
+    with pytest.raises(RecipeError, match="too few to hold some out"):
+        load_rows(path, split="test")
+
+
+# --- folders in the hub's layout
+
+
+def test_a_folder_of_csv_files_is_read_as_on_the_hub(tmp_path, capfd):
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    write_rows(folder / "train.csv", ROWS)
+    write_rows(folder / "test.csv", numbered(2))
+    assert load_rows(str(folder), split="train").to_list() == ROWS
+    assert load_rows(str(folder), split="test").to_list() == numbered(2)
+    assert capfd.readouterr() == ("", "")  # no progress bars
+    assert sorted(path.name for path in folder.iterdir()) == ["test.csv", "train.csv"]
+
+
+def test_a_folder_of_parquet_shards_is_read_as_on_the_hub(tmp_path):
+    folder = tmp_path / "imdb"
+    (folder / "plain_text").mkdir(parents=True)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: plain_text\n  data_files:\n"
+        "  - split: train\n    path: plain_text/train-*\n"
+        "  - split: test\n    path: plain_text/test-*\n---\n"
+    )
+    write_rows(folder / "plain_text" / "train-00000-of-00002.parquet", ROWS[:2])
+    write_rows(folder / "plain_text" / "train-00001-of-00002.parquet", ROWS[2:])
+    write_rows(folder / "plain_text" / "test-00000-of-00001.parquet", numbered(2))
+    assert load_rows(str(folder), split="train").to_list() == ROWS
+    assert load_rows(str(folder), split="test", config_name="plain_text").to_list() == numbered(2)
+    with pytest.raises(RecipeError, match="nope"):
+        load_rows(str(folder), split="test", config_name="nope")
+
+
+def test_a_folder_from_save_to_disk_is_read(tmp_path):
+    import datasets
+
+    parts = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS)}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    assert load_rows(str(tmp_path / "saved"), split="train").to_list() == ROWS
+
+
+def test_a_folder_without_data_or_with_damaged_data_is_an_error(tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    with pytest.raises(RecipeError, match="could not be loaded"):
+        load_rows(str(folder), split="train")
+    (folder / "train.jsonl").write_text('{"text": "x"}\n{"text": ')
+    with pytest.raises(RecipeError, match="could not be read") as error:
+        load_rows(str(folder), split="train")
+    assert "\n" not in str(error.value)
+
+
+# --- prompts
+
+
+def test_a_prompt_is_the_first_tokens_of_its_text(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl", all_train(ROWS))
+    lengths = iter([2, 5, 3])
+    prompts = load_prompts(path, tokenizer, length_sampler=lambda: next(lengths))
+    assert prompts["label"][:] == [1, 0, 1]
+    for row, length, prompt in zip(ROWS, [2, 5, 3], prompts, strict=True):
+        assert prompt["input_ids"] == tokenizer.encode(row["text"])[:length]
+        assert len(prompt["input_ids"]) == length
+        assert prompt["query"] == tokenizer.decode(prompt["input_ids"])
+        assert prompt["text"] == row["text"]
+
+
+def test_empty_prompts_are_left_out_and_counted(tmp_path, tokenizer, caplog):
+    rows = [{"text": text} for text in ["", "good", None, "  \n", "bad"]]
+    path = write_jsonl(tmp_path / "a.jsonl", all_train(rows))
+    prompts = load_prompts(path, tokenizer, length_sampler=LengthSampler(8, 9))
+    assert prompts["query"][:] == ["good", "bad"]
+    assert "3 of 5 prompts" in caplog.text
+
+
+@pytest.mark.parametrize("texts", [["", " "], ["good", "bad"]], ids=["no text", "no length"])
+def test_all_prompts_empty_after_cutting_is_an_error(tmp_path, tokenizer, texts):
+    path = write_jsonl(tmp_path / "a.jsonl", all_train([{"text": t} for t in texts]))
+    with pytest.raises(RecipeError, match=r"all 2 prompts .* are empty after cutting"):
+        load_prompts(path, tokenizer, length_sampler=lambda: 0)
+
+
+def test_a_missing_text_column_is_an_error_that_lists_the_columns(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"body": "x", "stars": 1}] * 20)
+    for column in (None, "review"):
+        with pytest.raises(RecipeError, match="Its columns are: body, stars") as error:
+            load_prompts(path, tokenizer, length_sampler=lambda: 2, text_column=column)
+        assert "--text_column" in str(error.value)
+    assert len(load_prompts(path, tokenizer, length_sampler=lambda: 2, text_column="body")) == 18
+
+
+def test_a_column_of_numbers_is_no_text(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl", numbered(20))
+    with pytest.raises(RecipeError, match=r"row 1 of .*column `label` holds .* which is no text"):
+        load_prompts(path, tokenizer, length_sampler=lambda: 2, text_column="label")
+
+
+def test_max_prompts_draws_rows_from_all_over_the_data_set(tmp_path, tokenizer):
+    rows = [{"text": f"{i} films"} for i in range(200)]
+    rows[7]["text"] = ""
+    path = write_jsonl(tmp_path / "a.jsonl", all_train(rows))
+
+    def draw(**options):
+        return load_prompts(path, tokenizer, length_sampler=lambda: 9, **options)["text"][:]
+
+    drawn = draw(max_prompts=40)
+    assert len(drawn) == len(set(drawn)) == 40
+    assert max(int(text.split()[0]) for text in drawn) > 150
+    assert drawn == draw(max_prompts=40, seed=0) != draw(max_prompts=40, seed=1)
+    assert len(draw(max_prompts=1000)) == 199
+    with pytest.raises(RecipeError, match="max_prompts is 0"):
+        draw(max_prompts=0)
+
+
+@pytest.mark.parametrize(
+    ("split", "part"), [("train", "prompts"), ("test", "heldout"), ("heldout", "heldout")]
+)
+def test_the_embedded_prompts_are_set_aside_from_what_models_learned(
+    monkeypatch, tokenizer, split, part
+):
+    asked = []
+
+    def reviews(name):
+        asked.append(name)
+        return ROWS
+
+    monkeypatch.setattr("trl_recipes.embedded.reviews", reviews)
+    assert len(load_prompts(None, tokenizer, split=split, length_sampler=lambda: 3)) == 3
+    assert asked == [part]
+    assert load_rows(None, split="train").to_list() == ROWS
+    assert asked == [part, "train"]
+    with pytest.raises(RecipeError, match="have no split `extra`"):
+        load_rows(None, split="extra")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="no ../shared/data beside the repository")
+@pytest.mark.parametrize(
+    ("file", "train", "test"),
+    [("movie_reviews/reviews.jsonl", 1800, 200), ("rt_polarity/sentences.jsonl", 9596, 1066)],
+)
+def test_real_reviews_are_read_whole(tokenizer, file, train, test):
+    path = str(SHARED / file)
+    assert (len(load_rows(path, split="train")), len(load_rows(path, split="test"))) == (
+        train,
+        test,
+    )
+    prompts = load_prompts(
+        path, tokenizer, split="test", length_sampler=LengthSampler(2, 9, seed=0), max_prompts=50
+    )
+    assert {len(ids) for ids in prompts["input_ids"]} == set(range(2, 9))

@@ -1,0 +1,254 @@
+"""hub.resolve: local folders, hub names, and one message where a name cannot be had."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trl_recipes import hub
+from trl_recipes.errors import RecipeError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A stand-in for the hub, and one look-up for each way in which it can answer. In a process of its
+# own because the tests open no socket.
+STAND_IN = """
+import http.server, json, re, socket, sys, threading, time
+from huggingface_hub import constants
+from trl_recipes import hub
+from trl_recipes.errors import RecipeError
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        number = re.search(r"-(\\d+)$", self.path)
+        status = int(number[1]) if number else 404
+        self.send_response(status)
+        if "gated" in self.path:
+            self.send_header("X-Error-Code", "GatedRepo")
+        body = b'{"id": "x", "modelId": "x", "tags": []}'
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+silent = socket.create_server(("127.0.0.1", 0))
+closed = socket.create_server(("127.0.0.1", 0))
+closed_port = closed.getsockname()[1]
+closed.close()
+
+def ask(name, kind, port):
+    constants.ENDPOINT = f"http://127.0.0.1:{port}"
+    start = time.monotonic()
+    try:
+        answer = hub.resolve(name, kind)
+    except RecipeError as error:
+        answer = "error: " + str(error)
+    return [answer, time.monotonic() - start]
+
+port = server.server_port
+hub.PROBE_SECONDS = 1.0
+print(json.dumps({
+    "there": ask("owner/there-200", "model", port),
+    "there_dataset": ask("owner/there-200", "dataset", port),
+    "unknown": ask("owner/unknown-404", "model", port),
+    "not_logged_in": ask("owner/unknown-401", "dataset", port),
+    "gated": ask("owner/gated-401", "model", port),
+    "broken": ask("owner/broken-500", "model", port),
+    "silent": ask("owner/there-200", "model", silent.getsockname()[1]),
+    "closed": ask("owner/there-200", "dataset", closed_port),
+}))
+"""
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSF"))
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    done = run_python(STAND_IN, HF_HOME=str(tmp_path_factory.mktemp("hf")))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no retries told on the terminal
+    return json.loads(done.stdout)
+
+
+def test_a_name_that_the_hub_has_is_left_to_the_library(answers):
+    assert answers["there"][0] == answers["there_dataset"][0] == "owner/there-200"
+
+
+@pytest.mark.parametrize("case", ["unknown", "not_logged_in"])
+def test_a_name_that_the_hub_lacks_is_one_error(answers, case):
+    message, _ = answers[case]
+    assert message.startswith("error: --")
+    assert "`owner/unknown-40" in message
+    assert "has no public" in message
+    assert "embedded default" in message
+
+
+def test_a_gated_name_says_how_to_get_access(answers):
+    assert "is gated" in answers["gated"][0]
+    assert "hf auth login" in answers["gated"][0]
+
+
+@pytest.mark.parametrize(
+    ("case", "flag", "reason"),
+    [
+        ("closed", "--dataset_name", "refused"),
+        ("silent", "--model_name_or_path", ""),
+        ("broken", "--model_name_or_path", "500"),
+    ],
+)
+def test_a_hub_out_of_reach_is_one_quick_error_that_says_how_to_run_offline(
+    answers, case, flag, reason
+):
+    message, seconds = answers[case]
+    assert message.startswith(f"error: {flag}: `owner/")
+    assert "could not be reached" in message
+    assert reason in message
+    assert "http://127.0.0.1:" in message  # HF_ENDPOINT is respected
+    assert "HF_HUB_OFFLINE=1" in message
+    assert "leave the flag out" in message
+    assert seconds < 2.0  # the limit was set to 1 second
+
+
+def test_the_probe_stays_well_under_fifteen_seconds():
+    assert hub.PROBE_SECONDS <= 5.0
+
+
+@pytest.fixture
+def hub_cache(tmp_path):
+    """A hub cache as huggingface_hub lays it out, with one model and one data set."""
+    snapshot = tmp_path / "hub" / "models--owner--tiny" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    config = {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 1}
+    (snapshot / "config.json").write_text(json.dumps(config))
+    refs = tmp_path / "hub" / "models--owner--tiny" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0" * 40)
+    return tmp_path
+
+
+LOAD_CACHED_MODEL = """
+from transformers import AutoConfig
+from trl_recipes import hub
+print(AutoConfig.from_pretrained(hub.resolve("owner/tiny", "model")).n_embd)
+"""
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["unreachable", "told_offline"]
+)
+def test_a_cached_model_loads_offline_without_noise(hub_cache, environment):
+    done = run_python(
+        LOAD_CACHED_MODEL,
+        HF_HOME=str(hub_cache),
+        HF_ENDPOINT="http://127.0.0.1:9",
+        **environment,
+    )
+    assert (done.stdout, done.stderr) == ("8\n", "")
+
+
+def test_a_cached_data_set_loads_offline(tmp_path):
+    build = f"""
+import datasets, pathlib, shutil
+home = pathlib.Path({str(tmp_path)!r})
+(home / "rows.csv").write_text("text,label\\ngood,1\\nbad,0\\n")
+datasets.load_dataset("csv", data_files=str(home / "rows.csv"))
+built = next((home / "datasets" / "csv").glob("*/*/*/csv-train.arrow")).parent
+kept = home / "datasets" / "owner___some_rows" / "default" / "0.0.0" / ("0" * 40)
+shutil.copytree(built, kept)
+(kept / "csv-train.arrow").rename(kept / "some_rows-train.arrow")
+info = (kept / "dataset_info.json").read_text()
+info = info.replace('"dataset_name": "csv"', '"dataset_name": "some_rows"')
+(kept / "dataset_info.json").write_text(info)
+"""
+    load = """
+from trl_recipes.data import load_rows
+name = "owner/SomeRows"
+print(sorted([*load_rows(name, split="train")["text"], *load_rows(name, split="test")["text"]]))
+"""
+    offline = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    built = run_python(build, **offline)
+    assert built.returncode == 0, built.stderr
+    done = run_python(load, **offline)
+    assert done.stdout == "['bad', 'good']\n", done.stderr
+    assert "Retry" not in done.stderr
+
+
+def test_a_name_missing_from_the_cache_is_refused_at_once_when_offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "_probe", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(RecipeError, match="not in the local hub cache"):
+        hub.resolve("owner/not-here", "model")
+
+
+def test_a_model_folder_is_its_own_answer(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert hub.resolve(str(tmp_path), "model") == str(tmp_path)
+
+
+def test_a_run_folder_gives_its_model(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert hub.resolve(str(tmp_path), "model") == str(tmp_path / "model")
+
+
+def test_a_folder_that_is_no_model_is_an_error(tmp_path):
+    with pytest.raises(RecipeError, match="is no model: it holds neither") as error:
+        hub.resolve(str(tmp_path), "model", source="--reward_model")
+    assert str(error.value).startswith(f"--reward_model: the folder `{tmp_path}`")
+
+
+def test_a_file_is_no_model(tmp_path):
+    (tmp_path / "weights.bin").write_text("")
+    with pytest.raises(RecipeError, match="is a file"):
+        hub.resolve(str(tmp_path / "weights.bin"), "model")
+
+
+@pytest.mark.parametrize(
+    "name", ["./gone", "../gone", "/no/such/folder", "a/b/c", "gone.csv", "data/gone.jsonl", "a b"]
+)
+def test_a_missing_path_is_an_error_without_asking_the_hub(monkeypatch, name):
+    monkeypatch.setattr(hub, "_probe", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(RecipeError, match="there is no file or folder") as error:
+        hub.resolve(name, "dataset")
+    assert f"`{name}`" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_an_error(name):
+    with pytest.raises(RecipeError, match="names no model"):
+        hub.resolve(name, "model")
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError("gone\nmore"), ValueError("gone"), ImportError("gone")]
+)
+def test_loading_turns_library_failures_into_one_line(failure):
+    with pytest.raises(RecipeError) as error, hub.loading("some/model", "model"):
+        raise failure
+    assert "\n" not in str(error.value)
+    assert "`some/model` could not be loaded" in str(error.value)
+    assert "gone" in str(error.value)
+    assert error.value.__cause__ is failure
+
+
+def test_loading_lets_other_errors_pass():
+    with pytest.raises(ZeroDivisionError), hub.loading("some/model", "model"):
+        raise ZeroDivisionError

@@ -1,0 +1,254 @@
+"""runs: nobody's earlier run is lost, and config.yaml runs the same again."""
+
+import enum
+from dataclasses import dataclass, field
+
+import pytest
+import yaml
+
+from trl_recipes import runs
+from trl_recipes.arguments import parse_arguments
+from trl_recipes.errors import RecipeError
+from trl_recipes.runs import RunFolder, read_config, start_run, write_config
+
+
+class Mood(str, enum.Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+@dataclass
+class Arguments:
+    dataset_name: str | None = None
+    mood: Mood = Mood.GOOD
+    weights: list[float] = field(default_factory=lambda: [1.0])
+    overwrite_output_dir: bool = False
+    output_dir: str | None = None
+    batch_size: int | None = None
+    mini_batch_size: int | None = None
+
+    def __post_init__(self):
+        self.mood = Mood(self.mood)
+        self.mini_batch_size = self.mini_batch_size or self.batch_size
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A folder as a finished run leaves it."""
+    run = start_run(tmp_path / "runs" / "ppo")
+    write_config(run, Arguments())
+    run.all_stats.write_text('{"step": 1}\n')
+    run.samples.write_text("{}\n")
+    run.report.write_text("<html>")
+    (run.plots / "loss.png").write_bytes(b"png")
+    run.model.mkdir()
+    for name in ("config.json", "model.safetensors", "value_head.safetensors", "tokenizer.json"):
+        (run.model / name).write_text("x")
+    (run.checkpoints / "step-10").mkdir(parents=True)
+    (run.checkpoints / "step-10" / "state.json").write_text("{}")
+    return run
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_the_paths_are_those_of_the_design(tmp_path):
+    run = RunFolder(tmp_path)
+    paths = [run.config, run.all_stats, run.samples, run.plots, run.report, run.model]
+    assert [path.name for path in [*paths, run.checkpoints]] == [
+        "config.yaml",
+        "all_stats.jsonl",
+        "samples.jsonl",
+        "plots",
+        "report.html",
+        "model",
+        "checkpoints",
+    ]
+    assert str(run) == str(tmp_path)
+
+
+def test_a_new_folder_is_made_with_its_parents(tmp_path):
+    run = start_run(tmp_path / "a" / "b")
+    assert run.path == tmp_path / "a" / "b"
+    assert run.plots.is_dir()
+    assert read_config(run) == {}
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(finished):
+    before = contents(finished.path)
+    with pytest.raises(RecipeError, match="already holds a run") as error:
+        start_run(finished.path)
+    assert str(finished.path) in str(error.value)
+    assert "--overwrite_output_dir" in str(error.value)
+    assert "all_stats.jsonl" in str(error.value)
+    assert contents(finished.path) == before
+
+
+def test_a_run_that_never_got_to_train_is_no_obstacle(tmp_path):
+    start_run(tmp_path / "run")
+    write_config(start_run(tmp_path / "run"), Arguments())
+    start_run(tmp_path / "run")
+
+
+def test_overwriting_removes_what_a_run_writes_and_nothing_else(finished):
+    own = ["notes.txt", "plots/mine.svg", "model/notes.md", "checkpoints/keep/x", "data/a.csv"]
+    for name in own:
+        (finished.path / name).parent.mkdir(exist_ok=True)
+        (finished.path / name).write_text(f"mine: {name}")
+    start_run(finished.path, overwrite=True)
+    left = contents(finished.path)
+    assert sorted(left) == sorted([*own, "config.yaml"])
+    assert all(left[name] == f"mine: {name}".encode() for name in own)
+    assert read_config(finished) == {}
+
+
+def test_overwriting_a_clean_run_leaves_no_old_folder(finished):
+    start_run(finished.path, overwrite=True)
+    assert sorted(path.name for path in finished.path.iterdir()) == ["config.yaml", "plots"]
+
+
+def test_overwriting_does_not_follow_links_out_of_the_folder(finished, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "model.safetensors").write_text("precious")
+    (elsewhere / "config.json").write_text("{}")
+    for path in finished.model.iterdir():
+        path.unlink()
+    finished.model.rmdir()
+    finished.model.symlink_to(elsewhere)
+    (finished.checkpoints / "step-20").symlink_to(elsewhere)
+    start_run(finished.path, overwrite=True)
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["config.json", "model.safetensors"]
+    assert not finished.model.exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["config.yaml", "model/config.json", "all_stats.jsonl"])
+def test_a_folder_that_no_run_wrote_is_never_overwritten(tmp_path, name, overwrite):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine: 1\n")
+    before = contents(tmp_path)
+    with pytest.raises(RecipeError, match="may be something else"):
+        start_run(tmp_path, overwrite=overwrite)
+    assert contents(tmp_path) == before
+
+
+def test_resuming_leaves_everything(finished):
+    before = contents(finished.path)
+    assert start_run(finished.path, resume=True) == finished
+    assert contents(finished.path) == before
+
+
+def test_there_must_be_something_to_resume(tmp_path):
+    with pytest.raises(RecipeError, match="holds no run to go on with"):
+        start_run(tmp_path / "new", resume=True)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(RecipeError, match="both given"):
+        start_run(tmp_path, resume=True, overwrite=True)
+
+
+def test_a_file_in_the_way_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RecipeError, match="cannot be made or written"):
+            start_run(path)
+
+
+def test_other_processes_neither_look_nor_write(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert start_run(finished.path) == finished
+    run = start_run(tmp_path / "new")
+    write_config(run, Arguments())
+    assert not run.path.exists()
+
+
+def test_the_config_runs_the_same_again(tmp_path):
+    run = start_run(tmp_path / "run")
+    argv = ["--dataset_name", "a b: c.csv", "--mood", "bad", "--weights", "1", "1e-05"]
+    (first,) = parse_arguments(Arguments, argv=[*argv, "--batch_size", "64"])
+    write_config(run, first)
+    (again,) = parse_arguments(Arguments, argv=["--config", str(run.config)])
+    first.output_dir = str(run.path)
+    assert again == first
+    assert again.weights == [1.0, 1e-5]
+
+
+def test_what_was_worked_out_does_not_get_in_the_way_of_a_flag(tmp_path):
+    run = start_run(tmp_path / "run")
+    (first,) = parse_arguments(Arguments, argv=["--batch_size", "64"])
+    assert first.mini_batch_size == 64  # worked out
+    write_config(run, first)
+    assert "# worked out: mini_batch_size = 64\n" in run.config.read_text()
+    (again,) = parse_arguments(Arguments, argv=["--config", str(run.config), "--batch_size", "32"])
+    assert (again.batch_size, again.mini_batch_size) == (32, 32)
+
+
+def test_the_config_tells_recipe_versions_and_seed_and_no_secret(tmp_path, monkeypatch):
+    from transformers import TrainingArguments
+
+    monkeypatch.setattr("sys.argv", ["/somewhere/recipes/ppo_sentiment.py"])
+    training = TrainingArguments(
+        output_dir="x", learning_rate=1e-4, hub_token="hf_secret", use_cpu=True, report_to="none"
+    )
+    run = start_run(tmp_path / "run")
+    write_config(run, Arguments(dataset_name="d", overwrite_output_dir=True), training)
+    text = run.config.read_text()
+    assert "# recipe: ppo_sentiment.py\n" in text
+    for package in ("trl", "transformers", "torch"):
+        assert f" {package} " in text
+    assert "hf_secret" not in text
+    values = yaml.safe_load(text)
+    assert values["seed"] == 42  # the default, and told all the same
+    assert values["learning_rate"] == 1e-4
+    assert values["output_dir"] == str(tmp_path / "run")
+    assert values["mood"] == "good"  # ours are told with their defaults
+    assert "adam_beta1" not in values  # transformers' are not
+    assert "overwrite_output_dir" not in values  # or running it again would overwrite it
+    assert read_config(run.path) == values
+
+
+def test_a_required_field_is_written(tmp_path):
+    @dataclass
+    class Needs:
+        prompt: str
+
+    run = start_run(tmp_path)
+    write_config(run, Needs("hello"), recipe="generate.py")
+    assert read_config(run) == {"prompt": "hello"}
+    assert "# recipe: generate.py" in run.config.read_text()
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n"])
+def test_a_damaged_config_is_an_error(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(RecipeError, match="is damaged"):
+        read_config(tmp_path)
+
+
+def test_a_folder_without_a_run_has_no_config(tmp_path):
+    with pytest.raises(RecipeError, match="holds no run"):
+        read_config(tmp_path)
+
+
+def test_the_main_process_is_rank_0_or_the_only_one(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert runs.is_main_process()
+    for rank, main in [("0", True), ("1", False)]:
+        monkeypatch.setenv("RANK", rank)
+        assert runs.is_main_process() is main
+
+
+def test_checking_a_run_removes_and_writes_nothing(tmp_path):
+    run = runs.start_run(tmp_path / "run")
+    run.all_stats.write_text("{}\n")
+    before = sorted(tmp_path.rglob("*"))
+    runs.check_run(tmp_path / "run", overwrite=True)
+    runs.check_run(tmp_path / "new")
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(RecipeError, match="already holds a run"):
+        runs.check_run(tmp_path / "run")

@@ -1,0 +1,448 @@
+"""Prompts for training: from the hub, a folder, a file or the embedded reviews."""
+
+import csv
+import json
+import logging
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from trl_recipes import hub
+from trl_recipes.errors import RecipeError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+TEXT_COLUMNS = ("text", "prompt", "review", "sentence", "query")
+_TEST_SPLITS = ("test", "heldout", "validation", "valid", "dev")
+_HELD_OUT_SHARE = 0.1
+_HELD_OUT_SEED = 0
+_SOURCE = "--dataset_name"
+
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
+
+
+class LengthSampler:
+    """Draws lengths uniformly from [min_value, max_value), like the class of this name in TRL.
+
+    Args:
+        min_value: the smallest length, in tokens.
+        max_value: one more than the largest length, in tokens.
+        seed: seed of a generator of its own; None draws from numpy's global one, as TRL did.
+
+    Raises:
+        RecipeError: no length lies in the interval, or min_value is negative.
+    """
+
+    def __init__(self, min_value: int, max_value: int, seed: int | None = None):
+        if not 0 <= min_value < max_value:
+            raise RecipeError(
+                f"LengthSampler: no length lies in [{min_value}, {max_value}), where the upper "
+                f"end is left out. Use 0 <= min_value < max_value; for the one length {min_value} "
+                f"use LengthSampler({min_value}, {min_value + 1})."
+            )
+        self.values = list(range(min_value, max_value))
+        self._draw = (
+            np.random.choice  # a run seeds the global generator, as in TRL
+            if seed is None
+            else np.random.default_rng(seed).choice
+        )
+
+    def __call__(self) -> int:
+        """Draw one length, in tokens."""
+        return int(self._draw(self.values))
+
+
+def collator(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Turn a list of rows into a dict of lists, without padding.
+
+    Args:
+        rows: B rows with the same keys.
+
+    Returns:
+        A list of B values for each key; `input_ids` are one-dimensional LongTensors.
+    """
+    batch = {key: [row[key] for row in rows] for key in rows[0]}
+    if "input_ids" in batch:
+        batch["input_ids"] = [torch.as_tensor(ids, dtype=torch.long) for ids in batch["input_ids"]]
+    return batch
+
+
+def load_rows(
+    dataset_name: str | None, *, split: str = "train", config_name: str | None = None
+) -> "Dataset":
+    """Load one split of a data set, with all its columns.
+
+    Args:
+        dataset_name: None for the embedded reviews (columns text and label; splits train, prompts
+            and heldout, also called test); a csv, tsv, json, jsonl, parquet or txt file; a folder
+            of such files as on the hub, or written by save_to_disk; or a name on the hub. A column
+            `split` divides a data set that has no splits of its own.
+        split: for "test" any of test, heldout, validation, valid and dev serves. Where there is
+            none, a tenth of the rows (drawn with a fixed seed) is kept out of train for it.
+        config_name: the configuration of a data set on the hub.
+
+    Returns:
+        The rows, at least one.
+
+    Raises:
+        RecipeError: no such data set or split, no rows, or a damaged row (with file and row).
+    """
+    if dataset_name is None:
+        return _embedded_rows(split)
+    location = hub.resolve(dataset_name, "dataset")
+    parts = (
+        {"train": _read_file(Path(location))}
+        if Path(location).is_file()
+        else _load_splits(location, config_name)
+    )
+    if len(parts) == 1:
+        (only,) = parts.values()
+        if "split" in only.column_names:
+            parts = _divide(only)
+    rows = _choose_split(parts, split, dataset_name)
+    if len(rows) == 0:
+        raise RecipeError(
+            f"{_SOURCE}: the split `{split}` of `{dataset_name}` holds no rows. Give a data set "
+            "with at least one."
+        )
+    return rows
+
+
+def load_prompts(
+    dataset_name: str | None,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    split: str = "train",
+    length_sampler: Callable[[], int],
+    text_column: str | None = None,
+    config_name: str | None = None,
+    max_prompts: int | None = None,
+    seed: int = 0,
+) -> "Dataset":
+    """Make prompts from the beginnings of texts.
+
+    Args:
+        dataset_name: as in `load_rows`. Of the embedded reviews, "train" means the part that is
+            set aside for prompts.
+        tokenizer: the policy's tokenizer.
+        split: as in `load_rows`.
+        length_sampler: called once a text; gives the length of its prompt, in tokens.
+        text_column: the column to cut; the first of `TEXT_COLUMNS` that is there when None.
+        config_name: the configuration of a data set on the hub.
+        max_prompts: keep this many rows, drawn with `seed`; all when None.
+        seed: seed of that draw.
+
+    Returns:
+        Columns `query` (the prompt as text), `input_ids` (its tokens) and those of the rows.
+
+    Raises:
+        RecipeError: as `load_rows`; no such column, a text that is none, or no prompt left.
+    """
+    if max_prompts is not None and max_prompts < 1:
+        raise RecipeError(f"max_prompts is {max_prompts}. Use 1 or more, or leave it out.")
+    if dataset_name is None and split == "train":
+        split = "prompts"
+    rows = load_rows(dataset_name, split=split, config_name=config_name)
+    shown = dataset_name or "the embedded reviews"
+    column = _text_column(rows.column_names, text_column, shown)
+    order = list(range(len(rows)))
+    if max_prompts is not None and max_prompts < len(rows):
+        random.Random(seed).shuffle(order)
+
+    kept: list[int] = []
+    token_lists: list[list[int]] = []
+    queries: list[str] = []
+    dropped = 0
+    texts = rows[column][:]  # a list, far quicker to index than the column itself
+    for row, ids in _tokenize(texts, order, tokenizer, f"{shown}, column `{column}`"):
+        ids = ids[: length_sampler()]
+        query = tokenizer.decode(ids, skip_special_tokens=True)
+        if not query.strip():
+            dropped += 1
+            continue
+        kept.append(row)
+        token_lists.append(ids)
+        queries.append(query)
+        if len(kept) == max_prompts:
+            break
+    if not kept:
+        raise RecipeError(
+            f"{_SOURCE}: all {dropped} prompts of {shown} are empty after cutting column "
+            f"`{column}`. Give texts that are not empty, or longer prompts "
+            f"(the shortest and longest length are flags of the recipe)."
+        )
+    if dropped:
+        _say(f"{dropped} of {dropped + len(kept)} prompts of {shown} are empty and left out.")
+    columns = rows.select(kept).to_dict()
+    return _dataset({**columns, "query": queries, "input_ids": token_lists}, shown)
+
+
+def _tokenize(
+    texts: Sequence[Any], order: list[int], tokenizer: "PreTrainedTokenizerBase", where: str
+) -> Iterator[tuple[int, list[int]]]:
+    """Row number and token ids of each text, in the given order."""
+    for start in range(0, len(order), 1000):
+        rows = order[start : start + 1000]
+        batch = [texts[row] for row in rows]
+        for row, text in zip(rows, batch, strict=True):
+            if text is not None and not isinstance(text, str):
+                raise RecipeError(
+                    f"{_SOURCE}: row {row + 1} of {where} holds {text!r} "
+                    f"({type(text).__name__}), which is no text. Choose a column of texts with "
+                    "--text_column."
+                )
+        # verbose=False: whole reviews are longer than the model's context, prompts are not.
+        ids = tokenizer([text or "" for text in batch], verbose=False)["input_ids"]
+        yield from zip(rows, ids, strict=True)
+
+
+def _text_column(columns: Sequence[str], wanted: str | None, shown: str) -> str:
+    for name in (wanted,) if wanted is not None else TEXT_COLUMNS:
+        if name in columns:
+            return name
+    missing = f"`{wanted}`" if wanted is not None else "that is called " + " or ".join(TEXT_COLUMNS)
+    raise RecipeError(
+        f"--text_column: {shown} has no column {missing}. Its columns are: {', '.join(columns)}. "
+        "Name the one that holds the texts."
+    )
+
+
+def _embedded_rows(split: str) -> "Dataset":
+    from trl_recipes import embedded
+
+    part = "heldout" if split in _TEST_SPLITS else split
+    if part not in ("train", "prompts", "heldout"):
+        raise RecipeError(
+            f"The embedded reviews have no split `{split}`. "
+            "Choose train, prompts or heldout (also called test)."
+        )
+    return _dataset(_columns(embedded.reviews(part)), "the embedded reviews")
+
+
+def _load_splits(location: str, config_name: str | None) -> dict[str, "Dataset"]:
+    """The splits of a folder, or of a data set on the hub."""
+    import datasets
+
+    folder = Path(location)
+    bars = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        with hub.loading(location, "dataset"):
+            if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+                loaded = datasets.load_from_disk(location)
+            else:
+                loaded = datasets.load_dataset(location, config_name)
+    except datasets.exceptions.DatasetGenerationError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise RecipeError(
+            f"{_SOURCE}: the files of `{location}` could not be read ({reason[:300]}). Mend the "
+            "file, or give the one file that you mean."
+        ) from error
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+
+
+def _divide(rows: "Dataset") -> dict[str, "Dataset"]:
+    """Divide rows by their column `split`."""
+    labels = [str(label) for label in rows["split"]]
+    return {
+        name: rows.select([row for row, label in enumerate(labels) if label == name])
+        for name in dict.fromkeys(labels)
+    }
+
+
+def _choose_split(parts: dict[str, "Dataset"], split: str, name: str) -> "Dataset":
+    if split in parts and split != "train":
+        return parts[split]
+    test = next((part for part in _TEST_SPLITS if part in parts), None)
+    if split in _TEST_SPLITS and test is not None:
+        return parts[test]
+    train = "train" if "train" in parts else next(iter(parts)) if len(parts) == 1 else None
+    if train is None or split not in ("train", *_TEST_SPLITS):
+        raise RecipeError(
+            f"{_SOURCE}: `{name}` has no split `{split}`. Its splits are: {', '.join(parts)}."
+        )
+    if test is not None:
+        return parts[train]
+    return _hold_out(parts[train], split == "train", name)
+
+
+def _hold_out(rows: "Dataset", train: bool, name: str) -> "Dataset":
+    """Nine tenths of the rows for training, or the other tenth; always the same ones."""
+    count = max(1, round(len(rows) * _HELD_OUT_SHARE))
+    if len(rows) <= count:
+        if train:
+            return rows
+        raise RecipeError(
+            f"{_SOURCE}: `{name}` has no test split and only {len(rows)} row(s), too few to hold "
+            "some out. Give a data set with a test split or with more rows."
+        )
+    _say(f"{name} has no test split: {count} of its {len(rows)} rows are held out of train for it.")
+    held_out = np.random.default_rng(_HELD_OUT_SEED).permutation(len(rows))[:count]
+    chosen = np.zeros(len(rows), dtype=bool)
+    chosen[held_out] = True
+    return rows.select(np.flatnonzero(chosen != train))
+
+
+def _read_file(path: Path) -> "Dataset":
+    readers: dict[str, Callable[[Path], dict[str, list[Any]]]] = {
+        ".csv": lambda path: _read_table(path, ","),
+        ".tsv": lambda path: _read_table(path, "\t"),
+        ".json": _read_json,
+        ".jsonl": _read_json,
+        ".parquet": _read_parquet,
+        ".txt": _read_text,
+    }
+    if path.suffix.lower() not in readers:
+        raise RecipeError(
+            f"{_SOURCE}: `{path}` is of no known kind. Known are: {', '.join(readers)}, and "
+            "folders of such files."
+        )
+    try:
+        columns = readers[path.suffix.lower()](path)
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{_SOURCE}: `{path}` is not UTF-8 at byte {error.start}. Save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise RecipeError(
+            f"{_SOURCE}: `{path}` could not be read ({error.strerror or error}). Check the file "
+            "and its permissions."
+        ) from error
+    if not any(columns.values()):
+        raise RecipeError(
+            f"{_SOURCE}: `{path}` holds no rows. Give a data set with at least one row."
+        )
+    return _dataset(columns, str(path))
+
+
+def _read_table(path: Path, delimiter: str) -> dict[str, list[Any]]:
+    """A csv or tsv file with a header; columns of numbers become numbers."""
+    csv.field_size_limit(2**31 - 1)  # whole reviews exceed the default of 128 KiB
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            lines = [(reader.line_num, line) for line in reader if line]
+        except csv.Error as error:
+            raise RecipeError(
+                f"{_SOURCE}: `{path}`, line {reader.line_num}: {error}. Mend the quotes there."
+            ) from error
+    if not lines:
+        return {}
+    (_, header), *body = lines
+    for number, line in body:
+        if len(line) != len(header):
+            raise RecipeError(
+                f"{_SOURCE}: `{path}`, line {number}: {len(line)} fields where the header has "
+                f"{len(header)} ({', '.join(header)}). Quote fields that hold the delimiter."
+            )
+    values = zip(*(line for _, line in body), strict=True) if body else [[] for _ in header]
+    return {name: _numbers(list(column)) for name, column in zip(header, values, strict=True)}
+
+
+def _numbers(column: list[str]) -> list[Any]:
+    """The column as integers or else floats where all its values are such, else unchanged."""
+    for kind in (int, float):
+        try:
+            return [kind(value) for value in column]
+        except ValueError:
+            continue
+    return column
+
+
+def _read_json(path: Path) -> dict[str, list[Any]]:
+    """A file of one JSON object a line, or one JSON list of objects."""
+    text = path.read_text(encoding="utf-8-sig")
+    if text.lstrip().startswith("["):
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RecipeError(
+                f"{_SOURCE}: `{path}`, line {error.lineno}: invalid JSON ({error.msg}). Mend it."
+            ) from error
+        return _columns(_checked_objects(enumerate(rows, 1), path, "entry"))
+    numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    rows = []
+    for number, line in numbered:
+        try:
+            rows.append((number, json.loads(line)))
+        except json.JSONDecodeError as error:
+            raise RecipeError(
+                f"{_SOURCE}: `{path}`, row {number}: invalid JSON ({error.msg} at character "
+                f"{error.pos + 1}). Mend or delete the row."
+            ) from error
+    return _columns(_checked_objects(rows, path, "row"))
+
+
+def _checked_objects(
+    rows: Iterable[tuple[int, Any]], path: Path, noun: str
+) -> list[dict[str, Any]]:
+    checked = []
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise RecipeError(
+                f"{_SOURCE}: `{path}`, {noun} {number}: {str(row)[:60]!r} is no object. Every "
+                f'{noun} must be one, for instance {{"text": "..."}}.'
+            )
+        checked.append(row)
+    return checked
+
+
+def _read_parquet(path: Path) -> dict[str, list[Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        return pa.parquet.read_table(path).to_pydict()
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(
+            f"{_SOURCE}: `{path}` is no readable parquet file ({reason[:200]}). Write it again."
+        ) from error
+
+
+def _read_text(path: Path) -> dict[str, list[Any]]:
+    """One text a line; empty lines are left out."""
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    return {"text": [line.rstrip() for line in lines if line.strip()]}
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _dataset(columns: dict[str, list[Any]], shown: str) -> "Dataset":
+    """An in-memory data set, which writes no cache files."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    try:
+        return Dataset.from_dict(columns)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        mixed = {
+            name: sorted({type(value).__name__ for value in values if value is not None})
+            for name, values in columns.items()
+        }
+        several = [f"{name} ({', '.join(kinds)})" for name, kinds in mixed.items() if kinds[1:]]
+        raise RecipeError(
+            f"{_SOURCE}: {shown} mixes types in one column: {'; '.join(several) or error}. Give "
+            "every value of a column the same type."
+        ) from error
+
+
+def _say(message: str) -> None:
+    """Log a message once, in the main process only."""
+    if message not in _said and os.environ.get("RANK", "0") == "0":
+        _said.add(message)
+        _log.warning(message)

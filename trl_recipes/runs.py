@@ -1,0 +1,367 @@
+"""The run folder: what a run writes, and where.
+
+    runs/<name>/
+        config.yaml        every setting; --config takes it to run the same again
+        all_stats.jsonl    one row a step
+        samples.jsonl      some queries, responses and scores of each step
+        plots/*.png
+        report.html
+        model/             policy, value head and tokenizer
+        checkpoints/step-N/
+
+What is no flag (recipe, versions, date) stands in comment lines of config.yaml, so that the file
+is exactly what --config reads.
+"""
+
+import dataclasses
+import datetime
+import enum
+import importlib.metadata
+import inspect
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trl_recipes.errors import RecipeError
+
+# Attribute in which the parser leaves the names of the fields that flags and --config gave.
+GIVEN = "_given"
+_MARK = "# A run of trl_recipes."
+_PACKAGES = ("trl_recipes", "trl", "transformers", "torch", "accelerate", "datasets", "peft")
+# Settings of one launch rather than of the run: repeating them would overwrite or resume again.
+# The token is a secret.
+_NOT_KEPT = {"overwrite_output_dir", "resume_from_checkpoint", "hub_token"}
+_ALWAYS_KEPT = {"seed"}
+# What save_pretrained and the trainers write into model/.
+_MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "training_args.bin",
+    "README.md",
+)
+
+
+def is_main_process() -> bool:
+    """Whether this is the one process of a launch that writes and speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """The paths inside one run folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """All settings, as YAML that --config takes."""
+        return self.path / "config.yaml"
+
+    @property
+    def all_stats(self) -> Path:
+        """Statistics, one JSON line a step."""
+        return self.path / "all_stats.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Some queries, responses and scores of each step, as JSON lines."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def plots(self) -> Path:
+        """Folder of the pictures."""
+        return self.path / "plots"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.path / "report.html"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the trained model, value head and tokenizer."""
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of `step-N` folders."""
+        return self.path / "checkpoints"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def check_run(
+    output_dir: str | os.PathLike, *, overwrite: bool = False, resume: bool = False
+) -> RunFolder:
+    """Say at once whether a run may start in a folder; nothing is written or removed.
+
+    A folder whose run never got to train (no statistics, model or checkpoint) is used again. Only
+    the main process looks.
+
+    Args:
+        output_dir: the folder; it need not be there.
+        overwrite: whether an earlier run's files may be removed.
+        resume: whether to go on with the run that is there.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        RecipeError: the folder holds a run and neither option was given, or files that no run
+            wrote and that this one would overwrite; or nothing to resume.
+    """
+    if overwrite and resume:
+        raise RecipeError(
+            "--overwrite_output_dir and --resume_from_checkpoint were both given. Choose one."
+        )
+    run = RunFolder(Path(output_dir).expanduser())
+    if not is_main_process():
+        return run
+    marked = run.config.is_file() and _is_marked(run.config)
+    results = [path for path in _results(run) if _holds_something(path)]
+    if not marked and (results or run.config.exists()):
+        found = [run.config] if run.config.exists() else results
+        raise RecipeError(
+            f"--output_dir: `{run}` holds {', '.join(f'`{path.name}`' for path in found)}, but "
+            "no config.yaml of a run, so this may be something else. Choose another folder, or "
+            "move it away."
+        )
+    if results and not (overwrite or resume):
+        raise RecipeError(
+            f"--output_dir: `{run}` already holds a run "
+            f"({', '.join(path.name for path in results)}). Choose another folder, or use "
+            "--overwrite_output_dir to replace it."
+        )
+    if resume and not results:
+        raise RecipeError(
+            f"--resume_from_checkpoint: `{run}` holds no run to go on with. Check --output_dir."
+        )
+    return run
+
+
+def start_run(
+    output_dir: str | os.PathLike, *, overwrite: bool = False, resume: bool = False
+) -> RunFolder:
+    """Make a run folder ready, without ever losing an earlier run by accident.
+
+    To be called when everything else was found fit for training, since `overwrite` removes what an
+    earlier run wrote. Only the main process writes.
+
+    Args:
+        output_dir: the folder; made if it is not there.
+        overwrite: remove what an earlier run wrote there, and nothing else.
+        resume: go on with the run that is there.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        RecipeError: as `check_run`, or no folder can be made.
+    """
+    run = check_run(output_dir, overwrite=overwrite, resume=resume)
+    if not is_main_process():
+        return run
+    if overwrite:
+        _remove_run(run)
+    try:
+        run.plots.mkdir(parents=True, exist_ok=True)
+        if not run.config.exists():
+            _write(run.config, _MARK + "\n")
+    except OSError as error:
+        raise RecipeError(
+            f"--output_dir: `{run}` cannot be made or written ({error.strerror}). Choose another "
+            "folder."
+        ) from error
+    return run
+
+
+def write_config(run: RunFolder, *dataclass_objects: Any, recipe: str | None = None) -> None:
+    """Write config.yaml: every setting that differs from its default, and where it came from.
+
+    Args:
+        run: the run folder.
+        *dataclass_objects: the parsed arguments. Fields of our own classes are written even where
+            they have their default; one that was left out and worked out later is a comment.
+        recipe: name of the recipe; that of the running script when None.
+    """
+    if not is_main_process():
+        return
+    values: dict[str, Any] = {}
+    derived: dict[str, Any] = {}
+    for settings in dataclass_objects:
+        kept, worked_out = _settings(settings)
+        values.update(kept)
+        derived.update(worked_out)
+    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
+    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    if any(hasattr(settings, "output_dir") for settings in dataclass_objects):
+        values["output_dir"] = str(run.path)  # also where a recipe chose it
+        derived.pop("output_dir", None)
+    header = (
+        f"{_MARK} To run it again: --config <this file> --output_dir <another folder>\n"
+        f"# recipe: {recipe or Path(sys.argv[0]).name}\n"
+        f"# started: {now}\n"
+        f"# python {platform.python_version()}, {versions}\n"
+    )
+    for name, value in derived.items():
+        header += f"# worked out: {name} = {value}\n"
+    body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True) if values else ""
+    _write(run.config, header + body)
+
+
+def read_config(run: RunFolder | str | os.PathLike) -> dict[str, Any]:
+    """Read the settings of a run.
+
+    Args:
+        run: the run folder, or its path.
+
+    Returns:
+        Settings by name of their flag.
+
+    Raises:
+        RecipeError: there is no such run, or its config.yaml is damaged.
+    """
+    run = run if isinstance(run, RunFolder) else RunFolder(Path(run).expanduser())
+    if not run.config.is_file():
+        raise RecipeError(f"`{run}` holds no run: there is no `{run.config}`. Check the folder.")
+    try:
+        values = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"`{run.config}` is damaged: {error}. Mend or delete it.") from error
+    if values is not None and not isinstance(values, dict):
+        raise RecipeError(f"`{run.config}` is damaged: it holds no settings. Mend or delete it.")
+    return values or {}
+
+
+def is_own_class(cls: type) -> bool:
+    """Whether a class is from trl_recipes or a recipe, rather than from transformers or trl."""
+    return cls.__module__.partition(".")[0] not in ("builtins", "transformers", "trl", "peft")
+
+
+def own_fields(cls: type) -> list[str]:
+    """Names of the fields that classes of ours declare for a dataclass, in their order."""
+    names = (
+        name
+        for base in reversed(cls.__mro__)
+        if is_own_class(base)
+        for name in inspect.get_annotations(base)
+    )
+    return list(dict.fromkeys(names))
+
+
+def _settings(settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of one dataclass object to write down, and those worked out from them.
+
+    A value that __post_init__ worked out (for a field of ours whose default is None) is no setting:
+    given back through --config it could contradict a flag beside it.
+    """
+    own = {*own_fields(type(settings)), *_ALWAYS_KEPT}
+    given = getattr(settings, GIVEN, None)
+    kept: dict[str, Any] = {}
+    derived: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        if not field.init or field.name in _NOT_KEPT:
+            continue
+        value, default = getattr(settings, field.name), _default(field)
+        if given is None:
+            keep = value != default or (field.name in own and value is not None)
+        else:
+            keep = field.name in given or (field.name in own and default is not None)
+        if keep:
+            kept[field.name] = _plain(value)
+        elif field.name in own and value != default:
+            derived[field.name] = _plain(value)
+    return kept, derived
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _plain(value: Any) -> Any:
+    """A value that YAML can hold and that its flag takes back."""
+    if isinstance(value, enum.Enum):
+        return _plain(value.value)
+    if dataclasses.is_dataclass(value):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(entry) for entry in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+            continue
+    return versions
+
+
+def _is_marked(config: Path) -> bool:
+    return config.read_text(encoding="utf-8", errors="replace").startswith(_MARK)
+
+
+def _results(run: RunFolder) -> list[Path]:
+    return [run.all_stats, run.samples, run.report, run.plots, run.model, run.checkpoints]
+
+
+def _holds_something(path: Path) -> bool:
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.exists() and path.stat().st_size > 0
+
+
+def _remove_run(run: RunFolder) -> None:
+    """Remove what a run writes; files of others, even inside its folders, stay."""
+    _remove_matching(run.plots, ("*.png",))
+    _remove_matching(run.model, _MODEL_FILES)
+    _remove_matching(run.checkpoints, ("step-*", "checkpoint-*"))
+    for path in (run.all_stats, run.samples, run.report, run.config):
+        path.unlink(missing_ok=True)
+
+
+def _remove_matching(folder: Path, patterns: tuple[str, ...]) -> None:
+    if folder.is_symlink():  # what it points to belongs to somebody else
+        folder.unlink()
+        return
+    if not folder.is_dir():
+        return
+    for pattern in patterns:
+        for path in list(folder.glob(pattern)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
