@@ -1,0 +1,229 @@
+import json
+import math
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from trl_recipes.compare import Comparison, ModelResult
+from trl_recipes.plots import moving_average, plot_comparison, plot_runs, plot_stats
+from trl_recipes.stats import append_stats
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "plot.py"
+
+
+def rows(count=30, top=2.0):
+    return [
+        {
+            "step": step,
+            "env/reward_mean": top * step / count,
+            "ppo/mean_scores": -1.0,
+            "objective/kl": 0.1 * step,
+            "objective/kl_coef": 0.2,
+            "ppo/loss/total": 1 / step,
+        }
+        for step in range(1, count + 1)
+    ]
+
+
+@pytest.fixture
+def comparison():
+    def model(name, scores):
+        n = len(scores)
+        return ModelResult(name, ["x"] * n, [[1]] * n, {"score": scores}, [0.0] * n, [1.0] * n)
+
+    return Comparison(
+        ["p"] * 4,
+        [model("reference", [0, 1, 2, 1.0]), model("ppo-good", [3, 3, 4, None])],
+        seed=0,
+    )
+
+
+def panel(figure, title):
+    (axes,) = [axes for axes in figure.axes if axes.get_title(loc="left").startswith(title)]
+    return axes
+
+
+def not_blank(path):
+    image = matplotlib.image.imread(path)[..., :3]
+    assert min(image.shape[:2]) > 400
+    assert (image < 0.9).any(axis=-1).mean() > 0.01
+
+
+def test_points_and_their_moving_average_are_the_raw_scores():
+    axes = panel(plot_stats(rows(30)), "Mean score")
+    points, line = axes.lines
+    scores = [2 * step / 30 for step in range(1, 31)]
+    assert list(points.get_ydata()) == pytest.approx(scores)
+    assert list(points.get_xdata()) == list(range(1, 31))
+    # three steps (a tenth of thirty), centred; a straight line stays itself inside
+    assert list(line.get_ydata())[1:-1] == pytest.approx(scores[1:-1])
+    assert line.get_ydata()[0] == pytest.approx((scores[0] + scores[1]) / 2)
+
+
+def test_every_panel_names_its_unit_and_the_title_says_what_the_score_did():
+    figure = plot_stats(rows(30), title="ppo-good", kl_target=6)
+    assert all(axes.get_ylabel() and axes.get_xlabel() == "PPO step" for axes in figure.axes)
+    assert panel(figure, "KL from").get_ylabel() == "nats per response"
+    # averages of the first and the last three of 2/30, 4/30, ..., 60/30
+    assert figure.get_suptitle() == "ppo-good: mean score rose from 0.133 to 1.93 in 30 steps"
+    assert "target 6" in [text.get_text() for text in panel(figure, "KL from").texts]
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [([2, 2, 2, 1], "Mean score fell from 2 to 1.67 in 4 steps"),
+     ([1, 1, 1], "Mean score stayed at 1 for 3 steps"),
+     ([0.5], "Mean score 0.5 after 1 step"),
+     ([math.nan] * 3, "3 steps, score not recorded")],
+    ids=["fell", "stayed", "one step", "none"],
+)  # fmt: skip
+def test_the_title_tells_the_direction(scores, words):
+    figure = plot_stats([{"ppo/mean_scores": score} for score in scores])
+    assert figure.get_suptitle() == words
+
+
+def test_losses_kl_and_coefficient_are_drawn_as_recorded():
+    figure = plot_stats(rows(30))
+    loss = panel(figure, "Total loss").lines[0].get_ydata()
+    assert list(loss) == pytest.approx([1 / step for step in range(1, 31)])
+    assert list(panel(figure, "KL coefficient").lines[0].get_ydata()) == [0.2] * 30
+    kl = panel(figure, "KL from").lines[0].get_ydata()
+    assert list(kl) == pytest.approx([0.1 * step for step in range(1, 31)])
+
+
+def test_a_handwritten_loop_without_steps_and_raw_scores_is_drawn_too():
+    stats = [{"ppo/mean_scores": np.float32(i), "tokens/queries_dist": [1, 2]} for i in range(3)]
+    figure = plot_stats(stats)
+    points = panel(figure, "Mean score").lines[0]
+    assert list(points.get_xdata()) == [1, 2, 3]
+    assert list(points.get_ydata()) == [0, 1, 2]
+    assert [text.get_text() for text in panel(figure, "Total loss").texts] == ["not recorded"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 200])
+def test_any_number_of_steps_makes_a_picture(tmp_path, count):
+    plot_stats(rows(count), tmp_path / "new" / "stats.png")
+    not_blank(tmp_path / "new" / "stats.png")
+
+
+def test_values_that_are_not_finite_leave_a_gap_and_no_error():
+    stats = rows(30)
+    stats[3]["env/reward_mean"] = math.nan
+    axes = panel(plot_stats(stats), "Mean score")
+    assert math.isnan(axes.lines[0].get_ydata()[3])
+    assert np.isfinite(axes.lines[1].get_ydata()).all()
+
+
+def test_several_runs_have_a_colour_each_and_a_legend_of_their_names(tmp_path):
+    runs = {"ppo-good": rows(30), r"_$\bad$": rows(20, -2)}
+    figure = plot_runs(runs, tmp_path / "runs.png")
+    not_blank(tmp_path / "runs.png")
+    (legend,) = figure.legends
+    # kept from being read as mathematics ($) and as a line to hide (_)
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["ppo-good", r" _\$\bad\$"]
+    lines = panel(figure, "Mean score").lines
+    assert [len(line.get_xdata()) for line in lines] == [30, 30, 20, 20]
+    assert lines[1].get_color() != lines[3].get_color()
+
+
+def test_no_two_of_twenty_runs_look_alike():
+    figure = plot_runs({f"run-{i}": rows(3) for i in range(20)})
+    looks = {(h.get_color(), h.get_linestyle()) for h in figure.legends[0].get_lines()}
+    assert len(looks) == 20
+
+
+def test_bars_are_the_means_with_their_intervals_and_none_is_left_out(comparison, tmp_path):
+    figure = plot_comparison(comparison, tmp_path / "comparison.png")
+    not_blank(tmp_path / "comparison.png")
+    bars = panel(figure, "score")
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx([1, 10 / 3])
+    # 0 1 2 1: variance 2/3, standard error sqrt(1/6), t(3) = 3.182
+    (low, high) = bars.collections[0].get_segments()[0][:, 0]
+    assert (high - low) / 2 == pytest.approx(3.1824 * math.sqrt(1 / 6), rel=1e-4)
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["reference", "ppo-good"]
+
+
+def test_histogram_shares_add_up_to_one_for_each_model(comparison):
+    axes = panel(plot_comparison(comparison), "Distribution")
+    filled = [container for container in axes.containers if len(container) == 30]
+    assert len(filled) == 2
+    for container in filled:
+        assert sum(bar.get_height() for bar in container) == pytest.approx(1)
+
+
+def test_moving_average_by_hand():
+    assert list(moving_average([1, 2, 6, 3], 3)) == [1.5, 3, 11 / 3, 4.5]
+    assert list(moving_average([1, 2, 6], 1)) == [1, 2, 6]
+    # an even window looks one further ahead
+    assert list(moving_average([1, 2, 6], 2)) == [1.5, 4, 6]
+    gap = moving_average([math.nan, 2, math.nan, math.nan, math.nan], 3)
+    assert list(gap[:3]) == [2, 2, 2]
+    assert np.isnan(gap[3:]).all()
+
+
+def test_a_notebook_shows_the_figure():
+    figure = plot_stats(rows(5))
+    assert isinstance(figure, Figure)
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_figures_are_drawn_in_threads(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    threads = [threading.Thread(target=plot_stats, args=(rows(5), path)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [path.read_bytes() for path in paths] == [paths[0].read_bytes()] * 3
+
+
+def test_drawing_never_touches_pyplot(tmp_path):
+    code = (
+        "import json, sys\n"
+        "from trl_recipes.plots import plot_stats\n"
+        f"plot_stats(json.loads({json.dumps(json.dumps(rows(3)))}), {str(tmp_path / 'a.png')!r})\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    not_blank(tmp_path / "a.png")
+
+
+def run_plot(*words, cwd):
+    command = [sys.executable, RECIPE, *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    for name in ("ppo-good", "ppo-bad"):
+        for row in rows(4):
+            append_stats(tmp_path / "runs" / name / "all_stats.jsonl", row)
+    config = "# A run of trl_recipes.\nadap_kl_ctrl: true\ntarget: 6.0\n"
+    (tmp_path / "runs" / "ppo-good" / "config.yaml").write_text(config)
+    return tmp_path
+
+
+def test_the_recipe_draws_one_run_into_its_folder(two_runs):
+    done = run_plot("runs/ppo-good", cwd=two_runs)
+    assert (done.returncode, done.stdout) == (0, "runs/ppo-good/plots/training.png\n"), done.stderr
+    not_blank(two_runs / "runs/ppo-good/plots/training.png")
+
+
+def test_the_recipe_lays_runs_over_each_other_where_told(two_runs):
+    done = run_plot("runs/ppo-good", "runs/ppo-bad", "--output", "new/both.png", cwd=two_runs)
+    assert (done.returncode, done.stdout) == (0, "new/both.png\n"), done.stderr
+    not_blank(two_runs / "new/both.png")
+
+
+def test_the_recipe_says_which_run_is_missing(two_runs):
+    done = run_plot("runs/ppo-god", cwd=two_runs)
+    assert done.returncode == 2
+    assert "No statistics at runs/ppo-god" in done.stderr
+    assert "Traceback" not in done.stderr

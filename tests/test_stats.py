@@ -1,0 +1,169 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.stats import (
+    STAT_KEYS,
+    append_samples,
+    append_stats,
+    distinct_n,
+    load_stats,
+    run_names,
+    stat_key,
+    stat_table,
+    steps_of,
+    to_frame,
+)
+
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    path = tmp_path / "all_stats.jsonl"
+    append_stats(path, {"step": 1, "objective/kl": 0.1})
+    append_stats(path, {"step": 2, "objective/kl": 1 / 3})
+    assert load_stats(path) == [
+        {"step": 1, "objective/kl": 0.1},
+        {"step": 2, "objective/kl": 1 / 3},
+    ]
+    assert load_stats(tmp_path) == load_stats(path)  # the run folder does as well as the file
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        (3, 3),
+        (True, 1),
+        (np.float32(0.5), 0.5),
+        (np.int64(7), 7),
+        (np.array(0.25), 0.25),
+        (torch.tensor(0.75), 0.75),
+        (torch.tensor(0.5, dtype=torch.bfloat16), 0.5),
+        (math.nan, None),
+        (-math.inf, None),
+        (torch.tensor(math.inf), None),
+    ],
+    ids=str,
+)
+def test_every_kind_of_scalar_is_written_as_a_json_number_or_null(tmp_path, value, stored):
+    append_stats(tmp_path / "s.jsonl", {"x": value})
+    assert json.loads((tmp_path / "s.jsonl").read_text()) == {"x": stored}
+
+
+def test_arrays_and_texts_are_left_out(tmp_path):
+    arrays = {"a": np.zeros(3), "b": torch.zeros(1), "c": [1.0], "d": "text", "e": None}
+    append_stats(tmp_path / "s.jsonl", {"step": 1, **arrays})
+    assert json.loads((tmp_path / "s.jsonl").read_text()) == {"step": 1}
+
+
+def test_null_is_read_as_nan(tmp_path):
+    append_stats(tmp_path / "s.jsonl", {"step": 1, "x": math.nan})
+    assert math.isnan(load_stats(tmp_path / "s.jsonl")[0]["x"])
+
+
+def test_a_cut_last_line_is_ignored_and_replaced_by_the_next_row(tmp_path):
+    path = tmp_path / "all_stats.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "obj')
+    assert load_stats(path) == [{"step": 1}]
+    append_stats(path, {"step": 2})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_last_row_without_its_newline_is_read(tmp_path):
+    (tmp_path / "s.jsonl").write_text('{"step": 1}\n{"step": 2}')
+    assert load_stats(tmp_path / "s.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+def test_a_broken_line_in_the_middle_is_named_with_its_number(tmp_path):
+    (tmp_path / "s.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(RecipeError, match=r"s\.jsonl, line 2: not JSON"):
+        load_stats(tmp_path / "s.jsonl")
+
+
+def test_a_line_that_is_no_object_is_named(tmp_path):
+    (tmp_path / "s.jsonl").write_text("[1, 2]\n")
+    with pytest.raises(RecipeError, match=r"line 1: expected an object"):
+        load_stats(tmp_path / "s.jsonl")
+
+
+def test_missing_and_empty_statistics_are_told_apart(tmp_path):
+    with pytest.raises(RecipeError, match="No statistics at"):
+        load_stats(tmp_path)
+    (tmp_path / "all_stats.jsonl").write_text("")
+    with pytest.raises(RecipeError, match="holds no rows"):
+        load_stats(tmp_path)
+
+
+def test_samples_are_one_row_each_in_the_text_they_had(tmp_path):
+    path = tmp_path / "run" / "samples.jsonl"
+    append_samples(path, 3, ["the", "a"], [' film "is"\n great é', ""], [torch.tensor(1.5), -2])
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert rows == [
+        {"step": 3, "query": "the", "response": ' film "is"\n great é', "score": 1.5},
+        {"step": 3, "query": "a", "response": "", "score": -2},
+    ]
+
+
+def test_the_frame_has_a_row_a_step_and_no_arrays():
+    frame = to_frame([{"step": 5, "x": 1.0, "dist": np.zeros(2)}, {"step": 6, "y": np.float32(2)}])
+    assert list(frame.index) == [5, 6]
+    assert sorted(frame.columns) == ["x", "y"]
+    assert frame.loc[5, "x"] == 1
+    assert frame.loc[6, "y"] == 2
+    assert math.isnan(frame.loc[6, "x"])
+
+
+def test_rows_of_a_handwritten_loop_are_counted_from_one():
+    assert steps_of([{"ppo/loss/total": 0.1}, {"ppo/loss/total": 0.2}]) == [1, 2]
+
+
+@pytest.mark.parametrize("family", ["causal", "seq2seq"])
+def test_every_recorded_key_of_trl_is_explained(family):
+    path = GOLDEN / family / "cases.json"
+    if not path.exists():
+        pytest.skip(f"no recorded figures beside this repository ({path.name} of {family})")
+    cases = json.loads(path.read_text())["cases"]
+    keys = {key for case in cases.values() for row in case["stats"] for key in row}
+    assert len(keys) >= 25
+    assert [key for key in sorted(keys) if stat_key(key) is None] == []
+
+
+def test_names_in_patterns_stand_for_any_reward_function():
+    assert stat_key("rewards/sentiment/mean") == STAT_KEYS["rewards/<name>/mean"]
+    assert stat_key("rewards/sentiment/median") is None
+    assert stat_key("no/such/key") is None
+
+
+def test_the_table_explains_each_key_in_a_sentence_with_a_unit():
+    lines = stat_table().splitlines()
+    assert lines[:2] == ["| Key | Unit | Meaning |", "| --- | --- | --- |"]
+    assert len(lines) == len(STAT_KEYS) + 2
+    for line in lines[2:]:
+        _, key, unit, meaning, _ = (cell.strip() for cell in line.split("|"))
+        assert key.startswith("`")
+        assert unit
+        assert meaning.endswith(".")
+
+
+def test_distinct_n_by_hand():
+    # pairs: (a b) (b a) | (a b) (b c): three distinct of four
+    assert distinct_n(["a b a", "a  b\nc"]) == 3 / 4
+    assert distinct_n([[1, 2, 1], [1, 2, 3]]) == 3 / 4
+    assert distinct_n(["a b a", "a b c"], n=1) == 3 / 6
+    # nothing crosses from one text to the next: (a b) and (c d), not (b c)
+    assert distinct_n(["a b", "c d"]) == 1
+    assert math.isnan(distinct_n(["a", ""]))
+
+
+def test_runs_are_named_by_folder_unless_that_is_unclear(tmp_path):
+    a, b, c = tmp_path / "x" / "good", tmp_path / "x" / "bad", tmp_path / "y" / "good"
+    assert run_names([f"{a}/", b]) == ["good", "bad"]
+    assert run_names([a, b, c]) == [str(a), str(b), str(c)]
+    assert run_names([a, b], taken=["bad"]) == [str(a), str(b)]
+    with pytest.raises(RecipeError, match="is given 2 times"):
+        run_names([a, b, f"{a}/../good"])

@@ -1,0 +1,161 @@
+"""Sampling responses from a language model, batched, and loading what a run saved."""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from trl_recipes.forward import unwrap_adapter
+from trl_recipes.padding import pad_rows
+
+
+class RowLengths(StoppingCriteria):
+    """Ends each row of a batch at a length of its own.
+
+    Args:
+        start: columns that stand before the first sampled token.
+        lengths: most tokens to sample, (B,).
+    """
+
+    def __init__(self, start: int, lengths: Tensor):
+        self.start = start
+        self.lengths = lengths
+
+    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
+        """Say which rows are done, (B,)."""
+        return (input_ids.shape[1] - self.start) >= self.lengths
+
+
+@torch.no_grad()
+def generate_responses(
+    model: nn.Module,
+    queries: Sequence[Tensor],
+    *,
+    pad_token_id: int,
+    eos_token_id: int | list[int] | None,
+    max_new_tokens: int | Sequence[int],
+    temperature: float = 1.0,
+    do_sample: bool = True,
+    batch_size: int | None = None,
+    **generation_kwargs,
+) -> list[Tensor]:
+    """Continue each query, sampling from the model's whole distribution unless told otherwise.
+
+    The model's own generation settings (top-k, repetition penalty, forced tokens ...) are set
+    aside: a log-probability is only that of the sampled token when nothing bends the distribution.
+
+    Args:
+        model: transformers causal or encoder-decoder model, or the PEFT model around one.
+        queries: token ids, each of shape (query length,).
+        pad_token_id: fills the gaps; attention masks hide it.
+        eos_token_id: ends a response; None never ends one early.
+        max_new_tokens: most tokens a response has: one number, or one for each query.
+        temperature: of the sampling distribution.
+        do_sample: False takes the most likely token each time.
+        batch_size: queries generated together; None takes all.
+        **generation_kwargs: further fields of `transformers.GenerationConfig`.
+
+    Returns:
+        Responses on the model's device, each of shape (response length,): the sampled tokens alone,
+        the ending one included, without query, padding or a decoder's start token.
+    """
+    device = next(model.parameters()).device
+    limits = [max_new_tokens] * len(queries) if isinstance(max_new_tokens, int) else max_new_tokens
+    settings = GenerationConfig(
+        do_sample=do_sample,
+        pad_token_id=pad_token_id,
+        eos_token_id=eos_token_id,
+        **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if do_sample else {}),
+    )
+    settings.update(**generation_kwargs)
+    responses: list[Tensor] = []
+    size = batch_size or len(queries)
+    with _settings_of(model, settings) as language_model:
+        for start in range(0, len(queries), size):
+            chunk = [query.to(device) for query in queries[start : start + size]]
+            lengths = torch.tensor(limits[start : start + size], device=device)
+            sampled = _sample(language_model, chunk, lengths, pad_token_id, settings)
+            ends = _ends(sampled, lengths, eos_token_id)
+            responses += [row[:end] for row, end in zip(sampled, ends.tolist(), strict=True)]
+    return responses
+
+
+def _sample(language_model, queries, lengths, pad_token_id, settings) -> Tensor:
+    """Generate one padded batch; returns the sampled columns, (B, longest)."""
+    encoder_decoder = language_model.config.is_encoder_decoder
+    ids, mask = pad_rows(queries, pad_token_id, side="right" if encoder_decoder else "left")
+    settings.max_new_tokens = int(lengths.max())
+    before = 1 if encoder_decoder else ids.shape[1]
+    output = language_model.generate(
+        ids,
+        attention_mask=mask,
+        generation_config=settings,
+        stopping_criteria=StoppingCriteriaList([RowLengths(before, lengths)]),
+    )
+    return output[:, before:]
+
+
+def _ends(sampled: Tensor, lengths: Tensor, eos_token_id) -> Tensor:
+    """Length of each response: up to its own limit, or to the first end token before it, (B,)."""
+    lengths = lengths.clamp(max=sampled.shape[1])
+    if eos_token_id is None:
+        return lengths
+    stops = torch.isin(sampled, torch.as_tensor(eos_token_id, device=sampled.device))
+    first = torch.where(stops.any(1), stops.float().argmax(1) + 1, sampled.shape[1])
+    return torch.minimum(lengths, first)
+
+
+@contextmanager
+def _settings_of(model: nn.Module, settings: GenerationConfig):
+    """Put generation settings in place of the model's own, and the model into eval mode."""
+    language_model = unwrap_adapter(model)
+    own, training = language_model.generation_config, language_model.training
+    language_model.generation_config = GenerationConfig(
+        decoder_start_token_id=own.decoder_start_token_id, bos_token_id=own.bos_token_id
+    )
+    language_model.eval()  # train mode with gradient checkpointing would switch the cache off
+    try:
+        yield language_model
+    finally:
+        language_model.generation_config = own
+        language_model.train(training)
+
+
+def load_run(path: str | Path) -> tuple[nn.Module, object]:
+    """Load what a run saved, or any model, as a plain transformers model in eval mode.
+
+    Args:
+        path: a run folder (its `model/` is taken), a model folder, or a hub name.
+
+    Returns:
+        The model and its tokenizer.
+
+    Raises:
+        RecipeError: there is no such model.
+    """
+    from trl_recipes.hub import resolve
+
+    folder = Path(path) / "model"
+    name = resolve(str(folder if folder.is_dir() else path), "model")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    adapter = (Path(name) / "adapter_config.json").is_file()
+    if adapter:
+        from peft import AutoPeftModelForCausalLM
+
+        model = AutoPeftModelForCausalLM.from_pretrained(name)
+    elif AutoConfig.from_pretrained(name).is_encoder_decoder:
+        model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    return model.eval(), tokenizer

@@ -1,0 +1,312 @@
+"""all_stats: what a row holds, on disk as JSON lines, and as a data frame.
+
+A training run leaves one row (a dict of numbers) a step. `STAT_KEYS` explains every key once; the
+README's table is made from it. "Per sequence" means summed over the tokens of one response and then
+averaged over the batch, "per token" means averaged over all response tokens of the batch.
+"""
+
+import fnmatch
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from trl_recipes.errors import RecipeError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STATS_FILE = "all_stats.jsonl"
+
+
+class StatKey(NamedTuple):
+    """Unit and meaning of one key of a stats row."""
+
+    unit: str
+    meaning: str
+
+
+STAT_KEYS: dict[str, StatKey] = {
+    # where we are
+    "step": StatKey("steps", "Number of this PPO step, counted from 1."),
+    "episode": StatKey("responses", "Responses sampled since the start, over all processes."),
+    # what was asked for
+    "env/reward_mean": StatKey(
+        "score", "Mean of the raw scores, before scaling and clipping. Healthy: rises, then levels."
+    ),
+    "env/reward_std": StatKey("score", "Spread of the raw scores over the batch."),
+    "env/reward_dist": StatKey("score, array", "The raw score of each response."),
+    "rewards/<name>/mean": StatKey(
+        "score", "Mean of one reward function, unweighted, over the samples that it scored."
+    ),
+    "rewards/<name>/std": StatKey("score", "Spread of one reward function over the batch."),
+    "ppo/mean_scores": StatKey(
+        "score", "Mean of the scores that PPO optimises, after scaling and clipping where asked."
+    ),
+    "ppo/std_scores": StatKey(
+        "score", "Spread of those scores. Near 0 there is nothing left to learn from."
+    ),
+    "ppo/mean_non_score_reward": StatKey(
+        "score per token", "Mean of the KL penalty, minus coefficient times KL."
+    ),
+    # distance from the reference model
+    "objective/kl": StatKey(
+        "nats per sequence",
+        "KL from the reference model, estimated on the samples with the chosen `kl_penalty`."
+        " Healthy: 0 at the first step, then near the target; clearly below 0 means that sampling"
+        " and training disagree.",
+    ),
+    "objective/kl_coef": StatKey(
+        "score per nat", "Weight of the KL penalty, as used for this step's rewards."
+    ),
+    "objective/kl_dist": StatKey("nats per sequence, array", "KL of each response."),
+    "objective/entropy": StatKey(
+        "nats per sequence",
+        "Minus the log-probability of the sampled responses. Healthy: falls slowly; a sudden drop"
+        " is a collapse onto few texts.",
+    ),
+    "objective/logprobs": StatKey("nats, array", "Log-probability of each token at sampling time."),
+    "objective/ref_logprobs": StatKey("nats, array", "The same under the reference model."),
+    # the losses and what is inside them
+    "ppo/loss/total": StatKey(
+        "loss",
+        "Policy loss plus `vf_coef` times value loss, the number that is minimised. It need not"
+        " fall: read the score instead.",
+    ),
+    "ppo/loss/policy": StatKey("loss", "Clipped policy loss; near 0 by construction."),
+    "ppo/loss/value": StatKey(
+        "loss", "Half the squared error of the clipped values. Healthy: falls, then stays low."
+    ),
+    "ppo/policy/entropy": StatKey(
+        "nats per token", "Entropy of the policy's next-token distribution."
+    ),
+    "ppo/policy/approxkl": StatKey(
+        "nats per token",
+        "Half the mean squared log-ratio between the policy now and at sampling time. Healthy:"
+        " below about 0.1.",
+    ),
+    "ppo/policy/policykl": StatKey(
+        "nats per token", "Mean log-probability at sampling time minus that of the policy now."
+    ),
+    "ppo/policy/clipfrac": StatKey(
+        "share of tokens",
+        "Tokens whose ratio was clipped. Healthy: below about 0.3; more means that the learning"
+        " rate is too high.",
+    ),
+    "ppo/policy/advantages_mean": StatKey(
+        "score", "Mean advantage; 0 within rounding, because advantages are whitened."
+    ),
+    "ppo/policy/advantages": StatKey("score, array", "Whitened advantage of each token."),
+    "ppo/policy/ratio": StatKey("ratio, array", "New over old probability of each token."),
+    "ppo/returns/mean": StatKey("score", "Mean return: what the value head should predict."),
+    "ppo/returns/var": StatKey("score squared", "Variance of the returns."),
+    "ppo/val/vpred": StatKey("score", "Mean prediction of the value head during the update."),
+    "ppo/val/error": StatKey("score squared", "Mean squared error of those predictions."),
+    "ppo/val/clipfrac": StatKey("share of tokens", "Tokens whose value was clipped."),
+    "ppo/val/mean": StatKey("score", "Mean value at sampling time."),
+    "ppo/val/var": StatKey("score squared", "Variance of the values at sampling time."),
+    "ppo/val/var_explained": StatKey(
+        "share",
+        "1 minus value error over variance of the returns. Healthy: rises towards 1; below 0 the"
+        " value head is worse than a constant.",
+    ),
+    "ppo/learning_rate": StatKey("learning rate", "Learning rate of this step."),
+    "ppo/skipped_minibatches": StatKey(
+        "minibatches",
+        "Minibatches left out of this step: ratio above `ratio_threshold` or a loss that is not"
+        " finite. Healthy: 0.",
+    ),
+    # the text
+    "tokens/queries_len_mean": StatKey("tokens", "Mean length of the queries."),
+    "tokens/queries_len_std": StatKey("tokens", "Spread of the query lengths."),
+    "tokens/queries_dist": StatKey("tokens, array", "Length of each query."),
+    "tokens/responses_len_mean": StatKey("tokens", "Mean length of the responses, EOS counted."),
+    "tokens/responses_len_std": StatKey("tokens", "Spread of the response lengths."),
+    "tokens/responses_dist": StatKey("tokens, array", "Length of each response."),
+    "samples/distinct_2": StatKey(
+        "share",
+        "Distinct pairs of neighbouring tokens over all such pairs in the batch's responses."
+        " Healthy: falls little while the score rises; a steep fall is repetition.",
+    ),
+    "samples/unique": StatKey("share", "Distinct responses over all responses of the batch."),
+    # time
+    "time/generation": StatKey("seconds", "Sampling the responses."),
+    "time/scoring": StatKey("seconds", "Calling the reward functions."),
+    "time/ppo/forward_pass": StatKey(
+        "seconds", "Log-probabilities and values of the samples, policy and reference."
+    ),
+    "time/ppo/compute_rewards": StatKey("seconds", "Token rewards from scores and KL."),
+    "time/ppo/compute_advantages": StatKey("seconds", "Advantages and returns."),
+    "time/ppo/optimize_step": StatKey("seconds", "All epochs of minibatch updates."),
+    "time/ppo/calc_stats": StatKey("seconds", "Collecting this row."),
+    "time/ppo/total": StatKey("seconds", "The whole of `step`."),
+}
+
+
+def stat_key(key: str) -> StatKey | None:
+    """Look one key up in `STAT_KEYS`, where `<name>` stands for any name; None if unknown."""
+    if key in STAT_KEYS:
+        return STAT_KEYS[key]
+    for pattern, explained in STAT_KEYS.items():
+        if "<" in pattern and fnmatch.fnmatchcase(key, re.sub(r"<\w+>", "*", pattern)):
+            return explained
+    return None
+
+
+def stat_table() -> str:
+    """Make the README's table of keys: Markdown, one line a key."""
+    rows = [f"| `{key}` | {unit} | {meaning} |" for key, (unit, meaning) in STAT_KEYS.items()]
+    return "\n".join(["| Key | Unit | Meaning |", "| --- | --- | --- |", *rows])
+
+
+def append_stats(path: str | Path, stats: dict[str, Any]) -> None:
+    """Append one row to a JSON-lines file and flush it to disk.
+
+    Args:
+        path: the file, made (with its folder) when it does not exist.
+        stats: numbers of Python, numpy or torch (0-d). Anything else, such as an array, is left
+            out. A number that is not finite is written as null.
+    """
+    row = {key: _finite(_number(value)) for key, value in stats.items() if _is_scalar(value)}
+    _append_lines(path, [row])
+
+
+def append_samples(
+    path: str | Path,
+    step: int,
+    queries: Sequence[str],
+    responses: Sequence[str],
+    scores: Sequence[float],
+) -> None:
+    """Append one row (step, query, response, score) for each sample to a JSON-lines file."""
+    rows = [
+        {"step": step, "query": query, "response": response, "score": _finite(_number(score))}
+        for query, response, score in zip(queries, responses, scores, strict=True)
+    ]
+    _append_lines(path, rows)
+
+
+def load_stats(run_or_file: str | Path) -> list[dict[str, float]]:
+    """Read all_stats back from a run folder or from the file itself.
+
+    A last line that was cut short (the run was killed while writing) is left out. Numbers that were
+    not finite come back as nan.
+
+    Raises:
+        RecipeError: no file, no rows, or a line that is no JSON object.
+    """
+    path = Path(run_or_file)
+    path = path / STATS_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise RecipeError(
+            f"No statistics at {path}. Give the folder of a run (it holds {STATS_FILE}) or the"
+            " file itself; a run writes its first row after its first step."
+        )
+    text = path.read_text(encoding="utf-8", errors="replace")
+    *lines, cut = text.split("\n")  # a whole row ends with a newline
+    rows = [_parse_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if cut.endswith("}"):  # a file edited by hand may lack the last newline
+        rows.append(_parse_row(path, len(lines) + 1, cut))
+    if not rows:
+        raise RecipeError(f"{path} holds no rows yet. A run writes one after each step.")
+    return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
+
+
+def to_frame(all_stats: Sequence[dict[str, Any]]) -> "pd.DataFrame":
+    """Turn all_stats into a data frame: one row a step, indexed by step, one column a key."""
+    import pandas as pd
+
+    scalars = [{k: _number(v) for k, v in row.items() if _is_scalar(v)} for row in all_stats]
+    index = pd.Index(steps_of(all_stats), name="step")
+    return pd.DataFrame(scalars, index=index).drop(columns="step", errors="ignore")
+
+
+def steps_of(all_stats: Sequence[dict[str, Any]]) -> list[int]:
+    """Give the step of each row; rows of a hand-written loop that name none are counted from 1."""
+    return [int(row.get("step", number)) for number, row in enumerate(all_stats, 1)]
+
+
+def run_names(runs: Sequence[str | Path], taken: Sequence[str] = ()) -> list[str]:
+    """Name runs for tables and legends: by folder, or by the whole path where that is unclear.
+
+    Args:
+        runs: run folders.
+        taken: names that mean something else.
+
+    Raises:
+        RecipeError: one run is given twice.
+    """
+    paths = [Path(run).resolve() for run in runs]
+    for run, path in zip(runs, paths, strict=True):
+        if paths.count(path) > 1:
+            raise RecipeError(f"The run {run} is given {paths.count(path)} times. Give it once.")
+    names = [path.name for path in paths]
+    clear = len({*names, *taken}) == len(names) + len(taken)
+    return names if clear else [str(path) for path in paths]
+
+
+def distinct_n(sequences: Sequence[str | Sequence[Any]], n: int = 2) -> float:
+    """Share of distinct n-grams among all n-grams of the sequences (Li et al. 2016, distinct-n).
+
+    Depends on the number of sequences and on their lengths: compare only like with like.
+
+    Args:
+        sequences: texts (cut into words at white space) or lists of tokens. No n-gram crosses from
+            one sequence to the next.
+        n: length of the n-grams.
+
+    Returns:
+        Between 0 and 1; nan where no sequence is n long.
+    """
+    ngrams = []
+    for sequence in sequences:
+        tokens = sequence.split() if isinstance(sequence, str) else list(sequence)
+        ngrams += [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return len(set(ngrams)) / len(ngrams) if ngrams else math.nan
+
+
+def _is_scalar(value: Any) -> bool:
+    if isinstance(value, int | float):
+        return True
+    return getattr(value, "ndim", None) == 0 and isinstance(value.item(), int | float)
+
+
+def _number(value: Any) -> int | float:
+    value = value.item() if hasattr(value, "item") else value
+    return int(value) if isinstance(value, bool) else value
+
+
+def _finite(value: int | float) -> int | float | None:
+    return value if math.isfinite(value) else None
+
+
+def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"{path}, line {number}: not JSON ({error}). Mend the line.") from None
+    if not isinstance(row, dict):
+        raise RecipeError(f"{path}, line {number}: expected an object with keys, got {line[:60]}.")
+    return row
+
+
+def _append_lines(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    with path.open("ab+") as file:
+        _drop_cut_line(file)
+        file.write(lines.encode("utf-8", errors="replace"))
+
+
+def _drop_cut_line(file: Any) -> None:
+    """Remove a last line without its newline (a killed run left it), so rows never run together."""
+    size = file.seek(0, 2)
+    if size == 0:
+        return
+    file.seek(size - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
