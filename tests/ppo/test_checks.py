@@ -1,0 +1,159 @@
+"""What `step` and the constructor refuse, each with the argument and the row."""
+
+import pytest
+import torch
+from test_trainer import VOCAB, Tokens, build, gpt2, rollout_of
+
+from trl_recipes import PPOConfig, PPOTrainer, RecipeError
+from trl_recipes.ppo import checks
+
+
+@pytest.fixture
+def trainer():
+    return build()
+
+
+def spoil(trainer, **changes):
+    queries, responses, scores = rollout_of(trainer)
+    given = {"queries": queries, "responses": responses, "scores": scores, "response_masks": None}
+    for name, change in changes.items():
+        given[name] = change(given[name])
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    with pytest.raises(RecipeError) as error:
+        trainer.step(**given)
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+    return str(error.value)
+
+
+def at(row, value):
+    """Replace one row."""
+    return lambda rows: [value if i == row else old for i, old in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": lambda s: s[:3]}, "Expected 4 scores, one a sample (`batch_size=4`), got 3."),
+        ({"queries": lambda q: q[:2]}, "Expected 4 queries"),
+        ({"responses": lambda r: [*r, r[0]]}, "Expected 4 responses"),
+        (
+            {"queries": lambda _: torch.ones(4, 2)},
+            "`queries` must be a list of tensors, got Tensor",
+        ),
+        ({"scores": at(2, 0.5)}, "`scores[2]` must be a tensor, got float."),
+        ({"scores": at(1, torch.tensor(float("nan")))}, "`scores[1]` is nan."),
+        ({"scores": at(1, torch.ones(2))}, "`scores[1]` must be one number, got shape (2,)."),
+        ({"responses": at(3, torch.ones(1, 2).long())}, "`responses[3]` must be one-dimensional"),
+        ({"responses": at(2, torch.tensor([]).long())}, "`responses[2]` has no tokens. Set `min_"),
+        ({"queries": at(0, torch.tensor([]).long())}, "`queries[0]` has no tokens."),
+        ({"responses": at(1, torch.tensor([VOCAB]))}, f"`responses[1]` holds token id {VOCAB}, "),
+        ({"queries": at(1, torch.tensor([-1]))}, "`queries[1]` holds token id -1, outside"),
+        ({"queries": at(0, torch.ones(62).long())}, "Sample 0 is 67 tokens long"),
+        (
+            {"response_masks": lambda _: [torch.ones(2)] * 4},
+            "`response_masks[0]` has 2 entries, but `responses[0]` has 5 tokens.",
+        ),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_step_names_the_argument_and_the_row(trainer, changes, message):
+    assert message in spoil(trainer, **changes)
+
+
+def test_a_mask_without_any_token_is_refused(trainer):
+    masks = [torch.zeros(len(r)) for r in rollout_of(trainer)[1]]
+    assert "masks every token" in spoil(trainer, response_masks=lambda _: masks)
+
+
+def test_masked_tokens_are_not_trained_on(trainer):
+    queries, responses, scores = rollout_of(trainer)
+    masks = [torch.ones(len(r)) for r in responses]
+    masks[0][2:] = 0
+    changed = [torch.cat([responses[0][:2], torch.tensor([9, 9, 9])]), *responses[1:]]
+    other = build()
+    first = trainer.step(queries, responses, scores, masks)
+    second = other.step(queries, changed, scores, masks)
+    assert first["ppo/loss/total"] == pytest.approx(second["ppo/loss/total"], abs=1e-6)
+
+
+def test_a_decoders_response_must_begin_with_its_start_token():
+    trainer = build("t5")
+    cut = lambda rows: [row[1:] for row in rows]  # noqa: E731
+    assert "must begin with the decoder's start token (0)" in spoil(trainer, responses=cut)
+
+
+def new(model=None, ref_model=None, tokenizer=None, **config):
+    return PPOTrainer(
+        PPOConfig(batch_size=4, **config), model or gpt2(), ref_model, tokenizer or Tokens()
+    )
+
+
+def test_model_and_reference_must_be_two_objects():
+    model = gpt2()
+    with pytest.raises(RecipeError, match="the same object"):
+        new(model, model)
+
+
+def test_a_reference_of_another_vocabulary_is_refused():
+    other = gpt2()
+    other.resize_token_embeddings(VOCAB + 8)
+    with pytest.raises(RecipeError, match=f"vocabulary of {VOCAB + 8}, `model` one of {VOCAB}"):
+        new(ref_model=other)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused():
+    class Large(Tokens):
+        def __len__(self):
+            return VOCAB + 1
+
+    with pytest.raises(RecipeError, match=f"knows {VOCAB + 1} tokens, the model only {VOCAB}"):
+        new(tokenizer=Large())
+
+
+def test_a_missing_pad_token_is_filled_in(tokenizer):
+    assert tokenizer.pad_token is None
+    model = gpt2()
+    model.resize_token_embeddings(len(tokenizer))
+    new(model, tokenizer=tokenizer)
+    assert tokenizer.pad_token == tokenizer.eos_token
+
+
+def test_a_tokenizer_without_pad_and_end_token_is_refused(tokenizer):
+    tokenizer.eos_token = None
+    with pytest.raises(RecipeError, match="neither a pad nor an eos token"):
+        new(tokenizer=tokenizer)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(RecipeError, match="`model` must be a name, a folder, or a language model"):
+        PPOTrainer(PPOConfig(), 3, None, Tokens())
+
+
+def test_attention_only_and_an_adapter_do_not_go_together():
+    from peft import LoraConfig
+
+    with pytest.raises(RecipeError, match="`trainable: attention` trains weights of the full"):
+        PPOTrainer(
+            PPOConfig(trainable="attention"),
+            gpt2(),
+            None,
+            Tokens(),
+            peft_config=LoraConfig(task_type="CAUSAL_LM"),
+        )
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_before_training():
+    with pytest.raises(RecipeError, match=r"context holds 64\. Lower `response_length` to 14"):
+        checks.check_lengths(50, 20, gpt2())
+
+
+def test_a_reference_that_should_agree_but_does_not_stops_the_run(trainer):
+    log_ratio = torch.tensor([[0.0, 0.3]])
+    with pytest.raises(RecipeError, match=r"log-probabilities differ by 0.3.*Padding is the likel"):
+        checks.check_first_kl(log_ratio, trainer.policy_model, reduced_precision=False)
+    checks.check_first_kl(log_ratio * 1e-4, trainer.policy_model, reduced_precision=False)
+
+
+def test_reduced_precision_is_named_as_the_cause(trainer):
+    with pytest.raises(RecipeError, match="Precision: the model runs in autocast"):
+        checks.check_first_ratio(torch.ones(1, 1), trainer.policy_model, reduced_precision=True)

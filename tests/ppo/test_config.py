@@ -1,0 +1,134 @@
+"""PPOConfig: one meaning for each setting, whichever of its names was written."""
+
+import dataclasses
+import warnings
+
+import pytest
+
+from trl_recipes import PPOConfig, RecipeError
+
+
+def sizes(**given):
+    config = PPOConfig(**given)
+    return (
+        config.batch_size,
+        config.mini_batch_size,
+        config.gradient_accumulation_steps,
+        config.num_mini_batches,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (128, 128, 1, 1)),
+        ({"batch_size": 64}, (64, 64, 1, 1)),
+        ({"batch_size": 64, "mini_batch_size": 16}, (64, 16, 1, 4)),
+        (
+            {"batch_size": 64, "mini_batch_size": 16, "gradient_accumulation_steps": 2},
+            (64, 16, 2, 2),
+        ),
+        ({"mini_batch_size": 16, "gradient_accumulation_steps": 8}, (128, 16, 8, 1)),
+        ({"forward_batch_size": 32}, (128, 32, 1, 4)),
+        ({"batch_size": 64, "gradient_accumulation_steps": 4}, (64, 16, 4, 1)),
+        ({"batch_size": 64, "num_mini_batches": 4}, (64, 16, 1, 4)),
+        # as TRL 1.12 counts: 8 passes of 4 make a batch of 32, in 2 optimizer steps
+        (
+            {
+                "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": 8,
+                "num_mini_batches": 2,
+            },
+            (32, 4, 4, 2),
+        ),
+        ({"per_device_train_batch_size": 8}, (8, 8, 1, 1)),
+    ],
+)
+def test_batch_sizes_follow_from_what_was_given(given, expected):
+    assert sizes(**given) == expected
+
+
+def test_a_configuration_can_be_copied():
+    config = PPOConfig(batch_size=64, mini_batch_size=16, ppo_epochs=2, init_kl_coef=0.1)
+    copy = dataclasses.replace(config, learning_rate=1e-4)
+    assert (copy.batch_size, copy.num_mini_batches, copy.ppo_epochs) == (64, 4, 2)
+    assert copy.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("classic", "modern", "value", "other"),
+    [
+        ("ppo_epochs", "num_ppo_epochs", 3, 2),
+        ("init_kl_coef", "kl_coef", 0.1, 0.3),
+        ("mini_batch_size", "per_device_train_batch_size", 32, 64),
+        ("kl_penalty", "kl_estimator", "kl", "k3"),
+        ("log_with", "report_to", "tensorboard", ["wandb"]),
+    ],
+)
+def test_two_names_of_one_thing_must_agree(classic, modern, value, other):
+    config = PPOConfig(**{classic: value})
+    assert getattr(config, modern) in (value, [value], "k1")
+    with pytest.raises(RecipeError, match=f"`{classic}`.*`{modern}`.*differ"):
+        PPOConfig(**{classic: value, modern: other})
+
+
+def test_equal_values_under_both_names_are_fine():
+    assert PPOConfig(ppo_epochs=3, num_ppo_epochs=3).num_ppo_epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batch_size": 10, "mini_batch_size": 4}, r"`batch_size` \(10\).*8 or 12.*1, 2, 5, 10"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"target": 0}, "`target` must be greater than 0, got 0"),
+        ({"horizon": -1.0}, "`horizon` must be greater than 0"),
+        ({"temperature": 0.0}, "`temperature` must be greater than 0"),
+        ({"kl_penalty": "k2"}, "Unknown `kl_penalty` 'k2'. Choose one of: kl, abs, mse"),
+        ({"trainable": "head"}, "Unknown `trainable` 'head'"),
+        ({"min_response_length": 20}, "`min_response_length` .20. must lie between 1 and"),
+        ({"fp16": True}, "`fp16` is refused: the probability ratio needs more"),
+        ({"batch_size": 64, "mini_batch_size": 16, "num_mini_batches": 3}, "makes 4"),
+        (
+            {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}
+            | {"num_mini_batches": 2},
+            r"`gradient_accumulation_steps` \(3\) must be a multiple of `num_mini_batches` \(2\)",
+        ),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_would_do(given, message):
+    with pytest.raises(RecipeError, match=message):
+        PPOConfig(**given)
+
+
+def test_options_without_meaning_warn_once_and_say_why():
+    with pytest.warns(UserWarning, match="`steps` no longer means anything: TRL never read it"):
+        PPOConfig(steps=20000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PPOConfig(steps=20000)
+
+
+def test_labels_of_classic_scripts_can_be_read_back():
+    config = PPOConfig(model_name="lvwerra/gpt2-imdb", query_dataset="imdb")
+    assert (config.model_name, config.query_dataset) == ("lvwerra/gpt2-imdb", "imdb")
+
+
+def test_without_output_dir_nothing_is_saved(tmp_path):
+    assert not PPOConfig().should_save
+    assert PPOConfig(output_dir=str(tmp_path)).should_save
+    config = PPOConfig()
+    config.save_to(str(tmp_path / "run"))
+    assert config.should_save
+    assert config.output_dir == str(tmp_path / "run")
+
+
+def test_a_chosen_output_dir_stays(tmp_path):
+    config = PPOConfig(output_dir=str(tmp_path))
+    config.save_to("elsewhere")
+    assert config.output_dir == str(tmp_path)
+
+
+def test_classic_names_of_checkpointing_and_cache():
+    assert PPOConfig(gradient_checkpointing=True).activation_checkpointing is True
+    assert PPOConfig(optimize_cuda_cache=True).optimize_device_cache is True

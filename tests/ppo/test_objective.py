@@ -1,0 +1,174 @@
+"""The mathematics of PPO against hand-worked figures, brute force and enumeration."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_recipes.ppo import objective
+
+close = torch.testing.assert_close
+
+
+def brute_force_advantages(rewards, values, gamma, lam):
+    """GAE as its definition says: a double loop in python floats."""
+    rows = []
+    for r, v in zip(rewards.tolist(), values.tolist(), strict=True):
+        v = [*v, 0.0]
+        deltas = [r[t] + gamma * v[t + 1] - v[t] for t in range(len(r))]
+        rows.append(
+            [
+                sum((gamma * lam) ** (s - t) * deltas[s] for s in range(t, len(r)))
+                for t in range(len(r))
+            ]
+        )
+    return torch.tensor(rows, dtype=rewards.dtype)
+
+
+def test_advantages_of_three_tokens_by_hand():
+    # deltas: 0 + .5*2 - 1 = 0;  0 + .5*3 - 2 = -.5;  4 - 3 = 1;  decay .5 * .5 = .25
+    # A3 = 1;  A2 = -.5 + .25 * 1 = -.25;  A1 = 0 + .25 * -.25 = -.0625
+    rewards, values = torch.tensor([[0.0, 0.0, 4.0]]), torch.tensor([[1.0, 2.0, 3.0]])
+    advantages, returns = objective.generalized_advantages(rewards, values, gamma=0.5, lam=0.5)
+    close(advantages, torch.tensor([[-0.0625, -0.25, 1.0]]))
+    close(returns, torch.tensor([[0.9375, 1.75, 4.0]]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 12),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(0, 2**31),
+)
+def test_advantages_equal_the_double_loop(length, gamma, lam, seed):
+    generator = torch.Generator().manual_seed(seed)
+    rewards, values = torch.randn(2, 3, length, generator=generator, dtype=torch.float64)
+    advantages, _ = objective.generalized_advantages(rewards, values, gamma, lam)
+    close(advantages, brute_force_advantages(rewards, values, gamma, lam))
+
+
+def test_masked_positions_never_matter():
+    values, mask = torch.randn(2, 5), torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 1, 0]])
+    spoilt = torch.where(mask.bool(), values, 1e9)
+    for function in (objective.masked_mean, objective.masked_var, objective.masked_whiten):
+        close(function(values, mask), function(spoilt, mask))
+
+
+def test_masked_statistics_are_those_of_the_unmasked_part():
+    values, mask = torch.randn(4, 6), (torch.rand(4, 6) > 0.4).long()
+    kept = values[mask.bool()]
+    close(objective.masked_mean(values, mask), kept.mean())
+    close(objective.masked_var(values, mask), kept.var())
+    whitened = objective.masked_whiten(values, mask)
+    close(whitened[mask.bool()], (kept - kept.mean()) / kept.std(), rtol=1e-5, atol=1e-6)
+    unshifted = objective.masked_whiten(values, mask, shift_mean=False)
+    close(unshifted[mask.bool()].mean(), kept.mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_one_value_whitens_to_zero_and_not_to_nan():
+    values, mask = torch.tensor([[3.0, 9.0]]), torch.tensor([[1, 0]])
+    close(objective.masked_whiten(values, mask), torch.zeros(1, 2))
+
+
+def test_sums_over_two_processes_give_the_statistics_of_both():
+    values, mask = torch.randn(4, 6), (torch.rand(4, 6) > 0.3).long()
+    halves = list(zip(values.split(2), mask.split(2), strict=True))
+
+    # every sum that the first half takes is answered with what both halves hold together
+    mean = objective.masked_mean(values, mask)
+    other_value, other_mask = halves[1]
+
+    def both(total):
+        return total + torch.stack([(other_value * other_mask).sum(), other_mask.sum().float()])
+
+    close(objective.masked_mean(*halves[0], all_sum=both), mean)
+
+
+@pytest.fixture
+def distributions():
+    torch.manual_seed(1)
+    return torch.randn(1, 1, 5).log_softmax(-1), torch.randn(1, 1, 5).log_softmax(-1)
+
+
+def exact_kl(p, q):
+    pairs = zip(p.flatten().tolist(), q.flatten().tolist(), strict=True)
+    return sum(math.exp(a) * (a - b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", ["kl", "k3"])
+def test_unbiased_estimators_average_to_the_exact_kl(kind, distributions):
+    p, q = distributions
+    tokens = torch.arange(5)
+    penalty = objective.kl_penalty(p[0, 0, tokens], q[0, 0, tokens], kind)
+    assert float((p.exp().flatten() * penalty).sum()) == pytest.approx(exact_kl(p, q), abs=1e-6)
+
+
+def test_full_kl_is_the_sum_over_the_vocabulary(distributions):
+    p, q = distributions
+    shifted = objective.full_kl(p + 3.0, q - 2.0)  # logits need not be normalised
+    assert float(shifted) == pytest.approx(exact_kl(p, q), abs=1e-6)
+
+
+def test_abs_and_mse_penalties_by_hand():
+    p, q = torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -1.5])
+    close(objective.kl_penalty(p, q, "abs"), torch.tensor([2.0, 0.5]))
+    close(objective.kl_penalty(p, q, "mse"), torch.tensor([2.0, 0.125]))
+    assert (objective.kl_penalty(p, q, "k3") >= 0).all()
+
+
+def test_the_score_lands_on_the_last_token_that_counts():
+    kl = torch.full((3, 4), 0.5)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 1, 1, 0]])
+    rewards, non_score = objective.token_rewards(torch.tensor([1.0, 2.0, 3.0]), kl, 0.2, mask)
+    expected = torch.tensor([[-0.1, -0.1, -0.1, 0.9], [-0.1, 1.9, 0.0, 0.0], [0.0, -0.1, 2.9, 0.0]])
+    close(rewards, expected)
+    close(non_score, -0.1 * mask)
+
+
+def test_log_probabilities_and_entropy_equal_log_softmax():
+    logits, labels = torch.randn(2, 3, 7), torch.randint(0, 7, (2, 3))
+    logprobs = logits.log_softmax(-1)
+    close(
+        objective.logprobs_from_logits(logits, labels),
+        logprobs.gather(-1, labels[..., None])[..., 0],
+    )
+    close(
+        objective.entropy_from_logits(logits),
+        torch.distributions.Categorical(logits=logits).entropy(),
+    )
+
+
+def test_clipped_losses_by_hand():
+    # ratio e^0.5 = 1.6487, above 1.2: with A = 2 the clipped loss -2.4 is the larger;
+    # ratio e^-0.5 = .6065, below .8: with A = 2 the unclipped -1.2131 is the larger
+    losses = objective.ppo_losses(
+        logprobs=torch.tensor([[0.5, -0.5]]),
+        values=torch.tensor([[1.0, 1.0]]),
+        old_logprobs=torch.zeros(1, 2),
+        old_values=torch.tensor([[0.0, 0.9]]),
+        advantages=torch.full((1, 2), 2.0),
+        returns=torch.tensor([[3.0, 0.0]]),
+        cliprange=0.2,
+        cliprange_value=0.2,
+    )
+    close(losses.policy, torch.tensor([[-2.4, -2 * math.exp(-0.5)]]))
+    # value 1.0 is held to 0.2: (0.2 - 3)^2 = 7.84 against (1 - 3)^2 = 4; the second is not held
+    close(losses.value, torch.tensor([[3.92, 0.5]]))
+    close(losses.policy_clipped, torch.tensor([[1.0, 0.0]]))
+    close(losses.value_clipped, torch.tensor([[1.0, 0.0]]))
+
+
+def test_without_a_change_nothing_is_clipped_and_the_gradient_is_minus_the_advantage():
+    old = torch.randn(2, 3)
+    logprobs = old.clone().requires_grad_()
+    advantages = torch.randn(2, 3)
+    losses = objective.ppo_losses(
+        logprobs, old, old, old, advantages, old, cliprange=0.2, cliprange_value=0.2
+    )
+    losses.policy.sum().backward()
+    close(losses.ratio, torch.ones(2, 3))
+    close(logprobs.grad, -advantages)
+    assert not losses.policy_clipped.any()

@@ -1,0 +1,59 @@
+"""ActorCritic: one trunk, two heads, for causal and encoder-decoder models alike."""
+
+import torch
+from torch import Tensor, nn
+
+from trl_recipes.forward import response_logits
+
+
+class ActorCritic(nn.Module):
+    """A language model and a value head that share one run of the trunk.
+
+    Args:
+        policy: transformers model with a language-model head, or the PEFT model around it.
+        value_head: maps hidden states (B, R, H) to (B, R, 1); kept in float32.
+
+    It stands where TRL 1.12 has its `PolicyAndValueWrapper`, which runs two models side by side.
+    """
+
+    base_model_prefix = "policy"  # TRL's constructor looks the critic's backbone up under it
+
+    def __init__(self, policy: nn.Module, value_head: nn.Module):
+        super().__init__()
+        self.policy = policy
+        self.value_head = value_head
+        self.config = policy.config
+
+    def forward(
+        self, queries: Tensor, query_mask: Tensor, responses: Tensor, response_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and values of the response positions alone.
+
+        Args:
+            queries: token ids, (B, Q); at the right of their columns for a causal model.
+            query_mask: 1 at query tokens, (B, Q).
+            responses: token ids, (B, R), at the left of their columns.
+            response_mask: 1 at response tokens, (B, R).
+
+        Returns:
+            logits: float32, (B, R, V); those at position t are of response token t.
+            values: float32, (B, R); of the state before response token t.
+        """
+        logits, hidden = response_logits(self.policy, queries, query_mask, responses, response_mask)
+        with torch.autocast(hidden.device.type, enabled=False):
+            values = self.value_head(hidden.float()).squeeze(-1)
+        return logits, values
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set every dropout probability to 0, also those that are plain numbers (BART, layer drop).
+
+    Dropout makes the probability ratio differ from 1 before the first update. Unlike `eval()`, this
+    leaves train mode on, which gradient checkpointing needs.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,267 @@
+"""What is checked before anything is trained: inputs, models, tokenizer, and the first batch."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.forward import unwrap_adapter
+
+logger = logging.getLogger(__name__)
+
+
+def check_step_inputs(
+    queries: Sequence[Tensor],
+    responses: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    response_masks: Sequence[Tensor] | None,
+    batch_size: int,
+) -> None:
+    """Hold the arguments of `PPOTrainer.step` to what they must be.
+
+    Args:
+        queries: token ids, 1-D.
+        responses: token ids, 1-D, not empty.
+        scores: one finite number each, 0-D or of one element.
+        response_masks: 0 or 1 for each response token, or None.
+        batch_size: how many of each there must be.
+
+    Raises:
+        RecipeError: names the argument and the row.
+    """
+    given = {"queries": queries, "responses": responses, "scores": scores}
+    if response_masks is not None:
+        given["response_masks"] = response_masks
+    for name, values in given.items():
+        if not isinstance(values, list | tuple):
+            raise RecipeError(f"`{name}` must be a list of tensors, got {type(values).__name__}.")
+        if len(values) != batch_size:
+            raise RecipeError(
+                f"Expected {batch_size} {name}, one a sample (`batch_size={batch_size}`), "
+                f"got {len(values)}."
+            )
+        for row, value in enumerate(values):
+            _check_tensor(name, row, value)
+    for row, mask in enumerate(response_masks or []):
+        if len(mask) != len(responses[row]):
+            raise RecipeError(
+                f"`response_masks[{row}]` has {len(mask)} entries, but `responses[{row}]` has "
+                f"{len(responses[row])} tokens. Give one entry a token."
+            )
+        if not mask.bool().any():
+            raise RecipeError(f"`response_masks[{row}]` masks every token. Leave one or more in.")
+
+
+def _check_tensor(name: str, row: int, value: Tensor) -> None:
+    where = f"`{name}[{row}]`"
+    if not isinstance(value, Tensor):
+        raise RecipeError(f"{where} must be a tensor, got {type(value).__name__}.")
+    if name == "scores":
+        if value.numel() != 1:
+            raise RecipeError(f"{where} must be one number, got shape {tuple(value.shape)}.")
+        if not torch.isfinite(value).all():
+            raise RecipeError(f"{where} is {value.item()}. Scores must be finite numbers.")
+        return
+    if value.dim() != 1:
+        raise RecipeError(
+            f"{where} must be one-dimensional, got shape {tuple(value.shape)}. Use `.squeeze(0)`?"
+        )
+    if len(value) == 0:
+        advice = " Set `min_new_tokens=1` in the generation arguments." * (name == "responses")
+        raise RecipeError(f"{where} has no tokens.{advice}")
+
+
+def check_token_ids(
+    queries: Sequence[Tensor], responses: Sequence[Tensor], model: nn.Module
+) -> None:
+    """Hold token ids to the model's vocabulary, and their number to its context.
+
+    Raises:
+        RecipeError: names the argument and the row.
+    """
+    config = model.config
+    size = model.get_input_embeddings().weight.shape[0]
+    for name, rows in (("queries", queries), ("responses", responses)):
+        lows = [int(row.min()) for row in rows]
+        highs = [int(row.max()) for row in rows]
+        for row, (low, high) in enumerate(zip(lows, highs, strict=True)):
+            if low < 0 or high >= size:
+                wrong = low if low < 0 else high
+                raise RecipeError(
+                    f"`{name}[{row}]` holds token id {wrong}, outside the model's vocabulary of "
+                    f"{size}. Is the tokenizer the model's own?"
+                )
+    context = context_length(config)
+    if context is None:
+        return
+    together = not config.is_encoder_decoder
+    for row, (query, response) in enumerate(zip(queries, responses, strict=True)):
+        length = len(query) + len(response) if together else max(len(query), len(response))
+        if length > context:
+            raise RecipeError(
+                f"Sample {row} is {length} tokens long (query {len(query)}, response "
+                f"{len(response)}), but the model's context holds {context}. Shorten the one or "
+                "the other."
+            )
+
+
+def check_lengths(longest_query: int, response_length: int, model: nn.Module) -> None:
+    """Refuse prompts that leave no room for a response, before any training.
+
+    Args:
+        longest_query: tokens of the longest prompt.
+        response_length: most tokens of a response.
+        model: the transformers model.
+
+    Raises:
+        RecipeError: says which number to lower, and to what.
+    """
+    context = context_length(model.config)
+    if context is None or model.config.is_encoder_decoder:
+        return
+    if longest_query + response_length > context:
+        raise RecipeError(
+            f"The longest prompt ({longest_query} tokens) and `response_length` "
+            f"({response_length}) need {longest_query + response_length} tokens, but the model's "
+            f"context holds {context}. Lower `response_length` to "
+            f"{max(context - longest_query, 0)} or cut the prompts."
+        )
+
+
+def context_length(config) -> int | None:
+    """Most tokens that a model's positions allow; None where they are unbounded (T5, BLOOM)."""
+    for name in ("max_position_embeddings", "n_positions"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and getattr(config, "model_type", "") not in ("t5", "mt5"):
+            return value
+    return None
+
+
+def prepare_tokenizer(tokenizer, model: nn.Module) -> None:
+    """Fill in a missing pad token, and hold the tokenizer to the model's vocabulary.
+
+    Padding is hidden by masks that come from lengths, so the end token serves as padding too.
+
+    Args:
+        tokenizer: changed in place where it has no pad token.
+        model: the transformers model.
+
+    Raises:
+        RecipeError: the tokenizer has neither pad nor end token, or more tokens than the model.
+    """
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise RecipeError(
+                "The tokenizer has neither a pad nor an eos token. Set `tokenizer.eos_token` to "
+                "the token that ends a text; padding then uses it too."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.info("The tokenizer has no pad token: its eos token %s pads.", tokenizer.eos_token)
+    size = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > size:
+        raise RecipeError(
+            f"The tokenizer knows {len(tokenizer)} tokens, the model only {size}. Use the "
+            "model's own tokenizer, or `model.resize_token_embeddings(len(tokenizer))` before "
+            "training."
+        )
+
+
+def check_reference(model: nn.Module, ref_model: nn.Module) -> None:
+    """Hold the reference model to the policy's vocabulary.
+
+    Raises:
+        RecipeError: they are one object, or their vocabularies differ.
+    """
+    if ref_model is model:
+        raise RecipeError(
+            "`model` and `ref_model` are the same object, so the KL penalty would always be 0. "
+            "Pass `create_reference_model(model)`, or None."
+        )
+    size, ref_size = (m.get_output_embeddings().weight.shape[0] for m in (model, ref_model))
+    if size != ref_size:
+        raise RecipeError(
+            f"`ref_model` has a vocabulary of {ref_size}, `model` one of {size}: their "
+            "log-probabilities cannot be compared. Use a reference that shares the tokenizer."
+        )
+
+
+def check_first_ratio(log_ratio: Tensor, policy: nn.Module, reduced_precision: bool) -> None:
+    """Before the first update the ratio is 1; otherwise rollout and update disagree.
+
+    Args:
+        log_ratio: log-probabilities now less those of the rollout, 0 at masked positions.
+        policy: the transformers or PEFT model.
+        reduced_precision: whether it runs in less than float32.
+
+    Raises:
+        RecipeError: says which of the known causes applies.
+    """
+    _check_first(
+        "Before the first update, new and old log-probabilities of one token differ by",
+        log_ratio,
+        policy,
+        reduced_precision,
+    )
+
+
+def check_first_kl(log_ratio: Tensor, policy: nn.Module, reduced_precision: bool) -> None:
+    """Where the reference is the start model, its log-probabilities are the policy's.
+
+    Args:
+        log_ratio: log-probabilities of the policy less those of the reference, 0 where masked.
+        policy: the transformers or PEFT model.
+        reduced_precision: whether it runs in less than float32.
+
+    Raises:
+        RecipeError: says which of the known causes applies.
+    """
+    _check_first(
+        "The reference is the start model, yet on the first batch log-probabilities differ by",
+        log_ratio,
+        policy,
+        reduced_precision,
+    )
+
+
+def _check_first(what: str, log_ratio: Tensor, policy: nn.Module, reduced_precision: bool) -> None:
+    tolerance = 0.2 if reduced_precision else 1e-4  # nats
+    off = log_ratio.abs().max().item()
+    if not off <= tolerance:
+        cause = explain_mismatch(policy, reduced_precision)
+        raise RecipeError(f"{what} {off:.2g}, where at most {tolerance:.0e} is rounding. {cause}")
+
+
+def explain_mismatch(policy: nn.Module, reduced_precision: bool) -> str:
+    """Say why log-probabilities of one model on one batch differ between two passes.
+
+    Args:
+        policy: the transformers or PEFT model.
+        reduced_precision: whether it runs under autocast.
+
+    Returns:
+        A sentence that names the first known cause that applies.
+    """
+    model = unwrap_adapter(policy)
+    dropouts = [name for name, m in policy.named_modules() if getattr(m, "p", 0) and _drops(m)]
+    if dropouts:
+        return f"Dropout is on in `{dropouts[0]}`: set it to 0, or leave switching it off to us."
+    dtypes = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
+    if reduced_precision or dtypes:
+        kind = "autocast" if reduced_precision else ", ".join(map(str, dtypes))
+        return f"Precision: the model runs in {kind}. Try float32 (`bf16: false`)."
+    ids = torch.arange(4, device=model.device).remainder(model.config.vocab_size)[None]
+    if not model.config.is_encoder_decoder:
+        with torch.no_grad():
+            once, again = model(ids).logits, model(ids).logits
+            beside = model(ids.expand(2, -1)).logits[:1]
+        if not torch.equal(once, again):
+            return "The model is not deterministic: it gives one input two answers."
+        if (once - beside).abs().max() > 1e-4:
+            return "Padding or batching changes a row's log-probabilities: does the model mix rows?"
+    return "Padding is the likely cause: does the model use attention mask and position ids?"
+
+
+def _drops(module: nn.Module) -> bool:
+    return isinstance(module, nn.Dropout) and module.training

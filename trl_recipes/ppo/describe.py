@@ -1,0 +1,61 @@
+"""What a run is about to do, in words."""
+
+from torch import nn
+
+from trl_recipes.ppo.config import PPOConfig
+
+
+def describe_run(
+    config: PPOConfig,
+    model: nn.Module,
+    reward_names: list[str],
+    prompt_lengths: list[int],
+    device: str,
+) -> str:
+    """Say in one paragraph what is trained, on what, for how long, with the batch arithmetic.
+
+    Args:
+        config: after the trainer was built.
+        model: the trained module, value head included.
+        reward_names: of the reward functions.
+        prompt_lengths: tokens of each prompt.
+        device: where it runs.
+    """
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    part = "all of them" if trained == total else f"{_count(trained)} of them"
+    processes = config.world_size or 1
+    samples = config.batch_size * processes
+    step = config.backward_batch_size * processes
+    shortest = config.min_response_length or config.response_length
+    passes = (
+        ""
+        if config.gradient_accumulation_steps == 1
+        else f" ({config.gradient_accumulation_steps} passes of {config.mini_batch_size})"
+    )
+    adaptive = f", adapted towards {config.target:g} nats" if config.adap_kl_ctrl else ", fixed"
+    precision = "bfloat16 autocast" if config.bf16 else "float32"
+    return (
+        f"PPO on {type(getattr(model, 'policy', model)).__name__} with {_count(total)} parameters, "
+        f"training {part}, rewarded by {', '.join(reward_names)}. "
+        f"{_range(min(prompt_lengths), max(prompt_lengths), 'token')} of {len(prompt_lengths)} "
+        f"prompts are continued by {_range(shortest, config.response_length, 'token')}. "
+        f"{config.num_total_batches} steps, each of {samples} responses gone over "
+        f"{config.ppo_epochs} times in optimizer steps of {step}{passes}: "
+        f"{config.num_total_batches * samples} responses and "
+        f"{config.num_total_batches * config.ppo_epochs * config.num_mini_batches} optimizer "
+        f"steps in all. KL coefficient {config.init_kl_coef:g}{adaptive}; learning rate "
+        f"{config.learning_rate:g}; {precision} on {device}, "
+        f"{processes} process{'es' if processes > 1 else ''}, seed {config.seed}."
+    )
+
+
+def _count(number: int) -> str:
+    if number < 1_000_000:
+        return f"{number / 1000:.0f} thousand"
+    return f"{number / 1e6:.1f} million"
+
+
+def _range(low: int, high: int, unit: str) -> str:
+    plural = "s" if high > 1 else ""
+    return f"{low} {unit}{plural}" if low == high else f"{low} to {high} {unit}{plural}"

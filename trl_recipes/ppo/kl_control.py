@@ -1,0 +1,42 @@
+"""Controllers of the KL coefficient."""
+
+
+class FixedKLController:
+    """Keeps the KL coefficient as it is.
+
+    Args:
+        kl_coef: weight of the KL penalty in the token rewards.
+    """
+
+    def __init__(self, kl_coef: float):
+        self.value = kl_coef
+
+    def update(self, current: float, n_steps: int) -> None:
+        """Do nothing; the adaptive controller's counterpart."""
+
+
+class AdaptiveKLController:
+    """Moves the KL coefficient so that the KL to the reference nears a target.
+
+    Args:
+        init_kl_coef: coefficient at the start.
+        target: KL a sequence to aim at, in nats.
+        horizon: number of episodes over which the coefficient adapts.
+
+    Source: Ziegler et al. 2019 (arXiv:1909.08593), section 2.2; TRL 0.11.4 `AdaptiveKLController`.
+    """
+
+    def __init__(self, init_kl_coef: float, target: float, horizon: float):
+        self.value = init_kl_coef
+        self.target = target
+        self.horizon = horizon
+
+    def update(self, current: float, n_steps: int) -> None:
+        """Take one proportional step.
+
+        Args:
+            current: mean KL a sequence of the last batch, over all processes, in nats.
+            n_steps: number of episodes in that batch, over all processes.
+        """
+        error = min(max(current / self.target - 1, -0.2), 0.2)
+        self.value *= 1 + error * n_steps / self.horizon

@@ -1,0 +1,277 @@
+r"""The mathematics of PPO on language models, as pure functions of tensors.
+
+Shapes: B sequences, R response tokens, V vocabulary. A mask is 1 at response tokens that count
+and 0 elsewhere; masked positions never influence a result. Logarithms are natural, so
+log-probabilities, KL and entropy are in nats. A *score* is one number a sequence; a *reward* is one
+a token.
+
+`all_sum` adds a tensor over all processes (`accelerator.reduce`), so that statistics are those of
+the whole batch; with one process it does nothing.
+
+Sources: Schulman et al. 2017 (PPO, arXiv:1707.06347), Schulman et al. 2016 (GAE, arXiv:1506.02438),
+Ziegler et al. 2019 (arXiv:1909.08593), and TRL 0.11.4 `ppo_trainer.py`, whose figures the tests
+hold.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Sum = Callable[[Tensor], Tensor]
+
+
+def local(total: Tensor) -> Tensor:
+    """Return the sum of one process as it is."""
+    return total
+
+
+def masked_mean(values: Tensor, mask: Tensor, all_sum: Sum = local) -> Tensor:
+    """Average the unmasked elements.
+
+    Args:
+        values: shape (...).
+        mask: same shape, 0 or 1.
+        all_sum: adds over processes.
+
+    Returns:
+        A scalar; 0 where nothing is unmasked.
+    """
+    total, count = all_sum(torch.stack([values.where(mask.bool(), 0).sum(), mask.sum().float()]))
+    return total / count.clamp(min=1)
+
+
+def masked_var(values: Tensor, mask: Tensor, all_sum: Sum = local) -> Tensor:
+    """Unbiased variance of the unmasked elements; 0 where there are fewer than two.
+
+    Args:
+        values: shape (...).
+        mask: same shape, 0 or 1.
+        all_sum: adds over processes.
+    """
+    centred = values - masked_mean(values, mask, all_sum)
+    count = all_sum(mask.sum().float())
+    return masked_mean(centred.square(), mask, all_sum) * count / (count - 1).clamp(min=1)
+
+
+def masked_whiten(
+    values: Tensor, mask: Tensor, shift_mean: bool = True, all_sum: Sum = local
+) -> Tensor:
+    """Scale the unmasked elements to variance 1 and, with `shift_mean`, mean 0.
+
+    Args:
+        values: shape (...).
+        mask: same shape, 0 or 1.
+        shift_mean: False keeps the mean, as whitening of rewards wants.
+        all_sum: adds over processes.
+
+    Returns:
+        Same shape; masked positions are 0.
+    """
+    mean = masked_mean(values, mask, all_sum)
+    whitened = (values - mean) * torch.rsqrt(masked_var(values, mask, all_sum) + 1e-8)
+    return (whitened if shift_mean else whitened + mean).where(mask.bool(), 0)
+
+
+def whiten_with_padding(
+    rewards: Tensor, mask: Tensor, padding: Tensor, all_sum: Sum = local
+) -> Tensor:
+    """Whiten token rewards without shifting their mean, as TRL 0.11.4 did it: padding too.
+
+    There, a masked position's reward of 0 is whitened like any other, and generalised advantages
+    carry what comes of it back into the response. The figures of TRL 0.11.4 depend on it.
+
+    Args:
+        rewards: shape (B, R), 0 at masked positions.
+        mask: shape (B, R).
+        padding: number of padded positions behind each response, shape (B,).
+        all_sum: adds over processes.
+
+    Returns:
+        Shape (B, R + most padding): wider than the rewards, for `generalized_advantages`.
+
+    Source: TRL 0.11.4 `compute_advantages`.
+    """
+    mean = masked_mean(rewards, mask, all_sum)
+    scale = torch.rsqrt(masked_var(rewards, mask, all_sum) + 1e-8)
+    wide = F.pad(rewards, (0, int(padding.max())))
+    positions = torch.arange(wide.shape[1], device=rewards.device)
+    length = mask.shape[1] - mask.flip(1).argmax(1)  # up to the last token that counts
+    whitened = (wide - mean) * scale + mean
+    return whitened.where(positions < (length + padding)[:, None], 0)
+
+
+def logprobs_from_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability of each label, without a second tensor of the vocabulary's size.
+
+    Args:
+        logits: shape (B, R, V), float32.
+        labels: token ids, shape (B, R).
+
+    Returns:
+        Shape (B, R), in nats.
+    """
+    chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return chosen - logits.logsumexp(-1)
+
+
+def entropy_from_logits(logits: Tensor) -> Tensor:
+    """Entropy of each position's distribution.
+
+    Args:
+        logits: shape (B, R, V).
+
+    Returns:
+        Shape (B, R), in nats.
+    """
+    logprobs = logits.log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
+    """KL penalty of each token, estimated from the sampled token alone.
+
+    Args:
+        logprobs: of the policy at sampling time, shape (B, R).
+        ref_logprobs: of the reference model, shape (B, R).
+        kind: "kl" (log ratio, unbiased), "abs" (its magnitude), "mse" (half its square) or "k3"
+            (unbiased and never negative).
+
+    Returns:
+        Shape (B, R), in nats.
+
+    Source: Schulman, "Approximating KL Divergence" (2020), where kl is k1 and mse is k2.
+    """
+    log_ratio = logprobs - ref_logprobs
+    if kind == "kl":
+        return log_ratio
+    if kind == "abs":
+        return log_ratio.abs()
+    if kind == "mse":
+        return 0.5 * log_ratio.square()
+    if kind == "k3":
+        return (-log_ratio).exp() - 1 + log_ratio
+    raise ValueError(f"Unknown KL penalty {kind!r}: use kl, abs, mse or k3; full has `full_kl`.")
+
+
+def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """Exact KL(policy || reference) of each position, over the whole vocabulary.
+
+    Args:
+        logits: of the policy at sampling time, shape (B, R, V).
+        ref_logits: of the reference model, shape (B, R, V).
+
+    Returns:
+        Shape (B, R), in nats.
+    """
+    return F.kl_div(
+        ref_logits.log_softmax(-1), logits.log_softmax(-1), log_target=True, reduction="none"
+    ).sum(-1)
+
+
+def token_rewards(
+    scores: Tensor, kl: Tensor, kl_coef: float, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Minus the weighted KL at every token, plus the score at the last one.
+
+    Args:
+        scores: one a sequence, shape (B,).
+        kl: KL penalty, shape (B, R), in nats.
+        kl_coef: its weight.
+        mask: shape (B, R), at least one 1 in each row.
+
+    Returns:
+        rewards: shape (B, R).
+        non_score_rewards: the KL part alone, shape (B, R).
+
+    Source: Ziegler et al. 2019, eq. 2; TRL 0.11.4 `compute_rewards`.
+    """
+    non_score_rewards = (-kl_coef * kl).where(mask.bool(), 0)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    last = (positions * mask).argmax(1)
+    rewards = non_score_rewards.clone()
+    rewards[torch.arange(len(scores), device=mask.device), last] += scores
+    return rewards, non_score_rewards
+
+
+def generalized_advantages(
+    rewards: Tensor, values: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    r"""Generalised advantage estimation over response tokens.
+
+    A_t = sum_k (gamma lam)^k delta_{t+k},  delta_t = r_t + gamma V_{t+1} - V_t, with V = 0 after
+    the end. Written as a product with a triangular matrix, so there is no loop over tokens.
+
+    Args:
+        rewards: shape (B, R), 0 at masked positions.
+        values: shape (B, R), 0 at masked positions.
+        gamma: discount.
+        lam: lambda of GAE.
+
+    Returns:
+        advantages: shape (B, R), not whitened.
+        returns: advantages + values, shape (B, R).
+
+    Source: Schulman et al. 2016, eq. 16; TRL 0.11.4 `compute_advantages`.
+    """
+    next_values = F.pad(values[:, 1:], (0, 1))
+    deltas = rewards + gamma * next_values - values
+    steps = torch.arange(rewards.shape[1], device=rewards.device)
+    ahead = (steps[:, None] - steps[None, :]).clamp(min=0)  # row t + k, column t
+    decay = torch.tensor(gamma * lam, dtype=rewards.dtype, device=rewards.device).pow(ahead)
+    advantages = deltas @ decay.tril()
+    return advantages, advantages + values
+
+
+class PPOLosses(NamedTuple):
+    """What one forward pass contributes, each of shape (B, R) and not yet averaged."""
+
+    policy: Tensor
+    value: Tensor
+    ratio: Tensor
+    policy_clipped: Tensor
+    value_clipped: Tensor
+
+
+def ppo_losses(
+    logprobs: Tensor,
+    values: Tensor,
+    old_logprobs: Tensor,
+    old_values: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+    cliprange: float,
+    cliprange_value: float,
+) -> PPOLosses:
+    """Clipped policy and value losses of each token.
+
+    Args:
+        logprobs: of the policy now, shape (B, R).
+        values: of the value head now, shape (B, R).
+        old_logprobs: at sampling time, shape (B, R).
+        old_values: at sampling time, shape (B, R).
+        advantages: whitened, shape (B, R).
+        returns: shape (B, R).
+        cliprange: the ratio is clipped to 1 plus or minus this.
+        cliprange_value: values are clipped to the old ones plus or minus this.
+
+    Returns:
+        Losses with gradient, and the ratio and the two clip indicators without.
+
+    Source: Schulman et al. 2017, eq. 7; TRL 0.11.4 `PPOTrainer.loss`.
+    """
+    ratio = (logprobs - old_logprobs).exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+
+    bounded = values.clamp(old_values - cliprange_value, old_values + cliprange_value)
+    error, bounded_error = (values - returns).square(), (bounded - returns).square()
+    return PPOLosses(
+        policy=torch.maximum(unclipped, clipped),
+        value=0.5 * torch.maximum(error, bounded_error),
+        ratio=ratio.detach(),
+        policy_clipped=(clipped > unclipped).detach().float(),
+        value_clipped=(bounded_error > error).detach().float(),
+    )

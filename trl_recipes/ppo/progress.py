@@ -1,0 +1,42 @@
+"""The progress bar of a run: score, KL and response length first, losses in the plots."""
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+
+class StepProgress(TrainerCallback):
+    """Shows one bar of PPO steps, on the main process."""
+
+    def __init__(self):
+        self.bar = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Open the bar."""
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                unit="step",
+                dynamic_ncols=True,
+                bar_format="{desc}{bar:20} step {n_fmt}/{total_fmt}, {remaining} left",
+            )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Lead with what tells whether the run goes well."""
+        if self.bar is not None and logs is not None and "env/reward_mean" in logs:
+            self.bar.set_description_str(
+                f"score {logs['env/reward_mean']:6.2f}  KL {logs['objective/kl']:6.2f}  "
+                f"length {logs['tokens/responses_len_mean']:4.1f} ",
+                refresh=False,
+            )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Advance the bar."""
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

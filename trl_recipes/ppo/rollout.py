@@ -1,0 +1,59 @@
+"""Rollout: what one batch of sampled responses carries from sampling to the last epoch."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from trl_recipes.padding import pad_rows
+
+
+class Rollout(NamedTuple):
+    """One batch of B queries and responses; Q and R are the longest query and response.
+
+    A causal model's queries stand at the right of their Q columns, so that all responses begin in
+    the same column; an encoder's stand at the left. Responses stand at the left of their R columns
+    and leave out a decoder's start token. Masks come from lengths, never from token ids, so padding
+    may use any id, that of the end token too.
+    """
+
+    queries: Tensor  # token ids, (B, Q)
+    query_mask: Tensor  # 1 at query tokens, (B, Q)
+    responses: Tensor  # token ids, (B, R)
+    response_mask: Tensor  # 1 at response tokens, (B, R)
+    loss_mask: Tensor  # 1 at response tokens that are trained on, (B, R)
+
+    def rows(self, indices: Tensor) -> "Rollout":
+        """Pick sequences, and cut the columns that only padding of others needed."""
+        picked = Rollout(*(field[indices] for field in self))
+        queries = picked.query_mask.any(0)
+        length = int(picked.response_mask.sum(1).max())
+        return Rollout(
+            picked.queries[:, queries],
+            picked.query_mask[:, queries],
+            *(field[:, :length] for field in picked[2:]),
+        )
+
+
+def collate(
+    queries: Sequence[Tensor],
+    responses: Sequence[Tensor],
+    loss_masks: Sequence[Tensor],
+    pad_token_id: int,
+    is_encoder_decoder: bool,
+) -> Rollout:
+    """Pad one batch into a [`Rollout`].
+
+    Args:
+        queries: token ids, each of shape (query length,).
+        responses: token ids, each of shape (response length,), without a decoder's start token.
+        loss_masks: 0 or 1 for each response token.
+        pad_token_id: an id of the vocabulary.
+        is_encoder_decoder: whether the query goes to an encoder.
+    """
+    query_ids, query_mask = pad_rows(
+        queries, pad_token_id, side="right" if is_encoder_decoder else "left"
+    )
+    response_ids, response_mask = pad_rows(responses, pad_token_id, side="right")
+    loss_mask, _ = pad_rows(loss_masks, 0, side="right")
+    return Rollout(query_ids, query_mask, response_ids, response_mask, loss_mask)

@@ -1,0 +1,127 @@
+"""Turning what users pass to PPOTrainer into what TRL's constructor expects."""
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.hub import loading, resolve
+from trl_recipes.ppo.config import PPOConfig
+from trl_recipes.ppo.value_head import (
+    AutoModelForCausalLMWithValueHead,
+    AutoModelForSeq2SeqLMWithValueHead,
+)
+
+
+def one_of(first_name: str, first: Any, second_name: str, second: Any) -> Any:
+    """Return whichever of two names of one argument was given.
+
+    Raises:
+        RecipeError: both were given and differ.
+    """
+    if first is not None and second is not None and first is not second:
+        raise RecipeError(
+            f"`{first_name}` and `{second_name}` are two names of one argument and differ. "
+            "Give one."
+        )
+    return second if first is None else first
+
+
+def with_value_head(model: str | Path | nn.Module | None) -> nn.Module:
+    """Load or wrap a model so that it has a value head.
+
+    Args:
+        model: hub name, folder, transformers or PEFT model, or a model with a value head.
+
+    Raises:
+        RecipeError: it is none of these.
+    """
+    if isinstance(model, str | Path):
+        name = resolve(str(model), "model")
+        with loading(name, "model"):
+            config = AutoConfig.from_pretrained(name)
+        return _class_for(config).from_pretrained(name)
+    if hasattr(model, "v_head"):
+        return model
+    if isinstance(model, nn.Module) and hasattr(model, "config"):
+        return _class_for(model.config).from_pretrained(model)
+    raise RecipeError(
+        f"`model` must be a name, a folder, or a language model, got {type(model).__name__}."
+    )
+
+
+def _class_for(config: Any) -> type:
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLMWithValueHead
+    return AutoModelForCausalLMWithValueHead
+
+
+def load_tokenizer(model: str | Path | nn.Module) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that goes by the model's name.
+
+    Raises:
+        RecipeError: the model was not given by name.
+    """
+    if not isinstance(model, str | Path):
+        raise RecipeError("`tokenizer` is missing. Pass the model's tokenizer.")
+    name = resolve(str(model), "model")
+    with loading(name, "model"):
+        return AutoTokenizer.from_pretrained(name)
+
+
+@contextmanager
+def as_trl_expects(config: PPOConfig, dataset_length: int | None) -> Iterator[None]:
+    """Lend TRL's constructor a configuration in its own terms, and take ours back after it.
+
+    There, `gradient_accumulation_steps` counts the passes of a batch (ours: of an optimizer
+    step), `batch_size` is over all processes (ours: of one), the number of steps follows from
+    episodes (ours may be `max_steps`), and whitening of rewards wants minibatches of 8, because it
+    is done on each alone (ours is done on the whole batch).
+
+    Args:
+        config: changed for the time of the block.
+        dataset_length: number of prompts; None where the caller has a loader of his own.
+    """
+    ours = copy.copy(vars(config))
+    batch = config.batch_size * PartialState().num_processes
+    config.gradient_accumulation_steps = config.batch_size // config.mini_batch_size
+    config.whiten_rewards = False
+    if config.max_steps > 0:
+        config.total_episodes = config.max_steps * batch
+    elif config.total_episodes is None:
+        config.total_episodes = int(config.num_train_epochs * (dataset_length or batch))
+    steps = math.ceil(config.total_episodes / batch)
+    config.total_episodes = max(steps, 1) * batch
+    try:
+        with warnings.catch_warnings():
+            # TRL 1.12 reads a property that transformers renamed in 5.23
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            yield
+    finally:
+        for name in ("gradient_accumulation_steps", "batch_size", "mini_batch_size"):
+            setattr(config, name, ours[name])
+        config.whiten_rewards = ours["whiten_rewards"]
+
+
+def save_policy(policy: nn.Module, folder: Path, merge_adapter: bool) -> None:
+    """Save the language model in the hub's format, or its adapter.
+
+    Args:
+        policy: transformers or PEFT model.
+        folder: exists already.
+        merge_adapter: write the base model with the adapter merged into it instead.
+    """
+    if not hasattr(policy, "merge_and_unload"):
+        policy.save_pretrained(folder)
+    elif merge_adapter:
+        copy.deepcopy(policy).merge_and_unload().save_pretrained(folder)
+    else:
+        policy.save_pretrained(folder, selected_adapters=["default"])

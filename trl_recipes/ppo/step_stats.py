@@ -1,0 +1,219 @@
+"""The statistics of one PPO step, under the keys that TRL 0.11's `step` returned."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trl_recipes.ppo.objective import PPOLosses, Sum, masked_mean, masked_var
+from trl_recipes.stats import distinct_n
+
+
+def rollout_stats(
+    scores: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    kl: Tensor,
+    non_score_rewards: Tensor,
+    mask: Tensor,
+    kl_coef: float,
+    all_sum: Sum,
+) -> dict[str, Tensor | float]:
+    """Describe a batch before it is trained on.
+
+    Args:
+        scores: after scaling and clipping, (B,).
+        logprobs: of the policy at sampling time, (B, R).
+        ref_logprobs: of the reference model, (B, R).
+        kl: KL penalty a token, (B, R).
+        non_score_rewards: KL part of the rewards, (B, R).
+        mask: tokens that are trained on, (B, R).
+        kl_coef: the coefficient that was used.
+        all_sum: adds over processes.
+
+    Returns:
+        KL and entropy are sums over a sequence, in nats, averaged over sequences.
+    """
+    ones = torch.ones_like(scores)
+    kl_dist = (kl * mask).sum(1)
+    return {
+        "objective/kl": masked_mean(kl_dist, ones, all_sum),
+        "objective/kl_dist": kl_dist,
+        "objective/logprobs": logprobs,
+        "objective/ref_logprobs": ref_logprobs,
+        "objective/kl_coef": kl_coef,
+        "objective/entropy": masked_mean((-logprobs * mask).sum(1), ones, all_sum),
+        "ppo/mean_non_score_reward": masked_mean(non_score_rewards, mask, all_sum),
+        "ppo/mean_scores": masked_mean(scores, ones, all_sum),
+        "ppo/std_scores": masked_var(scores, ones, all_sum).sqrt(),
+    }
+
+
+def length_stats(name: str, rows: Sequence[Tensor], device, all_sum: Sum) -> dict[str, Tensor]:
+    """Lengths of queries or responses, in tokens.
+
+    Args:
+        name: "queries" or "responses".
+        rows: token ids, each of shape (length,).
+        device: where sums over processes are taken.
+        all_sum: adds over processes.
+    """
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.float32, device=device)
+    ones = torch.ones_like(lengths)
+    return {
+        f"tokens/{name}_len_mean": masked_mean(lengths, ones, all_sum),
+        f"tokens/{name}_len_std": masked_var(lengths, ones, all_sum).sqrt(),
+        f"tokens/{name}_dist": lengths,
+    }
+
+
+def score_stats(
+    scores: Sequence[float], by_function: dict[str, list], device, all_sum: Sum
+) -> dict[str, float]:
+    """Mean and spread of raw scores, before any scaling: in all, and of each reward function.
+
+    Args:
+        scores: weighted sum a sample.
+        by_function: values of each reward function, None where it left a sample out.
+        device: where sums over processes are taken.
+        all_sum: adds over processes.
+    """
+    stats = {}
+    for name, values in {"env/reward_": scores, **by_function}.items():
+        known = torch.tensor([float(v) for v in values if v is not None], device=device)
+        ones = torch.ones_like(known)
+        prefix = name if name == "env/reward_" else f"rewards/{name}/"
+        stats[f"{prefix}mean"] = masked_mean(known, ones, all_sum).item()
+        stats[f"{prefix}std"] = masked_var(known, ones, all_sum).sqrt().item()
+    return stats
+
+
+class UpdateStats:
+    """Collects token sums over the forward passes of one optimizer step, then averages them.
+
+    Args:
+        all_sum: adds over processes.
+    """
+
+    MEANS = (
+        "loss/policy",
+        "loss/value",
+        "policy/entropy",
+        "policy/approxkl",
+        "policy/policykl",
+        "policy/clipfrac",
+        "val/vpred",
+        "val/error",
+        "val/clipfrac",
+        "ratio",
+    )
+
+    def __init__(self, all_sum: Sum):
+        self.all_sum = all_sum
+        self.sums: list[Tensor] = []
+        self.ratios: list[Tensor] = []
+
+    def add(
+        self,
+        losses: PPOLosses,
+        entropy: Tensor,
+        log_ratio: Tensor,
+        values: Tensor,
+        returns: Tensor,
+        mask: Tensor,
+    ) -> None:
+        """Add one forward pass; every tensor has shape (B, R)."""
+        tokens = (
+            losses.policy,
+            losses.value,
+            entropy,
+            0.5 * log_ratio.square(),
+            -log_ratio,
+            losses.policy_clipped,
+            values,
+            (values - returns).square(),
+            losses.value_clipped,
+            losses.ratio,
+        )
+        self.sums.append((torch.stack(tokens).detach() * mask).sum((1, 2)))
+        self.ratios.append(losses.ratio[mask.bool()])
+
+    def means(self, token_count: Tensor) -> dict[str, Tensor]:
+        """Average over the tokens of all forward passes and processes.
+
+        Args:
+            token_count: number of tokens of the optimizer step, over all processes.
+        """
+        totals = self.all_sum(torch.stack(self.sums).sum(0)) / token_count
+        return dict(zip(self.MEANS, totals, strict=True))
+
+
+def update_stats(
+    means: dict[str, Tensor],
+    advantages: Tensor,
+    returns: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    vf_coef: float,
+    all_sum: Sum,
+) -> dict[str, Tensor]:
+    """Statistics of one optimizer step.
+
+    Args:
+        means: from `UpdateStats.means`.
+        advantages: whitened, (B, R).
+        returns: (B, R).
+        values: at sampling time, (B, R).
+        mask: tokens of the optimizer step, (B, R).
+        vf_coef: weight of the value loss in the total.
+        all_sum: adds over processes.
+    """
+    return {
+        **{key: value for key, value in means.items() if key != "ratio"},
+        "loss/total": means["loss/policy"] + vf_coef * means["loss/value"],
+        "policy/advantages_mean": masked_mean(advantages, mask, all_sum),
+        "returns/mean": masked_mean(returns, mask, all_sum),
+        "returns/var": masked_var(returns, mask, all_sum),
+        "val/mean": masked_mean(values, mask, all_sum),
+        "val/var": masked_var(values, mask, all_sum),
+    }
+
+
+def average_updates(updates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Average the optimizer steps of a batch; lists of tokens are joined.
+
+    Args:
+        updates: from `update_stats`, with one value a token in `policy/advantages` and
+            `policy/ratio`.
+    """
+    stats = {}
+    for key in updates[0]:
+        values = [update[key] for update in updates]
+        joined = torch.cat(values) if values[0].dim() else torch.stack(values).mean()
+        stats[f"ppo/{key}"] = joined
+    stats["ppo/val/var_explained"] = 1 - stats["ppo/val/error"] / stats["ppo/returns/var"]
+    return stats
+
+
+def diversity(responses: Sequence[Tensor], texts: Sequence[str]) -> dict[str, float]:
+    """Share of distinct token pairs and of distinct texts in a batch.
+
+    Args:
+        responses: token ids, each of shape (length,).
+        texts: the same, decoded.
+    """
+    return {
+        "samples/distinct_2": distinct_n([response.tolist() for response in responses], 2),
+        "samples/unique": len(set(texts)) / len(texts),
+    }
+
+
+def to_plain(stats: dict) -> dict:
+    """Turn tensors into python floats, and those of several elements into numpy arrays."""
+    plain = {}
+    for key, value in stats.items():
+        if isinstance(value, Tensor):
+            value = value.detach().float().cpu()
+            value = value.item() if value.numel() == 1 and value.dim() == 0 else value.numpy()
+        plain[key] = value
+    return plain

@@ -1,0 +1,49 @@
+"""What is trained: everything, the attention projections, or an adapter."""
+
+import re
+from typing import Any
+
+from peft import LoraConfig, PeftModel
+from torch import nn
+
+from trl_recipes.errors import RecipeError
+
+ATTENTION = re.compile(
+    r"\.(attn|attention|self_attn|self_attention|encoder_attn|SelfAttention|EncDecAttention)\."
+)
+
+
+def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None) -> Any:
+    """Freeze what is not to be trained; the value head always is.
+
+    Args:
+        policy: transformers or PEFT model; changed in place.
+        trainable: "all", "attention" (the attention projections of the full model) or "lora".
+        peft_config: adapter to train, which goes with "all" (its default) or "lora".
+
+    Returns:
+        The adapter's configuration, or None where no new one is needed.
+
+    Raises:
+        RecipeError: no attention projections were found, or they and an adapter are both asked for.
+    """
+    adapted = isinstance(policy, PeftModel)
+    if trainable == "lora" and not adapted:
+        task = "SEQ_2_SEQ_LM" if policy.config.is_encoder_decoder else "CAUSAL_LM"
+        return peft_config or LoraConfig(task_type=task)
+    if trainable != "attention":
+        return peft_config
+    if peft_config is not None or adapted:
+        raise RecipeError(
+            "`trainable: attention` trains weights of the full model, an adapter trains its own. "
+            "Use `trainable: lora` with `lora_target_modules`, or leave the adapter out."
+        )
+    chosen = [name for name, _ in policy.named_parameters() if ATTENTION.search(f".{name}")]
+    if not chosen:
+        raise RecipeError(
+            f"No attention projections were found in {type(policy).__name__} by their usual names. "
+            "Use `trainable: all` or `trainable: lora`."
+        )
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(name in set(chosen))
+    return None

@@ -1,0 +1,747 @@
+"""PPOTrainer: TRL's trainer with reward functions, the classic loop, one trunk for two heads."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl.experimental.ppo import PPOTrainer as TRLPPOTrainer
+
+from trl_recipes.data import LengthSampler, collator
+from trl_recipes.errors import RecipeError
+from trl_recipes.forward import decoder_start_token_id, response_logits
+from trl_recipes.generation import generate_responses
+from trl_recipes.ppo import checks, objective, setup
+from trl_recipes.ppo.actor_critic import ActorCritic, switch_off_dropout
+from trl_recipes.ppo.config import PPOConfig
+from trl_recipes.ppo.describe import describe_run
+from trl_recipes.ppo.kl_control import AdaptiveKLController, FixedKLController
+from trl_recipes.ppo.progress import StepProgress
+from trl_recipes.ppo.reference import (
+    frozen_reference_adapter,
+    reference_is_start,
+    reference_of,
+)
+from trl_recipes.ppo.rollout import Rollout, collate
+from trl_recipes.ppo.running_moments import RunningMoments
+from trl_recipes.ppo.sampling import generation_settings
+from trl_recipes.ppo.step_stats import (
+    UpdateStats,
+    average_updates,
+    diversity,
+    length_stats,
+    rollout_stats,
+    score_stats,
+    to_plain,
+    update_stats,
+)
+from trl_recipes.ppo.trainable import select_trainable
+from trl_recipes.ppo.value_head import create_reference_model, save_value_head
+from trl_recipes.rewards import Rewards
+from trl_recipes.stats import append_samples, append_stats
+
+logger = get_logger(__name__)
+
+
+class PPOTrainer(TRLPPOTrainer):
+    """Proximal policy optimisation of a language model with a value head.
+
+    Two ways in, one implementation. The classic one of TRL 0.11:
+
+        trainer = PPOTrainer(config, model, ref_model, tokenizer, dataset, data_collator=collator)
+        for batch in trainer.dataloader:
+            responses = trainer.generate(batch["input_ids"], return_prompt=False, **kwargs)
+            scores = [torch.tensor(score_of(text)) for text in ...]
+            stats = trainer.step(batch["input_ids"], responses, scores)
+
+    and that of TRL's other trainers, `PPOTrainer(args=..., model=..., reward_funcs=...,
+    train_dataset=..., processing_class=...).train()`, which runs the same `step`.
+
+    TRL's constructor does the set-up: batch arithmetic, PEFT, reference model, optimizer and
+    scheduler, callbacks, data loader, accelerate. Two seams are ours:
+    `create_optimizer_and_scheduler` puts an [`ActorCritic`] in the place of TRL's pair of models,
+    and `train` is a loop of rollout, score, step, log.
+
+    Args:
+        config: settings; `args` is its other name.
+        model: hub name, folder, transformers or PEFT model, or a model with a value head.
+        ref_model: reference model of the KL penalty; None copies the model as it is now, or
+            switches the adapter off where there is one.
+        tokenizer: the model's tokenizer; `processing_class` is its other name. None loads it by the
+            model's name.
+        dataset: prompts, with token ids in `input_ids`; `train_dataset` is its other name. None:
+            the caller has a loader of his own.
+        optimizer: None makes AdamW with `learning_rate`.
+        data_collator: None keeps each column a list.
+        num_shared_layers: this many first layers are frozen and shared with the reference.
+        lr_scheduler: None makes the one that `lr_scheduler_type` names.
+        args: see `config`.
+        reward_funcs: one reward function or several, for `train`.
+        reward_weights: weight of each; None weighs all 1.
+        train_dataset: see `dataset`.
+        processing_class: see `tokenizer`.
+        callbacks: further transformers callbacks.
+        peft_config: trains an adapter instead of the full model.
+
+    Raises:
+        RecipeError: what was passed cannot be trained; says why and what to do.
+
+    Differs from TRL 0.11.4 on purpose: position ids are explicit, so a row's figures do not depend
+    on its neighbours' padding; dropout is 0; means over tokens weigh tokens, not micro-batches; an
+    update whose ratio exceeds `ratio_threshold` is skipped, where TRL still moved by momentum.
+    Three more only in `train`, so that a hand-written loop gives TRL's figures: `trl_0_11_quirks`.
+    """
+
+    def __init__(
+        self,
+        config: PPOConfig | None = None,
+        model: str | nn.Module | None = None,
+        ref_model: nn.Module | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        dataset: Dataset | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        data_collator: Callable | None = None,
+        num_shared_layers: int | None = None,
+        lr_scheduler: Any = None,
+        *,
+        args: PPOConfig | None = None,
+        reward_funcs: Callable | list[Callable] | None = None,
+        reward_weights: list[float] | None = None,
+        train_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list | None = None,
+        peft_config: Any = None,
+    ):
+        config = setup.one_of("config", config, "args", args) or PPOConfig()
+        tokenizer = setup.one_of("tokenizer", tokenizer, "processing_class", processing_class)
+        dataset = setup.one_of("dataset", dataset, "train_dataset", train_dataset)
+        if not isinstance(config, PPOConfig):
+            raise RecipeError(
+                f"`config` must be a trl_recipes.PPOConfig, got {type(config).__module__}."
+                f"{type(config).__name__}. Change the import."
+            )
+        set_seed(config.seed)
+        self.value_head_model = setup.with_value_head(model)
+        policy = self.value_head_model.pretrained_model
+        self.tokenizer = tokenizer or setup.load_tokenizer(model)
+        self.is_encoder_decoder = bool(policy.config.is_encoder_decoder)
+        checks.prepare_tokenizer(self.tokenizer, policy)
+        self.rewards = None if reward_funcs is None else Rewards(reward_funcs, reward_weights)
+
+        peft_config = select_trainable(policy, config.trainable, peft_config)
+        ref_adapter = frozen_reference_adapter(policy) if ref_model is None else None
+        if ref_adapter is not None:
+            config.ref_adapter_name = ref_adapter
+        ref_model = getattr(ref_model, "pretrained_model", ref_model)
+        if ref_model is not None:
+            checks.check_reference(policy, ref_model)
+        elif num_shared_layers is not None:
+            ref_model = create_reference_model(policy, num_shared_layers)
+
+        with setup.as_trl_expects(config, None if dataset is None else len(dataset)):
+            super().__init__(
+                args=config,
+                processing_class=self.tokenizer,
+                model=policy,
+                ref_model=ref_model,
+                reward_model=nn.Module(),  # TRL moves it to the device; rewards are functions here
+                train_dataset=list(range(config.batch_size)) if dataset is None else dataset,
+                value_model=ActorCritic(policy, self.value_head_model.v_head),
+                data_collator=data_collator or collator,
+                optimizers=(optimizer, lr_scheduler),
+                callbacks=callbacks,
+                peft_config=peft_config,
+            )
+        self.config = config
+        if dataset is None:
+            self.dataset = self.dataloader = None
+        else:
+            self.dataset = self.train_dataset
+        self.reward_model = None
+        self.accelerator.gradient_accumulation_steps = 1  # `step` weighs micro-batches itself
+        if self.accelerator.mixed_precision == "fp16":
+            raise RecipeError(
+                "float16 mixed precision is refused: the probability ratio needs more than it "
+                "resolves. Launch with `--mixed_precision bf16`, or without."
+            )
+        self.current_device = self.accelerator.device
+        self.kl_ctl = (
+            AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
+            if config.adap_kl_ctrl
+            else FixedKLController(config.init_kl_coef)
+        )
+        self.running = RunningMoments()
+        self.all_stats: list[dict] = []
+        self._first_batch = True
+        self._updated = False
+        self._training = False
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        if not config.disable_tqdm:
+            self.add_callback(StepProgress)
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        """Put the `ActorCritic` in the place of TRL's two models, then let transformers go on.
+
+        TRL calls this after it has wrapped policy and value model and before accelerate prepares
+        them: the seam at which one trunk takes the place of two.
+        """
+        self.model = self.value_model
+        self.model.policy = self.policy_model  # with its adapter, where TRL has just put one in
+        self.value_head_model.pretrained_model = self.policy_model
+        self.value_head_model.is_peft_model = self.is_peft_model
+        switch_off_dropout(self.model)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:  # master weights
+                parameter.data = parameter.data.float()
+        self.value_head_model.v_head.float()
+        if self.args.activation_checkpointing:
+            self.policy_model.activation_checkpointing_enable(
+                self.args.activation_checkpointing_kwargs
+            )
+            self.policy_model.enable_input_require_grads()
+        if self.ref_model is not None:
+            switch_off_dropout(self.ref_model)
+            self.ref_model.requires_grad_(False).eval()
+        super().create_optimizer_and_scheduler(num_training_steps)
+
+    # Rollout
+
+    def generate(
+        self,
+        query_tensor: Tensor | list[Tensor],
+        length_sampler: Callable[[], int] | None = None,
+        batch_size: int | None = None,
+        return_prompt: bool = True,
+        generate_ref_response: bool = False,
+        **generation_kwargs,
+    ) -> Any:
+        """Sample responses, all queries in one batch unless told otherwise.
+
+        Args:
+            query_tensor: token ids of one query, shape (query length,), or a list of them.
+            length_sampler: draws the most new tokens of each response, one for each query.
+            batch_size: queries generated together; None takes all.
+            return_prompt: whether a causal model's query stands before its response.
+            generate_ref_response: sample from the reference model too.
+            **generation_kwargs: fields of `transformers.GenerationConfig`; none is needed. The
+                neutral ones of the classic walkthrough (`top_k=0.0, top_p=1.0, min_length=-1`) do
+                nothing; one that bends the distribution is warned about once.
+
+        Returns:
+            For one query a tensor (1, length), for a list a list of 1-D tensors of different
+            lengths; a pair of these with `generate_ref_response`. An encoder-decoder's responses
+            begin with its start token, as `step` expects them.
+
+        Raises:
+            RecipeError: a query is not a 1-D tensor.
+        """
+        single = isinstance(query_tensor, Tensor)
+        queries = [query_tensor] if single else list(query_tensor)
+        for row, query in enumerate(queries):
+            checks._check_tensor("query_tensor", row, query)
+        settings = generation_settings(generation_kwargs, self.config, self.tokenizer)
+        limit = settings.pop("max_new_tokens")
+        if length_sampler is not None:
+            limit = [int(length_sampler()) for _ in queries]
+
+        def sample(model: nn.Module) -> Any:
+            with self._autocast():
+                responses = generate_responses(
+                    model, queries, max_new_tokens=limit, batch_size=batch_size, **settings
+                )
+            responses = [
+                self._with_prompt(query, response, return_prompt)
+                for query, response in zip(queries, responses, strict=True)
+            ]
+            return responses[0].unsqueeze(0) if single else responses
+
+        response = sample(self._policy())
+        if not generate_ref_response:
+            return response
+        with self._reference() as ref_model:
+            return response, sample(ref_model)
+
+    def _with_prompt(self, query: Tensor, response: Tensor, return_prompt: bool) -> Tensor:
+        if self.is_encoder_decoder:
+            start = decoder_start_token_id(self._policy().config)
+            return torch.cat([response.new_tensor([start]), response])
+        return torch.cat([query.to(response.device), response]) if return_prompt else response
+
+    # Step: evaluation and optimisation
+
+    def step(
+        self,
+        queries: list[Tensor],
+        responses: list[Tensor],
+        scores: list[Tensor],
+        response_masks: list[Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """Train on one batch of sampled responses.
+
+        Args:
+            queries: token ids, each of shape (query length,).
+            responses: token ids, each of shape (response length,); an encoder-decoder's begin with
+                its start token, as `generate` returns them.
+            scores: one number each.
+            response_masks: 1 at response tokens to train on, 0 at others, each as long as its
+                response; None trains on all of them.
+
+        Returns:
+            Statistics under the keys of TRL 0.11.4; `trl_recipes.stats.STAT_KEYS` explains them.
+
+        Raises:
+            RecipeError: names the argument and the row that is wrong.
+        """
+        started = time.perf_counter()
+        checks.check_step_inputs(queries, responses, scores, response_masks, self.config.batch_size)
+        checks.check_token_ids(queries, responses, self._policy())
+        scores = self._shape_scores(scores)
+        kl_coef = self.kl_ctl.value
+
+        clock = time.perf_counter()
+        rollout = self._collate(queries, responses, response_masks)
+        logprobs, values, ref_logprobs, kl = self._evaluate(rollout)
+        timing = {"time/ppo/forward_pass": time.perf_counter() - clock}
+
+        clock = time.perf_counter()
+        mask = rollout.loss_mask
+        rewards, non_score_rewards = objective.token_rewards(scores, kl, kl_coef, mask)
+        timing["time/ppo/compute_rewards"] = time.perf_counter() - clock
+
+        clock = time.perf_counter()
+        values = values * mask
+        advantages, returns = self._advantages(rollout, rewards, values)
+        advantages = objective.masked_whiten(advantages, mask, True, self._all_sum)
+        timing["time/ppo/compute_advantages"] = time.perf_counter() - clock
+
+        clock = time.perf_counter()
+        updates, skipped = self._optimize(rollout, logprobs, values, advantages, returns)
+        timing["time/ppo/optimize_step"] = time.perf_counter() - clock
+
+        clock = time.perf_counter()
+        stats = rollout_stats(
+            scores, logprobs, ref_logprobs, kl, non_score_rewards, mask, kl_coef, self._all_sum
+        )
+        for name, rows in (("queries", queries), ("responses", responses)):
+            stats |= length_stats(name, rows, self.current_device, self._all_sum)
+        stats |= average_updates(updates)
+        stats["ppo/skipped_minibatches"] = skipped
+        stats["ppo/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        stats = to_plain(stats)
+        timing["time/ppo/calc_stats"] = time.perf_counter() - clock
+
+        episodes = self.config.batch_size * self.accelerator.num_processes
+        self.kl_ctl.update(stats["objective/kl"], episodes)
+        self.lr_scheduler.step()
+        self._warn_about(stats)
+        if self.config.optimize_device_cache and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        timing["time/ppo/total"] = time.perf_counter() - started
+        return stats | timing
+
+    def _shape_scores(self, scores: list[Tensor]) -> Tensor:
+        """Scale, normalise and clip scores as configured, (B,)."""
+        shaped = torch.stack([score.detach().float().reshape(()) for score in scores])
+        shaped = shaped.to(self.current_device)
+        if self.config.use_score_scaling:
+            self.running.update(shaped, self._all_sum)
+            scale = self.running.std + torch.finfo(shaped.dtype).eps
+            shift = self.running.mean if self.config.use_score_norm else 0.0
+            shaped = (shaped - shift) / scale
+        if self.config.score_clip is not None:
+            shaped = shaped.clamp(-self.config.score_clip, self.config.score_clip)
+        return shaped
+
+    def _collate(self, queries, responses, response_masks) -> Rollout:
+        """Pad the batch; an encoder-decoder's start token moves out of the responses."""
+        masks = response_masks or [torch.ones_like(response) for response in responses]
+        if self.is_encoder_decoder:
+            start = decoder_start_token_id(self._policy().config)
+            for row, response in enumerate(responses):
+                if response[0] != start or len(response) < 2:
+                    raise RecipeError(
+                        f"`responses[{row}]` must begin with the decoder's start token ({start}) "
+                        f"and "
+                        "hold at least one more. Pass what `generate` returned."
+                    )
+            responses = [response[1:] for response in responses]
+            masks = [mask[1:].clone() for mask in masks]
+            if response_masks is None:
+                for mask in masks:
+                    mask[0] = int(len(mask) == 1 or not self._quirks())
+        rollout = collate(
+            queries, responses, masks, self.tokenizer.pad_token_id, self.is_encoder_decoder
+        )
+        return Rollout(*(field.to(self.current_device) for field in rollout))
+
+    @torch.no_grad()
+    def _evaluate(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Old log-probabilities, values, reference log-probabilities and KL, each (B, R)."""
+        full = self.config.kl_penalty == "full"
+        size = self.config.local_rollout_forward_batch_size
+        chunks = torch.arange(len(rollout.queries), device=self.current_device).split(size)
+        results = []
+        for chunk in chunks:
+            rows = rollout.rows(chunk)
+            with self._autocast():
+                logits, values = self.model(*rows[:4])
+                with self._reference() as reference:
+                    ref_logits, _ = response_logits(reference, *rows[:4])
+            logits, ref_logits = self._tempered(logits), self._tempered(ref_logits)
+            logprobs = objective.logprobs_from_logits(logits, rows.responses)
+            ref_logprobs = objective.logprobs_from_logits(ref_logits, rows.responses)
+            kl = (
+                objective.full_kl(logits, ref_logits)
+                if full
+                else objective.kl_penalty(logprobs, ref_logprobs, self.config.kl_penalty)
+            )
+            results.append((logprobs, values, ref_logprobs, kl))
+        width = rollout.responses.shape[1]
+        logprobs, values, ref_logprobs, kl = (
+            torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+            for parts in zip(*results, strict=True)
+        )
+        if self._first_batch:
+            self._first_batch = False
+            log_ratio = (logprobs - ref_logprobs) * rollout.loss_mask
+            if reference_is_start(self._policy(), self.ref_model):
+                checks.check_first_kl(log_ratio, self._policy(), self._reduced_precision())
+        return logprobs, values, ref_logprobs, kl
+
+    def _advantages(self, rollout: Rollout, rewards: Tensor, values: Tensor) -> tuple:
+        """Advantages before whitening, and returns, each (B, R)."""
+        gamma, lam = self.config.gamma, self.config.lam
+        if self.config.whiten_rewards and not self._quirks():
+            rewards = objective.masked_whiten(rewards, rollout.loss_mask, False, self._all_sum)
+        if not (self.config.whiten_rewards and self._quirks()):
+            return objective.generalized_advantages(rewards, values, gamma, lam)
+        lengths = rollout.response_mask.sum(1)
+        if not self.is_encoder_decoder:
+            lengths = lengths + rollout.query_mask.sum(1)
+        padding = self.accelerator.gather(lengths).max() - lengths
+        rewards = objective.whiten_with_padding(rewards, rollout.loss_mask, padding, self._all_sum)
+        width = values.shape[1]
+        values = nn.functional.pad(values, (0, rewards.shape[1] - width))
+        advantages, returns = objective.generalized_advantages(rewards, values, gamma, lam)
+        return advantages[:, :width], returns[:, :width]
+
+    def _optimize(
+        self,
+        rollout: Rollout,
+        logprobs: Tensor,
+        values: Tensor,
+        advantages: Tensor,
+        returns: Tensor,
+    ) -> tuple[list[dict], int]:
+        """Run the epochs; returns statistics of each optimizer step and how many were skipped."""
+        batch, step = self.config.batch_size, self.config.backward_batch_size
+        updates: list[dict] = []
+        skipped = 0
+        self.model.train()
+        for _ in range(self.config.ppo_epochs):
+            order = torch.from_numpy(np.random.permutation(batch))  # noqa: NPY002  as TRL 0.11.to(self.current_device)
+            for indices in order.split(step):
+                stats, stepped = self._update(
+                    indices, rollout, logprobs, values, advantages, returns
+                )
+                updates.append(stats)
+                skipped += not stepped
+            moved = updates[-1][
+                "policy/policykl"
+            ]  # over all processes, so that they leave together
+            if self.config.early_stopping and moved > 1.5 * self.config.target_kl:
+                break
+        return updates, skipped
+
+    def _update(
+        self,
+        indices: Tensor,
+        rollout: Rollout,
+        old_logprobs: Tensor,
+        old_values: Tensor,
+        advantages: Tensor,
+        returns: Tensor,
+    ) -> tuple[dict, bool]:
+        """One optimizer step over the given sequences, in micro-batches that do not change it."""
+        config = self.config
+        step_mask = rollout.loss_mask[indices]
+        token_count = self._all_sum(step_mask.sum().float())
+        collected = UpdateStats(self._all_sum)
+        micro_batches = indices.split(config.mini_batch_size)
+        for number, micro in enumerate(micro_batches):
+            rows = rollout.rows(micro)
+            mask, length = rows.loss_mask, rows.responses.shape[1]
+            old = [x[micro, :length] for x in (old_logprobs, old_values, advantages, returns)]
+            last = number == len(micro_batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self._autocast():
+                    logits, values = self.model(*rows[:4])
+                logits = self._tempered(logits)
+                logprobs = objective.logprobs_from_logits(logits, rows.responses)
+                logprobs = torch.where(mask.bool(), logprobs, old[0])
+                losses = objective.ppo_losses(
+                    logprobs, values, *old, config.cliprange, config.cliprange_value
+                )
+                with torch.no_grad():
+                    entropy = objective.entropy_from_logits(logits)
+                    collected.add(losses, entropy, logprobs - old[0], values, old[3], mask)
+                if not self._updated and number == 0:
+                    log_ratio = (logprobs - old[0]).detach()
+                    checks.check_first_ratio(log_ratio, self._policy(), self._reduced_precision())
+                loss = ((losses.policy + config.vf_coef * losses.value) * mask).sum() / token_count
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+        means = collected.means(token_count)
+        stepped = self._apply_gradients(means)
+        stats = update_stats(
+            means,
+            advantages[indices],
+            returns[indices],
+            old_values[indices],
+            step_mask,
+            config.vf_coef,
+            self._all_sum,
+        )
+        stats["policy/advantages"] = advantages[indices][step_mask.bool()]
+        stats["policy/ratio"] = torch.cat(collected.ratios)
+        return stats, stepped
+
+    def _apply_gradients(self, means: dict[str, Tensor]) -> bool:
+        """Clip and step, unless the ratio or the gradient says that the step would do harm."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        clips = self.config.max_grad_norm and not (self._quirks() and self._updated)
+        limit = self.config.max_grad_norm if clips else float("inf")
+        self._updated = True
+        norm = self.accelerator.clip_grad_norm_(parameters, limit)
+        healthy = means["ratio"] <= self.config.ratio_threshold and torch.isfinite(norm)
+        if healthy:
+            self.optimizer.step()
+        else:
+            logger.warning(
+                "Skipped an optimizer step: mean probability ratio %.2f (threshold %.2f), gradient "
+                "norm %.3g.",
+                means["ratio"],
+                self.config.ratio_threshold,
+                norm,
+            )
+        self.optimizer.zero_grad()
+        return bool(healthy)
+
+    # Training
+
+    def train(self) -> None:
+        """Train for `max_steps` steps: rollout, score, step, log.
+
+        Raises:
+            RecipeError: reward functions, data set or lengths are not fit for training.
+        """
+        self._check_before_training()
+        self._training = True
+        self.state.max_steps = self.args.num_total_batches
+        self.state.logging_steps = self.args.logging_steps
+        self.state.num_train_epochs = self.args.total_episodes / self.train_dataset_len
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        batches = self._batches()
+        while self.state.global_step < self.state.max_steps:
+            batch = next(batches)
+            stats = self._train_on(batch)
+            self.state.global_step += 1
+            self.state.episode += self.config.global_batch_size
+            self.state.epoch = self.state.episode / self.train_dataset_len
+            self._record(stats, batch)
+            self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+
+    def describe(self) -> str:
+        """Say in one paragraph what `train` is about to do, with the batch arithmetic in words.
+
+        Raises:
+            RecipeError: reward functions, data set or lengths are not fit for training.
+        """
+        self._check_before_training()
+        return describe_run(
+            self.config,
+            self._actor_critic(),
+            self.rewards.names,
+            [len(ids) for ids in self.dataset["input_ids"]],
+            str(self.current_device),
+        )
+
+    def _train_on(self, batch: dict[str, list]) -> dict[str, Any]:
+        """One round of the loop: what a hand-written one does, in four lines."""
+        started = time.perf_counter()
+        queries = [torch.as_tensor(ids, device=self.current_device) for ids in batch["input_ids"]]
+        responses = self.generate(queries, self._length_sampler(), return_prompt=False)
+        generated = time.perf_counter()
+        batch["response"] = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+        scores, by_function = self._score(queries, responses, batch)
+        scored = time.perf_counter()
+        stats = self.step(
+            queries,
+            responses,
+            [torch.tensor(score) for score in scores],
+        )
+        batch["score"] = scores
+        return {
+            **stats,
+            **score_stats(scores, by_function, self.current_device, self._all_sum),
+            **diversity(responses, batch["response"]),
+            "time/generation": generated - started,
+            "time/scoring": scored - generated,
+        }
+
+    def _score(self, queries, responses, batch) -> tuple[list[float], dict[str, list]]:
+        """Call the reward functions with text, as TRL's GRPOTrainer does."""
+        prompts = batch.get("query") or self.tokenizer.batch_decode(
+            queries, skip_special_tokens=True
+        )
+        used = ("input_ids", "query", "response", "score", "attention_mask")
+        columns = {name: values for name, values in batch.items() if name not in used}
+        completion_ids = [response.tolist() for response in responses]
+        return self.rewards(prompts, batch["response"], completion_ids, columns)
+
+    def _record(self, stats: dict[str, Any], batch: dict[str, list]) -> None:
+        """Keep the row, write it to disk at once, and hand it to the callbacks."""
+        row = {"step": self.state.global_step, "episode": self.state.episode}
+        row |= {key: value for key, value in stats.items() if not isinstance(value, np.ndarray)}
+        self.all_stats.append(row)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            append_stats(folder / "all_stats.jsonl", row)
+            few = slice(0, self.args.log_samples)
+            query = batch.get("query") or self.tokenizer.batch_decode(batch["input_ids"])
+            append_samples(
+                folder / "samples.jsonl",
+                row["step"],
+                query[few],
+                batch["response"][few],
+                batch["score"][few],
+            )
+        self.log({key: value for key, value in row.items() if key != "step"})
+
+    def _check_before_training(self) -> None:
+        if self.rewards is None:
+            raise RecipeError("`train` needs `reward_funcs`. Pass one function or a list of them.")
+        if self.dataset is None:
+            raise RecipeError(
+                "`train` needs `train_dataset`: prompts, with token ids in `input_ids`."
+            )
+        if len(self.dataloader) == 0:
+            raise RecipeError(
+                f"The data set has {len(self.dataset)} prompts, fewer than one batch of "
+                f"{self.config.batch_size}. Lower `batch_size` or give more prompts."
+            )
+        self.rewards.check()
+        longest = max(len(ids) for ids in self.dataset["input_ids"])
+        checks.check_lengths(longest, self.args.response_length, self._policy())
+
+    def _batches(self) -> Iterator[dict[str, list]]:
+        while True:
+            yield from self.dataloader
+
+    def _length_sampler(self) -> LengthSampler | None:
+        shortest = self.args.min_response_length
+        return shortest and LengthSampler(shortest, self.args.response_length + 1)
+
+    # Logging and saving
+
+    def log_stats(
+        self,
+        stats: dict[str, Any],
+        batch: dict[str, list],
+        rewards: Sequence[Tensor],
+        columns_to_log: Sequence[str] = ("query", "response"),
+    ) -> None:
+        """Log what `step` returned, for a hand-written loop: to the run folder and to trackers.
+
+        Args:
+            stats: from `step`; gets `env/reward_mean` and `env/reward_std` of the raw scores.
+            batch: holds the columns to log, a list each.
+            rewards: one score a sample.
+            columns_to_log: columns of `batch` written with the samples, if they are there.
+        """
+        scores = torch.stack([torch.as_tensor(r).float().reshape(()) for r in rewards])
+        stats |= score_stats(scores.tolist(), {}, self.current_device, self._all_sum)
+        self.state.global_step += 1
+        self.state.episode += self.config.global_batch_size
+        texts = {name: list(batch[name]) for name in columns_to_log if name in batch}
+        empty = [""] * len(scores)
+        self._record(
+            stats,
+            {
+                "query": texts.get("query", empty),
+                "response": texts.get("response", empty),
+                "score": scores.tolist(),
+            },
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save policy, value head and tokenizer to a folder in the hub's format.
+
+        Args:
+            output_dir: None takes `model/` in the run folder.
+            _internal_call: transformers' own argument.
+        """
+        if not self.accelerator.is_main_process:
+            return
+        folder = Path(output_dir or Path(self.args.output_dir) / "model")
+        folder.mkdir(parents=True, exist_ok=True)
+        setup.save_policy(self._policy(), folder, self.args.merge_adapter)
+        save_value_head(self._actor_critic().value_head, folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def save_pretrained(self, save_directory: str) -> None:
+        """Save as `save_model` does; the classic name.
+
+        Args:
+            save_directory: folder.
+        """
+        self.save_model(save_directory)
+
+    # Small things that several phases use
+
+    def _actor_critic(self) -> ActorCritic:
+        return self.accelerator.unwrap_model(self.model)
+
+    def _policy(self) -> nn.Module:
+        return self._actor_critic().policy
+
+    def _reference(self) -> AbstractContextManager[nn.Module]:
+        return reference_of(self._policy(), self.ref_model, self.ref_adapter_name)
+
+    def _reduced_precision(self) -> bool:
+        dtypes = {parameter.dtype for parameter in self._policy().parameters()}
+        autocast = self.args.bf16 or self.accelerator.mixed_precision == "bf16"
+        return autocast or bool(dtypes & {torch.bfloat16, torch.float16})
+
+    def _autocast(self) -> AbstractContextManager:
+        bf16 = self.args.bf16 or self.accelerator.mixed_precision == "bf16"
+        return torch.autocast(self.current_device.type, dtype=torch.bfloat16, enabled=bf16)
+
+    def _quirks(self) -> bool:
+        """Whether to compute what TRL 0.11.4 computed where it was wrong; see the configuration."""
+        chosen = self.config.trl_0_11_quirks
+        return not self._training if chosen is None else chosen
+
+    def _tempered(self, logits: Tensor) -> Tensor:
+        return logits if self.args.temperature == 1 else logits / self.args.temperature
+
+    def _all_sum(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, reduction="sum")
+
+    def _warn_about(self, stats: dict[str, Any]) -> None:
+        if stats["objective/kl"] < -1.0:
+            logger.warning_once(
+                f"The KL to the reference is {stats['objective/kl']:.2f}, below 0. "
+                "Usual causes: sampling with top_k, top_p or min_length, another temperature in "
+                "generate than in the config, or a learning rate that is too high."
+            )

@@ -1,0 +1,170 @@
+"""Language models with a value head: TRL's classes, saved and loaded so that nothing is lost."""
+
+import logging
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.utils.hub import cached_file
+from trl.experimental import ppo as trl_ppo
+from trl.experimental.utils import create_reference_model as trl_create_reference_model
+
+from trl_recipes.hub import resolve
+
+logger = logging.getLogger(__name__)
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+_said: set[str] = set()
+
+
+class _ValueHeadModel:
+    """What both classes add to TRL's: loading by name, and a value head in a file of its own."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Load a language model and its value head; a head that is not there starts fresh.
+
+        Args:
+            pretrained_model_name_or_path: hub name, folder, or a transformers or PEFT model.
+            *model_args: passed to the transformers class.
+            **kwargs: `peft_config`, `is_trainable`, the value head's options of TRL, or options of
+                the transformers class.
+
+        Returns:
+            The model with its value head, in float32 unless `dtype` says otherwise.
+
+        Raises:
+            RecipeError: there is no such model, or it cannot be reached.
+        """
+        model, name = pretrained_model_name_or_path, None
+        if isinstance(model, str | Path):
+            name = resolve(str(model), "model")
+            ours = {key: kwargs.pop(key) for key in list(kwargs) if key in _TRL_ARGUMENTS}
+            model = cls._load(name, *model_args, **kwargs)
+            kwargs = ours
+        kwargs.pop("is_trainable", None)
+        fresh = "v_head_init_strategy" not in kwargs
+        model = super().from_pretrained(model, **kwargs)
+        weights = None if name is None else find_value_head(name)
+        if weights is not None:
+            model.v_head.summary.load_state_dict(weights)
+        elif fresh:
+            model.start_value_head(name)
+        return model
+
+    @classmethod
+    def _load(cls, name: str, *model_args, **kwargs) -> nn.Module:
+        kwargs.setdefault("dtype", torch.float32)
+        kwargs.setdefault("use_safetensors", True)
+        if (Path(name) / "adapter_config.json").is_file():
+            from peft import PeftConfig, PeftModel
+
+            base = PeftConfig.from_pretrained(name).base_model_name_or_path
+            model = cls.transformers_parent_class.from_pretrained(
+                resolve(base, "model"), *model_args, **kwargs
+            )
+            return PeftModel.from_pretrained(model, name, is_trainable=True)
+        return cls.transformers_parent_class.from_pretrained(name, *model_args, **kwargs)
+
+    def start_value_head(self, name: str | None) -> None:
+        """Set a fresh value head to 0, so that it predicts nothing before it has learnt anything.
+
+        Args:
+            name: where a value head was looked for; said once. None says nothing.
+        """
+        nn.init.zeros_(self.v_head.summary.weight)
+        nn.init.zeros_(self.v_head.summary.bias)
+        if name is not None and name not in _said:
+            _said.add(name)
+            logger.info("%s has no value head: a fresh one starts from 0.", name)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        """Save the language model in the hub's format, and the value head beside it.
+
+        Args:
+            save_directory: folder; `model.safetensors` in it loads with the plain transformers
+                class without a warning, or `adapter_model.safetensors` with PEFT.
+            **kwargs: passed to transformers' or PEFT's `save_pretrained`.
+        """
+        self.pretrained_model.save_pretrained(save_directory, **kwargs)
+        save_value_head(self.v_head, save_directory)
+
+
+class AutoModelForCausalLMWithValueHead(_ValueHeadModel, trl_ppo.AutoModelForCausalLMWithValueHead):
+    """A causal language model with a value head (GPT-2, LLaMA, Qwen, GPT-NeoX and the like).
+
+    TRL's class, except that the value head is saved in a file of its own, so that the model folder
+    is a plain one, and that a fresh value head starts from 0.
+    """
+
+
+class AutoModelForSeq2SeqLMWithValueHead(
+    _ValueHeadModel, trl_ppo.AutoModelForSeq2SeqLMWithValueHead
+):
+    """An encoder-decoder language model with a value head (T5, BART and the like).
+
+    TRL's class, with the differences of [`AutoModelForCausalLMWithValueHead`].
+    """
+
+
+_TRL_ARGUMENTS = (
+    "peft_config",
+    "is_trainable",
+    "reward_adapter",
+    "reward_adapter_name",
+    *trl_ppo.AutoModelForCausalLMWithValueHead.supported_args,
+)
+
+
+def save_value_head(value_head: nn.Module, folder: str | Path) -> None:
+    """Write `value_head.safetensors`.
+
+    Args:
+        value_head: TRL's `ValueHead`.
+        folder: exists already.
+    """
+    weights = {key: value.contiguous() for key, value in value_head.summary.state_dict().items()}
+    save_file(weights, Path(folder) / VALUE_HEAD_FILE)
+
+
+def find_value_head(name: str) -> dict[str, torch.Tensor] | None:
+    """Read a value head's weights: our file, or `v_head.` keys in TRL 0.11's `model.safetensors`.
+
+    Args:
+        name: folder or hub name of a model.
+
+    Returns:
+        `weight` (1, H) and `bias` (1,), or None.
+    """
+    quietly = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
+    ours = cached_file(name, VALUE_HEAD_FILE, **quietly)
+    if ours is not None:
+        return load_file(ours)
+    classic = cached_file(name, "model.safetensors", **quietly)
+    if classic is None:
+        return None
+    prefix = "v_head.summary."
+    with safe_open(classic, framework="pt") as file:
+        keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+        return {key.removeprefix(prefix): file.get_tensor(key) for key in keys} or None
+
+
+def create_reference_model(
+    model: nn.Module, num_shared_layers: int | None = None, pattern: str | None = None
+) -> nn.Module:
+    """Copy a model and freeze the copy, as TRL does.
+
+    Args:
+        model: a model with or without a value head.
+        num_shared_layers: this many first layers are frozen and shared with the copy.
+        pattern: name of a layer with `{layer}` in it, where TRL does not know the architecture.
+
+    Returns:
+        The copy, in eval mode.
+    """
+    return trl_create_reference_model(model, num_shared_layers, pattern)
