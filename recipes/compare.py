@@ -1,0 +1,88 @@
+"""Compare runs with the model they started from: same prompts, lengths and seed for all.
+
+Prints scores, an independent judge, KL, perplexity and diversity, and the answers side by side;
+writes the pictures and every number. Model, data set and classifier are those of the first run.
+
+    python recipes/compare.py runs/ppo-good runs/ppo-bad
+    python recipes/compare.py runs/ppo-good --max_prompts 64 --seed 1
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import PartialState
+
+from trl_recipes import LengthSampler, RecipeError, SentimentReward, load_prompts, load_run
+from trl_recipes.arguments import run_recipe
+from trl_recipes.compare import compare, sentiment_measures
+from trl_recipes.embedded import language_model
+from trl_recipes.plots import plot_comparison
+from trl_recipes.runs import read_config
+from trl_recipes.stats import run_names
+
+
+@dataclass
+class CompareArguments:
+    """What to compare, on what."""
+
+    runs: list[str] = field(
+        metadata={"help": "Run folders. They may also stand first, without the flag."}
+    )
+    output_dir: str = field(
+        default="runs/comparison", metadata={"help": "Folder for pictures and numbers."}
+    )
+    reference: str | None = field(
+        default=None, metadata={"help": "Model to compare with, if not the one they started from."}
+    )
+    max_prompts: int = field(default=256, metadata={"help": "Held-out prompts to answer."})
+    show: int = field(default=5, metadata={"help": "Prompts whose answers are printed."})
+    seed: int = field(default=0, metadata={"help": "Seed of prompts, lengths and sampling."})
+
+
+def main(args: CompareArguments) -> None:
+    # Models
+    configs = [read_config(run) for run in args.runs]
+    starts = {config.get("model_name_or_path") for config in configs}
+    if len(starts) > 1 and args.reference is None:
+        found = ", ".join(str(start or "the embedded model") for start in starts)
+        raise RecipeError(f"The runs started from several models: {found}. Give --reference.")
+    config, device = configs[0], PartialState().device
+    sources = {"reference": args.reference or starts.pop() or language_model()}
+    sources |= dict(zip(run_names(args.runs, taken=["reference"]), args.runs, strict=True))
+    models = {name: load_run(source) for name, source in sources.items()}
+    for model, _ in models.values():
+        model.to(device)
+
+    # Prompts
+    shortest, longest = config.get("min_prompt_length", 2), config.get("max_prompt_length", 8)
+    prompts = load_prompts(
+        config.get("dataset_name"),
+        models["reference"][1],
+        split="test",
+        length_sampler=LengthSampler(shortest, longest + 1, seed=args.seed),
+        text_column=config.get("text_column"),
+        max_prompts=args.max_prompts,
+        seed=args.seed,
+    )
+    longest = config.get("response_length", 16)
+    shortest = config.get("min_response_length", 4) or longest
+    length = LengthSampler(shortest, longest + 1, seed=args.seed)
+
+    # Reward
+    label = config.get("labels", ["POSITIVE"])[-1]
+    measures = sentiment_measures(SentimentReward(config.get("reward_model"), label=label))
+
+    # Results
+    lengths = [length() for _ in prompts]
+    comparison = compare(models, prompts, measures, max_new_tokens=lengths, seed=args.seed)
+    output = Path(args.output_dir)
+    comparison.save(output / "comparison.json")
+    plot_comparison(comparison, output / "comparison.png")
+    print(comparison.side_by_side(args.show), comparison.table(), sep="\n\n")
+    print(f"\nPictures: {output / 'comparison.png'}\nNumbers:  {output / 'comparison.json'}")
+
+
+if __name__ == "__main__":
+    bare = sys.argv[1:] and not sys.argv[1].startswith("-")
+    run_recipe(main, CompareArguments, argv=["--runs", *sys.argv[1:]] if bare else None)

@@ -1,0 +1,89 @@
+"""Continue a prompt with a trained model, several times, and score what it says.
+
+python recipes/generate.py --model runs/ppo-good --prompt "The film"
+python recipes/generate.py --prompt "The film"      # the embedded model, before any training
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import PartialState
+
+from trl_recipes import RecipeError, SentimentReward, generate_responses, load_run
+from trl_recipes.compare import check_context, mean_interval, printable
+from trl_recipes.embedded import language_model
+
+
+@dataclass
+class GenerateArguments:
+    """What to continue, with what."""
+
+    prompt: str = field(metadata={"help": "Text to continue."})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Run folder, model folder or hub name; embedded when left out."},
+    )
+    num_return_sequences: int = field(default=5, metadata={"help": "Number of continuations."})
+    max_new_tokens: int = field(
+        default=16, metadata={"help": "Most tokens of a continuation; it may end earlier."}
+    )
+    temperature: float = field(
+        default=1.0, metadata={"help": "Below 1 the likely words win more often, above 1 less."}
+    )
+    reward_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Sentiment classifier that scores: a folder or a hub name; embedded"
+            " when left out."
+        },
+    )
+    label: str = field(
+        default="POSITIVE", metadata={"help": "Label of the classifier whose score is shown."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+
+    def __post_init__(self):
+        for name in ("num_return_sequences", "max_new_tokens", "temperature"):
+            if getattr(self, name) <= 0:
+                raise RecipeError(f"--{name} is {getattr(self, name)}. Give more than 0.")
+
+
+def main(args: GenerateArguments) -> None:
+    # Models
+    model, tokenizer = load_run(args.model or language_model())
+    model.to(PartialState().device)
+
+    # Prompts
+    query = torch.tensor(tokenizer(args.prompt)["input_ids"], dtype=torch.long)
+    if len(query) == 0:
+        raise RecipeError("--prompt is empty. Give at least one word to continue.")
+    check_context(model, len(query), args.max_new_tokens)
+
+    # Reward
+    reward = SentimentReward(args.reward_model, label=args.label)
+
+    # Generation
+    torch.manual_seed(args.seed)
+    responses = generate_responses(
+        model,
+        [query] * args.num_return_sequences,
+        pad_token_id=0,  # any token: masks come from lengths
+        eos_token_id=tokenizer.eos_token_id,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+    )
+    completions = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    scores = reward(prompts=[args.prompt] * len(completions), completions=completions)
+
+    # Results
+    print(f"score   text (score: logit of {reward.label})")
+    for score, completion in zip(scores, completions, strict=True):
+        print(f"{score:6.2f}  {printable(args.prompt + completion)}")
+    mean, half = mean_interval(scores)
+    print(f"{mean:6.2f}  mean of {len(scores)}, 95 % interval ± {half:.2f}")
+
+
+if __name__ == "__main__":
+    from trl_recipes.arguments import run_recipe
+
+    run_recipe(main, GenerateArguments)

@@ -1,0 +1,61 @@
+"""Draw score, KL and loss of a run, or lay several runs over each other.
+
+Needs nothing but the run folder, so it works while the run is still going and long after.
+
+    python recipes/plot.py runs/ppo-good                # writes runs/ppo-good/plots/training.png
+    python recipes/plot.py runs/ppo-good runs/ppo-bad   # writes runs/runs.png
+    python recipes/plot.py runs/* --output all.png
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl_recipes.arguments import run_recipe
+from trl_recipes.plots import plot_runs, plot_stats
+from trl_recipes.runs import RunFolder, read_config
+from trl_recipes.stats import load_stats, run_names
+
+
+@dataclass
+class PlotArguments:
+    """What to draw."""
+
+    runs: list[str] = field(
+        metadata={"help": "Run folders. They may also stand first, without the flag."}
+    )
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "PNG file to write. Left out, one run goes to its own plots folder, several to"
+            " runs.png beside the first."
+        },
+    )
+
+
+def main(args: PlotArguments) -> None:
+    # Runs
+    names = run_names(args.runs)
+    runs = {name: load_stats(run) for name, run in zip(names, args.runs, strict=True)}
+    targets = {kl_target(RunFolder(Path(run))) for run in args.runs}
+    target = targets.pop() if len(targets) == 1 else None
+
+    # Results
+    if len(runs) == 1:
+        path = Path(args.output or RunFolder(Path(args.runs[0])).plots / "training.png")
+        plot_stats(runs[names[0]], path, title=names[0], kl_target=target)
+    else:
+        path = Path(args.output or Path(args.runs[0]).parent / "runs.png")
+        plot_runs(runs, path, kl_target=target)
+    print(path)
+
+
+def kl_target(run: RunFolder) -> float | None:
+    """The KL that the run's controller aims at, in nats a response; None where it aims at none."""
+    config = read_config(run) if run.config.is_file() else {}
+    return config.get("target") if config.get("adap_kl_ctrl") else None
+
+
+if __name__ == "__main__":
+    bare = sys.argv[1:] and not sys.argv[1].startswith("-")
+    run_recipe(main, PlotArguments, argv=["--runs", *sys.argv[1:]] if bare else None)

@@ -1,0 +1,85 @@
+"""Train a language model on the texts of a data set, from scratch or from a base model on.
+
+    python recipes/pretrain_lm.py --dataset_name reviews.jsonl --output_dir runs/lm
+    python recipes/pretrain_lm.py --model_name_or_path gpt2 --learning_rate 5e-5
+    python recipes/ppo_sentiment.py --model_name_or_path runs/lm --dataset_name reviews.jsonl
+
+From scratch it is a small GPT-2 with its own byte-level BPE tokenizer.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from trl_recipes import generate_responses, load_rows, load_run
+from trl_recipes.arguments import run_recipe
+from trl_recipes.pretrain import (
+    LanguageModelSizes,
+    PretrainConfig,
+    read_texts,
+    train_language_model,
+)
+from trl_recipes.runs import is_main_process, start_run, write_config
+
+
+@dataclass
+class LanguageModelArguments:
+    """What to learn, and where to start."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "File, folder or hub name; embedded when left out."}
+    )
+    text_column: str | None = field(default=None, metadata={"help": "Column that holds the text."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Base model; from scratch when left out."}
+    )
+
+
+def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: PretrainConfig) -> None:
+    run = start_run(config.output_dir, overwrite=config.overwrite_output_dir)
+
+    # Texts
+    source = args.dataset_name or "the embedded reviews"
+    texts, heldout_texts = (
+        read_texts(load_rows(args.dataset_name, split=split), args.text_column, source)
+        for split in ("train", "test")
+    )
+
+    # Model
+    write_config(run, args, sizes, config)
+    if is_main_process():
+        start = args.model_name_or_path or f"a GPT-2 of {sizes.n_layer} layers from scratch"
+        print(
+            f"Training {start} on {len(texts)} texts of {source}, with {len(heldout_texts)} held"
+            f" out to measure: {config.describe()}"
+        )
+    metrics = train_language_model(
+        texts,
+        run.model,
+        config,
+        heldout_texts=heldout_texts,
+        model_name_or_path=args.model_name_or_path,
+        sizes=sizes,
+    )
+
+    # Results
+    if is_main_process():
+        loss = metrics["heldout_loss"]
+        print(f"train loss {metrics['train_loss']:.3f} nats per token, mean over the run")
+        print(
+            f"held-out loss {loss:.3f} nats per token, perplexity {math.exp(loss):.1f}"
+            f" (n = {metrics['heldout_tokens']} tokens)"
+        )
+        model, tokenizer = load_run(run.path)
+        openings = [torch.tensor(tokenizer(text)["input_ids"][:4]) for text in heldout_texts[:3]]
+        responses = generate_responses(
+            model, openings, pad_token_id=0, eos_token_id=tokenizer.eos_token_id, max_new_tokens=24
+        )
+        for opening, response in zip(openings, responses, strict=True):
+            print(f"  {tokenizer.decode(opening)} |{tokenizer.decode(response)}")
+        print(f"The model is in {run.model}; recipes take it as --model_name_or_path {run}")
+
+
+if __name__ == "__main__":
+    run_recipe(main, LanguageModelArguments, LanguageModelSizes, PretrainConfig)

@@ -1,0 +1,82 @@
+"""Train a text classifier on labelled texts, from scratch or from a base model on.
+
+    python recipes/train_classifier.py --dataset_name reviews.jsonl --output_dir runs/classifier
+    python recipes/train_classifier.py --model_name_or_path roberta-base --learning_rate 2e-5
+    python recipes/ppo_sentiment.py --reward_model runs/classifier --dataset_name reviews.jsonl
+
+From scratch it is a small ModernBERT with its own tokenizer. It also learns from fragments of the
+texts, because in PPO it scores a short prompt and a few sampled tokens.
+"""
+
+from dataclasses import dataclass, field
+
+from trl_recipes import load_rows
+from trl_recipes.arguments import run_recipe
+from trl_recipes.pretrain import (
+    ClassifierConfig,
+    ClassifierSizes,
+    read_labels,
+    read_texts,
+    train_classifier,
+)
+from trl_recipes.runs import is_main_process, start_run, write_config
+
+
+@dataclass
+class ClassifierArguments:
+    """What to learn, and where to start."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "File, folder or hub name; embedded when left out."}
+    )
+    text_column: str | None = field(default=None, metadata={"help": "Column that holds the text."})
+    label_column: str = field(default="label", metadata={"help": "Column that holds the label."})
+    label_names: list[str] = field(
+        default_factory=lambda: ["NEGATIVE", "POSITIVE"],
+        metadata={"help": "Names of label 0, label 1 and so on."},
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Base model; from scratch when left out."}
+    )
+
+
+def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierConfig) -> None:
+    run = start_run(config.output_dir, overwrite=config.overwrite_output_dir)
+
+    # Texts
+    source = args.dataset_name or "the embedded reviews"
+    rows, heldout_rows = (load_rows(args.dataset_name, split=split) for split in ("train", "test"))
+    labels = read_labels(rows, args.label_column, args.label_names, source)
+    heldout_labels = read_labels(heldout_rows, args.label_column, args.label_names, source)
+
+    # Model
+    write_config(run, args, sizes, config)
+    if is_main_process():
+        start = args.model_name_or_path or f"a ModernBERT of {sizes.num_layers} layers from scratch"
+        print(
+            f"Training {start} on {len(rows)} texts of {source}, with {len(heldout_rows)} held out"
+            f" to measure: {config.describe()}"
+        )
+    metrics = train_classifier(
+        read_texts(rows, args.text_column, source),
+        labels,
+        run.model,
+        config,
+        heldout_texts=read_texts(heldout_rows, args.text_column, source),
+        heldout_labels=heldout_labels,
+        label_names=args.label_names,
+        model_name_or_path=args.model_name_or_path,
+        sizes=sizes,
+    )
+
+    # Results
+    if is_main_process():
+        print(f"train loss {metrics['train_loss']:.3f} nats per row, mean over the run")
+        print(
+            f"held-out accuracy {metrics['heldout_accuracy']:.3f} (n = {len(heldout_rows)} texts)"
+        )
+        print(f"The model is in {run.model}; recipes take it as --reward_model {run}")
+
+
+if __name__ == "__main__":
+    run_recipe(main, ClassifierArguments, ClassifierSizes, ClassifierConfig)
