@@ -65,17 +65,14 @@ def main(args: CompareArguments) -> None:
         max_prompts=args.max_prompts,
         seed=args.seed,
     )
-    longest = config.get("response_length", 16)
-    shortest = config.get("min_response_length", 4) or longest
-    length = LengthSampler(shortest, longest + 1, seed=args.seed)
+    length = config.get("response_length", 16)
 
     # Reward
-    label = config.get("labels", ["POSITIVE"])[-1]
+    label = config.get("label") or "POSITIVE"
     measures = sentiment_measures(SentimentReward(config.get("reward_model"), label=label))
 
     # Results
-    lengths = [length() for _ in prompts]
-    comparison = compare(models, prompts, measures, max_new_tokens=lengths, seed=args.seed)
+    comparison = compare(models, prompts, measures, max_new_tokens=length, seed=args.seed)
     output = Path(args.output_dir)
     comparison.save(output / "comparison.json")
     plot_comparison(comparison, output / "comparison.png")

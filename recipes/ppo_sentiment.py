@@ -10,9 +10,8 @@ hub: --config recipes/configs/ppo_sentiment_imdb.yaml. The algorithm: Ziegler et
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Literal
 
-from transformers import AutoTokenizer
 from trl import ModelConfig, get_peft_config
 
 from trl_recipes import (
@@ -20,48 +19,42 @@ from trl_recipes import (
     LengthSampler,
     PPOConfig,
     PPOTrainer,
-    RecipeError,
     SentimentReward,
     collator,
     load_prompts,
     load_run,
+    load_tokenizer,
 )
-from trl_recipes.arguments import run_recipe
+from trl_recipes.arguments import model_kwargs, run_recipe
 from trl_recipes.compare import compare, sentiment_measures
 from trl_recipes.embedded import language_model
 from trl_recipes.plots import plot_stats
-from trl_recipes.runs import start_run, write_config
+from trl_recipes.runs import check_run, start_run, write_config
 
 
 @dataclass
 class SentimentArguments:
     """What to train towards, on what."""
 
-    change_score: int = field(default=1, metadata={"help": "1: positive reviews, 0: negative."})
+    change_score: Literal[1, 0] = field(default=1, metadata={"help": "1: positive, 0: negative."})
     dataset_name: str | None = field(default=None, metadata={"help": "Reviews to take prompts of."})
     text_column: str | None = field(default=None, metadata={"help": "Column that holds the text."})
     reward_model: str | None = field(default=None, metadata={"help": "Sentiment classifier."})
-    labels: list[str] = field(
-        default_factory=lambda: ["NEGATIVE", "POSITIVE"],
-        metadata={"help": "The classifier's labels that change_score 0 and 1 reward."},
-    )
+    label: str | None = field(default=None, metadata={"help": "Label to reward, if it has others."})
     min_prompt_length: int = field(default=2, metadata={"help": "Shortest prompt, in tokens."})
     max_prompt_length: int = field(default=8, metadata={"help": "Longest prompt, in tokens."})
     eval_prompts: int = field(default=256, metadata={"help": "Held-out prompts to judge by."})
 
-    def __post_init__(self):
-        if self.change_score not in (0, 1):
-            raise RecipeError(f"--change_score is {self.change_score}. Give 1 (positive) or 0.")
-
 
 def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig) -> None:
     config.save_to("runs/ppo-good" if args.change_score else "runs/ppo-bad")
-    run = start_run(config.output_dir, overwrite=config.overwrite_output_dir)
+    run = check_run(config.output_dir, overwrite=config.overwrite_output_dir)
 
     # Models
     name = model_config.model_name_or_path or str(language_model())
-    model = AutoModelForCausalLMWithValueHead.from_pretrained(name)
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    loading = model_kwargs(model_config)
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(name, **loading)
+    tokenizer = load_tokenizer(name)
 
     # Prompts
     lengths = LengthSampler(args.min_prompt_length, args.max_prompt_length + 1, seed=config.seed)
@@ -72,7 +65,8 @@ def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig)
     )
 
     # Reward
-    reward = SentimentReward(args.reward_model, label=args.labels[args.change_score])
+    label = args.label or ("NEGATIVE", "POSITIVE")[args.change_score]
+    reward = SentimentReward(args.reward_model, label=label)
 
     # Trainer
     trainer = PPOTrainer(
@@ -85,21 +79,19 @@ def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig)
         peft_config=get_peft_config(model_config),
     )
     trainer.accelerator.print(trainer.describe())
+    start_run(config.output_dir, overwrite=config.overwrite_output_dir)
     write_config(run, args, config, model_config)
     trainer.train()
+    trainer.save_model()
 
     # Results
-    trainer.save_model()
-    if not trainer.accelerator.is_main_process:
-        return
-    plot_stats(trainer.all_stats, run.plots / "training.png", title=Path(config.output_dir).name)
-    models = {"reference": load_run(name), "trained": load_run(config.output_dir)}
-    comparison = compare(
-        models, held_out, sentiment_measures(reward), max_new_tokens=config.response_length
-    )
-    comparison.save(run.plots.parent / "comparison.json")
-    print(comparison.side_by_side(3), comparison.table(), sep="\n\n")
-    print(f"\nModel:    {run.model}\nPictures: {run.plots}\nStats:    {run.all_stats}")
+    if trainer.accelerator.is_main_process:
+        plot_stats(trainer.all_stats, run.plots / "training.png", title=run.path.name)
+        models = {"reference": load_run(name, **loading), run.path.name: load_run(run.path)}
+        measures = sentiment_measures(reward, label=args.label or "POSITIVE")
+        results = compare(models, held_out, measures, max_new_tokens=config.response_length)
+        print(results.side_by_side(3), results.table(), sep="\n\n")
+        print(f"\nModel:    {run.model}\nPictures: {run.plots}\nStats:    {run.all_stats}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@
     python recipes/pretrain_lm.py --model_name_or_path gpt2 --learning_rate 5e-5
     python recipes/ppo_sentiment.py --model_name_or_path runs/lm --dataset_name reviews.jsonl
 
-From scratch it is a small GPT-2 with its own byte-level BPE tokenizer.
+From scratch it is a small GPT-2 with its own byte-level BPE tokenizer. On 2000 whole film reviews
+one pass takes 3 minutes on one core, to a held-out perplexity of 188 (n = 204732 tokens); on 10,662
+sentences three passes take 2 minutes, to 219 (n = 32400).
 """
 
 import math
@@ -72,7 +74,9 @@ def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: Pretra
             f" (n = {metrics['heldout_tokens']} tokens)"
         )
         model, tokenizer = load_run(run.path)
-        openings = [torch.tensor(tokenizer(text)["input_ids"][:4]) for text in heldout_texts[:3]]
+        openings = [
+            torch.tensor(tokenizer(text[:80])["input_ids"][:4]) for text in heldout_texts[:3]
+        ]
         responses = generate_responses(
             model, openings, pad_token_id=0, eos_token_id=tokenizer.eos_token_id, max_new_tokens=24
         )

@@ -5,7 +5,9 @@
     python recipes/ppo_sentiment.py --reward_model runs/classifier --dataset_name reviews.jsonl
 
 From scratch it is a small ModernBERT with its own tokenizer. It also learns from fragments of the
-texts, because in PPO it scores a short prompt and a few sampled tokens.
+texts, because in PPO it scores a short prompt and a few sampled tokens. On 2000 whole film reviews
+one pass takes 2 minutes on one core and is right on 0.85 of 200 held-out ones; on 10,662 sentences
+three passes take 1.5 minutes and reach 0.75 (n = 1066).
 """
 
 from dataclasses import dataclass, field
@@ -31,7 +33,7 @@ class ClassifierArguments:
     )
     text_column: str | None = field(default=None, metadata={"help": "Column that holds the text."})
     label_column: str = field(default="label", metadata={"help": "Column that holds the label."})
-    label_names: list[str] = field(
+    class_names: list[str] = field(
         default_factory=lambda: ["NEGATIVE", "POSITIVE"],
         metadata={"help": "Names of label 0, label 1 and so on."},
     )
@@ -46,8 +48,8 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
     # Texts
     source = args.dataset_name or "the embedded reviews"
     rows, heldout_rows = (load_rows(args.dataset_name, split=split) for split in ("train", "test"))
-    labels = read_labels(rows, args.label_column, args.label_names, source)
-    heldout_labels = read_labels(heldout_rows, args.label_column, args.label_names, source)
+    labels = read_labels(rows, args.label_column, args.class_names, source)
+    heldout_labels = read_labels(heldout_rows, args.label_column, args.class_names, source)
 
     # Model
     write_config(run, args, sizes, config)
@@ -64,7 +66,7 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
         config,
         heldout_texts=read_texts(heldout_rows, args.text_column, source),
         heldout_labels=heldout_labels,
-        label_names=args.label_names,
+        label_names=args.class_names,
         model_name_or_path=args.model_name_or_path,
         sizes=sizes,
     )

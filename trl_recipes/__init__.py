@@ -20,6 +20,7 @@ _HOMES = {
     "RecipeError": "errors",
     "generate_responses": "generation",
     "load_run": "generation",
+    "load_tokenizer": "generation",
     "Rewards": "rewards",
     "SentimentReward": "rewards",
     "load_stats": "stats",

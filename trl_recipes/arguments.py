@@ -18,8 +18,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import transformers
 import yaml
-from trl import TrlParser
+from trl import ModelConfig, TrlParser, get_quantization_config
 
 from trl_recipes import runs
 from trl_recipes.errors import RecipeError
@@ -71,9 +72,11 @@ def run_recipe(
         main: called with one object for each dataclass.
         *dataclass_types: what to parse into.
         argv: the command line without the script; that of the process when None.
-        default_config: what is read when --config is not given: the name of a YAML file in the
-            folder `configs` beside the script that defines `main`, without its suffix.
+        default_config: what is read when neither --config nor --model_name_or_path is given: the
+            name of a YAML file in the folder `configs` beside the script that defines `main`,
+            without its suffix.
     """
+    transformers.logging.disable_progress_bar()  # one bar a run: the one that shows its score
     description = inspect.getdoc(inspect.getmodule(main)) or ""
     config = None
     if default_config is not None:
@@ -104,7 +107,8 @@ def parse_arguments(
         *dataclass_types: dataclasses whose fields are the flags.
         argv: the command line without the script; that of the process when None.
         description: printed above the flags by --help.
-        default_config: the YAML file to read when --config is not given.
+        default_config: the YAML file to read when neither --config nor --model_name_or_path is
+            given: it holds settings that fit the embedded model.
 
     Returns:
         One object for each dataclass, in the same order.
@@ -118,8 +122,9 @@ def parse_arguments(
     parser = _Parser(dataclass_types, add_help=False, allow_abbrev=False)
     helps = [word for word in argv if word in ("-h", "--help", "--help_all")]
     chosen, flags = _split_config([word for word in argv if word not in helps])
-    config_path = chosen or default_config
     given = set() if helps else _given_flags(dataclass_types, flags)
+    own_model = "model_name_or_path" in given  # the default file's settings fit the default model
+    config_path = chosen or (None if own_model else default_config)
     if config_path is not None:
         given |= _apply_config(parser, config_path)
     if helps:  # after the file, so that the defaults told are those that hold
@@ -141,6 +146,21 @@ def parse_arguments(
         names = given & {field.name for field in dataclasses.fields(settings)}
         object.__setattr__(settings, runs.GIVEN, frozenset(names))  # works for frozen ones too
     return parsed
+
+
+def model_kwargs(model_config: ModelConfig) -> dict[str, Any]:
+    """Turn TRL's model flags into arguments of `from_pretrained`.
+
+    Args:
+        model_config: revision, dtype, attention and quantisation.
+    """
+    kwargs = {
+        "revision": model_config.model_revision,
+        "dtype": model_config.dtype,
+        "attn_implementation": model_config.attn_implementation,
+        "quantization_config": get_quantization_config(model_config),
+    }
+    return {name: value for name, value in kwargs.items() if value is not None}
 
 
 class _Parser(TrlParser):

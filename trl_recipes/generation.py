@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -12,11 +13,13 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 
 from trl_recipes.forward import unwrap_adapter
+from trl_recipes.hub import loading, resolve
 from trl_recipes.padding import pad_rows
 
 
@@ -132,30 +135,41 @@ def _settings_of(model: nn.Module, settings: GenerationConfig):
         language_model.train(training)
 
 
-def load_run(path: str | Path) -> tuple[nn.Module, object]:
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model.
+
+    Args:
+        name: run folder, model folder or hub name.
+
+    Raises:
+        RecipeError: there is no such model, or no tokenizer with it.
+    """
+    name = resolve(str(name), "model")
+    with loading(name, "model"):
+        return AutoTokenizer.from_pretrained(name)
+
+
+def load_run(path: str | Path, **kwargs) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Load what a run saved, or any model, as a plain transformers model in eval mode.
 
     Args:
         path: a run folder (its `model/` is taken), a model folder, or a hub name.
+        **kwargs: passed to `from_pretrained` of the model.
 
     Returns:
-        The model and its tokenizer.
+        The model, its adapter included where it has one, and its tokenizer.
 
     Raises:
         RecipeError: there is no such model.
     """
-    from trl_recipes.hub import resolve
-
-    folder = Path(path) / "model"
-    name = resolve(str(folder if folder.is_dir() else path), "model")
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    adapter = (Path(name) / "adapter_config.json").is_file()
-    if adapter:
-        from peft import AutoPeftModelForCausalLM
-
-        model = AutoPeftModelForCausalLM.from_pretrained(name)
-    elif AutoConfig.from_pretrained(name).is_encoder_decoder:
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    name = resolve(str(path), "model")
+    tokenizer = load_tokenizer(name)
+    with loading(name, "model"):
+        adapter = (Path(name) / "adapter_config.json").is_file()
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path if adapter else name
+        config = AutoConfig.from_pretrained(base)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_pretrained(base, **{"dtype": "float32", "use_safetensors": True} | kwargs)
+        if adapter:
+            model = PeftModel.from_pretrained(model, name)
     return model.eval(), tokenizer

@@ -231,7 +231,7 @@ def test_dropout_is_off_and_train_mode_on(name):
 
 def test_activation_checkpointing_changes_no_figure():
     plain, saving = build(), build(activation_checkpointing=True)
-    assert saving.policy_model.is_activation_checkpointing
+    assert saving.policy_model.transformer.gradient_checkpointing
     first, second = plain.step(*rollout_of(plain)), saving.step(*rollout_of(saving))
     assert first["ppo/loss/total"] == pytest.approx(second["ppo/loss/total"], abs=1e-6)
     assert_same_function(plain, saving)

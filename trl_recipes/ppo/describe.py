@@ -41,7 +41,7 @@ def describe_run(
         f"{_range(min(prompt_lengths), max(prompt_lengths), 'token')} of {len(prompt_lengths)} "
         f"prompts are continued by {_range(shortest, config.response_length, 'token')}. "
         f"{config.num_total_batches} steps, each of {samples} responses gone over "
-        f"{config.ppo_epochs} times in optimizer steps of {step}{passes}: "
+        f"{_times(config.ppo_epochs)} in optimizer steps of {step}{passes}: "
         f"{config.num_total_batches * samples} responses and "
         f"{config.num_total_batches * config.ppo_epochs * config.num_mini_batches} optimizer "
         f"steps in all. KL coefficient {config.init_kl_coef:g}{adaptive}; learning rate "
@@ -54,6 +54,10 @@ def _count(number: int) -> str:
     if number < 1_000_000:
         return f"{number / 1000:.0f} thousand"
     return f"{number / 1e6:.1f} million"
+
+
+def _times(number: int) -> str:
+    return {1: "once", 2: "twice"}.get(number, f"{number} times")
 
 
 def _range(low: int, high: int, unit: str) -> str:

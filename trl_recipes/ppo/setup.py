@@ -10,9 +10,10 @@ from typing import Any
 
 from accelerate import PartialState
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from trl_recipes.errors import RecipeError
+from trl_recipes.generation import load_tokenizer
 from trl_recipes.hub import loading, resolve
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.value_head import (
@@ -64,7 +65,7 @@ def _class_for(config: Any) -> type:
     return AutoModelForCausalLMWithValueHead
 
 
-def load_tokenizer(model: str | Path | nn.Module) -> PreTrainedTokenizerBase:
+def tokenizer_of(model: str | Path | nn.Module) -> PreTrainedTokenizerBase:
     """Load the tokenizer that goes by the model's name.
 
     Raises:
@@ -72,9 +73,7 @@ def load_tokenizer(model: str | Path | nn.Module) -> PreTrainedTokenizerBase:
     """
     if not isinstance(model, str | Path):
         raise RecipeError("`tokenizer` is missing. Pass the model's tokenizer.")
-    name = resolve(str(model), "model")
-    with loading(name, "model"):
-        return AutoTokenizer.from_pretrained(name)
+    return load_tokenizer(model)
 
 
 @contextmanager
@@ -125,3 +124,16 @@ def save_policy(policy: nn.Module, folder: Path, merge_adapter: bool) -> None:
         copy.deepcopy(policy).merge_and_unload().save_pretrained(folder)
     else:
         policy.save_pretrained(folder, selected_adapters=["default"])
+
+
+def checkpoint_activations(policy: nn.Module, kwargs: dict | None) -> None:
+    """Trade compute for memory in the backward pass.
+
+    Args:
+        policy: transformers or PEFT model.
+        kwargs: of `torch.utils.checkpoint`, or None.
+    """
+    # renamed in transformers 5.23; Python 3.10 ends at 5.20
+    enable = getattr(policy, "activation_checkpointing_enable", None)
+    (enable or policy.gradient_checkpointing_enable)(kwargs)
+    policy.enable_input_require_grads()

@@ -131,7 +131,7 @@ class PPOTrainer(TRLPPOTrainer):
         set_seed(config.seed)
         self.value_head_model = setup.with_value_head(model)
         policy = self.value_head_model.pretrained_model
-        self.tokenizer = tokenizer or setup.load_tokenizer(model)
+        self.tokenizer = tokenizer or setup.tokenizer_of(model)
         self.is_encoder_decoder = bool(policy.config.is_encoder_decoder)
         checks.prepare_tokenizer(self.tokenizer, policy)
         self.rewards = None if reward_funcs is None else Rewards(reward_funcs, reward_weights)
@@ -204,10 +204,7 @@ class PPOTrainer(TRLPPOTrainer):
                 parameter.data = parameter.data.float()
         self.value_head_model.v_head.float()
         if self.args.activation_checkpointing:
-            self.policy_model.activation_checkpointing_enable(
-                self.args.activation_checkpointing_kwargs
-            )
-            self.policy_model.enable_input_require_grads()
+            setup.checkpoint_activations(self.policy_model, self.args.gradient_checkpointing_kwargs)
         if self.ref_model is not None:
             switch_off_dropout(self.ref_model)
             self.ref_model.requires_grad_(False).eval()

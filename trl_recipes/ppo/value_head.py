@@ -11,7 +11,7 @@ from transformers.utils.hub import cached_file
 from trl.experimental import ppo as trl_ppo
 from trl.experimental.utils import create_reference_model as trl_create_reference_model
 
-from trl_recipes.hub import resolve
+from trl_recipes.hub import loading, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ class _ValueHeadModel:
         if isinstance(model, str | Path):
             name = resolve(str(model), "model")
             ours = {key: kwargs.pop(key) for key in list(kwargs) if key in _TRL_ARGUMENTS}
-            model = cls._load(name, *model_args, **kwargs)
+            with loading(name, "model"):
+                model = cls._load(name, *model_args, **kwargs)
             kwargs = ours
         kwargs.pop("is_trainable", None)
         fresh = "v_head_init_strategy" not in kwargs

@@ -1,0 +1,41 @@
+# `make demo` and `make test` do all the set-up on a fresh machine: a virtual environment in .venv,
+# the versions of constraints.txt, this project. Both may be interrupted and run again.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# A CPU build of torch where the index has one; on a GPU machine name its own: make demo TORCH=torch
+TORCH  ?= torch==2.13.0
+# Two processes of pytest; torch's own threads would fight over the cores.
+PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/ready
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+		--dynamo_backend no recipes/ppo_sentiment.py --change_score 1 --overwrite_output_dir
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+		--dynamo_backend no recipes/ppo_sentiment.py --change_score 0 --overwrite_output_dir
+	$(BIN)/python recipes/compare.py runs/ppo-good runs/ppo-bad
+	$(BIN)/python recipes/plot.py runs/ppo-good runs/ppo-bad
+
+test: $(VENV)/ready
+	$(PYTEST)
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The last line marks that everything before it succeeded; an interrupted first try is made anew.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

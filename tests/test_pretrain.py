@@ -1,0 +1,282 @@
+import itertools
+import json
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from trl_recipes import pretrain
+from trl_recipes.errors import RecipeError
+from trl_recipes.pretrain import (
+    ClassifierConfig,
+    ClassifierSizes,
+    LanguageModelSizes,
+    PretrainConfig,
+    classifier_windows,
+    cut_fragments,
+    language_model_rows,
+    read_labels,
+    read_texts,
+    train_classifier,
+    train_language_model,
+    train_tokenizer,
+)
+
+ROOT = Path(__file__).parents[1]
+TEXTS = ["The film is good.", "The film is bad; I left.", "Étude in C - naïve, isn't it?\n\nYes."]
+TINY_GPT2 = {"n_layer": 1, "n_head": 2, "n_embd": 32, "vocab_size": 300, "context_length": 32}
+TINY_CLASSIFIER = {
+    "num_layers": 1,
+    "num_heads": 2,
+    "hidden_size": 32,
+    "vocab_size": 300,
+    "dropout": 0.0,
+    "context_length": 32,
+    "fragments_per_text": 1,
+    "min_fragment_tokens": 3,
+}
+
+
+def quiet(cls, folder, **settings):
+    return cls(output_dir=str(folder), use_cpu=True, disable_tqdm=True, **settings)
+
+
+@given(st.text())
+def test_a_tokenizer_gives_back_any_text(text):
+    tokenizer = train_tokenizer(TEXTS, 300)
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_the_tokenizer_of_a_language_model_is_like_gpt2():
+    tokenizer = train_tokenizer(TEXTS, 300)
+    assert tokenizer.pad_token is None
+    assert tokenizer.bos_token == tokenizer.eos_token == "<|endoftext|>"
+    assert tokenizer("<|endoftext|>")["input_ids"] == [tokenizer.eos_token_id]
+    assert len(tokenizer) <= 300
+
+
+def test_the_tokenizer_of_a_classifier_ignores_case_and_the_first_word_is_like_others():
+    tokenizer = train_tokenizer(TEXTS, 300, for_classifier=True)
+    assert tokenizer("THE FILM")["input_ids"] == tokenizer("the film")["input_ids"]
+    assert tokenizer("film film")["input_ids"] == 2 * tokenizer("film")["input_ids"]
+    assert tokenizer.pad_token is not None
+
+
+def test_a_vocabulary_without_room_for_the_bytes_is_refused():
+    with pytest.raises(RecipeError, match="257 or more"):
+        train_tokenizer(TEXTS, 256)
+
+
+@pytest.mark.parametrize("context_length", [4, 7, 100])
+def test_windows_lose_no_token_and_each_text_ends_with_eos(context_length):
+    tokenizer = train_tokenizer(TEXTS, 300)
+    for text in TEXTS:
+        windows = [r["input_ids"] for r in language_model_rows([text], tokenizer, context_length)]
+        assert max(map(len, windows)) <= context_length
+        joined = [*itertools.chain(*windows)]
+        expected = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        # a last window of one token has nothing to predict and is left out
+        assert joined == (expected[:-1] if len(expected) % context_length == 1 else expected)
+
+
+def test_padding_keeps_the_end_token_in_the_loss():
+    batch = pretrain._pad_language_model_rows([{"input_ids": [5, 6, 0]}, {"input_ids": [7, 0]}])
+    assert batch["labels"].tolist() == [[5, 6, 0], [7, 0, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_windows_leave_room_for_special_tokens_and_know_their_text():
+    tokenizer = train_tokenizer(TEXTS, 300, for_classifier=True)
+    pad = tokenizer.pad_token
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single=f"{pad} $A {pad} {pad}", special_tokens=[(pad, tokenizer.pad_token_id)]
+    )
+    assert pretrain._special_frame(tokenizer) == ([0], [0, 0])
+    windows = classifier_windows(TEXTS, tokenizer, context_length=8)
+    assert max(len(ids) for _, ids in windows) == 5
+    for index, text in enumerate(TEXTS):
+        joined = [*itertools.chain(*(ids for owner, ids in windows if owner == index))]
+        assert joined == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@given(
+    length=st.integers(0, 40),
+    count=st.integers(0, 5),
+    shortest=st.integers(1, 10),
+    more=st.integers(0, 20),
+    seed=st.integers(0, 99),
+)
+def test_fragments_are_pieces_of_the_text_and_shorter_than_it(length, count, shortest, more, seed):
+    ids = list(range(length))
+    fragments = cut_fragments(ids, count, (shortest, shortest + more), random.Random(seed))
+    assert len(fragments) == (count if length > shortest else 0)
+    for number, fragment in enumerate(fragments):
+        assert shortest <= len(fragment) <= min(shortest + more, length - 1)
+        assert fragment == ids[fragment[0] : fragment[0] + len(fragment)]
+        assert number % 2 or fragment[0] == 0
+
+
+def test_texts_and_labels_are_read_by_column_and_by_name():
+    rows = Dataset.from_dict({"review": ["a", "b", "c"], "mood": ["Negative", "1", " positive"]})
+    assert read_texts(rows, None, "reviews.csv") == ["a", "b", "c"]
+    assert read_labels(rows, "mood", ["NEGATIVE", "POSITIVE"], "reviews.csv") == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"body": ["x"], "label": [0]}, "--text_column: data has no column `text`.*body, label"),
+        ({"text": [3], "label": [0]}, "--text_column: row 1 of data holds 3"),
+        ({"text": ["x"], "mood": [0]}, "--label_column: data has no column `label`.*text, mood"),
+        ({"text": ["x", "y"], "label": [0, 2]}, "--class_names: row 2 of data has the label 2"),
+        ({"text": ["x", "y"], "label": [0.0, None]}, "row 2 of data has the label (nan|None)"),
+    ],
+    ids=["no text", "no string", "no label", "unknown label", "missing label"],
+)
+def test_columns_that_do_not_fit_are_named(columns, message):
+    rows = Dataset.from_dict(columns)
+
+    def read():
+        read_texts(rows, None, "data")
+        read_labels(rows, "label", ["NEGATIVE", "POSITIVE"], "data")
+
+    with pytest.raises(RecipeError, match=message):
+        read()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LanguageModelSizes(n_embd=50, n_head=4), "multiple of --n_head .4.. Use 48"),
+        (lambda: ClassifierSizes(hidden_size=60, num_heads=4), "twice --num_heads.*Use 56"),
+        (lambda: ClassifierSizes(min_fragment_tokens=9, max_fragment_tokens=8), "smaller one"),
+    ],
+    ids=["width", "hidden size", "fragments"],
+)
+def test_sizes_that_do_not_fit_together_are_refused(make, message):
+    with pytest.raises(RecipeError, match=message):
+        make()
+
+
+def test_wrong_texts_and_labels_are_refused_before_training(tmp_path):
+    config = quiet(PretrainConfig, tmp_path)
+    with pytest.raises(RecipeError, match="All 2 texts"):
+        train_language_model(["", " "], tmp_path, config)
+    with pytest.raises(RecipeError, match="one label for each of 2 texts, got 1"):
+        train_classifier(["a", "b"], [0], tmp_path, config)
+    with pytest.raises(RecipeError, match="label of text 2 is 5"):
+        train_classifier(["a", "b"], [0, 5], tmp_path, config)
+
+
+def test_a_language_model_learns_and_its_loss_is_the_mean_over_tokens(tmp_path):
+    texts = ["one two three four five", "six seven eight"] * 400
+    config = quiet(PretrainConfig, tmp_path, learning_rate=1e-2, per_device_train_batch_size=4)
+    metrics = train_language_model(
+        texts, tmp_path, config, heldout_texts=texts[:2], sizes=LanguageModelSizes(**TINY_GPT2)
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    total, count = 0.0, 0
+    for text in texts[:2]:  # one by one, without padding
+        ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+        logprobs = model(ids).logits[0, :-1].log_softmax(-1)
+        total -= logprobs.gather(1, ids[0, 1:, None]).sum().item()
+        count += ids.shape[1] - 1
+    assert metrics["heldout_tokens"] == count
+    assert metrics["heldout_loss"] == pytest.approx(total / count, abs=1e-4)
+    assert metrics["heldout_loss"] < 0.2
+
+
+def test_a_classifier_learns_and_answers_in_a_pipeline(tmp_path):
+    draw = random.Random(0)
+    words = [["good", "fine", "great"], ["bad", "dull", "poor"]]
+    rows = [
+        (
+            f"The {draw.choice(['film', 'plot'])} is {draw.choice(words[1 - i % 2])} in the end.",
+            i % 2,
+        )
+        for i in range(400)
+    ]
+    texts, labels = [text for text, _ in rows], [label for _, label in rows]
+    config = quiet(ClassifierConfig, tmp_path, learning_rate=5e-3, num_train_epochs=1)
+    metrics = train_classifier(
+        texts,
+        labels,
+        tmp_path,
+        config,
+        heldout_texts=texts[:50],
+        heldout_labels=labels[:50],
+        sizes=ClassifierSizes(**TINY_CLASSIFIER),
+    )
+    assert metrics["heldout_accuracy"] == 1
+    assert metrics["heldout_texts"] == 50
+    answers = pipeline("text-classification", model=str(tmp_path))(["great plot", "a POOR film"])
+    assert [answer["label"] for answer in answers] == ["POSITIVE", "NEGATIVE"]
+
+
+def test_training_goes_on_from_a_base_model(tmp_path, tiny_gpt2):
+    config = quiet(PretrainConfig, tmp_path, max_steps=2)
+    train_language_model(TEXTS, tmp_path, config, model_name_or_path=str(tiny_gpt2))
+    before = AutoModelForCausalLM.from_pretrained(tiny_gpt2).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    moved = {name: (after[name] - before[name]).abs().max().item() for name in before}
+    assert 0 < max(moved.values()) < 0.05  # moved, but not made anew
+
+
+def test_two_trainings_with_one_seed_are_the_same(tmp_path):
+    for name in "ab":
+        config = quiet(PretrainConfig, tmp_path / name, max_steps=3, seed=5)
+        train_language_model(
+            TEXTS * 8, tmp_path / name, config, sizes=LanguageModelSizes(**TINY_GPT2)
+        )
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+
+
+@pytest.fixture(scope="module")
+def review_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "reviews.jsonl"
+    rows = [{"text": f"A {w} film, number {i}.", "label": w} for i in range(30) for w in "ab"]
+    named = [{**row, "label": {"a": "positive", "b": "negative"}[row["label"]]} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in named))
+    return path
+
+
+def recipe(name, *flags):
+    command = [sys.executable, f"recipes/{name}.py", "--use_cpu", "--max_steps", "3", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_language_model_recipe_runs_and_refuses_to_overwrite(tmp_path, review_file):
+    flags = ["--dataset_name", str(review_file), "--output_dir", str(tmp_path / "lm")]
+    small = ["--n_layer", "1", "--n_embd", "32", "--vocab_size", "300"]
+    run = recipe("pretrain_lm", *flags, *small)
+    assert run.returncode == 0, run.stderr
+    loss = float(run.stdout.split("held-out loss ")[1].split()[0])
+    assert 0 < loss < math.log(300) + 1
+    assert "54 texts" in run.stdout  # a tenth is held out
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "lm" / "model")
+    assert model.config.n_embd == 32
+    again = recipe("pretrain_lm", *flags, *small)
+    assert again.returncode == 2
+    assert "Traceback" not in again.stderr
+    assert "--overwrite_output_dir" in again.stderr
+
+
+def test_the_classifier_recipe_runs_on_named_labels(tmp_path, review_file):
+    flags = ["--dataset_name", str(review_file), "--output_dir", str(tmp_path / "classifier")]
+    run = recipe("train_classifier", *flags, "--hidden_size", "32", "--vocab_size", "300")
+    assert run.returncode == 0, run.stderr
+    assert "(n = 6 texts)" in run.stdout
+    folder = str(tmp_path / "classifier" / "model")
+    (answer,) = pipeline("text-classification", model=folder)("A film.")
+    assert answer["label"] in ("NEGATIVE", "POSITIVE")
