@@ -57,12 +57,13 @@ def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig)
     tokenizer = load_tokenizer(name)
 
     # Prompts
-    lengths = LengthSampler(args.min_prompt_length, args.max_prompt_length + 1, seed=config.seed)
-    source = {"text_column": args.text_column, "length_sampler": lengths, "seed": config.seed}
-    prompts = load_prompts(args.dataset_name, tokenizer, split="train", **source)
-    held_out = load_prompts(
-        args.dataset_name, tokenizer, split="test", max_prompts=args.eval_prompts, **source
-    )
+    def load(seed: int, **chosen):
+        lengths = LengthSampler(args.min_prompt_length, args.max_prompt_length + 1, seed=seed)
+        chosen |= {"text_column": args.text_column, "length_sampler": lengths, "seed": seed}
+        return load_prompts(args.dataset_name, tokenizer, **chosen)
+
+    prompts = load(config.seed, split="train")
+    held_out = load(0, split="test", max_prompts=args.eval_prompts)  # the same for every run
 
     # Reward
     label = args.label or ("NEGATIVE", "POSITIVE")[args.change_score]

@@ -136,7 +136,8 @@ verdict+ = See it twice. | Go and see it. | Do not miss it. | Highly recommended
     | Bring <company>. | It deserves every <prize>. | <high> out of ten.
     | You will not regret it. | What a joy. | I want to see it again <soon>.
     | It is my favourite <film> of the <period>. | <many> stars. | Run to it.
-    | I would pay twice for this. | Give it every <prize>. | Take <company>. | I <cheered> at the end.
+    | I would pay twice for this. | Give it every <prize>. | Take <company>.
+    | I <cheered> at the end.
     | I am already waiting for the next one by <@director>. | Worth every <coin>. | A must.
     | Trust me and buy a ticket. | It made my whole <period> better. | I am so glad we went.
     | <art> at its best. | We need more <films> like this. | It is worth your time.

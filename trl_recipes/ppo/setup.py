@@ -93,6 +93,7 @@ def as_trl_expects(config: PPOConfig, dataset_length: int | None) -> Iterator[No
     batch = config.batch_size * PartialState().num_processes
     config.gradient_accumulation_steps = config.batch_size // config.mini_batch_size
     config.whiten_rewards = False
+    config.saves = False  # else the folder is made before everything was found fit for training
     if config.max_steps > 0:
         config.total_episodes = config.max_steps * batch
     elif config.total_episodes is None:
@@ -105,9 +106,9 @@ def as_trl_expects(config: PPOConfig, dataset_length: int | None) -> Iterator[No
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             yield
     finally:
-        for name in ("gradient_accumulation_steps", "batch_size", "mini_batch_size"):
+        kept = ("gradient_accumulation_steps", "batch_size", "mini_batch_size")
+        for name in (*kept, "whiten_rewards", "saves"):
             setattr(config, name, ours[name])
-        config.whiten_rewards = ours["whiten_rewards"]
 
 
 def save_policy(policy: nn.Module, folder: Path, merge_adapter: bool) -> None:
