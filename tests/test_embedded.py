@@ -19,7 +19,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.generation import generate_responses
 
 ROOT = Path(__file__).parents[1]
-SHA256 = "8dce73d242bbdd88536c8cb6a94a11308ab4c049c3f70c954685fabd073194fb"
+SHA256 = "de9f6d0a52ef6d198cbaf04839daef074231fa7d47a9b3de71b3da7675dfe656"
 
 
 @pytest.fixture(scope="module")
@@ -255,17 +255,29 @@ def test_the_classifier_is_right_on_held_out_reviews(classifier, rows):
     assert ((probabilities > 0.5) == labels).mean() >= 0.95
 
 
-def test_the_classifier_is_undecided_where_nothing_is_said_and_knows_negation(classifier):
+def test_the_classifier_is_undecided_where_nothing_is_said(classifier):
     # the last one begins as many reviews of both moods do
     neutral = positive(classifier, ["The", "It is set in Lisbon.", "From the first scene, the"])
     assert (np.abs(neutral - 0.5) < 0.3).all()
-    good, bad, not_bad, not_good = positive(
-        classifier,
-        ["It is wonderful.", "It is dull.", "It is never dull.", "It is never wonderful."],
-    )
+    good, bad = positive(classifier, ["It is wonderful.", "It is dull."])
     assert good > 0.8 > 0.2 > bad
-    assert not_bad > bad + 0.3
-    assert not_good < good - 0.3
+
+
+def test_the_classifier_knows_negation(classifier, rows):
+    negation = re.compile(r"\b(never|not|nothing|hardly|anything but|far from|nobody could)\b")
+    negated = [row for row in rows["heldout"] if negation.search(row["text"])]
+    assert len(negated) > 500
+    labels = np.array([row["label"] for row in negated])
+    probabilities = positive(classifier, [row["text"] for row in negated])
+    assert ((probabilities > 0.5) == labels).mean() >= 0.9
+
+    good, bad = ("brilliant", "superb", "clever", "warm"), ("dull", "bad", "weak", "stale")
+    plain, never = (
+        positive(classifier, [f"It is {word}{adjective}." for adjective in good + bad])
+        for word in ("", "never ")
+    )
+    assert (never[:4] < plain[:4]).all()
+    assert (never[4:] > plain[4:]).all()
 
 
 def test_the_language_model_writes_both_moods_from_short_prompts(classifier, rows):
