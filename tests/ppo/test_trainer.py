@@ -5,6 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -537,3 +538,35 @@ def test_collate_puts_all_responses_in_one_block():
     alone = rollout.rows(torch.tensor([1]))
     assert alone.queries.tolist() == [[3]]
     assert alone.responses.tolist() == [[5, 6]]
+
+
+def test_the_users_own_model_object_saves_what_was_trained(tmp_path):
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(gpt2())
+    trainer = build(model)
+    trainer.step(*rollout_of(trainer))
+    model.save_pretrained(str(tmp_path))
+    loaded = AutoModelForCausalLMWithValueHead.from_pretrained(str(tmp_path))
+    for key, value in trainer.policy_model.state_dict().items():
+        assert torch.equal(value, loaded.pretrained_model.state_dict()[key]), key
+    assert torch.equal(loaded.v_head.summary.weight, trainer.model.value_head.summary.weight)
+    assert loaded.v_head.summary.weight.abs().sum() > 0
+
+
+def test_a_value_head_that_trl_0_11_saved_is_found(tmp_path):
+    """TRL 0.11 put `v_head.` keys into the model's own file."""
+    model = gpt2()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    head = {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.ones(1)}
+    save_file(weights | head, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = AutoModelForCausalLMWithValueHead.from_pretrained(str(tmp_path))
+    assert torch.equal(loaded.v_head.summary.weight, torch.ones(1, 32))
+
+
+def test_a_fresh_value_head_starts_from_zero_and_says_so_once(tmp_path, caplog):
+    gpt2().save_pretrained(tmp_path)
+    with caplog.at_level("INFO", logger="trl_recipes"):
+        for _ in range(2):
+            loaded = AutoModelForCausalLMWithValueHead.from_pretrained(str(tmp_path))
+    assert not loaded.v_head.summary.weight.any()
+    assert sum("has no value head" in record.message for record in caplog.records) == 1
