@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.forward import response_logits
+from trl_recipes.forward import context_length, response_logits
 from trl_recipes.generation import generate_responses
 from trl_recipes.padding import pad_rows
 from trl_recipes.rewards import RewardFunc, Rewards, SentimentReward
@@ -289,7 +289,7 @@ def check_context(model: nn.Module, query_length: int, response_length: int) -> 
     Raises:
         RecipeError: says how many tokens fit.
     """
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = context_length(model.config)
     needed = query_length + response_length
     if context is not None and not model.config.is_encoder_decoder and needed > context:
         raise RecipeError(

@@ -79,5 +79,14 @@ def decoder_start_token_id(config) -> int:
     return config.bos_token_id if start is None else start
 
 
+def context_length(config) -> int | None:
+    """Most tokens that a model's positions allow; None where they are unbounded (T5, BLOOM)."""
+    for name in ("max_position_embeddings", "n_positions"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and getattr(config, "model_type", "") not in ("t5", "mt5"):
+            return value
+    return None
+
+
 def _accepts(language_model: nn.Module, name: str) -> bool:
     return name in inspect.signature(language_model.forward).parameters

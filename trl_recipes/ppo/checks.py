@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.forward import unwrap_adapter
+from trl_recipes.forward import context_length, unwrap_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -128,15 +128,6 @@ def check_lengths(longest_query: int, response_length: int, model: nn.Module) ->
             f"context holds {context}. Lower `response_length` to "
             f"{max(context - longest_query, 0)} or cut the prompts."
         )
-
-
-def context_length(config) -> int | None:
-    """Most tokens that a model's positions allow; None where they are unbounded (T5, BLOOM)."""
-    for name in ("max_position_embeddings", "n_positions"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and getattr(config, "model_type", "") not in ("t5", "mt5"):
-            return value
-    return None
 
 
 def prepare_tokenizer(tokenizer, model: nn.Module) -> None:

@@ -204,12 +204,7 @@ class PPOConfig(TRLPPOConfig):
     @property
     def global_batch_size(self) -> int:
         """Samples a step over all processes."""
-        return self.batch_size * self.world_size_now
-
-    @property
-    def world_size_now(self) -> int:
-        """Number of processes; 1 until a trainer was built."""
-        return self.world_size or 1
+        return self.batch_size * (self.world_size or 1)
 
     def _unite_names(self) -> None:
         """Give both names of one thing one value."""
