@@ -133,9 +133,13 @@ STAT_KEYS: dict[str, StatKey] = {
     "samples/unique": StatKey("share", "Distinct responses over all responses of the batch."),
     # time
     "time/generation": StatKey("seconds", "Sampling the responses."),
+    "time/generation_share": StatKey(
+        "share of a step", "Sampling, as part of sampling, scoring and `step` together."
+    ),
     "time/scoring": StatKey("seconds", "Calling the reward functions."),
     "time/ppo/forward_pass": StatKey(
-        "seconds", "Log-probabilities and values of the samples, policy and reference."
+        "seconds",
+        "Log-probabilities and values that sampling did not give, and those of the reference.",
     ),
     "time/ppo/compute_rewards": StatKey("seconds", "Token rewards from scores and KL."),
     "time/ppo/compute_advantages": StatKey("seconds", "Advantages and returns."),

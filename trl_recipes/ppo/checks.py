@@ -11,6 +11,8 @@ from trl_recipes.forward import context_length, unwrap_adapter
 
 logger = logging.getLogger(__name__)
 
+ROUNDING = 1e-4  # nats by which float32 log-probabilities of two correct passes may differ
+
 
 def check_step_inputs(
     queries: Sequence[Tensor],
@@ -217,7 +219,7 @@ def check_first_kl(log_ratio: Tensor, policy: nn.Module, reduced_precision: bool
 
 
 def _check_first(what: str, log_ratio: Tensor, policy: nn.Module, reduced_precision: bool) -> None:
-    tolerance = 0.2 if reduced_precision else 1e-4  # nats
+    tolerance = 0.2 if reduced_precision else ROUNDING
     off = log_ratio.abs().max().item()
     if not off <= tolerance:
         cause = explain_mismatch(policy, reduced_precision)

@@ -19,6 +19,7 @@ from trl_recipes.data import LengthSampler, collator
 from trl_recipes.errors import RecipeError
 from trl_recipes.forward import decoder_start_token_id, response_logits
 from trl_recipes.generation import generate_responses
+from trl_recipes.padding import length_groups, unpack
 from trl_recipes.ppo import checks, objective, setup
 from trl_recipes.ppo.actor_critic import ActorCritic, switch_off_dropout
 from trl_recipes.ppo.config import PPOConfig
@@ -30,7 +31,7 @@ from trl_recipes.ppo.reference import (
     reference_is_start,
     reference_of,
 )
-from trl_recipes.ppo.rollout import Rollout, collate
+from trl_recipes.ppo.rollout import Rollout, Targets, collate
 from trl_recipes.ppo.running_moments import RunningMoments
 from trl_recipes.ppo.sampling import generation_settings
 from trl_recipes.ppo.step_stats import (
@@ -46,6 +47,7 @@ from trl_recipes.ppo.step_stats import (
 from trl_recipes.ppo.trainable import select_trainable
 from trl_recipes.ppo.value_head import create_reference_model, save_value_head
 from trl_recipes.rewards import Rewards
+from trl_recipes.sampling import Samples, can_sample, sample_responses
 from trl_recipes.stats import append_samples, append_stats
 
 logger = get_logger(__name__)
@@ -173,6 +175,8 @@ class PPOTrainer(TRLPPOTrainer):
                 "resolves. Launch with `--mixed_precision bf16`, or without."
             )
         self.current_device = self.accelerator.device
+        if self.current_device.type == "cpu":
+            setup.keep_freed_memory()
         self.kl_ctl = (
             AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
             if config.adap_kl_ctrl
@@ -181,6 +185,8 @@ class PPOTrainer(TRLPPOTrainer):
         self.running = RunningMoments()
         self.all_stats: list[dict] = []
         self._first_batch = True
+        self._trust_sampling: bool | None = None  # found out on the first batch
+        self._pass_cost = setup.pass_cost(policy, self.current_device.type)
         self._updated = False
         self._training = False
         self.remove_callback(PrinterCallback)
@@ -199,6 +205,7 @@ class PPOTrainer(TRLPPOTrainer):
         self.value_head_model.pretrained_model = self.policy_model
         self.value_head_model.is_peft_model = self.is_peft_model
         switch_off_dropout(self.model)
+        setup.fuse_activations(self.model)
         for parameter in self.model.parameters():
             if parameter.requires_grad:  # master weights
                 parameter.data = parameter.data.float()
@@ -207,6 +214,7 @@ class PPOTrainer(TRLPPOTrainer):
             setup.checkpoint_activations(self.policy_model, self.args.gradient_checkpointing_kwargs)
         if self.ref_model is not None:
             switch_off_dropout(self.ref_model)
+            setup.fuse_activations(self.ref_model)
             self.ref_model.requires_grad_(False).eval()
         super().create_optimizer_and_scheduler(num_training_steps)
 
@@ -267,7 +275,7 @@ class PPOTrainer(TRLPPOTrainer):
         with self._reference() as ref_model:
             return response, sample(ref_model)
 
-    def _with_prompt(self, query: Tensor, response: Tensor, return_prompt: bool) -> Tensor:
+    def _with_prompt(self, query: Tensor | None, response: Tensor, return_prompt: bool) -> Tensor:
         if self.is_encoder_decoder:
             start = decoder_start_token_id(self._policy().config)
             return torch.cat([response.new_tensor([start]), response])
@@ -298,15 +306,19 @@ class PPOTrainer(TRLPPOTrainer):
         Raises:
             RecipeError: names the argument and the row that is wrong.
         """
-        started = time.perf_counter()
         checks.check_step_inputs(queries, responses, scores, response_masks, self.config.batch_size)
         checks.check_token_ids(queries, responses, self._policy())
+        return self._step(queries, responses, scores, response_masks)
+
+    def _step(self, queries, responses, scores, response_masks=None, samples=None) -> dict:
+        """The step itself; `samples` spares a forward pass where the batch was just sampled."""
+        started = time.perf_counter()
         scores = self._shape_scores(scores)
         kl_coef = self.kl_ctl.value
 
         clock = time.perf_counter()
         rollout = self._collate(queries, responses, response_masks)
-        logprobs, values, ref_logprobs, kl = self._evaluate(rollout)
+        logprobs, values, ref_logprobs, kl = self._evaluate(rollout, samples)
         timing = {"time/ppo/forward_pass": time.perf_counter() - clock}
 
         clock = time.perf_counter()
@@ -321,7 +333,8 @@ class PPOTrainer(TRLPPOTrainer):
         timing["time/ppo/compute_advantages"] = time.perf_counter() - clock
 
         clock = time.perf_counter()
-        updates, skipped = self._optimize(rollout, logprobs, values, advantages, returns)
+        targets = Targets(logprobs, values, advantages, returns)
+        updates, skipped = self._optimize(rollout, targets)
         timing["time/ppo/optimize_step"] = time.perf_counter() - clock
 
         clock = time.perf_counter()
@@ -375,44 +388,67 @@ class PPOTrainer(TRLPPOTrainer):
             if response_masks is None:
                 for mask in masks:
                     mask[0] = int(len(mask) == 1 or not self._quirks())
-        rollout = collate(
-            queries, responses, masks, self.tokenizer.pad_token_id, self.is_encoder_decoder
-        )
+        rollout = collate(queries, responses, masks, self.tokenizer.pad_token_id)
         return Rollout(*(field.to(self.current_device) for field in rollout))
 
     @torch.no_grad()
-    def _evaluate(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _evaluate(
+        self, rollout: Rollout, samples: Samples | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Old log-probabilities, values, reference log-probabilities and KL, each (B, R)."""
-        full = self.config.kl_penalty == "full"
+        kind = self.config.kl_penalty
+        known = samples is not None and self._trust_sampling is True and kind != "full"
+        shape = rollout.responses.shape
+        logprobs, values, ref_logprobs, kl = torch.zeros(4, *shape, device=self.current_device)
+        if known:
+            logprobs, values = samples.logprobs, self._actor_critic().values_of(samples.hidden)
+        everything = torch.arange(shape[0], device=self.current_device)
         size = self.config.local_rollout_forward_batch_size
-        chunks = torch.arange(len(rollout.queries), device=self.current_device).split(size)
-        results = []
-        for chunk in chunks:
-            rows = rollout.rows(chunk)
+        for indices in self._passes(rollout, everything, size):
+            rows = rollout.rows(indices)
+            mask = rows.response_mask.bool()
+            labels, place = rows.responses[mask], (indices, slice(mask.shape[1]))
+            with self._autocast(), self._reference() as reference:
+                ref_logits = self._tempered(response_logits(reference, *rows[:4])[0])
+            ref_logprobs[place] = unpack(objective.logprobs_from_logits(ref_logits, labels), mask)
+            if known:
+                continue
             with self._autocast():
-                logits, values = self.model(*rows[:4])
-                with self._reference() as reference:
-                    ref_logits, _ = response_logits(reference, *rows[:4])
-            logits, ref_logits = self._tempered(logits), self._tempered(ref_logits)
-            logprobs = objective.logprobs_from_logits(logits, rows.responses)
-            ref_logprobs = objective.logprobs_from_logits(ref_logits, rows.responses)
-            kl = (
-                objective.full_kl(logits, ref_logits)
-                if full
-                else objective.kl_penalty(logprobs, ref_logprobs, self.config.kl_penalty)
-            )
-            results.append((logprobs, values, ref_logprobs, kl))
-        width = rollout.responses.shape[1]
-        logprobs, values, ref_logprobs, kl = (
-            torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
-            for parts in zip(*results, strict=True)
-        )
+                logits, row_values = self.model(*rows[:4])
+            logits = self._tempered(logits)
+            logprobs[place] = unpack(objective.logprobs_from_logits(logits, labels), mask)
+            values[place] = unpack(row_values, mask)
+            if kind == "full":
+                kl[place] = unpack(objective.full_kl(logits, ref_logits), mask)
+        if kind != "full":
+            kl = objective.kl_penalty(logprobs, ref_logprobs, kind)
         if self._first_batch:
             self._first_batch = False
-            log_ratio = (logprobs - ref_logprobs) * rollout.loss_mask
-            if reference_is_start(self._policy(), self.ref_model):
-                checks.check_first_kl(log_ratio, self._policy(), self._reduced_precision())
+            self._check_first_batch(rollout, samples, logprobs, ref_logprobs)
         return logprobs, values, ref_logprobs, kl
+
+    def _check_first_batch(self, rollout, samples, logprobs, ref_logprobs) -> None:
+        """Hold a forward pass to the reference, and sampling to the forward pass."""
+        policy, reduced = self._policy(), self._reduced_precision()
+        if reference_is_start(policy, self.ref_model):
+            log_ratio = (logprobs - ref_logprobs) * rollout.loss_mask
+            checks.check_first_kl(log_ratio, policy, reduced)
+        if samples is not None:
+            off = (samples.logprobs - logprobs).abs().max()
+            differs = self._all_sum((off > checks.ROUNDING).float())  # all processes agree
+            self._trust_sampling = not differs
+            if differs and not reduced:
+                logger.warning(
+                    "Log-probabilities from sampling and from a forward pass differ by %.2g nats: "
+                    "each step takes a forward pass for them, which is safe and slower.",
+                    off,
+                )
+
+    def _passes(self, rollout: Rollout, indices: Tensor, size: int) -> list[Tensor]:
+        """Split rows into forward passes of like length, of at most `size` rows each."""
+        groups = length_groups(rollout.lengths()[indices].tolist(), self._pass_cost)
+        groups = [indices[torch.tensor(group, device=indices.device)] for group in groups]
+        return [part for group in groups for part in group.split(size)]
 
     def _advantages(self, rollout: Rollout, rewards: Tensor, values: Tensor) -> tuple:
         """Advantages before whitening, and returns, each (B, R)."""
@@ -431,68 +467,50 @@ class PPOTrainer(TRLPPOTrainer):
         advantages, returns = objective.generalized_advantages(rewards, values, gamma, lam)
         return advantages[:, :width], returns[:, :width]
 
-    def _optimize(
-        self,
-        rollout: Rollout,
-        logprobs: Tensor,
-        values: Tensor,
-        advantages: Tensor,
-        returns: Tensor,
-    ) -> tuple[list[dict], int]:
+    def _optimize(self, rollout: Rollout, targets: Targets) -> tuple[list[dict], int]:
         """Run the epochs; returns statistics of each optimizer step and how many were skipped."""
         batch, step = self.config.batch_size, self.config.backward_batch_size
         updates: list[dict] = []
         skipped = 0
         self.model.train()
         for _ in range(self.config.ppo_epochs):
-            order = torch.from_numpy(np.random.permutation(batch))  # noqa: NPY002  as TRL 0.11.to(self.current_device)
-            for indices in order.split(step):
-                stats, stepped = self._update(
-                    indices, rollout, logprobs, values, advantages, returns
-                )
+            order = torch.from_numpy(np.random.permutation(batch))  # noqa: NPY002  as TRL 0.11
+            for indices in order.to(self.current_device).split(step):
+                stats, stepped = self._update(indices, rollout, targets)
                 updates.append(stats)
                 skipped += not stepped
-            moved = updates[-1][
-                "policy/policykl"
-            ]  # over all processes, so that they leave together
+            moved = updates[-1]["policy/policykl"]  # over all processes: they leave together
             if self.config.early_stopping and moved > 1.5 * self.config.target_kl:
                 break
         return updates, skipped
 
-    def _update(
-        self,
-        indices: Tensor,
-        rollout: Rollout,
-        old_logprobs: Tensor,
-        old_values: Tensor,
-        advantages: Tensor,
-        returns: Tensor,
-    ) -> tuple[dict, bool]:
-        """One optimizer step over the given sequences, in micro-batches that do not change it."""
+    def _update(self, indices: Tensor, rollout: Rollout, targets: Targets) -> tuple[dict, bool]:
+        """One optimizer step over the given sequences, in passes that do not change it."""
         config = self.config
         step_mask = rollout.loss_mask[indices]
         token_count = self._all_sum(step_mask.sum().float())
         collected = UpdateStats(self._all_sum)
-        micro_batches = indices.split(config.mini_batch_size)
-        for number, micro in enumerate(micro_batches):
-            rows = rollout.rows(micro)
-            mask, length = rows.loss_mask, rows.responses.shape[1]
-            old = [x[micro, :length] for x in (old_logprobs, old_values, advantages, returns)]
-            last = number == len(micro_batches) - 1
+        passes = self._passes(rollout, indices, config.mini_batch_size)
+        for number, rows_of_pass in enumerate(passes):
+            rows = rollout.rows(rows_of_pass)
+            tokens, mask = rows.response_mask.bool(), rows.loss_mask
+            old = Targets(*(target[rows_of_pass, : mask.shape[1]] for target in targets))
+            last = number == len(passes) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self._autocast():
                     logits, values = self.model(*rows[:4])
-                logits = self._tempered(logits)
-                logprobs = objective.logprobs_from_logits(logits, rows.responses)
-                logprobs = torch.where(mask.bool(), logprobs, old[0])
+                logprobs, entropy = objective.logprobs_and_entropy(
+                    self._tempered(logits), rows.responses[tokens]
+                )
+                del logits  # as large as all else together; the backward pass keeps its own
+                logprobs, values, entropy = (unpack(x, tokens) for x in (logprobs, values, entropy))
+                logprobs = torch.where(mask.bool(), logprobs, old.logprobs)
                 losses = objective.ppo_losses(
                     logprobs, values, *old, config.cliprange, config.cliprange_value
                 )
-                with torch.no_grad():
-                    entropy = objective.entropy_from_logits(logits)
-                    collected.add(losses, entropy, logprobs - old[0], values, old[3], mask)
-                if not self._updated and number == 0:
-                    log_ratio = (logprobs - old[0]).detach()
+                log_ratio = (logprobs - old.logprobs).detach()
+                collected.add(losses, entropy, log_ratio, values, old.returns, mask)
+                if not self._updated:
                     checks.check_first_ratio(log_ratio, self._policy(), self._reduced_precision())
                 loss = ((losses.policy + config.vf_coef * losses.value) * mask).sum() / token_count
                 self.accelerator.backward(loss * self.accelerator.num_processes)
@@ -500,14 +518,12 @@ class PPOTrainer(TRLPPOTrainer):
         stepped = self._apply_gradients(means)
         stats = update_stats(
             means,
-            advantages[indices],
-            returns[indices],
-            old_values[indices],
+            *(target[indices] for target in (targets.advantages, targets.returns, targets.values)),
             step_mask,
             config.vf_coef,
             self._all_sum,
         )
-        stats["policy/advantages"] = advantages[indices][step_mask.bool()]
+        stats["policy/advantages"] = targets.advantages[indices][step_mask.bool()]
         stats["policy/ratio"] = torch.cat(collected.ratios)
         return stats, stepped
 
@@ -576,24 +592,35 @@ class PPOTrainer(TRLPPOTrainer):
         """One round of the loop: what a hand-written one does, in four lines."""
         started = time.perf_counter()
         queries = [torch.as_tensor(ids, device=self.current_device) for ids in batch["input_ids"]]
-        responses = self.generate(queries, self._length_sampler(), return_prompt=False)
+        responses, samples = self._rollout(queries)
         generated = time.perf_counter()
         batch["response"] = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         scores, by_function = self._score(queries, responses, batch)
         scored = time.perf_counter()
-        stats = self.step(
-            queries,
-            responses,
-            [torch.tensor(score) for score in scores],
-        )
+        scores_of_step = [torch.tensor(score) for score in scores]
+        stats = self._step(queries, responses, scores_of_step, samples=samples)
         batch["score"] = scores
         return {
             **stats,
             **score_stats(scores, by_function, self.current_device, self._all_sum),
             **diversity(responses, batch["response"]),
             "time/generation": generated - started,
+            "time/generation_share": (generated - started) / (time.perf_counter() - started),
             "time/scoring": scored - generated,
         }
+
+    def _rollout(self, queries: list[Tensor]) -> tuple[list[Tensor], Samples | None]:
+        """Sample a response to each query, with what was known when each token was drawn."""
+        sampler = self._length_sampler()
+        if not can_sample(self._policy()):
+            return self.generate(queries, sampler, return_prompt=False), None
+        settings = generation_settings({}, self.config, self.tokenizer)
+        limit = settings.pop("max_new_tokens")
+        limits = [sampler() if sampler else limit for _ in queries]
+        with self._autocast():
+            samples = sample_responses(self._policy(), queries, max_new_tokens=limits, **settings)
+        responses = [self._with_prompt(None, row, False) for row in samples.rows()]
+        return responses, samples
 
     def _score(self, queries, responses, batch) -> tuple[list[float], dict[str, list]]:
         """Call the reward functions with text, as TRL's GRPOTrainer does."""
