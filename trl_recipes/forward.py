@@ -57,15 +57,19 @@ def response_logits(
 
 
 def _causal_inputs(queries, query_mask, responses, response_mask) -> tuple[dict, Tensor]:
-    """Query and response of each row side by side, and the places that predict the response."""
+    """Query and response of each row side by side, and the places that predict the response.
+
+    The last response token predicts nothing that is asked for, and stays out.
+    """
     start = query_mask.sum(1, keepdim=True)
-    end = start + response_mask.sum(1, keepdim=True)
+    inner = response_mask[:, 1:].bool()  # moved by one: a row's tokens but for one
+    end = start + inner.sum(1, keepdim=True)
     columns = torch.arange(int(end.max()), device=queries.device)
     ids = queries.new_zeros(len(queries), len(columns))
     ids[columns < start] = queries[query_mask.bool()]
-    ids[(columns >= start) & (columns < end)] = responses[response_mask.bool()]
+    ids[(columns >= start) & (columns < end)] = responses[:, :-1][inner]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return inputs, (columns >= start - 1) & (columns < end - 1)
+    return inputs, (columns >= start - 1) & (columns < end)
 
 
 def _encoder_decoder_inputs(language_model, queries, query_mask, responses) -> dict:

@@ -1,7 +1,9 @@
 """What is checked before anything is trained: inputs, models, tokenizer, and the first batch."""
 
 import logging
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +131,26 @@ def check_lengths(longest_query: int, response_length: int, model: nn.Module) ->
             f"({response_length}) need {longest_query + response_length} tokens, but the model's "
             f"context holds {context}. Lower `response_length` to "
             f"{max(context - longest_query, 0)} or cut the prompts."
+        )
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Refuse a run whose checkpoints will not fit on the disk.
+
+    Args:
+        folder: that it will write to; it need not be there yet.
+        needed: bytes.
+
+    Raises:
+        RecipeError: says how much is free and how much is needed.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise RecipeError(
+            f"--output_dir: `{folder}` lies on a disk with {free / 1e9:.1f} GB free, but "
+            f"checkpoints and model need about {needed / 1e9:.1f} GB. Free some space, choose "
+            "another folder, or keep fewer: --save_total_limit 1, or --save_steps 0 for none."
         )
 
 

@@ -1,7 +1,7 @@
 """PPOTrainer: TRL's trainer with reward functions, the classic loop, one trunk for two heads."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.experimental.ppo import PPOTrainer as TRLPPOTrainer
 
-from trl_recipes.data import LengthSampler, collator
+from trl_recipes.data import LengthSampler, collator, stream_rows
 from trl_recipes.errors import RecipeError
 from trl_recipes.forward import decoder_start_token_id, response_logits
 from trl_recipes.generation import generate_responses
 from trl_recipes.padding import length_groups, unpack
-from trl_recipes.ppo import checks, objective, setup
+from trl_recipes.ppo import checks, keeping, objective, setup, snapshot
 from trl_recipes.ppo.actor_critic import ActorCritic, switch_off_dropout
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.describe import describe_run
@@ -34,6 +34,7 @@ from trl_recipes.ppo.reference import (
 from trl_recipes.ppo.rollout import Rollout, Targets, collate
 from trl_recipes.ppo.running_moments import RunningMoments
 from trl_recipes.ppo.sampling import generation_settings
+from trl_recipes.ppo.signals import StopSignals
 from trl_recipes.ppo.step_stats import (
     UpdateStats,
     average_updates,
@@ -51,6 +52,8 @@ from trl_recipes.sampling import Samples, can_sample, sample_responses
 from trl_recipes.stats import append_samples, append_stats
 
 logger = get_logger(__name__)
+
+NOT_FINITE_ENDS = 3  # optimizer steps in a row without a finite gradient
 
 
 class PPOTrainer(TRLPPOTrainer):
@@ -188,6 +191,7 @@ class PPOTrainer(TRLPPOTrainer):
         self._trust_sampling: bool | None = None  # found out on the first batch
         self._pass_cost = setup.pass_cost(policy, self.current_device.type)
         self._updated = False
+        self._not_finite = 0  # optimizer steps in a row
         self._training = False
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -534,7 +538,9 @@ class PPOTrainer(TRLPPOTrainer):
         limit = self.config.max_grad_norm if clips else float("inf")
         self._updated = True
         norm = self.accelerator.clip_grad_norm_(parameters, limit)
-        healthy = means["ratio"] <= self.config.ratio_threshold and torch.isfinite(norm)
+        finite = bool(torch.isfinite(norm) & torch.isfinite(means["loss/policy"]))
+        self._not_finite = 0 if finite else self._not_finite + 1
+        healthy = finite and means["ratio"] <= self.config.ratio_threshold
         if healthy:
             self.optimizer.step()
         else:
@@ -550,27 +556,41 @@ class PPOTrainer(TRLPPOTrainer):
 
     # Training
 
-    def train(self) -> None:
-        """Train for `max_steps` steps: rollout, score, step, log.
+    def train(self, resume_from_checkpoint: str | bool | None = None) -> None:
+        """Train for `max_steps` steps: rollout, score, step, log; with checkpoints on the way.
+
+        Args:
+            resume_from_checkpoint: go on from this checkpoint, or from the newest whole one (True);
+                None does what the configuration says.
 
         Raises:
-            RecipeError: reward functions, data set or lengths are not fit for training.
+            RecipeError: reward functions, data set, lengths or checkpoint are not fit for training,
+                or the loss stopped being finite.
+            RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
         """
         self._check_before_training()
         self._training = True
         self.state.max_steps = self.args.num_total_batches
         self.state.logging_steps = self.args.logging_steps
         self.state.num_train_epochs = self.args.total_episodes / self.train_dataset_len
+        keeping.resume(self, resume_from_checkpoint or self.args.resume_from_checkpoint)
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
-        batches = self._batches()
-        while self.state.global_step < self.state.max_steps:
-            batch = next(batches)
-            stats = self._train_on(batch)
-            self.state.global_step += 1
-            self.state.episode += self.config.global_batch_size
-            self.state.epoch = self.state.episode / self.train_dataset_len
-            self._record(stats, batch)
-            self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        with StopSignals() if self.args.saves else nullcontext() as signals:
+            while self.state.global_step < self.state.max_steps:
+                self._step_began = snapshot.random_states()
+                batch = self._next_batch()
+                stats = self._train_on(batch)
+                self.state.global_step += 1
+                self.state.episode += self.config.global_batch_size
+                self.state.epoch = self.state.episode / self.train_dataset_len
+                self._record(stats, batch)
+                self.control = self.callback_handler.on_step_end(
+                    self.args, self.state, self.control
+                )
+                if self._not_finite >= NOT_FINITE_ENDS:
+                    keeping.stop_not_finite(self, stats, batch)
+                if signals is not None:
+                    keeping.save_or_stop(self, signals)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
 
     def describe(self) -> str:
@@ -595,7 +615,11 @@ class PPOTrainer(TRLPPOTrainer):
         responses, samples = self._rollout(queries)
         generated = time.perf_counter()
         batch["response"] = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
-        scores, by_function = self._score(queries, responses, batch)
+        try:
+            scores, by_function = self._score(queries, responses, batch)
+        except Exception:  # of a user's function, or about what it returned: raised again
+            keeping.save(self, self._step_began)
+            raise
         scored = time.perf_counter()
         scores_of_step = [torch.tensor(score) for score in scores]
         stats = self._step(queries, responses, scores_of_step, samples=samples)
@@ -659,7 +683,7 @@ class PPOTrainer(TRLPPOTrainer):
             raise RecipeError(
                 "`train` needs `train_dataset`: prompts, with token ids in `input_ids`."
             )
-        if len(self.dataloader) == 0:
+        if len(self.dataset) < self.config.global_batch_size:
             raise RecipeError(
                 f"The data set has {len(self.dataset)} prompts, fewer than one batch of "
                 f"{self.config.batch_size}. Lower `batch_size` or give more prompts."
@@ -667,10 +691,19 @@ class PPOTrainer(TRLPPOTrainer):
         self.rewards.check()
         longest = max(len(ids) for ids in self.dataset["input_ids"])
         checks.check_lengths(longest, self.args.response_length, self._policy())
+        if self.args.should_save and self.args.save_steps:
+            trained = snapshot.trained_parameters(self._actor_critic()).values()
+            kept = self.args.save_total_limit or 1
+            weights = sum(parameter.numel() * 4 for parameter in trained)
+            # weights and two moments a checkpoint, one more while it is written, and the model
+            checks.check_disk(Path(self.args.output_dir), weights * (3 * (kept + 1) + 1))
 
-    def _batches(self) -> Iterator[dict[str, list]]:
-        while True:
-            yield from self.dataloader
+    def _next_batch(self) -> dict[str, list]:
+        """This process's part of the prompts that come next."""
+        size = self.config.batch_size
+        first = self.state.episode + self.accelerator.process_index * size
+        rows = stream_rows(first, size, len(self.dataset), self.config.seed)
+        return self.data_collator([self.dataset[row] for row in rows])
 
     def _length_sampler(self) -> LengthSampler | None:
         shortest = self.args.min_response_length
