@@ -25,9 +25,9 @@ PHASE_NAMES = {
     "update": "update",
 }
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft")
-PHASE_COLORS = dict(zip(PHASES, COLORS, strict=False))
+PHASE_COLORS = dict(zip(PHASES, (COLORS[1], COLORS[3], COLORS[2], COLORS[0]), strict=True))
 INSIDE = {"color": "white", "fontsize": 9, "ha": "center", "va": "center"}
-NARROWEST = 0.06  # share of the axis under which a bar has no room for its seconds
+NARROWEST = 0.09  # share of the axis under which a bar has no room for its seconds
 
 
 @dataclass(frozen=True)
