@@ -66,14 +66,15 @@ def main(args: BenchmarkArguments) -> None:
     chosen = {name: getattr(args, name) for name in shared}
     work = Work(**chosen, device=find_device(args.device))
 
+    works = growth_works(work) if args.growth else {"all equal": work}
+    check_works(list(works.values()), args.repeats)
+
     # Trainer
-    def run(works: dict) -> dict:
-        check_works([work for _, work in works.values()], args.repeats)
-        return run_in_turn(works, args.repeats, args.timeout, say=print)
+    def run(contestants: dict) -> dict:
+        return run_in_turn(contestants, args.repeats, args.timeout, say=print)
 
     if args.growth:
-        results = run({name: ("ours", larger) for name, larger in growth_works(work).items()})
-        report = Growth(work, results)
+        report = Growth(work, run({name: ("ours", larger) for name, larger in works.items()}))
     else:
         contestants = ["ours", "stock"] if args.only == "both" else [args.only]
         shape = model_shape(work)

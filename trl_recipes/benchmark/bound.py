@@ -8,7 +8,8 @@ logits nobody needs) and E epochs:
 - forward: the same once through the reference model (log-probabilities and values of the policy
   come with generation);
 - update: E times forward and backward. Backward costs twice the forward pass; with LoRA once for
-  frozen weights (the gradient of their input), twice for the attention product and the adapter.
+  frozen weights (the gradient of their input; that the first layer needs none is left out, about
+  1 %), twice for the attention product and the adapter.
   AdamW reads parameter, gradient and two moments, and writes parameter and moments: 7 float32
   numbers a trained parameter and optimizer step.
 
@@ -61,6 +62,11 @@ class Needs(NamedTuple):
     forward_operations: float
     update_operations: float
     update_bytes: float
+
+    @property
+    def operations(self) -> float:
+        """Operations of the whole step."""
+        return self.generation_operations + self.forward_operations + self.update_operations
 
 
 class Rates(NamedTuple):

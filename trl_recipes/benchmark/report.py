@@ -18,16 +18,17 @@ from trl_recipes.benchmark.work import PHASES, Work
 from trl_recipes.plots import COLORS, GREY, Picture, save_figure, style_axes
 
 NAMES = {"ours": "trl_recipes", "stock": f"TRL {importlib.metadata.version('trl')}"}
-PHASE_NAMES = {
+ROWS = {
     "generation": "generation",
     "scoring": "scoring",
     "forward": "forward passes",
     "update": "update",
+    "step": "**step**",
 }
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft")
 PHASE_COLORS = dict(zip(PHASES, (COLORS[1], COLORS[3], COLORS[2], COLORS[0]), strict=True))
 INSIDE = {"color": "white", "fontsize": 9, "ha": "center", "va": "center"}
-NARROWEST = 0.09  # share of the axis under which a bar has no room for its seconds
+CHARACTER = 0.014  # share of the longest bar that a character in it needs
 
 
 @dataclass(frozen=True)
@@ -89,33 +90,35 @@ class Report:
 
     def table(self) -> str:
         """Lay the figures out as Markdown: median (least to most)."""
-        ratios, both = self.ratios(), len(self.results) == 2
+        ratios = self.ratios()
+        both = bool(ratios)
         bounds = asdict(self.bound) | {"step": self.bound.step}
         rows = [["Seconds a step", *(NAMES[name] for name in self.results), "ratio", "bound"]]
         for phase in (*PHASES, "step"):
             spreads = [self.seconds(name, phase) for name in self.results]
-            ratio = spreads[0].median / spreads[-1].median
-            row = [PHASE_NAMES.get(phase, "**step**"), *map(_cell, spreads)]
-            row.append(f"{ratios['time'] if phase == 'step' else ratio:.2f}" if both else "")
-            rows.append([*row, f"{bounds[phase]:.3g}" if phase in bounds else ""])
+            ratio = ratios["time"] if both and phase == "step" else _ratio(spreads)
+            least = f"{bounds[phase]:.3g}" if phase in bounds else ""
+            rows.append([ROWS[phase], *map(_cell, spreads), f"{ratio:.2f}", least])
         over = [f"{self.over_bound(name):.2f}" for name in self.results]
         share = [f"{self.generation_share(name):.0%}" for name in self.results]
         memory = [f"{self.memory(name).median / 1e9:.2f} GB" for name in self.results]
         rows.append(["step over bound", *over, "", "1"])
         rows.append(["share of generation", *share, "", ""])
         rows.append(["peak memory", *memory, f"{ratios['memory']:.2f}" if both else "", ""])
+        if not both:
+            rows = [[*row[:-2], row[-1]] for row in rows]
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         lines.insert(1, "| --- |" + " ---: |" * (len(rows[0]) - 1))
         return "\n".join(lines)
 
     def conditions(self) -> str:
         """Say in a few lines what was measured on what."""
-        runs = next(iter(self.results.values()))
-        operations = sum(getattr(self.needs, name) for name in self.needs._fields if "oper" in name)
+        runs, work = next(iter(self.results.values())), self.work
         return (
-            f"{self.work}: {len(runs)} repeats of {self.work.steps} steps, median (least to "
-            f"most).\n{runs[0].device}, {versions()}.\nA step needs {operations / 1e12:.3g} "
-            f"TFLOP; measured: {self.rates.operations / 1e9:.4g} GFLOP/s in a matrix product, "
+            f"{work}: {len(runs)} repeats of {work.steps} steps; median (least to most).\n"
+            f"{runs[0].device}, {versions()}.\n"
+            f"A step needs {self.needs.operations / 1e12:.3g} TFLOP; measured: "
+            f"{self.rates.operations / 1e9:.4g} GFLOP/s in a matrix product, "
             f"{self.rates.bytes / 1e9:.3g} GB/s in a copy."
         )
 
@@ -166,10 +169,11 @@ class Report:
         time_axes, memory_axes = figure.subplots(1, 2, width_ratios=[2.6, 1], sharey=True)
         self._draw_seconds(time_axes)
         self._draw_memory(memory_axes)
-        ratios = self.ratios()
-        change = f": {ratios['time']:.2f} of TRL's time, {ratios['memory']:.2f} of its memory"
-        figure.suptitle(f"One PPO step{change if ratios else ''}\n{self.work}")
-        handles = [Patch(color=PHASE_COLORS[p], label=PHASE_NAMES[p]) for p in PHASES]
+        title = "One PPO step"
+        if ratios := self.ratios():
+            title += f": {ratios['time']:.2f} of TRL's time, {ratios['memory']:.2f} of its memory"
+        figure.suptitle(f"{title}\n{self.work}")
+        handles = [Patch(color=PHASE_COLORS[p], label=ROWS[p]) for p in PHASES]
         figure.legend(handles=handles, loc="outside lower left", ncols=4, frameon=False)
         return save_figure(figure, path)
 
@@ -180,8 +184,9 @@ class Report:
             for phase in PHASES:
                 seconds = self.seconds(name, phase).median
                 axes.barh(row, seconds, left=left, color=PHASE_COLORS[phase], height=0.6)
-                if seconds > NARROWEST * longest:
-                    axes.text(left + seconds / 2, row, f"{seconds:.3g}", **INSIDE)
+                text = f"{seconds:.3g}"
+                if seconds > CHARACTER * len(text) * longest:
+                    axes.text(left + seconds / 2, row, text, **INSIDE)
                 left += seconds
             step = self.seconds(name)
             span = [[step.median - step.least], [step.most - step.median]]
@@ -233,6 +238,10 @@ def _step(run: Result) -> float:
 def _spread(values: Iterable[float]) -> Spread:
     values = list(values)
     return Spread(median(values), min(values), max(values))
+
+
+def _ratio(spreads: Sequence[Spread]) -> float:
+    return spreads[0].median / spreads[-1].median
 
 
 def _cell(spread: Spread) -> str:
