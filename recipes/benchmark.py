@@ -12,6 +12,7 @@ and a copy measured in the same run; trl_recipes/benchmark/bound.py says how.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -65,13 +66,12 @@ def main(args: BenchmarkArguments) -> None:
     shared = ("size", "batch", "query", "response", "epochs", "precision", "peft", "steps", "seed")
     chosen = {name: getattr(args, name) for name in shared}
     work = Work(**chosen, device=find_device(args.device))
-
     works = growth_works(work) if args.growth else {"all equal": work}
     check_works(list(works.values()), args.repeats)
 
     # Trainer
     def run(contestants: dict) -> dict:
-        return run_in_turn(contestants, args.repeats, args.timeout, say=print)
+        return run_in_turn(contestants, args.repeats, args.timeout, say=partial(print, flush=True))
 
     if args.growth:
         report = Growth(work, run({name: ("ours", larger) for name, larger in works.items()}))
