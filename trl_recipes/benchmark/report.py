@@ -213,7 +213,7 @@ class Report:
             memory = self.memory(name).median / 1e9
             axes.barh(row, memory, color=GREY, height=0.6, linewidth=0)
             _value(axes, row, memory, f"{memory:.3g} GB")
-        axes.set_xlim(0, 1.4 * max(self.memory(name).median for name in self.results) / 1e9)
+        axes.set_xlim(0, 1.5 * max(self.memory(name).median for name in self.results) / 1e9)
         style_axes(axes, "Peak memory, GB", grid="x")
         axes.tick_params(axis="y", length=0)
 
