@@ -38,6 +38,9 @@ class CompareArguments:
     max_prompts: int = field(default=256, metadata={"help": "Held-out prompts to answer."})
     show: int = field(default=5, metadata={"help": "Prompts whose answers are printed."})
     seed: int = field(default=0, metadata={"help": "Seed of prompts, lengths and sampling."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that a model from the hub brings along."}
+    )
 
 
 def main(args: CompareArguments) -> None:
@@ -50,7 +53,8 @@ def main(args: CompareArguments) -> None:
     config, device = configs[0], PartialState().device
     sources = {"reference": args.reference or starts.pop() or language_model()}
     sources |= dict(zip(run_names(args.runs, taken=["reference"]), args.runs, strict=True))
-    models = {name: load_run(source) for name, source in sources.items()}
+    trusted = {"trust_remote_code": args.trust_remote_code}
+    models = {name: load_run(source, **trusted) for name, source in sources.items()}
     for model, _ in models.values():
         model.to(device)
 
@@ -69,9 +73,10 @@ def main(args: CompareArguments) -> None:
 
     # Reward
     label = config.get("label") or "POSITIVE"
-    measures = sentiment_measures(SentimentReward(config.get("reward_model"), label=label))
+    reward = SentimentReward(config.get("reward_model"), label=label, **trusted)
 
     # Results
+    measures = sentiment_measures(reward)
     comparison = compare(models, prompts, measures, max_new_tokens=length, seed=args.seed)
     output = Path(args.output_dir)
     comparison.save(output / "comparison.json")

@@ -20,7 +20,6 @@ from trl_recipes import (
     PPOConfig,
     PPOTrainer,
     SentimentReward,
-    collator,
     load_prompts,
     load_run,
     load_tokenizer,
@@ -52,9 +51,10 @@ def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig)
 
     # Models
     name = model_config.model_name_or_path or str(language_model())
-    loading = model_kwargs(model_config)
+    trusted = {"trust_remote_code": config.trust_remote_code}
+    loading = model_kwargs(model_config) | trusted
     model = AutoModelForCausalLMWithValueHead.from_pretrained(name, **loading)
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, **trusted)
 
     # Prompts
     def load(seed: int, **chosen):
@@ -67,7 +67,7 @@ def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig)
 
     # Reward
     label = args.label or ("NEGATIVE", "POSITIVE")[args.change_score]
-    reward = SentimentReward(args.reward_model, label=label)
+    reward = SentimentReward(args.reward_model, label=label, **trusted)
 
     # Trainer
     trainer = PPOTrainer(
@@ -76,7 +76,6 @@ def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig)
         reward_funcs=reward,
         train_dataset=prompts,
         processing_class=tokenizer,
-        data_collator=collator,
         peft_config=get_peft_config(model_config),
     )
     trainer.accelerator.print(trainer.describe())
@@ -88,7 +87,8 @@ def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig)
     # Results
     if trainer.accelerator.is_main_process:
         plot_stats(trainer.all_stats, run.plots / "training.png", title=run.path.name)
-        models = {"reference": load_run(name, **loading), run.path.name: load_run(run.path)}
+        sources = {"reference": name, run.path.name: run.path}
+        models = {source: load_run(path, **loading) for source, path in sources.items()}
         measures = sentiment_measures(reward, label=args.label or "POSITIVE")
         results = compare(models, held_out, measures, max_new_tokens=config.response_length)
         print(results.side_by_side(3), results.table(), sep="\n\n")

@@ -22,6 +22,7 @@ from trl_recipes.pretrain import (
     read_texts,
     train_language_model,
 )
+from trl_recipes.printable import printable
 from trl_recipes.runs import is_main_process, start_run, write_config
 
 
@@ -81,7 +82,7 @@ def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: Pretra
             model, openings, pad_token_id=0, eos_token_id=tokenizer.eos_token_id, max_new_tokens=24
         )
         for opening, response in zip(openings, responses, strict=True):
-            print(f"  {tokenizer.decode(opening)} |{tokenizer.decode(response)}")
+            print(printable(f"  {tokenizer.decode(opening)} |{tokenizer.decode(response)}"))
         print(f"The model is in {run.model}; recipes take it as --model_name_or_path {run}")
 
 

@@ -24,6 +24,7 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 
 from trl_recipes import runs
 from trl_recipes.errors import RecipeError
+from trl_recipes.printable import printable
 
 # Inherited flags that every recipe explains, with the sentence that it prints for them.
 SHARED_FLAGS = {
@@ -89,7 +90,7 @@ def run_recipe(
     except RecipeError as error:
         if not runs.is_main_process():
             time.sleep(_OTHERS_WAIT_SECONDS)
-        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201  the user's message
+        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)  # noqa: T201  the user's message
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -135,18 +135,19 @@ def _settings_of(model: nn.Module, settings: GenerationConfig):
         language_model.train(training)
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model.
 
     Args:
         name: run folder, model folder or hub name.
+        trust_remote_code: whether code that it brings along may run.
 
     Raises:
         RecipeError: there is no such model, or no tokenizer with it.
     """
     name = resolve(str(name), "model")
     with loading(name, "model"):
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
 def load_run(path: str | Path, **kwargs) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -154,7 +155,8 @@ def load_run(path: str | Path, **kwargs) -> tuple[nn.Module, PreTrainedTokenizer
 
     Args:
         path: a run folder (its `model/` is taken), a model folder, or a hub name.
-        **kwargs: passed to `from_pretrained` of the model.
+        **kwargs: passed to `from_pretrained` of the model; `trust_remote_code` counts for its
+            tokenizer too.
 
     Returns:
         The model, its adapter included where it has one, and its tokenizer.
@@ -163,13 +165,16 @@ def load_run(path: str | Path, **kwargs) -> tuple[nn.Module, PreTrainedTokenizer
         RecipeError: there is no such model.
     """
     name = resolve(str(path), "model")
-    tokenizer = load_tokenizer(name)
+    trusted = {"trust_remote_code": kwargs.pop("trust_remote_code", False)}
+    tokenizer = load_tokenizer(name, **trusted)
     with loading(name, "model"):
         adapter = (Path(name) / "adapter_config.json").is_file()
         base = PeftConfig.from_pretrained(name).base_model_name_or_path if adapter else name
-        config = AutoConfig.from_pretrained(base)
+        base = resolve(base, "model", source=f"the base model of `{name}`") if adapter else name
+        config = AutoConfig.from_pretrained(base, **trusted)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(base, **{"dtype": "float32", "use_safetensors": True} | kwargs)
+        settings = {"dtype": "float32", "use_safetensors": True} | trusted | kwargs
+        model = auto.from_pretrained(base, **settings)
         if adapter:
             model = PeftModel.from_pretrained(model, name)
     return model.eval(), tokenizer

@@ -148,6 +148,8 @@ class PPOConfig(TRLPPOConfig):
         "train()).",
     )
 
+    trust_remote_code: bool = _field(False, "Run code that a model from the hub brings along.")
+
     # Precision, memory and what is seen.
     bf16: bool | None = _field(
         None, "bfloat16 autocast over float32 weights (default: on a GPU that has it)."

@@ -59,12 +59,13 @@ class _ValueHeadModel:
     def _load(cls, name: str, *model_args, **kwargs) -> nn.Module:
         kwargs.setdefault("dtype", torch.float32)
         kwargs.setdefault("use_safetensors", True)
+        kwargs.setdefault("trust_remote_code", False)
         if (Path(name) / "adapter_config.json").is_file():
             from peft import PeftConfig, PeftModel
 
             base = PeftConfig.from_pretrained(name).base_model_name_or_path
             model = cls.transformers_parent_class.from_pretrained(
-                resolve(base, "model"), *model_args, **kwargs
+                resolve(base, "model", source=f"the base model of `{name}`"), *model_args, **kwargs
             )
             return PeftModel.from_pretrained(model, name, is_trainable=True)
         return cls.transformers_parent_class.from_pretrained(name, *model_args, **kwargs)
