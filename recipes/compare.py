@@ -9,7 +9,6 @@ writes the pictures and every number. Model, data set and classifier are those o
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from accelerate import PartialState
 
@@ -18,7 +17,7 @@ from trl_recipes.arguments import run_recipe
 from trl_recipes.compare import compare, sentiment_measures
 from trl_recipes.embedded import language_model
 from trl_recipes.plots import plot_comparison
-from trl_recipes.runs import read_config
+from trl_recipes.runs import check_folder, read_config, read_number
 from trl_recipes.stats import run_names
 
 
@@ -44,6 +43,8 @@ class CompareArguments:
 
 
 def main(args: CompareArguments) -> None:
+    output = check_folder(args.output_dir)
+
     # Models
     configs = [read_config(run) for run in args.runs]
     starts = {config.get("model_name_or_path") for config in configs}
@@ -59,7 +60,9 @@ def main(args: CompareArguments) -> None:
         model.to(device)
 
     # Prompts
-    shortest, longest = config.get("min_prompt_length", 2), config.get("max_prompt_length", 8)
+    shortest = read_number(args.runs[0], "min_prompt_length", 2)
+    longest = read_number(args.runs[0], "max_prompt_length", 8)
+    length = read_number(args.runs[0], "response_length", 16)
     prompts = load_prompts(
         config.get("dataset_name"),
         models["reference"][1],
@@ -69,7 +72,6 @@ def main(args: CompareArguments) -> None:
         max_prompts=args.max_prompts,
         seed=args.seed,
     )
-    length = config.get("response_length", 16)
 
     # Reward
     label = config.get("label") or "POSITIVE"
@@ -78,7 +80,6 @@ def main(args: CompareArguments) -> None:
     # Results
     measures = sentiment_measures(reward)
     comparison = compare(models, prompts, measures, max_new_tokens=length, seed=args.seed)
-    output = Path(args.output_dir)
     comparison.save(output / "comparison.json")
     plot_comparison(comparison, output / "comparison.png")
     print(comparison.side_by_side(args.show), comparison.table(), sep="\n\n")

@@ -20,6 +20,7 @@ from transformers import (
 
 from trl_recipes.forward import unwrap_adapter
 from trl_recipes.hub import loading, resolve
+from trl_recipes.model_checks import check_language_model, check_vocabulary
 from trl_recipes.padding import pad_rows
 
 
@@ -146,7 +147,7 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreT
         RecipeError: there is no such model, or no tokenizer with it.
     """
     name = resolve(str(name), "model")
-    with loading(name, "model"):
+    with loading(name, "model", part="tokenizer"):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
@@ -162,7 +163,7 @@ def load_run(path: str | Path, **kwargs) -> tuple[nn.Module, PreTrainedTokenizer
         The model, its adapter included where it has one, and its tokenizer.
 
     Raises:
-        RecipeError: there is no such model.
+        RecipeError: there is no such model, it is no language model, or its tokenizer is another's.
     """
     name = resolve(str(path), "model")
     trusted = {"trust_remote_code": kwargs.pop("trust_remote_code", False)}
@@ -172,9 +173,11 @@ def load_run(path: str | Path, **kwargs) -> tuple[nn.Module, PreTrainedTokenizer
         base = PeftConfig.from_pretrained(name).base_model_name_or_path if adapter else name
         base = resolve(base, "model", source=f"the base model of `{name}`") if adapter else name
         config = AutoConfig.from_pretrained(base, **trusted)
+        check_language_model(config, base)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         settings = {"dtype": "float32", "use_safetensors": True} | trusted | kwargs
         model = auto.from_pretrained(base, **settings)
         if adapter:
             model = PeftModel.from_pretrained(model, name)
+    check_vocabulary(tokenizer, model)
     return model.eval(), tokenizer

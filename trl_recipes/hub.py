@@ -69,7 +69,9 @@ def resolve(name: str, kind: Kind, *, source: str | None = None) -> str:
 
 
 @contextlib.contextmanager
-def loading(name: str, kind: Kind, *, source: str | None = None) -> Iterator[None]:
+def loading(
+    name: str, kind: Kind, *, source: str | None = None, part: str | None = None
+) -> Iterator[None]:
     """Turn a library's failure to load `name` into one `RecipeError`.
 
     Inside, nothing is unpickled, whichever library tries, and nobody is asked on the terminal
@@ -79,6 +81,7 @@ def loading(name: str, kind: Kind, *, source: str | None = None) -> Iterator[Non
         name: what is being loaded, as `resolve` returned it.
         kind: "model" or "dataset".
         source: where the name came from, for the message; the usual flag when None.
+        part: what of it is loaded, for the message, such as its tokenizer; all of it when None.
 
     Raises:
         RecipeError: the block raised OSError, ValueError, ImportError or a safetensors error, or
@@ -103,8 +106,8 @@ def loading(name: str, kind: Kind, *, source: str | None = None) -> Iterator[Non
             _refuse_pickle(name, source)
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise RecipeError(
-            f"{source}: the {_NOUNS[kind]} `{name}` could not be loaded "
-            f"({type(error).__name__}: {reason[:300]}). {_how_to_mend(name, kind)}"
+            f"{source}: {f'the {part} of ' if part else ''}the {_NOUNS[kind]} `{name}` could not "
+            f"be loaded ({type(error).__name__}: {reason[:300]}). {_how_to_mend(name, kind, part)}"
         ) from error
 
 
@@ -126,8 +129,18 @@ def _guarded(name: str, source: str) -> Iterator[None]:
 
 
 def _check_weights(folder: Path, source: str) -> None:
-    """Refuse a model folder that has no weights, or only pickled ones."""
-    if any(path.name != _VALUE_HEAD for path in folder.glob("*.safetensors")):
+    """Refuse a model folder whose weights are missing, cut short, or only pickled."""
+    from safetensors import SafetensorError, safe_open
+
+    weights = [path for path in folder.glob("*.safetensors") if path.name != _VALUE_HEAD]
+    for path in weights:
+        try:
+            safe_open(path, framework="numpy")  # reads the header, and compares it with the size
+        except (SafetensorError, OSError) as error:
+            raise RecipeError(
+                f"{source}: `{path}` is damaged ({error}). Save or download the model again."
+            ) from error
+    if weights:
         return
     if any(path for pattern in _PICKLED for path in folder.glob(pattern)):
         _refuse_pickle(str(folder), source)
@@ -280,9 +293,10 @@ def _work_offline() -> None:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
-def _how_to_mend(name: str, kind: Kind) -> str:
+def _how_to_mend(name: str, kind: Kind, part: str | None) -> str:
     if Path(name).exists():
-        return f"Its files do not fit together or are damaged: write the {_NOUNS[kind]} again."
+        again = "save it again with save_pretrained" if kind == "model" else "write them again"
+        return f"Files of the {part or _NOUNS[kind]} are missing or damaged: {again}."
     return _how_offline(kind)
 
 

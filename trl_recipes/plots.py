@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from trl_recipes.errors import RecipeError
 from trl_recipes.printable import printable
 from trl_recipes.stats import steps_of
 
@@ -339,7 +340,15 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _saved(figure: Figure, path: str | Path | None) -> Figure:
-    if path is not None:
+    if path is None:
+        return figure
+    if Path(path).suffix.lower() != ".png":
+        raise RecipeError(f"`{path}`: pictures are PNG files. Give a name that ends in .png.")
+    try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=DPI)
+    except OSError as error:
+        raise RecipeError(
+            f"The picture `{path}` could not be written ({error.strerror}). Choose another place."
+        ) from error
     return figure

@@ -130,7 +130,7 @@ def check_run(
         raise RecipeError(
             "--overwrite_output_dir and --resume_from_checkpoint were both given. Choose one."
         )
-    run = RunFolder(Path(output_dir).expanduser())
+    run = RunFolder(check_folder(output_dir))
     if not is_main_process():
         return run
     marked = run.config.is_file() and _is_marked(run.config)
@@ -153,6 +153,25 @@ def check_run(
             f"--resume_from_checkpoint: `{run}` holds no run to go on with. Check --output_dir."
         )
     return run
+
+
+def check_folder(path: str | os.PathLike) -> Path:
+    """Say at once whether a folder to write to can be one; nothing is made.
+
+    Args:
+        path: the value of --output_dir.
+
+    Raises:
+        RecipeError: a file lies there or further up.
+    """
+    folder = Path(path).expanduser()
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise RecipeError(
+            f"--output_dir: `{folder}` cannot be a folder, because `{there}` is a file. Choose "
+            "another folder."
+        )
+    return folder
 
 
 def start_run(
@@ -242,11 +261,32 @@ def read_config(run: RunFolder | str | os.PathLike) -> dict[str, Any]:
         raise RecipeError(f"`{run}` holds no run: there is no `{run.config}`. Check the folder.")
     try:
         values = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"`{run.config}` is damaged: {error}. Mend or delete it.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise RecipeError(f"`{run.config}` is damaged: {reason}. Mend or delete it.") from error
     if values is not None and not isinstance(values, dict):
         raise RecipeError(f"`{run.config}` is damaged: it holds no settings. Mend or delete it.")
     return values or {}
+
+
+def read_number(run: RunFolder | str | os.PathLike, name: str, default: int) -> int:
+    """Read one setting of a run that is a whole number.
+
+    Args:
+        run: the run folder, or its path.
+        name: of the flag.
+        default: what holds where the run does not say.
+
+    Raises:
+        RecipeError: as `read_config`, or the setting is no whole number.
+    """
+    value = read_config(run).get(name, default)
+    if type(value) is not int:
+        raise RecipeError(
+            f"`{run}`: its config.yaml gives `{name}` as {value!r}, which is no whole number. Mend "
+            "the file."
+        )
+    return value
 
 
 def is_own_class(cls: type) -> bool:

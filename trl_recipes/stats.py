@@ -289,6 +289,11 @@ def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
         raise RecipeError(f"{path}, line {number}: not JSON ({error}). Mend the line.") from None
     if not isinstance(row, dict):
         raise RecipeError(f"{path}, line {number}: expected an object with keys, got {line[:60]}.")
+    for key, value in row.items():
+        if not isinstance(value, int | float | None):
+            raise RecipeError(
+                f"{path}, line {number}: `{key}` is {value!r}, which is no number. Mend the line."
+            )
     return row
 
 
