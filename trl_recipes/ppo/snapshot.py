@@ -1,5 +1,6 @@
 """What the next step of a trainer depends on, taken out of it and put back."""
 
+import copy
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,21 @@ def take(trainer: "PPOTrainer", randomness: list[dict[str, Any]]) -> Checkpoint:
         "kl_coef": trainer.kl_ctl.value,
         "running": vars(trainer.running),
         "trust_sampling": trainer._trust_sampling,
+        "alarms": trainer.alarms.state_dict(),
         "optimizer": optimizer,
         "scheduler": trainer.lr_scheduler.state_dict(),
         "random": randomness,
     }
     return Checkpoint(trained_parameters(trainer._actor_critic()), moments, state)
+
+
+def copy_of(trainer: "PPOTrainer") -> Checkpoint:
+    """As `take`, with copies of the tensors, for a trainer that is to be put back.
+
+    Args:
+        trainer: between two steps.
+    """
+    return copy.deepcopy(take(trainer, []))
 
 
 def restore(trainer: "PPOTrainer", checkpoint: Checkpoint) -> dict[str, Any]:
@@ -55,6 +66,7 @@ def restore(trainer: "PPOTrainer", checkpoint: Checkpoint) -> dict[str, Any]:
     trainer.state.global_step, trainer.state.episode = state["step"], state["episode"]
     trainer.kl_ctl.value = state["kl_coef"]
     vars(trainer.running).update(state["running"])
+    trainer.alarms.load_state_dict(state["alarms"])
     trainer._trust_sampling = state["trust_sampling"]
     trainer._updated = state["step"] > 0
     trainer._first_batch = not trainer._updated

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trl_recipes.errors import RecipeError
+from trl_recipes.printable import printable
 
 RewardFunc = Callable[..., list[float | None]]
 
@@ -220,7 +221,7 @@ def _accepted_arguments(func: RewardFunc) -> set[str] | None:
 def _name(func: RewardFunc) -> str:
     while isinstance(func, functools.partial):
         func = func.func
-    return getattr(func, "__name__", type(func).__name__)
+    return printable(getattr(func, "__name__", type(func).__name__))
 
 
 def _distinct(names: list[str]) -> list[str]:

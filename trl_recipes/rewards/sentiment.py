@@ -27,6 +27,7 @@ class SentimentReward:
         batch_size: texts in one forward pass.
         device: where the model runs; the GPU of this process, if there is one, when None.
         name: the name in logs; `sentiment_<label>` when None.
+        trust_remote_code: whether code that the model brings along may run.
 
     Raises:
         RecipeError: no such model, no classifier, no such label, or a wrong option.
@@ -41,6 +42,7 @@ class SentimentReward:
         batch_size: int = 64,
         device: str | torch.device | None = None,
         name: str | None = None,
+        trust_remote_code: bool = False,
     ):
         if score not in ("logit", "probability", "log_odds"):
             raise RecipeError(
@@ -52,7 +54,7 @@ class SentimentReward:
             self.model, self.tokenizer = model.model, model.tokenizer
             self.device = torch.device(device) if device is not None else model.device
         else:
-            self.model, self.tokenizer = _load(model)
+            self.model, self.tokenizer = _load(model, trust_remote_code)
             self.device = torch.device(device) if device is not None else _local_device()
         self.model.to(self.device).eval()
         self.label_id = _label_id(self.model.config.id2label, label, self.model.name_or_path)
@@ -127,7 +129,7 @@ class SentimentReward:
         return logit - logits[:, others].logsumexp(dim=1)
 
 
-def _load(name: str | None) -> tuple[Any, Any]:
+def _load(name: str | None, trust_remote_code: bool) -> tuple[Any, Any]:
     """Model and tokenizer of a classifier, in float32."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -136,8 +138,9 @@ def _load(name: str | None) -> tuple[Any, Any]:
 
         name = str(sentiment_classifier())
     path = hub.resolve(name, "model", source=_SOURCE)
+    trusted = {"trust_remote_code": trust_remote_code}
     with hub.loading(path, "model", source=_SOURCE):
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, **trusted)
         architecture = (config.architectures or ["none given"])[0]
         # transformers would put a fresh random head on a language model and only warn.
         if not architecture.endswith("ForSequenceClassification"):
@@ -146,9 +149,9 @@ def _load(name: str | None) -> tuple[Any, Any]:
                 "Give a model with a sequence-classification head, for instance one made by "
                 "recipes/train_classifier.py."
             )
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, **trusted)
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True
+            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **trusted
         )
     if info["missing_keys"]:
         raise RecipeError(
