@@ -290,7 +290,7 @@ def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise RecipeError(f"{path}, line {number}: expected an object with keys, got {line[:60]}.")
     for key, value in row.items():
-        if not isinstance(value, int | float | None):
+        if not isinstance(value, int | float | None) or (key == "step" and value is None):
             raise RecipeError(
                 f"{path}, line {number}: `{key}` is {value!r}, which is no number. Mend the line."
             )
