@@ -67,8 +67,12 @@ def test_every_default_lies_within_its_range():
             check_range(field.name, field.default)
 
 
-@pytest.mark.parametrize("settings", [PPOConfig, PretrainConfig])
-def test_a_tracker_that_is_not_there_is_refused(settings):
+@pytest.mark.parametrize("report_to", ["nope", ["none", "nope"]])
+def test_a_tracker_that_is_not_there_is_refused(report_to):
     with pytest.raises(RecipeError, match="tracker 'nope' is unknown or not installed"):
-        parse_arguments(settings, argv=["--report_to", "nope"])
-    check_trackers("none")
+        check_trackers(report_to)
+
+
+@pytest.mark.parametrize("report_to", ["none", "all", ["none"], [], None])
+def test_no_tracker_at_all_passes(report_to):
+    check_trackers(report_to)

@@ -87,6 +87,8 @@ def run_recipe(
         parsed = parse_arguments(
             *dataclass_types, argv=argv, description=description, default_config=config
         )
+        for settings in parsed:
+            check_trackers(getattr(settings, "report_to", None))
         main(*parsed)
     except RecipeError as error:
         if not runs.is_main_process():
@@ -145,7 +147,6 @@ def parse_arguments(
             "see every flag."
         ) from error
     for settings in parsed:
-        check_trackers(getattr(settings, "report_to", None))
         names = given & {field.name for field in dataclasses.fields(settings)}
         object.__setattr__(settings, runs.GIVEN, frozenset(names))  # works for frozen ones too
     return parsed
@@ -343,6 +344,7 @@ def _scalar(value: Any, action: argparse.Action, key: str, path: Path) -> Any:
         raise RecipeError(
             f"`{path}`: `{key}` is {value!r}, but it takes {_takes(action)}. Mend the value."
         ) from error
+    check_range(action.dest, converted, where=f"`{path}`: ")
     if action.choices is not None and converted not in action.choices:
         raise RecipeError(
             f"`{path}`: `{key}` is {value!r}, but it takes {_takes(action)}. Mend the value."

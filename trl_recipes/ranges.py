@@ -41,12 +41,13 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def check_range(name: str, value: Any) -> None:
+def check_range(name: str, value: Any, where: str = "") -> None:
     """Hold one setting to `RANGES`.
 
     Args:
         name: of the flag.
         value: what it was given; what is no number is left to its own check.
+        where: where it was given, for the message.
 
     Raises:
         RecipeError: the value lies outside, is not finite or not a number.
@@ -56,7 +57,7 @@ def check_range(name: str, value: Any) -> None:
         return
     if not low <= value <= high or value == INFINITY:
         allowed = f"{low} or more" if high == INFINITY else f"from {low:g} to {high:g}"
-        raise RecipeError(f"`{name}` is {value}. It must be {allowed}.")
+        raise RecipeError(f"{where}`{name}` is {value}. It must be {allowed}.")
 
 
 def check_trackers(report_to: str | Iterable[str] | None) -> None:

@@ -10,7 +10,7 @@ import torch
 from trl.experimental.ppo import PPOConfig as TRLPPOConfig
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.ranges import check_range, check_trackers
+from trl_recipes.ranges import check_range
 
 KL_PENALTIES = ("kl", "abs", "mse", "full", "k3")
 TRAINABLE = ("all", "attention", "lora")
@@ -321,7 +321,6 @@ class PPOConfig(TRLPPOConfig):
                 "`resume_from_checkpoint`: PPO runs cannot be resumed yet. Leave it out, and "
                 "start anew."
             )
-        check_trackers(self.report_to)
         if self.fp16:
             raise RecipeError(
                 "`fp16` is refused: the probability ratio needs more than float16 resolves, and "
