@@ -55,7 +55,10 @@ def main(args: CompareArguments) -> None:
     sources = {"reference": args.reference or starts.pop() or language_model()}
     sources |= dict(zip(run_names(args.runs, taken=["reference"]), args.runs, strict=True))
     trusted = {"trust_remote_code": args.trust_remote_code}
-    models = {name: load_run(source, **trusted) for name, source in sources.items()}
+    models = {
+        name: load_run(path, source=f"the model `{name}`", **trusted)
+        for name, path in sources.items()
+    }
     for model, _ in models.values():
         model.to(device)
 

@@ -48,14 +48,14 @@ class GenerateArguments:
 
     def __post_init__(self):
         for name in ("num_return_sequences", "max_new_tokens", "temperature"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise RecipeError(f"--{name} is {getattr(self, name)}. Give more than 0.")
 
 
 def main(args: GenerateArguments) -> None:
     # Models
     trusted = {"trust_remote_code": args.trust_remote_code}
-    model, tokenizer = load_run(args.model or language_model(), **trusted)
+    model, tokenizer = load_run(args.model or language_model(), source="--model", **trusted)
     model.to(PartialState().device)
 
     # Prompts

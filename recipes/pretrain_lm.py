@@ -45,7 +45,9 @@ def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: Pretra
     # Texts
     source = args.dataset_name or "the embedded reviews"
     texts, heldout_texts = (
-        read_texts(load_rows(args.dataset_name, split=split), args.text_column, source)
+        read_texts(
+            load_rows(args.dataset_name, split=split), args.text_column, f"{source} ({split})"
+        )
         for split in ("train", "test")
     )
 

@@ -48,8 +48,10 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
     # Texts
     source = args.dataset_name or "the embedded reviews"
     rows, heldout_rows = (load_rows(args.dataset_name, split=split) for split in ("train", "test"))
-    labels = read_labels(rows, args.label_column, args.class_names, source)
-    heldout_labels = read_labels(heldout_rows, args.label_column, args.class_names, source)
+    labels = read_labels(rows, args.label_column, args.class_names, f"{source} (train)")
+    heldout_labels = read_labels(
+        heldout_rows, args.label_column, args.class_names, f"{source} (test)"
+    )
 
     if len(set(labels)) < 2:
         raise RecipeError(

@@ -78,6 +78,12 @@ def wordy(path: Path, models: Models) -> None:
     tokenizer.save_pretrained(path)
 
 
+def foreign_weights(path: Path, models: Models) -> None:
+    """A GPT-2 with the weights of the classifier."""
+    shutil.copytree(models["gpt2"], path)
+    shutil.copy(models["classifier"] / "model.safetensors", path)
+
+
 def own_code(path: Path, models: Models) -> None:
     """A model of a kind that transformers does not know, with code for it."""
     shutil.copytree(models["gpt2"], path)
@@ -134,20 +140,20 @@ CLASSIFIER = "train_classifier.py --dataset_name data.jsonl --output_dir out "
 ONE_RUN = {"run": run()}
 
 FLAGS = [
-    BadInput("misspelt flag", PPO + "--lerning_rate 1", ("--lerning_rate", "`--learning_rate`")),
+    BadInput("misspelt flag", PLOT + "--outptu a.png", ("`--outptu`", "`--output`")),
     BadInput("unknown flag", PLOT + "--zzz", ("Unknown flag `--zzz`", "--help")),
     BadInput("flag of another recipe", PLOT + "--seed 1", ("Unknown flag `--seed`", "--help")),
     BadInput(
         "word without flag", PLOT + "--output a.png film", ("`film`", "without a flag", "--help")
     ),
     BadInput("flag without value", PLOT + "--output", ("--output", "expected one", "--help")),
-    BadInput("required flag missing", "generate.py", ("required", "--prompt")),
     BadInput("no run named", "plot.py", ("required", "--runs")),
     BadInput("text for a number", GENERATE + "--seed one", ("--seed", "int", "'one'")),
     BadInput("not a choice", PPO + "--change_score 2", ("--change_score", "2", "choose from")),
     BadInput("out of range", PPO + "--temperature 0", ("`temperature`", "greater than 0")),
-    BadInput("negative rate", PPO + "--learning_rate -1", ("learning_rate", "-1", "0 or more")),
-    BadInput("no steps", PPO + "--max_steps 0", ("max_steps", "0", "1 or more")),
+    BadInput("negative rate", PPO + "--learning_rate -1", ("`learning_rate`", "-1", "0 or more")),
+    BadInput("heads of none", LM + "--n_head 0", ("`n_head`", "1 or more")),
+    BadInput("no output folder", PPO + "--output_dir ''", ("--output_dir is empty", "Give")),
     BadInput(
         "two names that differ",
         PPO + "--ppo_epochs 2 --num_ppo_epochs 3",
@@ -165,15 +171,12 @@ FLAGS = [
         PPO + "--use_peft true --lora_target_modules nope",
         ("lora_target_modules", "nope", "c_attn"),
     ),
-    BadInput("no continuations", GENERATE + "--num_return_sequences 0", ("sequences is 0", "more")),
     BadInput("empty prompt", GENERATE + "--prompt ''", ("--prompt is empty", "at least one word")),
     BadInput(
         "answer longer than the context",
         GENERATE + "--max_new_tokens 99",
         ("context holds 64", "Short"),
     ),
-    BadInput("no prompts", COMPARE + "--max_prompts 0", ("max_prompts is 0", "1 or more"), ONE_RUN),
-    BadInput("heads do not divide", LM + "--n_embd 30 --n_head 4", ("--n_embd (30)", "Use 28")),
 ]
 
 YAML = [
@@ -220,12 +223,6 @@ YAML = [
         {"a.yaml": "output: no"},
     ),
     BadInput(
-        "value missing in YAML",
-        GENERATE + "--config a.yaml",
-        ("`seed`", "empty", "Give a value"),
-        {"a.yaml": "seed:\n"},
-    ),
-    BadInput(
         "keys for a value",
         PLOT + "--config a.yaml",
         ("`output`", "takes one value"),
@@ -244,7 +241,6 @@ DATA = [
         {"data.jsonl": '{"a": "b", "split": "train"}\n{"a": "b", "split": "test"}\n'},
     ),
     BadInput("column unknown", PPO + "--text_column review", ("`review`", "text, label", "Name")),
-    BadInput("column of numbers", PPO + "--text_column label", ("no text", "--text_column")),
     BadInput(
         "row without text",
         LM,
@@ -252,9 +248,6 @@ DATA = [
         {"data.jsonl": rows() + rows(9, text=None)},
     ),
     BadInput("broken JSON", LM, ("row 21", "Mend"), {"data.jsonl": rows() + '{"text": "a\n'}),
-    BadInput(
-        "a row that is no object", LM, ("row 21", "no object"), {"data.jsonl": rows() + "7\n"}
-    ),
     BadInput(
         "ragged csv",
         LM + "--dataset_name a.csv",
@@ -284,7 +277,7 @@ DATA = [
     BadInput(
         "prompts longer than the context",
         PPO + "--max_prompt_length 70",
-        ("context holds 64", "Lower `response_length`"),
+        ("context holds 64", "Cut the prompts to 58"),
         {"data.jsonl": rows(text="A long film. " * 90)},
     ),
     BadInput("no labels", CLASSIFIER + "--label_column mood", ("`mood`", "text, label, split")),
@@ -307,7 +300,6 @@ MODELS = [
     BadInput(
         "model not in the cache", PPO + "--model_name_or_path nobody/none", ("offline", "folder")
     ),
-    BadInput("a file for a model", GENERATE + "--model data.jsonl", ("is a file", "config.json")),
     BadInput(
         "no config.json", GENERATE + "--model m", ("config.json", "save_pretrained"), {"m": folder}
     ),
@@ -352,6 +344,12 @@ MODELS = [
         GENERATE + "--model m",
         ("`m`", "tokenizer", "save_pretrained"),
         {"m": model("gpt2", without="tokenizer.json")},
+    ),
+    BadInput(
+        "weights of another model",
+        PPO + "--model_name_or_path m",
+        ("`m`", "lacks weights", "again"),
+        {"m": foreign_weights},
     ),
     BadInput(
         "broken tokenizer",

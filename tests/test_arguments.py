@@ -123,7 +123,7 @@ def test_flags_for_truth_values_stand_alone_or_take_a_value(argv, shuffle, half)
         (["--min_length", "two"], ["--min_length: invalid int value: 'two'"]),
         (["--shuffle", "maybe"], ["--shuffle: ", "maybe"]),
         (["--min_length"], ["--min_length: expected one argument"]),
-        (["--learning_rate", "-1"], ["learning_rate must be positive, not -1.0"]),
+        (["--learning_rate", "0"], ["learning_rate must be positive, not 0.0"]),
         (["--config"], ["--config needs the path"]),
         (["--config", "--shuffle"], ["--config needs the path"]),
         (["--config", "a.yaml", "--config=b.yaml"], ["given 2 times", "a.yaml, b.yaml"]),
@@ -155,7 +155,8 @@ def test_a_wrong_command_line_is_told_in_one_line(argv, told):
         ("min_length: 1\nmin_length: 2", ["line 2", "`min_length` stands there twice"]),
         ("a: [1\nb: 2", ["line 2"]),
         ("- 1\n- 2", ["holds a list"]),
-        ("learning_rate: -1", ["learning_rate must be positive, not -1.0"]),
+        ("learning_rate: 0", ["learning_rate must be positive, not 0.0"]),
+        ("learning_rate: -1", ["`learning_rate` is -1.0", "0 or more"]),
     ],
 )
 def test_a_wrong_file_is_told_with_its_name_and_the_key(config, text, told):

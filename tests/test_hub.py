@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
 
 from trl_recipes import hub
 from trl_recipes.errors import RecipeError
@@ -200,14 +201,14 @@ def test_a_name_missing_from_the_cache_is_refused_at_once_when_offline(monkeypat
 
 def test_a_model_folder_is_its_own_answer(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").touch()
+    save_file({}, tmp_path / "model.safetensors")
     assert hub.resolve(str(tmp_path), "model") == str(tmp_path)
 
 
 def test_a_run_folder_gives_its_model(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "model" / "model.safetensors").touch()
+    save_file({}, tmp_path / "model" / "model.safetensors")
     assert hub.resolve(str(tmp_path), "model") == str(tmp_path / "model")
 
 

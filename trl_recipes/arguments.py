@@ -25,6 +25,7 @@ from trl import ModelConfig, TrlParser
 from trl_recipes import runs
 from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.printable import printable
+from trl_recipes.ranges import check_range, check_trackers
 
 # Inherited flags that every recipe explains, with the sentence that it prints for them.
 SHARED_FLAGS = {
@@ -87,6 +88,8 @@ def run_recipe(
         parsed = parse_arguments(
             *dataclass_types, argv=argv, description=description, default_config=config
         )
+        for settings in parsed:
+            check_trackers(getattr(settings, "report_to", None))
         main(*parsed)
     except RecipeError as error:
         if not runs.is_main_process():
@@ -142,7 +145,7 @@ def parse_arguments(
         parsed = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except RecipeError:
         raise
-    except ValueError as error:  # from a __post_init__, which knows values but not flags
+    except (ValueError, ImportError) as error:  # from a __post_init__, which knows no flags
         where = f" or `{config_path}`" if config_path is not None else ""
         raise RecipeError(
             f"A setting from the command line{where} was refused: {error} Run with --help_all to "
@@ -189,6 +192,13 @@ class _Parser(TrlParser):
         if {str, type(None)} <= set(kinds) and bool not in kinds:
             field.type = str | None
         TrlParser._parse_dataclass_field(parser, field)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Hold every number to its range before a dataclass computes with it."""
+        found, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(found).items():
+            check_range(name, value)
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         # argparse lists both spellings of a flag; one is enough.
@@ -339,6 +349,7 @@ def _scalar(value: Any, action: argparse.Action, key: str, path: Path) -> Any:
         raise RecipeError(
             f"`{path}`: `{key}` is {value!r}, but it takes {_takes(action)}. Mend the value."
         ) from error
+    check_range(action.dest, converted, where=f"`{path}`: ")
     if action.choices is not None and converted not in action.choices:
         raise RecipeError(
             f"`{path}`: `{key}` is {value!r}, but it takes {_takes(action)}. Mend the value."

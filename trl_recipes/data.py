@@ -47,7 +47,8 @@ class LengthSampler:
             raise RecipeError(
                 f"LengthSampler: no length lies in [{min_value}, {max_value}), where the upper "
                 f"end is left out. Use 0 <= min_value < max_value; for the one length {min_value} "
-                f"use LengthSampler({min_value}, {min_value + 1})."
+                f"use LengthSampler({min_value}, {min_value + 1}). In a recipe the two are "
+                "--min_prompt_length and one more than --max_prompt_length."
             )
         self.values = list(range(min_value, max_value))
         self._draw = (
@@ -187,7 +188,7 @@ def load_prompts(
     queries: list[str] = []
     dropped = 0
     texts = rows[column][:]  # a list, far quicker to index than the column itself
-    for row, ids in _tokenize(texts, order, tokenizer, f"{shown}, column `{column}`"):
+    for row, ids in _tokenize(texts, order, tokenizer, f"{shown} ({split}), column `{column}`"):
         ids = ids[: length_sampler()]
         query = tokenizer.decode(ids, skip_special_tokens=True)
         if not query.strip():

@@ -19,7 +19,7 @@ from transformers import (
 
 from trl_recipes.forward import unwrap_adapter
 from trl_recipes.hub import loading, resolve
-from trl_recipes.model_checks import check_language_model, check_vocabulary
+from trl_recipes.model_checks import check_complete, check_language_model, check_vocabulary
 from trl_recipes.padding import pad_rows
 from trl_recipes.sampling import can_sample, evaluating, sample_responses
 
@@ -139,26 +139,32 @@ def _ends(sampled: Tensor, lengths: Tensor, eos_token_id) -> Tensor:
     return torch.minimum(lengths, first)
 
 
-def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str | Path, *, trust_remote_code: bool = False, source: str | None = None
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model.
 
     Args:
         name: run folder, model folder or hub name.
         trust_remote_code: whether code that it brings along may run.
+        source: where the name came from, for messages; --model_name_or_path when None.
 
     Raises:
         RecipeError: there is no such model, or no tokenizer with it.
     """
-    name = resolve(str(name), "model")
-    with loading(name, "model", part="tokenizer"):
+    name = resolve(str(name), "model", source=source)
+    with loading(name, "model", part="tokenizer", source=source):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
-def load_run(path: str | Path, **kwargs) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def load_run(
+    path: str | Path, *, source: str | None = None, **kwargs
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Load what a run saved, or any model, as a plain transformers model in eval mode.
 
     Args:
         path: a run folder (its `model/` is taken), a model folder, or a hub name.
+        source: where the path came from, for messages; --model_name_or_path when None.
         **kwargs: passed to `from_pretrained` of the model; `trust_remote_code` counts for its
             tokenizer too.
 
@@ -168,10 +174,10 @@ def load_run(path: str | Path, **kwargs) -> tuple[nn.Module, PreTrainedTokenizer
     Raises:
         RecipeError: there is no such model, it is no language model, or its tokenizer is another's.
     """
-    name = resolve(str(path), "model")
+    name = resolve(str(path), "model", source=source)
     trusted = {"trust_remote_code": kwargs.pop("trust_remote_code", False)}
-    tokenizer = load_tokenizer(name, **trusted)
-    with loading(name, "model"):
+    tokenizer = load_tokenizer(name, source=source, **trusted)
+    with loading(name, "model", source=source):
         adapter = (Path(name) / "adapter_config.json").is_file()
         base = PeftConfig.from_pretrained(name).base_model_name_or_path if adapter else name
         base = resolve(base, "model", source=f"the base model of `{name}`") if adapter else name
@@ -179,7 +185,8 @@ def load_run(path: str | Path, **kwargs) -> tuple[nn.Module, PreTrainedTokenizer
         check_language_model(config, base)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         settings = {"dtype": "float32", "use_safetensors": True} | trusted | kwargs
-        model = auto.from_pretrained(base, **settings)
+        model, info = auto.from_pretrained(base, output_loading_info=True, **settings)
+        check_complete(info, base)
         if adapter:
             model = PeftModel.from_pretrained(model, name)
     check_vocabulary(tokenizer, model)

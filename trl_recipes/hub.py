@@ -84,18 +84,20 @@ def loading(
         part: what of it is loaded, for the message, such as its tokenizer; all of it when None.
 
     Raises:
-        RecipeError: the block raised OSError, ValueError, ImportError or a safetensors error, or
-            what loading raises for a damaged config.json.
+        RecipeError: the block raised what libraries raise for files that are missing, damaged or
+            do not fit together.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
+    damaged = (SafetensorError, StrictDataclassError, LookupError, TypeError, RuntimeError)
     source = source or _FLAGS[kind]
     try:
         with _guarded(name, source) if kind == "model" else contextlib.nullcontext():
             yield
     except RecipeError:
         raise
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, *damaged) as error:
         if "trust_remote_code" in str(error):
             raise RecipeError(
                 f"{source}: the {_NOUNS[kind]} `{name}` brings its own code along, which would run "
@@ -295,8 +297,12 @@ def _work_offline() -> None:
 
 def _how_to_mend(name: str, kind: Kind, part: str | None) -> str:
     if Path(name).exists():
-        again = "save it again with save_pretrained" if kind == "model" else "write them again"
-        return f"Files of the {part or _NOUNS[kind]} are missing or damaged: {again}."
+        again = (
+            f"save the {part or 'model'} again with save_pretrained"
+            if kind == "model"
+            else "write them again"
+        )
+        return f"Files there are missing, damaged or do not fit together: {again}."
     return _how_offline(kind)
 
 

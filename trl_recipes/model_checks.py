@@ -36,6 +36,23 @@ def check_language_model(config: Any, name: str, *, causal: bool = False) -> Non
         )
 
 
+def check_complete(info: dict[str, Any], name: str) -> None:
+    """Refuse a model some of whose weights transformers has just drawn at random.
+
+    Args:
+        info: what `from_pretrained(output_loading_info=True)` told.
+        name: folder or hub name, for the message.
+
+    Raises:
+        RecipeError: names the first weights that are missing.
+    """
+    if info["missing_keys"]:
+        raise RecipeError(
+            f"`{name}` lacks weights of its model ({', '.join(sorted(info['missing_keys'])[:3])}): "
+            "its config.json and its weights belong to different models. Save the model again."
+        )
+
+
 def check_vocabulary(tokenizer: Any, model: nn.Module) -> None:
     """Hold a tokenizer to the model's vocabulary.
 

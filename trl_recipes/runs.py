@@ -194,6 +194,8 @@ def check_folder(path: str | os.PathLike) -> Path:
     Raises:
         RecipeError: a file lies there or further up.
     """
+    if not str(path).strip():
+        raise RecipeError("--output_dir is empty. Give the folder to write to.")
     folder = Path(path).expanduser()
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
@@ -299,7 +301,9 @@ def read_config(run: RunFolder | str | os.PathLike) -> dict[str, Any]:
     try:
         values = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: {error.problem}" if mark else "it is no YAML"
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else where
         raise RecipeError(f"`{run.config}` is damaged: {reason}. Mend or delete it.") from error
     if values is not None and not isinstance(values, dict):
         raise RecipeError(f"`{run.config}` is damaged: it holds no settings. Mend or delete it.")

@@ -221,7 +221,7 @@ def load_stats(run_or_file: str | Path) -> list[dict[str, float]]:
         rows.append(_parse_row(path, len(lines) + 1, cut))
     for number, row in enumerate(rows, 1):
         for key, value in row.items():
-            if not isinstance(value, int | float | None):
+            if not isinstance(value, int | float | None) or (key == "step" and value is None):
                 raise RecipeError(
                     f"{path}, row {number}: `{key}` is {value!r}, which is no number. Mend the row."
                 )

@@ -126,12 +126,14 @@ def check_lengths(longest_query: int, response_length: int, model: nn.Module) ->
     context = context_length(model.config)
     if context is None or model.config.is_encoder_decoder:
         return
-    if longest_query + response_length > context:
+    room = context - longest_query
+    if response_length > room:
         raise RecipeError(
             f"The longest prompt ({longest_query} tokens) and `response_length` "
             f"({response_length}) need {longest_query + response_length} tokens, but the model's "
-            f"context holds {context}. Lower `response_length` to "
-            f"{max(context - longest_query, 0)} or cut the prompts."
+            f"context holds {context}. "
+            + (f"Lower `response_length` to {room}, or cut" if room > 0 else "Cut")
+            + f" the prompts to {max(context - response_length, 0)} tokens."
         )
 
 

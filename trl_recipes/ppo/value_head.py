@@ -13,7 +13,7 @@ from trl.experimental import ppo as trl_ppo
 from trl.experimental.utils import create_reference_model as trl_create_reference_model
 
 from trl_recipes.hub import loading, resolve
-from trl_recipes.model_checks import check_language_model
+from trl_recipes.model_checks import check_complete, check_language_model
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,11 @@ class _ValueHeadModel:
         config = AutoConfig.from_pretrained(name, trust_remote_code=kwargs["trust_remote_code"])
         causal = cls.transformers_parent_class is AutoModelForCausalLM
         check_language_model(config, name, causal=causal)
-        return cls.transformers_parent_class.from_pretrained(name, *model_args, **kwargs)
+        model, info = cls.transformers_parent_class.from_pretrained(
+            name, *model_args, output_loading_info=True, **kwargs
+        )
+        check_complete(info, name)
+        return model
 
     def start_value_head(self, name: str | None) -> None:
         """Set a fresh value head to 0, so that it predicts nothing before it has learnt anything.

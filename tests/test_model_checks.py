@@ -1,0 +1,39 @@
+"""A model of another kind, or not whole, is refused; transformers would fill it in at random."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer, T5Config
+
+from trl_recipes import AutoModelForCausalLMWithValueHead, RecipeError, load_run
+from trl_recipes.model_checks import check_language_model
+
+
+def test_heads_of_other_tasks_are_no_language_models():
+    for head in ("BertForSequenceClassification", "GPT2ForTokenClassification"):
+        with pytest.raises(RecipeError, match=f"is a {head}, which is no language model"):
+            check_language_model(T5Config(architectures=[head]), "x")
+    for head in (["GPT2LMHeadModel"], ["T5ForConditionalGeneration"], None):
+        check_language_model(T5Config(architectures=head), "x")
+
+
+@pytest.mark.parametrize("load", [load_run, AutoModelForCausalLMWithValueHead.from_pretrained])
+def test_weights_that_are_missing_are_not_drawn_at_random(tiny_gpt2, tmp_path, load):
+    config = json.loads((tiny_gpt2 / "config.json").read_text()) | {"n_layer": 3}
+    model, tokenizer = load_run(tiny_gpt2)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    load(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RecipeError, match=r"lacks weights of its model \(transformer\.h\.2\."):
+        load(str(tmp_path))
+
+
+def test_sizes_that_differ_and_a_broken_config_are_one_error(tiny_gpt2, tmp_path):
+    config = json.loads((tiny_gpt2 / "config.json").read_text())
+    load_run(tiny_gpt2)[0].save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_gpt2).save_pretrained(tmp_path)
+    for broken in (config | {"vocab_size": 310}, config | {"vocab_size": "many"}, [1]):
+        (tmp_path / "config.json").write_text(json.dumps(broken))
+        with pytest.raises(RecipeError, match="do not fit together"):
+            load_run(tmp_path)
