@@ -1,6 +1,7 @@
 """How close a text comes in meaning to a reference text."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,8 @@ class SimilarityReward:
     """Semantic similarity of prompt plus completion to a reference text, -1 to 1.
 
     Args:
-        reference_text: what every text is compared with. Give this or `column`.
+        reference_text: what every text is compared with, or the .txt file that holds it. Give this
+            or `column`.
         model: what the texts are read with; None takes the embedded language model, or the classic
             choice of the kind: en_core_web_md, all-MiniLM-L6-v2. A name, a folder or the object.
         tokenizer: of a ready language model; loaded by the model's name when None.
@@ -55,6 +57,7 @@ class SimilarityReward:
                 "set's column of reference texts."
             )
         if reference_text is not None:
+            reference_text = _read_reference(reference_text)
             _check_reference(reference_text, "`reference_text`")
         if kind == "spacy":
             self._compare = _with_spacy(model or "en_core_web_md", batch_size)
@@ -101,6 +104,19 @@ class SimilarityReward:
         for row, reference in enumerate(references):
             _check_reference(reference, f"column `{self.column}`, sample {row},")
         return self._compare(texts, references)
+
+
+def _read_reference(text_or_file: str) -> str:
+    """The text itself, or what the .txt file holds that it names."""
+    if not isinstance(text_or_file, str) or not text_or_file.endswith(".txt"):
+        return text_or_file
+    try:
+        return Path(text_or_file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{_SOURCE}: the reference text `{text_or_file}` could not be read as "
+            f"text ({error}). Give a UTF-8 text file, or the text itself."
+        ) from error
 
 
 Compare = Callable[[Sequence[str], Sequence[str]], list[float]]
