@@ -35,7 +35,7 @@ def env(own_tokenizer):
     )
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore:.*alternative render modes")  # there is but one
 def test_gymnasiums_own_checks_pass(env):
     from gymnasium.utils.env_checker import check_env
 
