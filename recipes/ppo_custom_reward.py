@@ -30,7 +30,7 @@ from trl_recipes.plots import plot_stats
 from trl_recipes.runs import check_run, start_run, write_config
 
 WEIGHTS = {1: [2.0, 0.0, 0.0, -0.5], 2: [2.0, 1.0, -0.5, -0.5]}  # in the order of `reward`
-REFERENCE = "A pianist and her rival meet in a hospital."
+REFERENCE = "I went in hoping for nothing and came out amazed."
 
 
 @dataclass
