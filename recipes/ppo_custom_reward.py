@@ -3,7 +3,6 @@
     accelerate launch recipes/ppo_custom_reward.py --version 1   # minus log perplexity
     accelerate launch recipes/ppo_custom_reward.py --version 2   # + similarity, - over-length
 
-Perplexity alone invites one dull text: both versions take repetition off and stay near the start.
 EXPECT
 """
 
@@ -47,7 +46,8 @@ class RewardArguments:
 
 def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) -> None:
     config.save_to(f"runs/ppo-custom-{args.version}")
-    run = check_run(config.output_dir, overwrite=config.overwrite_output_dir)
+    how = {"overwrite": config.overwrite_output_dir, "resume": bool(config.resume_from_checkpoint)}
+    run = check_run(config.output_dir, **how)
 
     # Models
     name = model_config.model_name_or_path or str(language_model())
@@ -80,7 +80,7 @@ def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) ->
         peft_config=get_peft_config(model_config),
     )
     trainer.accelerator.print(trainer.describe())
-    start_run(config.output_dir, overwrite=config.overwrite_output_dir)
+    start_run(config.output_dir, **how)
     write_config(run, args, config, model_config)
     trainer.train()
     trainer.save_model()

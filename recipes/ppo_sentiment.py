@@ -48,7 +48,11 @@ class SentimentArguments:
 
 def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig) -> None:
     config.save_to("runs/ppo-good" if args.change_score else "runs/ppo-bad")
-    run = check_run(config.output_dir, overwrite=config.overwrite_output_dir)
+    how = {
+        "overwrite": config.overwrite_output_dir,
+        "resume": bool(config.resume_from_checkpoint),
+    }
+    run = check_run(config.output_dir, **how)
 
     # Models
     name = model_config.model_name_or_path or str(language_model())
@@ -80,7 +84,7 @@ def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig)
         peft_config=get_peft_config(model_config),
     )
     trainer.accelerator.print(trainer.describe())
-    start_run(config.output_dir, overwrite=config.overwrite_output_dir)
+    start_run(config.output_dir, **how)
     write_config(run, args, config, model_config)
     trainer.train()
     trainer.save_model()

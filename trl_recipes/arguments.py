@@ -23,7 +23,7 @@ import yaml
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from trl_recipes import runs
-from trl_recipes.errors import RecipeError
+from trl_recipes.errors import RecipeError, RunStopped
 
 # Inherited flags that every recipe explains, with the sentence that it prints for them.
 SHARED_FLAGS = {
@@ -36,8 +36,8 @@ SHARED_FLAGS = {
     "seed": "Seed of everything that is random.",
     "max_steps": "Number of training steps.",
     "save_steps": "Steps from one checkpoint to the next.",
-    "save_total_limit": "Number of checkpoints to keep; all when left out.",
-    "resume_from_checkpoint": "Go on from a checkpoint.",
+    "save_total_limit": "Number of checkpoints to keep.",
+    "resume_from_checkpoint": "Go on from a checkpoint: its folder, or true for the newest.",
     "learning_rate": "Learning rate at the start.",
     "report_to": "Trackers to log to besides the run folder.",
     "use_peft": "Train a LoRA adapter instead of the whole model.",
@@ -49,7 +49,7 @@ SHARED_FLAGS = {
     "lora_modules_to_save": "Names of modules to train whole beside the LoRA matrices.",
     "lora_task_type": "Task that peft prepares the adapter for.",
     "trainable": "Which weights are trained.",
-    "check": "Check everything and stop before training.",
+    "check": "Check everything, try a few steps, say what the run takes; write nothing.",
 }
 _CONFIG_HELP = "YAML file with the same names as the flags; a flag wins over the file."
 # Lists whose entries may be `name: {setting: value}` in YAML; each has a loader that checks them.
@@ -67,8 +67,9 @@ def run_recipe(
     """Parse the arguments, call `main` with them, and turn mistakes into messages.
 
     A `RecipeError` is printed to stderr without a traceback and ends the process with exit code 2;
-    Ctrl-C ends it with 130. Of several processes the main one speaks; another one does only when
-    the launcher has not stopped it soon after, which means that the main one had no error.
+    Ctrl-C and SIGTERM end it with 130 and 143. Of several processes the main one speaks; another
+    one does only when the launcher has not stopped it soon after, which means that the main one
+    had no error.
 
     Args:
         main: called with one object for each dataclass.
@@ -93,6 +94,10 @@ def run_recipe(
             time.sleep(_OTHERS_WAIT_SECONDS)
         print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201  the user's message
         sys.exit(2)
+    except RunStopped as stopped:
+        if runs.is_main_process():
+            print(stopped, file=sys.stderr, flush=True)  # noqa: T201  the user's message
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -283,18 +283,15 @@ def response_logprobs(
         One float32 tensor a response, of shape (response length,), in nats, on the CPU.
     """
     device = next(model.parameters()).device
-    side = "right" if model.config.is_encoder_decoder else "left"
     logprobs: list[Tensor] = []
     for start in range(0, len(queries), batch_size):
         chunk = slice(start, start + batch_size)
-        query_ids, query_mask = pad_rows([q.to(device) for q in queries[chunk]], PAD, side)
+        query_ids, query_mask = pad_rows([q.to(device) for q in queries[chunk]], PAD, "right")
         ids, mask = pad_rows([r.to(device) for r in responses[chunk]], PAD, "right")
         logits, _ = response_logits(model, query_ids, query_mask, ids, mask)
-        taken = logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
-        logprobs += [
-            row[: len(response)].cpu()
-            for row, response in zip(taken, responses[chunk], strict=True)
-        ]
+        labels = ids[mask.bool()].unsqueeze(1)
+        taken = logits.gather(1, labels)[:, 0] - logits.logsumexp(1)
+        logprobs += taken.cpu().split([len(response) for response in responses[chunk]])
     return logprobs
 
 

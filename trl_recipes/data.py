@@ -1,6 +1,7 @@
 """Prompts for training: from the hub, a folder, a file or the embedded reviews."""
 
 import csv
+import functools
 import json
 import logging
 import os
@@ -73,6 +74,30 @@ def collator(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     if "input_ids" in batch:
         batch["input_ids"] = [torch.as_tensor(ids, dtype=torch.long) for ids in batch["input_ids"]]
     return batch
+
+
+def stream_rows(first: int, count: int, size: int, seed: int) -> list[int]:
+    """Rows of a data set that is gone through again and again, in a new order each time.
+
+    Which rows a batch holds follows from its place alone, so a run that resumes, or that has
+    another number of processes, sees the same ones; and no row comes twice before all came once.
+
+    Args:
+        first: how many rows came before.
+        count: rows wanted.
+        size: rows of the data set.
+        seed: of the orders.
+
+    Returns:
+        `count` row numbers.
+    """
+    places = (divmod(place, size) for place in range(first, first + count))
+    return [_epoch_order(size, epoch, seed)[place] for epoch, place in places]
+
+
+@functools.lru_cache(maxsize=2)  # a batch may end one round and begin the next
+def _epoch_order(size: int, epoch: int, seed: int) -> list[int]:
+    return np.random.default_rng([seed, epoch]).permutation(size).tolist()
 
 
 def load_rows(

@@ -1,4 +1,4 @@
-"""The one error class for what a user can mend."""
+"""The error for what a user can mend, and the way in which a run that is told to stop ends."""
 
 
 class RecipeError(ValueError):
@@ -7,3 +7,18 @@ class RecipeError(ValueError):
     The message says what was wrong (with the value), where it came from (flag, file and row,
     function) and what to do. A recipe prints it and exits with 2, without a traceback.
     """
+
+
+class RunStopped(Exception):
+    """A run that was told to stop did so, and saved what it had.
+
+    The message says where, and how to go on. A recipe prints it and exits with `exit_code`.
+
+    Args:
+        message: for the user.
+        exit_code: 128 plus the number of the signal, as shells have it.
+    """
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,7 +1,5 @@
 """One forward pass over queries and responses, for causal and encoder-decoder models alike."""
 
-import inspect
-
 import torch
 from torch import Tensor, nn
 
@@ -18,50 +16,60 @@ def response_logits(
     responses: Tensor,
     response_mask: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Run a model once and keep what belongs to the response positions.
+    """Run a model once and keep what belongs to the response tokens.
 
-    No logits are computed for the query (one position more than the response, which causal models
-    need none the less), and no hidden states but the last are kept.
+    The head runs on the N response tokens alone: not on queries, not on padding. A causal model's
+    rows are query and response without a gap, so short ones are padded only behind their end,
+    where causality hides the padding and neither mask nor positions need to know of it.
 
     Args:
         model: transformers language model, or the PEFT model around one.
-        queries: token ids, (B, Q); at the right of their columns for a causal model.
+        queries: token ids, (B, Q).
         query_mask: 1 at query tokens, (B, Q).
-        responses: token ids, (B, R), at the left of their columns; without a decoder's start token.
+        responses: token ids, (B, R), without a decoder's start token.
         response_mask: 1 at response tokens, (B, R).
 
     Returns:
-        logits: float32, (B, R, V); those at position t are of response token t.
-        hidden: the trunk's last hidden states at the same positions, (B, R, H).
+        logits: float32, (N, V); row after row, each of the response token at its place.
+        hidden: the trunk's last hidden states at the same places, (N, H).
     """
     language_model = unwrap_adapter(model)
-    length = responses.shape[1]
     if language_model.config.is_encoder_decoder:
         inputs = _encoder_decoder_inputs(language_model, queries, query_mask, responses)
-        positions = slice(0, length)
+        kept = response_mask.bool()
     else:
-        inputs = _causal_inputs(language_model, queries, query_mask, responses, response_mask)
-        positions = slice(-length - 1, -1)
+        inputs, kept = _causal_inputs(queries, query_mask, responses, response_mask)
 
     states: list[Tensor] = []
     trunk = language_model.get_decoder()
-    hook = trunk.register_forward_hook(lambda _, __, output: states.append(output[0]))
+    head = language_model.get_output_embeddings()
+    hooks = [
+        trunk.register_forward_hook(lambda _, __, output: states.append(output[0])),
+        # before the head, so that what a model does to its logits after it is still done
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0][kept].unsqueeze(0),)),
+    ]
     try:
-        logits = model(**inputs, use_cache=False).logits[:, positions]
+        logits = model(**inputs, use_cache=False).logits[0]
     finally:
-        hook.remove()
-    return logits.float(), states[0][:, positions]
+        for hook in hooks:
+            hook.remove()
+    return logits.float(), states[0][kept]
 
 
-def _causal_inputs(language_model, queries, query_mask, responses, response_mask) -> dict:
-    mask = torch.cat([query_mask, response_mask], 1)
-    inputs = {"input_ids": torch.cat([queries, responses], 1), "attention_mask": mask}
-    if _accepts(language_model, "position_ids"):
-        # explicit, so that a row's positions never depend on its neighbours' padding
-        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    if _accepts(language_model, "logits_to_keep"):
-        inputs["logits_to_keep"] = responses.shape[1] + 1
-    return inputs
+def _causal_inputs(queries, query_mask, responses, response_mask) -> tuple[dict, Tensor]:
+    """Query and response of each row side by side, and the places that predict the response.
+
+    The last response token predicts nothing that is asked for, and stays out.
+    """
+    start = query_mask.sum(1, keepdim=True)
+    inner = response_mask[:, 1:].bool()  # moved by one: a row's tokens but for one
+    end = start + inner.sum(1, keepdim=True)
+    columns = torch.arange(int(end.max()), device=queries.device)
+    ids = queries.new_zeros(len(queries), len(columns))
+    ids[columns < start] = queries[query_mask.bool()]
+    ids[(columns >= start) & (columns < end)] = responses[:, :-1][inner]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return inputs, (columns >= start - 1) & (columns < end)
 
 
 def _encoder_decoder_inputs(language_model, queries, query_mask, responses) -> dict:
@@ -86,7 +94,3 @@ def context_length(config) -> int | None:
         if isinstance(value, int) and getattr(config, "model_type", "") not in ("t5", "mt5"):
             return value
     return None
-
-
-def _accepts(language_model: nn.Module, name: str) -> bool:
-    return name in inspect.signature(language_model.forward).parameters

@@ -1,7 +1,6 @@
 """Sampling responses from a language model, batched, and loading what a run saved."""
 
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from transformers import (
 from trl_recipes.forward import unwrap_adapter
 from trl_recipes.hub import loading, resolve
 from trl_recipes.padding import pad_rows
+from trl_recipes.sampling import can_sample, evaluating, sample_responses
 
 
 class RowLengths(StoppingCriteria):
@@ -75,38 +75,57 @@ def generate_responses(
     """
     device = next(model.parameters()).device
     limits = [max_new_tokens] * len(queries) if isinstance(max_new_tokens, int) else max_new_tokens
-    settings = GenerationConfig(
-        do_sample=do_sample,
-        pad_token_id=pad_token_id,
-        eos_token_id=eos_token_id,
-        **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if do_sample else {}),
-    )
-    settings.update(**generation_kwargs)
+    tokens = {"pad_token_id": pad_token_id, "eos_token_id": eos_token_id}
+    if do_sample and not generation_kwargs and can_sample(model):
+
+        def sample(chunk: list[Tensor], lengths: Sequence[int]) -> list[Tensor]:
+            chosen = {"max_new_tokens": lengths, "temperature": temperature}
+            return sample_responses(model, chunk, **tokens, **chosen).rows()
+
+    else:
+        settings = GenerationConfig(do_sample=do_sample, **tokens)
+        if do_sample:
+            settings.update(temperature=temperature, top_k=0, top_p=1.0)
+        settings.update(**generation_kwargs)
+
+        def sample(chunk: list[Tensor], lengths: Sequence[int]) -> list[Tensor]:
+            return _generate(model, chunk, torch.tensor(lengths, device=device), settings)
+
     responses: list[Tensor] = []
     size = batch_size or len(queries)
-    with _settings_of(model, settings) as language_model:
-        for start in range(0, len(queries), size):
-            chunk = [query.to(device) for query in queries[start : start + size]]
-            lengths = torch.tensor(limits[start : start + size], device=device)
-            sampled = _sample(language_model, chunk, lengths, pad_token_id, settings)
-            ends = _ends(sampled, lengths, eos_token_id)
-            responses += [row[:end] for row, end in zip(sampled, ends.tolist(), strict=True)]
+    for start in range(0, len(queries), size):
+        chunk = [query.to(device) for query in queries[start : start + size]]
+        responses += sample(chunk, limits[start : start + size])
     return responses
 
 
-def _sample(language_model, queries, lengths, pad_token_id, settings) -> Tensor:
-    """Generate one padded batch; returns the sampled columns, (B, longest)."""
-    encoder_decoder = language_model.config.is_encoder_decoder
-    ids, mask = pad_rows(queries, pad_token_id, side="right" if encoder_decoder else "left")
-    settings.max_new_tokens = int(lengths.max())
-    before = 1 if encoder_decoder else ids.shape[1]
-    output = language_model.generate(
-        ids,
-        attention_mask=mask,
-        generation_config=settings,
-        stopping_criteria=StoppingCriteriaList([RowLengths(before, lengths)]),
+def _generate(model, queries, lengths, settings: GenerationConfig) -> list[Tensor]:
+    """Let transformers generate one padded batch, with these settings in place of the model's."""
+    language_model = unwrap_adapter(model)
+    encoder_decoder, own = (
+        language_model.config.is_encoder_decoder,
+        language_model.generation_config,
     )
-    return output[:, before:]
+    side = "right" if encoder_decoder else "left"
+    ids, mask = pad_rows(queries, settings.pad_token_id, side)
+    before = 1 if encoder_decoder else ids.shape[1]
+    settings.max_new_tokens = int(lengths.max())
+    language_model.generation_config = GenerationConfig(
+        decoder_start_token_id=own.decoder_start_token_id, bos_token_id=own.bos_token_id
+    )
+    try:
+        with evaluating(language_model):
+            output = language_model.generate(
+                ids,
+                attention_mask=mask,
+                generation_config=settings,
+                stopping_criteria=StoppingCriteriaList([RowLengths(before, lengths)]),
+            )
+    finally:
+        language_model.generation_config = own
+    sampled = output[:, before:]
+    ends = _ends(sampled, lengths, settings.eos_token_id)
+    return [row[:end] for row, end in zip(sampled, ends.tolist(), strict=True)]
 
 
 def _ends(sampled: Tensor, lengths: Tensor, eos_token_id) -> Tensor:
@@ -117,22 +136,6 @@ def _ends(sampled: Tensor, lengths: Tensor, eos_token_id) -> Tensor:
     stops = torch.isin(sampled, torch.as_tensor(eos_token_id, device=sampled.device))
     first = torch.where(stops.any(1), stops.float().argmax(1) + 1, sampled.shape[1])
     return torch.minimum(lengths, first)
-
-
-@contextmanager
-def _settings_of(model: nn.Module, settings: GenerationConfig):
-    """Put generation settings in place of the model's own, and the model into eval mode."""
-    language_model = unwrap_adapter(model)
-    own, training = language_model.generation_config, language_model.training
-    language_model.generation_config = GenerationConfig(
-        decoder_start_token_id=own.decoder_start_token_id, bos_token_id=own.bos_token_id
-    )
-    language_model.eval()  # train mode with gradient checkpointing would switch the cache off
-    try:
-        yield language_model
-    finally:
-        language_model.generation_config = own
-        language_model.train(training)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

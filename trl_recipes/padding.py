@@ -1,4 +1,4 @@
-"""Stacking sequences of different lengths."""
+"""Stacking sequences of different lengths, and not paying for the gaps."""
 
 from collections.abc import Sequence
 
@@ -25,3 +25,47 @@ def pad_rows(rows: Sequence[Tensor], pad_token_id: int, side: str) -> tuple[Tens
     ids = torch.full(mask.shape, pad_token_id, dtype=torch.long, device=device)
     ids[mask] = torch.cat([row.to(device) for row in rows]).long()
     return ids, mask.long()
+
+
+def unpack(values: Tensor, mask: Tensor) -> Tensor:
+    """Put one value a token back into rows.
+
+    Args:
+        values: row after row, shape (number of tokens,).
+        mask: 1 at tokens, (B, R).
+
+    Returns:
+        Shape (B, R), 0 in gaps; the gradient flows to `values`.
+    """
+    return values.new_zeros(mask.shape).masked_scatter(mask.bool(), values)
+
+
+def length_groups(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
+    """Split rows into groups that are padded apart, so that short ones do not pay for long ones.
+
+    Of all ways to cut the rows in order of length, the cheapest: each group costs its rows times
+    its longest, and every group one more pass.
+
+    Args:
+        lengths: tokens of each row.
+        pass_cost: what one pass costs whatever it holds, in tokens.
+
+    Returns:
+        Indices of the rows of each group, longest group first, rows in their order.
+    """
+    ladder = sorted(set(lengths))
+    rows_up_to = {length: sum(other <= length for other in lengths) for length in ladder}
+    # cheapest way to cover the rows up to each length, and the length at which its last group ends
+    best: dict[int, tuple[int, int]] = {0: (0, 0)}
+    rows_up_to[0] = 0
+    for length in ladder:
+        best[length] = min(
+            (cost + (rows_up_to[length] - rows_up_to[below]) * length + pass_cost, below)
+            for below, (cost, _) in best.items()
+        )
+    groups, top = [], ladder[-1]
+    while top:
+        below = best[top][1]
+        groups.append([row for row, length in enumerate(lengths) if below < length <= top])
+        top = below
+    return groups

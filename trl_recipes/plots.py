@@ -59,7 +59,7 @@ def plot_stats(
     figure = _draw_runs({"": all_stats}, kl_target)
     change = _score_change(all_stats)
     figure.suptitle(f"{_label_text(title)}: {change}" if title else change.capitalize())
-    return _saved(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_runs(
@@ -89,7 +89,7 @@ def plot_runs(
         ncols=max(1, min(len(runs), 90 // (max(map(len, runs)) + 6))),
         frameon=False,
     )
-    return _saved(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_comparison(comparison: "Comparison", path: str | Path | None = None) -> Figure:
@@ -118,7 +118,7 @@ def plot_comparison(comparison: "Comparison", path: str | Path | None = None) ->
     )
     n = len(comparison.prompts)
     figure.suptitle(f"{len(results)} models on the same {n} prompts: mean and 95 % interval")
-    return _saved(figure, path)
+    return save_figure(figure, path)
 
 
 def moving_average(values: Sequence[float], window: int) -> np.ndarray:
@@ -238,7 +238,7 @@ def _draw_bars(
     axes.set_ylim(len(intervals) - 0.5, -0.5)
     axes.margins(x=0.34)  # room for the values beside the bars
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    _style(axes, measure, grid="x")
+    style_axes(axes, measure, grid="x")
     axes.tick_params(axis="y", length=0)
 
 
@@ -269,11 +269,11 @@ def _draw_histogram(
     axes.set_xlabel(measure)
     axes.set_ylabel("share of responses")
     axes.legend(loc="best", frameon=False)
-    _style(axes, f"Distribution over the responses: {measure}", grid="y")
+    style_axes(axes, f"Distribution over the responses: {measure}", grid="y")
 
 
 def _label(axes: Axes, title: str, unit: str) -> None:
-    _style(axes, title, grid="y")
+    style_axes(axes, title, grid="y")
     axes.set_xlabel("PPO step")
     axes.set_ylabel(unit)
     if axes.lines:
@@ -285,7 +285,14 @@ def _label(axes: Axes, title: str, unit: str) -> None:
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=GREY)
 
 
-def _style(axes: Axes, title: str, grid: str) -> None:
+def style_axes(axes: Axes, title: str, grid: str) -> None:
+    """Give a panel the look of all our pictures.
+
+    Args:
+        axes: the panel.
+        title: stands at its top left.
+        grid: axis whose lines are drawn, x or y.
+    """
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
     axes.grid(axis=grid, color="#E3E3E3", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -337,7 +344,13 @@ def _mean(values: np.ndarray) -> float:
     return float(finite.mean()) if len(finite) else math.nan
 
 
-def _saved(figure: Figure, path: str | Path | None) -> Figure:
+def save_figure(figure: Figure, path: str | Path | None) -> Figure:
+    """Save a figure as PNG, and give it back.
+
+    Args:
+        figure: any.
+        path: its folder is made; None saves nothing.
+    """
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=DPI)

@@ -148,7 +148,7 @@ def check_run(
             f"({', '.join(path.name for path in results)}). Choose another folder, or use "
             "--overwrite_output_dir to replace it."
         )
-    if resume and not results:
+    if resume and not (results or marked):
         raise RecipeError(
             f"--resume_from_checkpoint: `{run}` holds no run to go on with. Check --output_dir."
         )

@@ -141,9 +141,13 @@ STAT_KEYS: dict[str, StatKey] = {
     "samples/unique": StatKey("share", "Distinct responses over all responses of the batch."),
     # time
     "time/generation": StatKey("seconds", "Sampling the responses."),
+    "time/generation_share": StatKey(
+        "share of a step", "Sampling, as part of sampling, scoring and `step` together."
+    ),
     "time/scoring": StatKey("seconds", "Calling the reward functions."),
     "time/ppo/forward_pass": StatKey(
-        "seconds", "Log-probabilities and values of the samples, policy and reference."
+        "seconds",
+        "Log-probabilities and values that sampling did not give, and those of the reference.",
     ),
     "time/ppo/compute_rewards": StatKey("seconds", "Token rewards from scores and KL."),
     "time/ppo/compute_advantages": StatKey("seconds", "Advantages and returns."),
@@ -220,6 +224,31 @@ def load_stats(run_or_file: str | Path) -> list[dict[str, float]]:
     if not rows:
         raise RecipeError(f"{path} holds no rows yet. A run writes one after each step.")
     return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
+
+
+def keep_steps(path: str | Path, last: int) -> list[dict[str, Any]]:
+    """Drop the rows of later steps from a JSON-lines file, as a run does that goes on from one.
+
+    Args:
+        path: all_stats or samples; it need not be there.
+        last: the last step to keep.
+
+    Returns:
+        The rows that are left.
+
+    Raises:
+        RecipeError: a line is no JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = [_parse_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [row for row in rows if row["step"] <= last]
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_bytes(_json_lines(rows))
+    unfinished.replace(path)
+    return rows
 
 
 def to_frame(all_stats: Sequence[dict[str, Any]]) -> "pd.DataFrame":
@@ -303,10 +332,14 @@ def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
 def _append_lines(path: str | Path, rows: list[dict[str, Any]]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     with path.open("ab+") as file:
         _drop_cut_line(file)
-        file.write(lines.encode("utf-8", errors="replace"))
+        file.write(_json_lines(rows))
+
+
+def _json_lines(rows: list[dict[str, Any]]) -> bytes:
+    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    return lines.encode("utf-8", errors="replace")
 
 
 def _drop_cut_line(file: Any) -> None:

@@ -87,7 +87,6 @@ def test_equal_values_under_both_names_are_fine():
         ({"kl_penalty": "k2"}, "Unknown `kl_penalty` 'k2'. Choose one of: kl, abs, mse"),
         ({"trainable": "head"}, "Unknown `trainable` 'head'"),
         ({"min_response_length": 20}, "`min_response_length` .20. must lie between 1 and"),
-        ({"resume_from_checkpoint": "x"}, "PPO runs cannot be resumed yet"),
         ({"fp16": True}, "`fp16` is refused: the probability ratio needs more"),
         ({"batch_size": 64, "mini_batch_size": 16, "num_mini_batches": 3}, "makes 4"),
         (

@@ -129,16 +129,21 @@ def test_the_score_lands_on_the_last_token_that_counts():
 
 
 def test_log_probabilities_and_entropy_equal_log_softmax():
-    logits, labels = torch.randn(2, 3, 7), torch.randint(0, 7, (2, 3))
-    logprobs = logits.log_softmax(-1)
+    logits, labels = torch.randn(6, 7), torch.randint(0, 7, (6,))
+    logits.requires_grad_()
+    logprobs, entropy = objective.logprobs_and_entropy(logits, labels)
+    categorical = torch.distributions.Categorical(logits=logits)
+    close(logprobs, categorical.log_prob(labels))
+    close(objective.logprobs_from_logits(logits, labels), logprobs)
+    close(entropy, categorical.entropy())
+    weights = torch.randn(6)
     close(
-        objective.logprobs_from_logits(logits, labels),
-        logprobs.gather(-1, labels[..., None])[..., 0],
+        *(
+            torch.autograd.grad((x * weights).sum(), logits)[0]
+            for x in (logprobs, categorical.log_prob(labels))
+        )
     )
-    close(
-        objective.entropy_from_logits(logits),
-        torch.distributions.Categorical(logits=logits).entropy(),
-    )
+    assert not entropy.requires_grad
 
 
 def test_clipped_losses_by_hand():

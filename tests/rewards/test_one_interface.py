@@ -180,3 +180,16 @@ def test_conversations_reach_reward_functions_as_messages(tiny_gpt2, parts):
     prompts, completions = seen[-1]
     assert prompts == asked
     assert completions == [[{"role": "assistant", "content": text}] for text in TEXTS]
+
+
+def test_a_resumed_run_normalises_as_it_began(tiny_gpt2, parts, tmp_path):
+    def run(**settings):
+        trainer = ppo(
+            tiny_gpt2, parts[1], [UppercaseReward(), LengthPenalty(3)], reward_norm="reference",
+            output_dir=str(tmp_path), **settings,
+        )  # fmt: skip
+        trainer.train()
+        return trainer.rewards.normalisation
+
+    began = run(max_steps=1, save_steps=1)
+    assert run(max_steps=2, save_steps=1, seed=5, resume_from_checkpoint="true") == began

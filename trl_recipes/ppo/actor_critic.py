@@ -27,22 +27,25 @@ class ActorCritic(nn.Module):
     def forward(
         self, queries: Tensor, query_mask: Tensor, responses: Tensor, response_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits and values of the response positions alone.
+        """Logits and values of the N response tokens alone, row after row.
 
         Args:
-            queries: token ids, (B, Q); at the right of their columns for a causal model.
+            queries: token ids, (B, Q).
             query_mask: 1 at query tokens, (B, Q).
-            responses: token ids, (B, R), at the left of their columns.
+            responses: token ids, (B, R).
             response_mask: 1 at response tokens, (B, R).
 
         Returns:
-            logits: float32, (B, R, V); those at position t are of response token t.
-            values: float32, (B, R); of the state before response token t.
+            logits: float32, (N, V); each of the response token at its place.
+            values: float32, (N,); each of the state before that token.
         """
         logits, hidden = response_logits(self.policy, queries, query_mask, responses, response_mask)
+        return logits, self.values_of(hidden)
+
+    def values_of(self, hidden: Tensor) -> Tensor:
+        """Values of the states that the trunk's last hidden states (..., H) stand for, (...)."""
         with torch.autocast(hidden.device.type, enabled=False):
-            values = self.value_head(hidden.float()).squeeze(-1)
-        return logits, values
+            return self.value_head(hidden.float()).squeeze(-1)
 
 
 def switch_off_dropout(model: nn.Module) -> None:

@@ -1,7 +1,9 @@
 """What is checked before anything is trained: inputs, models, tokenizer, and the first batch."""
 
 import logging
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.forward import context_length, unwrap_adapter
 
 logger = logging.getLogger(__name__)
+
+ROUNDING = 1e-4  # nats by which float32 log-probabilities of two correct passes may differ
 
 
 def check_step_inputs(
@@ -130,6 +134,26 @@ def check_lengths(longest_query: int, response_length: int, model: nn.Module) ->
         )
 
 
+def check_disk(folder: Path, needed: int) -> None:
+    """Refuse a run whose checkpoints will not fit on the disk.
+
+    Args:
+        folder: that it will write to; it need not be there yet.
+        needed: bytes.
+
+    Raises:
+        RecipeError: says how much is free and how much is needed.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise RecipeError(
+            f"--output_dir: `{folder}` lies on a disk with {free / 1e9:.1f} GB free, but "
+            f"checkpoints and model need about {needed / 1e9:.1f} GB. Free some space, choose "
+            "another folder, or keep fewer: --save_total_limit 1, or --save_steps 0 for none."
+        )
+
+
 def prepare_tokenizer(tokenizer, model: nn.Module) -> None:
     """Fill in a missing pad token, and hold the tokenizer to the model's vocabulary.
 
@@ -217,7 +241,7 @@ def check_first_kl(log_ratio: Tensor, policy: nn.Module, reduced_precision: bool
 
 
 def _check_first(what: str, log_ratio: Tensor, policy: nn.Module, reduced_precision: bool) -> None:
-    tolerance = 0.2 if reduced_precision else 1e-4  # nats
+    tolerance = 0.2 if reduced_precision else ROUNDING
     off = log_ratio.abs().max().item()
     if not off <= tolerance:
         cause = explain_mismatch(policy, reduced_precision)

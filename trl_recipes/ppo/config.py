@@ -175,6 +175,11 @@ class PPOConfig(TRLPPOConfig):
     optimize_device_cache: bool = _field(False, "Empty the device's cache after each step.")
     logging_steps: float = _field(1, "Steps between two rows sent to the trackers of report_to.")
     log_samples: int = _field(4, "Samples a step written to samples.jsonl.")
+    save_steps: float = _field(50, "Steps from one checkpoint to the next; 0: none.")
+    save_total_limit: int | None = _field(2, "Checkpoints to keep; none: all.")
+    check: bool = _field(
+        False, "Check everything, try a few steps, say what the run takes; write nothing."
+    )
     overwrite_output_dir: bool = _field(False, "Replace the run that output_dir holds.")
     log_with: str | list[str] | None = _field(None, "TRL 0.11's name of report_to.")
     num_sample_generations: int = _field(0, "TRL 1.12's table of samples; use log_samples.")
@@ -321,11 +326,6 @@ class PPOConfig(TRLPPOConfig):
             raise RecipeError(
                 f"`min_response_length` ({shortest}) must lie between 1 and `response_length` "
                 f"({self.response_length})."
-            )
-        if self.resume_from_checkpoint:
-            raise RecipeError(
-                "`resume_from_checkpoint`: PPO runs cannot be resumed yet. Leave it out, and "
-                "start anew."
             )
         if self.fp16:
             raise RecipeError(

@@ -1,9 +1,9 @@
 r"""The mathematics of PPO on language models, as pure functions of tensors.
 
-Shapes: B sequences, R response tokens, V vocabulary. A mask is 1 at response tokens that count
-and 0 elsewhere; masked positions never influence a result. Logarithms are natural, so
-log-probabilities, KL and entropy are in nats. A *score* is one number a sequence; a *reward* is one
-a token.
+Shapes: B sequences, R response tokens, N tokens of all sequences, V vocabulary. A mask is 1 at
+response tokens that count and 0 elsewhere; masked positions never influence a result. Logarithms
+are natural, so log-probabilities, KL and entropy are in nats. A *score* is one number a sequence; a
+*reward* is one a token.
 
 `all_sum` adds a tensor over all processes (`accelerator.reduce`), so that statistics are those of
 the whole batch; with one process it does nothing.
@@ -107,27 +107,29 @@ def logprobs_from_logits(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each label, without a second tensor of the vocabulary's size.
 
     Args:
-        logits: shape (B, R, V), float32.
-        labels: token ids, shape (B, R).
+        logits: shape (N, V), float32.
+        labels: token ids, shape (N,).
 
     Returns:
-        Shape (B, R), in nats.
+        Shape (N,), in nats.
     """
-    chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    return chosen - logits.logsumexp(-1)
+    return logits.gather(1, labels.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
 
 
-def entropy_from_logits(logits: Tensor) -> Tensor:
-    """Entropy of each position's distribution.
+def logprobs_and_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each label with gradient, and entropy of its distribution without.
 
     Args:
-        logits: shape (B, R, V).
+        logits: shape (N, V), float32.
+        labels: token ids, shape (N,).
 
     Returns:
-        Shape (B, R), in nats.
+        Both of shape (N,), in nats.
     """
-    logprobs = logits.log_softmax(-1)
-    return -(logprobs.exp() * logprobs).sum(-1)
+    logprobs = logits.log_softmax(1)
+    with torch.no_grad():
+        entropy = -torch.einsum("nv,nv->n", logprobs.exp(), logprobs)
+    return logprobs.gather(1, labels.unsqueeze(1)).squeeze(1), entropy
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
@@ -160,11 +162,11 @@ def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     """Exact KL(policy || reference) of each position, over the whole vocabulary.
 
     Args:
-        logits: of the policy at sampling time, shape (B, R, V).
-        ref_logits: of the reference model, shape (B, R, V).
+        logits: of the policy at sampling time, shape (..., V).
+        ref_logits: of the reference model, shape (..., V).
 
     Returns:
-        Shape (B, R), in nats.
+        Shape (...), in nats.
     """
     return F.kl_div(
         ref_logits.log_softmax(-1), logits.log_softmax(-1), log_target=True, reduction="none"

@@ -11,10 +11,8 @@ from trl_recipes.padding import pad_rows
 class Rollout(NamedTuple):
     """One batch of B queries and responses; Q and R are the longest query and response.
 
-    A causal model's queries stand at the right of their Q columns, so that all responses begin in
-    the same column; an encoder's stand at the left. Responses stand at the left of their R columns
-    and leave out a decoder's start token. Masks come from lengths, never from token ids, so padding
-    may use any id, that of the end token too.
+    Both stand at the left of their columns; responses leave out a decoder's start token. Masks come
+    from lengths, never from token ids, so padding may use any id, that of the end token too.
     """
 
     queries: Tensor  # token ids, (B, Q)
@@ -26,13 +24,26 @@ class Rollout(NamedTuple):
     def rows(self, indices: Tensor) -> "Rollout":
         """Pick sequences, and cut the columns that only padding of others needed."""
         picked = Rollout(*(field[indices] for field in self))
-        queries = picked.query_mask.any(0)
-        length = int(picked.response_mask.sum(1).max())
-        return Rollout(
-            picked.queries[:, queries],
-            picked.query_mask[:, queries],
-            *(field[:, :length] for field in picked[2:]),
+        query, response = (
+            int(mask.sum(1).max()) for mask in (picked.query_mask, picked.response_mask)
         )
+        return Rollout(
+            *(field[:, :query] for field in picked[:2]),
+            *(field[:, :response] for field in picked[2:]),
+        )
+
+    def lengths(self) -> Tensor:
+        """Tokens of each query and response together, (B,)."""
+        return self.query_mask.sum(1) + self.response_mask.sum(1)
+
+
+class Targets(NamedTuple):
+    """What the epochs hold a batch's response tokens against, each (B, R)."""
+
+    logprobs: Tensor  # of the policy at sampling time, in nats
+    values: Tensor  # of the value head at sampling time
+    advantages: Tensor  # whitened
+    returns: Tensor
 
 
 def collate(
@@ -40,7 +51,6 @@ def collate(
     responses: Sequence[Tensor],
     loss_masks: Sequence[Tensor],
     pad_token_id: int,
-    is_encoder_decoder: bool,
 ) -> Rollout:
     """Pad one batch into a [`Rollout`].
 
@@ -49,11 +59,8 @@ def collate(
         responses: token ids, each of shape (response length,), without a decoder's start token.
         loss_masks: 0 or 1 for each response token.
         pad_token_id: an id of the vocabulary.
-        is_encoder_decoder: whether the query goes to an encoder.
     """
-    query_ids, query_mask = pad_rows(
-        queries, pad_token_id, side="right" if is_encoder_decoder else "left"
-    )
+    query_ids, query_mask = pad_rows(queries, pad_token_id, side="right")
     response_ids, response_mask = pad_rows(responses, pad_token_id, side="right")
     loss_mask, _ = pad_rows(loss_masks, 0, side="right")
     return Rollout(query_ids, query_mask, response_ids, response_mask, loss_mask)

@@ -1,7 +1,9 @@
 """Turning what users pass to PPOTrainer into what TRL's constructor expects."""
 
 import copy
+import ctypes
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from typing import Any
 from accelerate import PartialState
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers.activations import NewGELUActivation
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.generation import load_tokenizer
@@ -109,6 +112,52 @@ def as_trl_expects(config: PPOConfig, dataset_length: int | None) -> Iterator[No
         kept = ("gradient_accumulation_steps", "batch_size", "mini_batch_size")
         for name in (*kept, "whiten_rewards", "saves"):
             setattr(config, name, ours[name])
+
+
+def pass_cost(policy: nn.Module, device_type: str) -> int:
+    """What one forward and backward pass costs beside its tokens, in tokens.
+
+    Adding up gradients takes as long as a few dozen tokens take, whatever the model's size;
+    starting the kernels takes a fixed time, which is worth more tokens the smaller the model and
+    the faster the device. It decides how finely rows are split by length, and nothing else.
+
+    Args:
+        policy: the model.
+        device_type: "cpu" or an accelerator's.
+    """
+    started = 2e8 if device_type == "cpu" else 3e11  # parameters times tokens, measured
+    return round(32 + started / policy.num_parameters())
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Compute GPT-2's GELU in one kernel in the place of eight, to the same values.
+
+    transformers writes it out in elementary operations, each of which reads, writes and, for the
+    backward pass, keeps a tensor four times as wide as the model.
+
+    Args:
+        model: changed in place.
+    """
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep large blocks for the next tensor, where it is glibc.
+
+    By default it returns them to the system at once, and the system hands out zeroed pages again
+    for the gradients and logits of every update: a tenth of a step on the CPU with GPT-2 small, a
+    third with small models. The peak stays the same.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1  # of malloc.h
+        mallopt(trim_threshold, most)
+        mallopt(mmap_threshold, most)
 
 
 def save_policy(policy: nn.Module, folder: Path, merge_adapter: bool) -> None:

@@ -1,7 +1,7 @@
 """PPOTrainer: TRL's trainer with reward functions, the classic loop, one trunk for two heads."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.experimental.ppo import PPOTrainer as TRLPPOTrainer
 
-from trl_recipes.data import LengthSampler, collator
+from trl_recipes.data import LengthSampler, collator, stream_rows
 from trl_recipes.errors import RecipeError
 from trl_recipes.forward import decoder_start_token_id, response_logits
 from trl_recipes.generation import generate_responses
-from trl_recipes.ppo import checks, objective, setup
+from trl_recipes.padding import length_groups, unpack
+from trl_recipes.ppo import checks, keeping, objective, setup, snapshot
 from trl_recipes.ppo.actor_critic import ActorCritic, switch_off_dropout
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.describe import describe_run
@@ -30,10 +31,11 @@ from trl_recipes.ppo.reference import (
     reference_is_start,
     reference_of,
 )
-from trl_recipes.ppo.rollout import Rollout, collate
+from trl_recipes.ppo.rollout import Rollout, Targets, collate
 from trl_recipes.ppo.running_moments import RunningMoments
 from trl_recipes.ppo.sampling import generation_settings
 from trl_recipes.ppo.scoring import made_up_batch, reward_inputs, rewards_of
+from trl_recipes.ppo.signals import StopSignals
 from trl_recipes.ppo.step_stats import (
     UpdateStats,
     average_updates,
@@ -47,9 +49,12 @@ from trl_recipes.ppo.step_stats import (
 )
 from trl_recipes.ppo.trainable import select_trainable
 from trl_recipes.ppo.value_head import create_reference_model, save_value_head
+from trl_recipes.sampling import Samples, can_sample, sample_responses
 from trl_recipes.stats import append_samples, append_stats
 
 logger = get_logger(__name__)
+
+NOT_FINITE_ENDS = 3  # optimizer steps in a row without a finite gradient
 
 
 class PPOTrainer(TRLPPOTrainer):
@@ -176,6 +181,8 @@ class PPOTrainer(TRLPPOTrainer):
                 "resolves. Launch with `--mixed_precision bf16`, or without."
             )
         self.current_device = self.accelerator.device
+        if self.current_device.type == "cpu":
+            setup.keep_freed_memory()
         self.kl_ctl = (
             AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
             if config.adap_kl_ctrl
@@ -184,7 +191,10 @@ class PPOTrainer(TRLPPOTrainer):
         self.running = RunningMoments()
         self.all_stats: list[dict] = []
         self._first_batch = True
+        self._trust_sampling: bool | None = None  # found out on the first batch
+        self._pass_cost = setup.pass_cost(policy, self.current_device.type)
         self._updated = False
+        self._not_finite = 0  # optimizer steps in a row
         self._training = False
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -202,6 +212,7 @@ class PPOTrainer(TRLPPOTrainer):
         self.value_head_model.pretrained_model = self.policy_model
         self.value_head_model.is_peft_model = self.is_peft_model
         switch_off_dropout(self.model)
+        setup.fuse_activations(self.model)
         for parameter in self.model.parameters():
             if parameter.requires_grad:  # master weights
                 parameter.data = parameter.data.float()
@@ -210,6 +221,7 @@ class PPOTrainer(TRLPPOTrainer):
             setup.checkpoint_activations(self.policy_model, self.args.gradient_checkpointing_kwargs)
         if self.ref_model is not None:
             switch_off_dropout(self.ref_model)
+            setup.fuse_activations(self.ref_model)
             self.ref_model.requires_grad_(False).eval()
         super().create_optimizer_and_scheduler(num_training_steps)
 
@@ -270,7 +282,7 @@ class PPOTrainer(TRLPPOTrainer):
         with self._reference() as ref_model:
             return response, sample(ref_model)
 
-    def _with_prompt(self, query: Tensor, response: Tensor, return_prompt: bool) -> Tensor:
+    def _with_prompt(self, query: Tensor | None, response: Tensor, return_prompt: bool) -> Tensor:
         if self.is_encoder_decoder:
             start = decoder_start_token_id(self._policy().config)
             return torch.cat([response.new_tensor([start]), response])
@@ -301,15 +313,19 @@ class PPOTrainer(TRLPPOTrainer):
         Raises:
             RecipeError: names the argument and the row that is wrong.
         """
-        started = time.perf_counter()
         checks.check_step_inputs(queries, responses, scores, response_masks, self.config.batch_size)
         checks.check_token_ids(queries, responses, self._policy())
+        return self._step(queries, responses, scores, response_masks)
+
+    def _step(self, queries, responses, scores, response_masks=None, samples=None) -> dict:
+        """The step itself; `samples` spares a forward pass where the batch was just sampled."""
+        started = time.perf_counter()
         scores = self._shape_scores(scores)
         kl_coef = self.kl_ctl.value
 
         clock = time.perf_counter()
         rollout = self._collate(queries, responses, response_masks)
-        logprobs, values, ref_logprobs, kl = self._evaluate(rollout)
+        logprobs, values, ref_logprobs, kl = self._evaluate(rollout, samples)
         timing = {"time/ppo/forward_pass": time.perf_counter() - clock}
 
         clock = time.perf_counter()
@@ -324,7 +340,8 @@ class PPOTrainer(TRLPPOTrainer):
         timing["time/ppo/compute_advantages"] = time.perf_counter() - clock
 
         clock = time.perf_counter()
-        updates, skipped = self._optimize(rollout, logprobs, values, advantages, returns)
+        targets = Targets(logprobs, values, advantages, returns)
+        updates, skipped = self._optimize(rollout, targets)
         timing["time/ppo/optimize_step"] = time.perf_counter() - clock
 
         clock = time.perf_counter()
@@ -378,44 +395,67 @@ class PPOTrainer(TRLPPOTrainer):
             if response_masks is None:
                 for mask in masks:
                     mask[0] = int(len(mask) == 1 or not self._quirks())
-        rollout = collate(
-            queries, responses, masks, self.tokenizer.pad_token_id, self.is_encoder_decoder
-        )
+        rollout = collate(queries, responses, masks, self.tokenizer.pad_token_id)
         return Rollout(*(field.to(self.current_device) for field in rollout))
 
     @torch.no_grad()
-    def _evaluate(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _evaluate(
+        self, rollout: Rollout, samples: Samples | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Old log-probabilities, values, reference log-probabilities and KL, each (B, R)."""
-        full = self.config.kl_penalty == "full"
+        kind = self.config.kl_penalty
+        known = samples is not None and self._trust_sampling is True and kind != "full"
+        shape = rollout.responses.shape
+        logprobs, values, ref_logprobs, kl = torch.zeros(4, *shape, device=self.current_device)
+        if known:
+            logprobs, values = samples.logprobs, self._actor_critic().values_of(samples.hidden)
+        everything = torch.arange(shape[0], device=self.current_device)
         size = self.config.local_rollout_forward_batch_size
-        chunks = torch.arange(len(rollout.queries), device=self.current_device).split(size)
-        results = []
-        for chunk in chunks:
-            rows = rollout.rows(chunk)
+        for indices in self._passes(rollout, everything, size):
+            rows = rollout.rows(indices)
+            mask = rows.response_mask.bool()
+            labels, place = rows.responses[mask], (indices, slice(mask.shape[1]))
+            with self._autocast(), self._reference() as reference:
+                ref_logits = self._tempered(response_logits(reference, *rows[:4])[0])
+            ref_logprobs[place] = unpack(objective.logprobs_from_logits(ref_logits, labels), mask)
+            if known:
+                continue
             with self._autocast():
-                logits, values = self.model(*rows[:4])
-                with self._reference() as reference:
-                    ref_logits, _ = response_logits(reference, *rows[:4])
-            logits, ref_logits = self._tempered(logits), self._tempered(ref_logits)
-            logprobs = objective.logprobs_from_logits(logits, rows.responses)
-            ref_logprobs = objective.logprobs_from_logits(ref_logits, rows.responses)
-            kl = (
-                objective.full_kl(logits, ref_logits)
-                if full
-                else objective.kl_penalty(logprobs, ref_logprobs, self.config.kl_penalty)
-            )
-            results.append((logprobs, values, ref_logprobs, kl))
-        width = rollout.responses.shape[1]
-        logprobs, values, ref_logprobs, kl = (
-            torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
-            for parts in zip(*results, strict=True)
-        )
+                logits, row_values = self.model(*rows[:4])
+            logits = self._tempered(logits)
+            logprobs[place] = unpack(objective.logprobs_from_logits(logits, labels), mask)
+            values[place] = unpack(row_values, mask)
+            if kind == "full":
+                kl[place] = unpack(objective.full_kl(logits, ref_logits), mask)
+        if kind != "full":
+            kl = objective.kl_penalty(logprobs, ref_logprobs, kind)
         if self._first_batch:
             self._first_batch = False
-            log_ratio = (logprobs - ref_logprobs) * rollout.loss_mask
-            if reference_is_start(self._policy(), self.ref_model):
-                checks.check_first_kl(log_ratio, self._policy(), self._reduced_precision())
+            self._check_first_batch(rollout, samples, logprobs, ref_logprobs)
         return logprobs, values, ref_logprobs, kl
+
+    def _check_first_batch(self, rollout, samples, logprobs, ref_logprobs) -> None:
+        """Hold a forward pass to the reference, and sampling to the forward pass."""
+        policy, reduced = self._policy(), self._reduced_precision()
+        if reference_is_start(policy, self.ref_model):
+            log_ratio = (logprobs - ref_logprobs) * rollout.loss_mask
+            checks.check_first_kl(log_ratio, policy, reduced)
+        if samples is not None:
+            off = (samples.logprobs - logprobs).abs().max()
+            differs = self._all_sum((off > checks.ROUNDING).float())  # all processes agree
+            self._trust_sampling = not differs
+            if differs and not reduced:
+                logger.warning(
+                    "Log-probabilities from sampling and from a forward pass differ by %.2g nats: "
+                    "each step takes a forward pass for them, which is safe and slower.",
+                    off,
+                )
+
+    def _passes(self, rollout: Rollout, indices: Tensor, size: int) -> list[Tensor]:
+        """Split rows into forward passes of like length, of at most `size` rows each."""
+        groups = length_groups(rollout.lengths()[indices].tolist(), self._pass_cost)
+        groups = [indices[torch.tensor(group, device=indices.device)] for group in groups]
+        return [part for group in groups for part in group.split(size)]
 
     def _advantages(self, rollout: Rollout, rewards: Tensor, values: Tensor) -> tuple:
         """Advantages before whitening, and returns, each (B, R)."""
@@ -434,68 +474,50 @@ class PPOTrainer(TRLPPOTrainer):
         advantages, returns = objective.generalized_advantages(rewards, values, gamma, lam)
         return advantages[:, :width], returns[:, :width]
 
-    def _optimize(
-        self,
-        rollout: Rollout,
-        logprobs: Tensor,
-        values: Tensor,
-        advantages: Tensor,
-        returns: Tensor,
-    ) -> tuple[list[dict], int]:
+    def _optimize(self, rollout: Rollout, targets: Targets) -> tuple[list[dict], int]:
         """Run the epochs; returns statistics of each optimizer step and how many were skipped."""
         batch, step = self.config.batch_size, self.config.backward_batch_size
         updates: list[dict] = []
         skipped = 0
         self.model.train()
         for _ in range(self.config.ppo_epochs):
-            order = torch.from_numpy(np.random.permutation(batch))  # noqa: NPY002  as TRL 0.11.to(self.current_device)
-            for indices in order.split(step):
-                stats, stepped = self._update(
-                    indices, rollout, logprobs, values, advantages, returns
-                )
+            order = torch.from_numpy(np.random.permutation(batch))  # noqa: NPY002  as TRL 0.11
+            for indices in order.to(self.current_device).split(step):
+                stats, stepped = self._update(indices, rollout, targets)
                 updates.append(stats)
                 skipped += not stepped
-            moved = updates[-1][
-                "policy/policykl"
-            ]  # over all processes, so that they leave together
+            moved = updates[-1]["policy/policykl"]  # over all processes: they leave together
             if self.config.early_stopping and moved > 1.5 * self.config.target_kl:
                 break
         return updates, skipped
 
-    def _update(
-        self,
-        indices: Tensor,
-        rollout: Rollout,
-        old_logprobs: Tensor,
-        old_values: Tensor,
-        advantages: Tensor,
-        returns: Tensor,
-    ) -> tuple[dict, bool]:
-        """One optimizer step over the given sequences, in micro-batches that do not change it."""
+    def _update(self, indices: Tensor, rollout: Rollout, targets: Targets) -> tuple[dict, bool]:
+        """One optimizer step over the given sequences, in passes that do not change it."""
         config = self.config
         step_mask = rollout.loss_mask[indices]
         token_count = self._all_sum(step_mask.sum().float())
         collected = UpdateStats(self._all_sum)
-        micro_batches = indices.split(config.mini_batch_size)
-        for number, micro in enumerate(micro_batches):
-            rows = rollout.rows(micro)
-            mask, length = rows.loss_mask, rows.responses.shape[1]
-            old = [x[micro, :length] for x in (old_logprobs, old_values, advantages, returns)]
-            last = number == len(micro_batches) - 1
+        passes = self._passes(rollout, indices, config.mini_batch_size)
+        for number, rows_of_pass in enumerate(passes):
+            rows = rollout.rows(rows_of_pass)
+            tokens, mask = rows.response_mask.bool(), rows.loss_mask
+            old = Targets(*(target[rows_of_pass, : mask.shape[1]] for target in targets))
+            last = number == len(passes) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self._autocast():
                     logits, values = self.model(*rows[:4])
-                logits = self._tempered(logits)
-                logprobs = objective.logprobs_from_logits(logits, rows.responses)
-                logprobs = torch.where(mask.bool(), logprobs, old[0])
+                logprobs, entropy = objective.logprobs_and_entropy(
+                    self._tempered(logits), rows.responses[tokens]
+                )
+                del logits  # as large as all else together; the backward pass keeps its own
+                logprobs, values, entropy = (unpack(x, tokens) for x in (logprobs, values, entropy))
+                logprobs = torch.where(mask.bool(), logprobs, old.logprobs)
                 losses = objective.ppo_losses(
                     logprobs, values, *old, config.cliprange, config.cliprange_value
                 )
-                with torch.no_grad():
-                    entropy = objective.entropy_from_logits(logits)
-                    collected.add(losses, entropy, logprobs - old[0], values, old[3], mask)
-                if not self._updated and number == 0:
-                    log_ratio = (logprobs - old[0]).detach()
+                log_ratio = (logprobs - old.logprobs).detach()
+                collected.add(losses, entropy, log_ratio, values, old.returns, mask)
+                if not self._updated:
                     checks.check_first_ratio(log_ratio, self._policy(), self._reduced_precision())
                 loss = ((losses.policy + config.vf_coef * losses.value) * mask).sum() / token_count
                 self.accelerator.backward(loss * self.accelerator.num_processes)
@@ -503,14 +525,12 @@ class PPOTrainer(TRLPPOTrainer):
         stepped = self._apply_gradients(means)
         stats = update_stats(
             means,
-            advantages[indices],
-            returns[indices],
-            old_values[indices],
+            *(target[indices] for target in (targets.advantages, targets.returns, targets.values)),
             step_mask,
             config.vf_coef,
             self._all_sum,
         )
-        stats["policy/advantages"] = advantages[indices][step_mask.bool()]
+        stats["policy/advantages"] = targets.advantages[indices][step_mask.bool()]
         stats["policy/ratio"] = torch.cat(collected.ratios)
         return stats, stepped
 
@@ -521,7 +541,9 @@ class PPOTrainer(TRLPPOTrainer):
         limit = self.config.max_grad_norm if clips else float("inf")
         self._updated = True
         norm = self.accelerator.clip_grad_norm_(parameters, limit)
-        healthy = means["ratio"] <= self.config.ratio_threshold and torch.isfinite(norm)
+        finite = bool(torch.isfinite(norm) & torch.isfinite(means["loss/policy"]))
+        self._not_finite = 0 if finite else self._not_finite + 1
+        healthy = finite and means["ratio"] <= self.config.ratio_threshold
         if healthy:
             self.optimizer.step()
         else:
@@ -537,29 +559,43 @@ class PPOTrainer(TRLPPOTrainer):
 
     # Training
 
-    def train(self) -> None:
-        """Train for `max_steps` steps: rollout, score, step, log.
+    def train(self, resume_from_checkpoint: str | bool | None = None) -> None:
+        """Train for `max_steps` steps: rollout, score, step, log; with checkpoints on the way.
+
+        Args:
+            resume_from_checkpoint: go on from this checkpoint, or from the newest whole one (True);
+                None does what the configuration says.
 
         Raises:
-            RecipeError: reward functions, data set or lengths are not fit for training.
+            RecipeError: reward functions, data set, lengths or checkpoint are not fit for training,
+                or the loss stopped being finite.
+            RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
         """
         self._check_before_training()
         self._training = True
         self.state.max_steps = self.args.num_total_batches
         self.state.logging_steps = self.args.logging_steps
         self.state.num_train_epochs = self.args.total_episodes / self.train_dataset_len
+        keeping.resume(self, resume_from_checkpoint or self.args.resume_from_checkpoint)
         if self.config.reward_norm == "reference" and not self.rewards.normalisation:
             self._normalise_rewards()
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
-        batches = self._batches()
-        while self.state.global_step < self.state.max_steps:
-            batch = next(batches)
-            stats = self._train_on(batch)
-            self.state.global_step += 1
-            self.state.episode += self.config.global_batch_size
-            self.state.epoch = self.state.episode / self.train_dataset_len
-            self._record(stats, batch)
-            self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        with StopSignals() if self.args.saves else nullcontext() as signals:
+            while self.state.global_step < self.state.max_steps:
+                self._step_began = snapshot.random_states()
+                batch = self._next_batch()
+                stats = self._train_on(batch)
+                self.state.global_step += 1
+                self.state.episode += self.config.global_batch_size
+                self.state.epoch = self.state.episode / self.train_dataset_len
+                self._record(stats, batch)
+                self.control = self.callback_handler.on_step_end(
+                    self.args, self.state, self.control
+                )
+                if self._not_finite >= NOT_FINITE_ENDS:
+                    keeping.stop_not_finite(self, stats, batch)
+                if signals is not None:
+                    keeping.save_or_stop(self, signals)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
 
     def describe(self) -> str:
@@ -581,16 +617,17 @@ class PPOTrainer(TRLPPOTrainer):
         """One round of the loop: what a hand-written one does, in four lines."""
         started = time.perf_counter()
         queries = [torch.as_tensor(ids, device=self.current_device) for ids in batch["input_ids"]]
-        responses = self.generate(queries, self._length_sampler(), return_prompt=False)
+        responses, samples = self._rollout(queries)
         generated = time.perf_counter()
         batch["response"] = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
-        scores, by_function = self._score(responses, batch)
+        try:
+            scores, by_function = self._score(responses, batch)
+        except Exception:  # of a user's function, or about what it returned: raised again
+            keeping.save(self, self._step_began)
+            raise
         scored = time.perf_counter()
-        stats = self.step(
-            queries,
-            responses,
-            [torch.tensor(score) for score in scores],
-        )
+        scores_of_step = [torch.tensor(score) for score in scores]
+        stats = self._step(queries, responses, scores_of_step, samples=samples)
         batch["score"] = self.rewards.raw_totals(by_function)
         return {
             **stats,
@@ -598,8 +635,22 @@ class PPOTrainer(TRLPPOTrainer):
             **normalisation_stats(self.rewards.normalisation),
             **diversity(responses, batch["response"]),
             "time/generation": generated - started,
+            "time/generation_share": (generated - started) / (time.perf_counter() - started),
             "time/scoring": scored - generated,
         }
+
+    def _rollout(self, queries: list[Tensor]) -> tuple[list[Tensor], Samples | None]:
+        """Sample a response to each query, with what was known when each token was drawn."""
+        sampler = self._length_sampler()
+        if not can_sample(self._policy()):
+            return self.generate(queries, sampler, return_prompt=False), None
+        settings = generation_settings({}, self.config, self.tokenizer)
+        limit = settings.pop("max_new_tokens")
+        limits = [sampler() if sampler else limit for _ in queries]
+        with self._autocast():
+            samples = sample_responses(self._policy(), queries, max_new_tokens=limits, **settings)
+        responses = [self._with_prompt(None, row, False) for row in samples.rows()]
+        return responses, samples
 
     def _score(self, responses, batch) -> tuple[list[float], dict[str, list]]:
         """Call the reward functions with text, as TRL's GRPOTrainer does."""
@@ -659,7 +710,7 @@ class PPOTrainer(TRLPPOTrainer):
             raise RecipeError(
                 "`train` needs `train_dataset`: prompts, with token ids in `input_ids`."
             )
-        if len(self.dataloader) == 0:
+        if len(self.dataset) < self.config.global_batch_size:
             raise RecipeError(
                 f"The data set has {len(self.dataset)} prompts, fewer than one batch of "
                 f"{self.config.batch_size}. Lower `batch_size` or give more prompts."
@@ -669,10 +720,19 @@ class PPOTrainer(TRLPPOTrainer):
         self.rewards.check(prompts, completions, columns=columns, trainer_state=self.state)
         longest = max(len(ids) for ids in self.dataset["input_ids"])
         checks.check_lengths(longest, self.args.response_length, self._policy())
+        if self.args.should_save and self.args.save_steps:
+            trained = snapshot.trained_parameters(self._actor_critic()).values()
+            kept = self.args.save_total_limit or 1
+            weights = sum(parameter.numel() * 4 for parameter in trained)
+            # weights and two moments a checkpoint, one more while it is written, and the model
+            checks.check_disk(Path(self.args.output_dir), weights * (3 * (kept + 1) + 1))
 
-    def _batches(self) -> Iterator[dict[str, list]]:
-        while True:
-            yield from self.dataloader
+    def _next_batch(self) -> dict[str, list]:
+        """This process's part of the prompts that come next."""
+        size = self.config.batch_size
+        first = self.state.episode + self.accelerator.process_index * size
+        rows = stream_rows(first, size, len(self.dataset), self.config.seed)
+        return self.data_collator([self.dataset[row] for row in rows])
 
     def _length_sampler(self) -> LengthSampler | None:
         shortest = self.args.min_response_length

@@ -1,0 +1,92 @@
+"""Measure PPO's seconds and memory a step beside TRL's own trainer and beside what is possible.
+
+    python recipes/benchmark.py                           # GPT-2 small: about 10 minutes, 2 cores
+    python recipes/benchmark.py --size tiny --repeats 1   # under a minute
+    python recipes/benchmark.py --size mini --growth      # twice the batch, uneven lengths ...
+    python recipes/benchmark.py --size half-billion --batch 64 --precision bf16 --device cuda
+
+The same work for both: a model with random weights, prompts of random tokens, every response at
+full length, the whole batch in one forward pass, a reward at next to no cost. Each runs in a
+process of its own, in turn, and warms up for a step. The bound is worked out from a matrix product
+and a copy measured in the same run; trl_recipes/benchmark/bound.py says how.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from trl_recipes.arguments import run_recipe
+from trl_recipes.benchmark.bound import fastest, measure_rates, model_shape, needs
+from trl_recipes.benchmark.growth import Growth, growth_works
+from trl_recipes.benchmark.report import Report
+from trl_recipes.benchmark.runner import run_in_turn
+from trl_recipes.benchmark.work import Size, Work, check_works, find_device
+
+
+@dataclass
+class BenchmarkArguments:
+    """What to measure, how often, on what."""
+
+    size: Size = field(
+        default="small",
+        metadata={"help": "Model: small is GPT-2 small, half-billion has Qwen2-0.5B's shape."},
+    )
+    batch: int = field(default=16, metadata={"help": "Responses a step."})
+    query: int = field(default=8, metadata={"help": "Tokens of each query."})
+    response: int = field(default=16, metadata={"help": "Tokens of each response."})
+    epochs: int = field(default=4, metadata={"help": "Passes over each batch."})
+    precision: Literal["fp32", "bf16"] = field(
+        default="fp32", metadata={"help": "float32, or bfloat16 autocast over float32 weights."}
+    )
+    peft: bool = field(
+        default=False, metadata={"help": "LoRA on the attention projections, for both."}
+    )
+    device: Literal["auto", "cpu", "cuda"] = field(
+        default="auto", metadata={"help": "auto takes a GPU where there is one."}
+    )
+    repeats: int = field(default=3, metadata={"help": "Processes of each contestant, in turn."})
+    steps: int = field(default=2, metadata={"help": "Timed steps of each, after one to warm up."})
+    only: Literal["ours", "stock", "both"] = field(
+        default="both", metadata={"help": "Contestants: ours, stock (TRL's own trainer) or both."}
+    )
+    growth: bool = field(
+        default=False,
+        metadata={"help": "Ours alone: twice the batch, twice the response, uneven lengths."},
+    )
+    timeout: float = field(default=1800, metadata={"help": "Seconds a process may take."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, prompts and sampling."})
+    output_dir: str = field(
+        default="runs/benchmark", metadata={"help": "Folder for table, JSON and chart."}
+    )
+
+
+def main(args: BenchmarkArguments) -> None:
+    # Models
+    shared = ("size", "batch", "query", "response", "epochs", "precision", "peft", "steps", "seed")
+    chosen = {name: getattr(args, name) for name in shared}
+    work = Work(**chosen, device=find_device(args.device))
+    works = growth_works(work) if args.growth else {"all equal": work}
+    check_works(list(works.values()), args.repeats)
+
+    # Trainer
+    def run(contestants: dict) -> dict:
+        return run_in_turn(contestants, args.repeats, args.timeout, say=partial(print, flush=True))
+
+    if args.growth:
+        report = Growth(work, run({name: ("ours", larger) for name, larger in works.items()}))
+    else:
+        contestants = ["ours", "stock"] if args.only == "both" else [args.only]
+        shape = model_shape(work)
+        before = measure_rates(work, shape)
+        results = run({name: (name, work) for name in contestants})
+        rates = fastest(before, measure_rates(work, shape))
+        report = Report(work, results, needs(work, shape), rates)
+
+    # Results
+    files = report.save(Path(args.output_dir))
+    print("", report.table(), report.conditions(), *files, sep="\n")
+
+
+if __name__ == "__main__":
+    run_recipe(main, BenchmarkArguments)

@@ -1,0 +1,161 @@
+"""What a step computes, counted: a regression shows on a slow machine as on a fast one."""
+
+from collections import Counter
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, VOCAB
+from datasets import Dataset
+
+from trl_recipes import PPOConfig, PPOTrainer
+
+BATCH, QUERY, LONGEST, EPOCHS = 8, 3, 6, 2
+
+
+class Words:
+    """A tokenizer that only counts."""
+
+    pad_token_id = eos_token_id = 0
+    pad_token = eos_token = "<end>"
+
+    def __len__(self):
+        return VOCAB
+
+    def batch_decode(self, rows, **kwargs):
+        return [" ".join(str(int(token)) for token in row) for row in rows]
+
+
+def trainer_of(name, **settings):
+    torch.manual_seed(0)
+    queries = torch.randint(2, VOCAB, (4 * BATCH, QUERY)).tolist()
+    config = PPOConfig(
+        **{"batch_size": BATCH, "ppo_epochs": EPOCHS, "response_length": LONGEST} | settings,
+        min_response_length=None,
+        stop_token=None,
+        max_steps=2,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    return PPOTrainer(
+        args=config,
+        model=ARCHITECTURES[name](),
+        reward_funcs=lambda completions, **_: [float(len(text) % 5) for text in completions],
+        train_dataset=Dataset.from_dict({"input_ids": queries}),
+        processing_class=Words(),
+    )
+
+
+def counted(trainer):
+    """Calls, tokens through the trunk and rows through the head of one step, by model and mode."""
+    counts = Counter()
+
+    def watch(model, name):
+        def calls(_, args, kwargs):
+            mode = "update" if torch.is_grad_enabled() else "no_grad"
+            ids = kwargs.get("decoder_input_ids", kwargs.get("input_ids"))
+            counts[f"{name} {mode} calls"] += 1
+            counts[f"{name} {mode} tokens"] += ids.numel()
+
+        def logits(_, args):
+            mode = "update" if torch.is_grad_enabled() else "no_grad"
+            counts[f"{name} {mode} logits"] += args[0].shape[:-1].numel()
+
+        model.register_forward_pre_hook(calls, with_kwargs=True)
+        # last of the head's hooks, so that it sees what the head computes
+        model.get_output_embeddings().register_forward_hook(lambda m, args, _: logits(m, args))
+
+    watch(trainer._policy(), "policy")
+    if trainer.ref_model is not None:
+        watch(trainer.ref_model, "reference")
+    return counts
+
+
+def one_step(trainer):
+    trainer._training = True
+    trainer._train_on(trainer._next_batch())  # the first is checked by a pass of its own
+    counts = counted(trainer)
+    trainer._train_on(trainer._next_batch())
+    return counts
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart"])
+def test_a_step_computes_nothing_twice(name):
+    trainer = trainer_of(name)
+    counts = one_step(trainer)
+    # nobody asks what comes after the last token, so it never goes in
+    sequence = LONGEST if trainer.is_encoder_decoder else QUERY + LONGEST - 1
+    assert counts == {
+        # sampling: each token once, each row's last logits alone
+        "policy no_grad calls": LONGEST,
+        "policy no_grad tokens": BATCH * sequence,
+        "policy no_grad logits": BATCH * LONGEST,
+        # one pass of the reference, none of the policy
+        "reference no_grad calls": 1,
+        "reference no_grad tokens": BATCH * sequence,
+        "reference no_grad logits": BATCH * LONGEST,
+        # one pass an epoch, and logits of response tokens alone
+        "policy update calls": EPOCHS,
+        "policy update tokens": EPOCHS * BATCH * sequence,
+        "policy update logits": EPOCHS * BATCH * LONGEST,
+    }
+
+
+def test_the_adapters_reference_costs_one_pass_of_the_same_model():
+    counts = one_step(trainer_of("gpt2", trainable="lora"))
+    assert counts["policy no_grad calls"] == LONGEST + 1
+    assert counts["policy update calls"] == EPOCHS
+    assert not any(key.startswith("reference") for key in counts)
+
+
+def test_a_hand_written_loop_costs_one_more_pass():
+    trainer = trainer_of("gpt2")
+    queries = [torch.arange(2, 2 + QUERY)] * BATCH
+    counts = None
+    for _ in range(2):
+        responses = trainer.generate(queries, return_prompt=False)
+        counts = counted(trainer) if counts is None else counts
+        before = Counter(counts)
+        trainer.step(queries, responses, [torch.tensor(float(i)) for i in range(BATCH)])
+    assert counts["policy no_grad calls"] - before["policy no_grad calls"] == 1
+
+
+def test_logits_do_not_grow_with_the_prompt():
+    short, long = trainer_of("gpt2"), trainer_of("gpt2")
+    rows = [torch.arange(2, 2 + 12)] * BATCH
+    responses = [torch.arange(2, 2 + LONGEST)] * BATCH
+    scores = [torch.tensor(float(i)) for i in range(BATCH)]
+    counts = [counted(trainer) for trainer in (short, long)]
+    short.step([row[:2] for row in rows], responses, scores)
+    long.step(rows, responses, scores)
+    for key in ("policy no_grad logits", "policy update logits", "reference no_grad logits"):
+        assert counts[0][key] == counts[1][key] > 0
+
+
+def test_short_responses_do_not_pay_for_long_ones():
+    trainer = trainer_of("gpt2", batch_size=16, response_length=40)
+    trainer._pass_cost = 20  # what it is for a model of some size
+    lengths = torch.linspace(4, 40, 16).round().int().tolist()
+    queries = [torch.arange(2, 5)] * 16
+    responses = [torch.arange(2, 2 + length) for length in lengths]
+    counts = counted(trainer)
+    trainer.step(queries, responses, [torch.tensor(float(i)) for i in range(16)])
+    tokens = sum(lengths) + 2 * 16
+    assert tokens <= counts["policy update tokens"] / EPOCHS <= 1.25 * tokens  # padded whole: 1.7
+    assert counts["policy update logits"] == EPOCHS * sum(lengths)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_passes_of_like_length_make_the_update_of_one_pass(name):
+    trainers = [trainer_of(name, response_length=12, learning_rate=1e-3) for _ in range(2)]
+    trainers[0]._pass_cost, trainers[1]._pass_cost = 0, 10_000
+    lengths = (1, 12, 5, 2, 9, 9, 3, 1)
+    queries = [torch.arange(2, 4 + row % 3) for row in range(BATCH)]
+    responses = [torch.arange(2, 2 + length) for length in lengths]
+    if trainers[0].is_encoder_decoder:
+        responses = [torch.cat([torch.zeros(1, dtype=torch.long), row]) for row in responses]
+    scores = [torch.tensor(float(i % 3)) for i in range(BATCH)]
+    counts = [counted(trainer) for trainer in trainers]
+    split, whole = (trainer.step(queries, responses, scores) for trainer in trainers)
+    assert counts[0]["policy update calls"] > counts[1]["policy update calls"] == EPOCHS
+    for key in ("ppo/loss/total", "objective/kl", "ppo/val/error", "ppo/policy/entropy"):
+        assert split[key] == pytest.approx(whole[key], abs=1e-5), key

@@ -1,0 +1,79 @@
+"""TRL's own trainer as a contestant: timing it changes nothing, and every phase is found."""
+
+from collections import Counter
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerCallback
+from trl.experimental.ppo import ppo_trainer
+
+from trl_recipes.benchmark import sizes
+from trl_recipes.benchmark.work import Work
+from trl_recipes.ppo.stock import stock_trainer, timed_phases
+
+WORK = Work("tiny", batch=3, query=2, response=4, epochs=2, steps=1)
+
+
+def build(folder, work=WORK):
+    return stock_trainer(
+        sizes.language_model(work),
+        sizes.value_model(work),
+        sizes.reward_model(work),
+        sizes.tokenizer(work),
+        sizes.prompts(work),
+        output_dir=str(folder),
+        batch=work.batch,
+        response=work.response,
+        epochs=work.epochs,
+        steps=work.steps + 1,
+        learning_rate=1e-3,
+        seed=0,
+        bf16=False,
+        use_cpu=True,
+        peft_config=sizes.lora_config(work),
+        callback=TrainerCallback(),
+    )
+
+
+def test_timing_changes_nothing(tmp_path):
+    def trained(context):
+        trainer = build(tmp_path)
+        np.random.seed(0)  # TRL shuffles the batch with it, and does not seed it
+        with context(trainer):
+            trainer.train()
+        return trainer.accelerator.unwrap_model(trainer.model).state_dict()
+
+    timed = trained(lambda trainer: timed_phases(trainer, lambda name: nullcontext()))
+    plain = trained(lambda trainer: nullcontext())
+    start = sizes.language_model(WORK).state_dict()
+    assert all(torch.equal(timed[name], plain[name]) for name in plain)
+    assert any(not torch.equal(plain[f"policy.{name}"], start[name]) for name in start)
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_each_phase_is_found_once_a_step(tmp_path, peft):
+    calls = Counter()
+
+    @contextmanager
+    def phase(name):
+        calls[name] += 1
+        yield
+
+    work = Work("tiny", batch=3, query=2, response=4, epochs=2, steps=1, peft=peft)
+    trainer = build(tmp_path, work)
+    with timed_phases(trainer, phase):
+        trainer.train()
+    steps = work.steps + 1
+    # forward passes: the reference model and the value model
+    assert calls == {"generation": steps, "scoring": steps, "forward": 2 * steps}
+
+
+def test_trls_functions_are_put_back_whatever_happens():
+    before = (ppo_trainer.batch_generation, ppo_trainer.get_reward, ppo_trainer.forward)
+    timed = timed_phases(None, lambda name: nullcontext())
+    timed.__enter__()
+    assert ppo_trainer.forward is not before[2]
+    timed.__exit__(KeyError, KeyError(), None)
+    assert before == (ppo_trainer.batch_generation, ppo_trainer.get_reward, ppo_trainer.forward)

@@ -1,0 +1,310 @@
+"""Benchmark: its counts are right, its ratios are those it says, and both contestants run."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from trl_recipes import RecipeError
+from trl_recipes.benchmark import clock, sizes
+from trl_recipes.benchmark.bound import (
+    Bound,
+    ModelShape,
+    Needs,
+    Rates,
+    bound,
+    fastest,
+    measure_rates,
+    model_shape,
+    needs,
+)
+from trl_recipes.benchmark.contestant import Result, peak_memory
+from trl_recipes.benchmark.growth import Growth, growth_works
+from trl_recipes.benchmark.report import Report
+from trl_recipes.benchmark.runner import run_contestant, run_in_turn
+from trl_recipes.benchmark.work import PHASES, Work, check_works, find_device
+
+ROOT = Path(__file__).parents[1]
+WORK = Work("tiny", batch=2, query=3, response=4, epochs=2)
+TOY = ModelShape(trunk=10, head=6, layers=1, width=2, attention_width=2, parameters=100, adapter=0)
+
+
+def result(step, memory=1, tokens=16.0):
+    """Steps of the given seconds, a quarter of each in every phase."""
+    steps = [{"step": s, **dict.fromkeys(PHASES, s / 4)} for s in step]
+    return Result(steps, memory, tokens, "a machine")
+
+
+# Counts
+
+
+def test_needs_of_a_toy_by_hand():
+    work = Work("tiny", batch=1, query=1, response=2, epochs=1)
+    # 2 tokens: 2 * 10 * 2 through the trunk, 2 * 6 * 2 through the head; 1 + 2 = 3 pairs, each
+    # 4 * width 2 = 8 in attention: 40 + 24 + 24
+    assert needs(work, TOY) == Needs(
+        generation_operations=88,
+        generation_bytes=2 * (10 + 6) * 4,
+        forward_operations=88,
+        update_operations=3 * 88,
+        update_bytes=100 * 28,
+    )
+
+
+def test_needs_of_an_adapter_by_hand():
+    work = Work("tiny", batch=1, query=1, response=2, epochs=1, precision="bf16", peft=True)
+    needed = needs(work, TOY._replace(adapter=5))
+    # weights 64 forward and once back; attention 24 and adapter 2 * 5 * 2 = 20 three times
+    assert needed.update_operations == 2 * 64 + 3 * (24 + 20)
+    assert needed.update_bytes == 5 * 28
+    assert needed.generation_bytes == 2 * (10 + 6) * 2
+
+
+def test_gpt2_small_is_as_large_as_its_paper_says():
+    shape = model_shape(Work("small", 16, 8, 16))
+    assert shape.trunk == 12 * 12 * 768**2
+    assert shape.head == 50257 * 768
+    assert shape.parameters == 124_439_808
+
+
+def test_half_billion_is_as_large_as_qwen2():
+    shape = model_shape(Work("half-billion", 16, 8, 16))
+    assert shape.parameters == 494_032_768
+    attention = 896 * (896 + 128 + 128 + 896)  # q, k, v, o with 2 of 14 heads for k and v
+    assert shape.trunk == 24 * (attention + 3 * 896 * 4864)
+
+
+def test_the_adapter_is_on_the_attention_projections_alone():
+    shape = model_shape(replace(WORK, peft=True))
+    per_layer = 8 * (64 + 192) + 8 * (64 + 64)  # rank 8; c_attn 64 to 192, c_proj 64 to 64
+    assert shape.adapter == 2 * per_layer
+
+
+def test_needs_are_what_torch_counts():
+    model = sizes.language_model(WORK)
+    model.set_attn_implementation("eager")  # whose products torch counts one by one
+    ids = torch.zeros(WORK.batch, WORK.tokens, dtype=torch.long)
+    with FlopCounterMode(display=False) as forward:
+        logits = model(ids, logits_to_keep=WORK.response, use_cache=False).logits
+    with FlopCounterMode(display=False) as backward:
+        logits.sum().backward()
+    needed, shape = needs(WORK, model_shape(WORK)), model_shape(WORK)
+    # torch multiplies what the causal mask hides too: n (n - 1) / 2 pairs a row
+    n = WORK.tokens
+    hidden = WORK.batch * 4 * shape.attention_width * shape.layers * n * (n - 1) // 2
+    assert forward.get_total_flops() == needed.forward_operations + hidden
+    step = forward.get_total_flops() + backward.get_total_flops()
+    assert step == needed.update_operations / WORK.epochs + 3 * hidden
+
+
+def test_a_step_of_the_issues_size_needs_what_it_says():
+    work = Work("small", 16, 8, 16)
+    assert needs(work, model_shape(work)).operations / 1e12 == pytest.approx(1.2, abs=0.05)
+
+
+# Bound
+
+
+def test_the_bound_adds_phases_and_overlaps_reading_with_multiplying():
+    needed = Needs(
+        generation_operations=100,
+        generation_bytes=30,
+        forward_operations=100,
+        update_operations=600,
+        update_bytes=40,
+    )
+    assert bound(needed, Rates(10, 1)) == Bound(generation=30, forward=10, update=60 + 40)
+    assert bound(needed, Rates(10, 10)).generation == 10
+    assert bound(needed, Rates(10, 1)).step == 140
+
+
+def test_rates_are_of_this_machine_and_the_best_counts():
+    rates = measure_rates(WORK, model_shape(WORK))
+    assert rates.operations > 1e7
+    assert rates.bytes > 1e7
+    assert fastest(Rates(1, 5), Rates(3, 4)) == Rates(3, 5)
+
+
+# Clock and memory
+
+
+def test_the_clock_counts_from_step_end_to_step_end(monkeypatch):
+    times = iter([1.0, 3.0, 4.5, 8.0, 9.0])
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(times))
+    watch = clock.Clock("cpu")
+    watch.on_train_begin(None, None, None)
+    with watch.phase("generation"):
+        pass
+    watch.on_step_end(None, None, None)
+    watch.on_step_end(None, None, None)
+    assert watch.steps == [{"step": 7.0, "generation": 1.5}, {"step": 1.0}]
+
+
+def test_peak_memory_holds_what_was_held():
+    before = peak_memory("cpu")
+    held = torch.ones(100_000_000, dtype=torch.uint8)
+    assert peak_memory("cpu") >= before
+    assert peak_memory("cpu") > held.numel()
+
+
+# Report
+
+
+def test_ratios_are_medians_of_pairs():
+    results = {
+        "ours": [result([1, 3], 10), result([6, 6], 10), result([2, 2], 30)],
+        "stock": [result([4, 4], 20), result([8, 8], 40), result([20, 20], 20)],
+    }
+    report = Report(WORK, results, needs(WORK, TOY), Rates(1, 1))
+    assert report.ratios() == {"time": 0.5, "memory": 0.5}  # of 0.5, 0.75, 0.1; 0.5, 0.25, 1.5
+    seconds = report.seconds("ours")
+    assert (seconds.median, seconds.least, seconds.most) == (2.5, 1, 6)
+    assert report.generation_share("ours") == 0.25
+
+
+def test_the_table_has_every_phase_the_bound_and_both_contestants():
+    results = {"ours": [result([2.0], 3e9)], "stock": [result([8.0], 6e9)]}
+    needed = Needs(1, 0, 1, 2, 0)
+    lines = Report(WORK, results, needed, Rates(4, 1)).table().splitlines()
+    cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines}
+    assert cells["Seconds a step"] == ["trl_recipes", "TRL 1.12.0", "ratio", "bound |"]
+    assert cells["**step**"] == ["2 (2 to 2)", "8 (8 to 8)", "0.25", "1 |"]
+    assert cells["update"] == ["0.5 (0.5 to 0.5)", "2 (2 to 2)", "0.25", "0.5 |"]
+    assert cells["step over bound"][:2] == ["2.00", "8.00"]
+    assert cells["share of generation"][:2] == ["25%", "25%"]
+    assert cells["peak memory"][:3] == ["3.00 GB", "6.00 GB", "0.50"]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_one_contestant_alone_has_no_ratio():
+    report = Report(WORK, {"ours": [result([2.0])]}, Needs(1, 0, 1, 2, 0), Rates(4, 1))
+    assert report.table().splitlines()[0] == "| Seconds a step | trl_recipes | bound |"
+    report.chart()
+
+
+# Growth
+
+
+def test_growth_is_the_median_of_pairs_and_uneven_lengths_are_compared_by_tokens():
+    results = {
+        "base": [result([1.0]), result([2.0])],
+        "batch": [result([2.0]), result([4.4])],
+        "response": [result([1.5]), result([3.0])],
+        "even": [result([5.0], tokens=34.0)] * 2,
+        "uneven": [result([3.0], tokens=27.0)] * 2,
+    }
+    ratios = list(Growth(replace(WORK, query=8), results).ratios().values())
+    # 42 tokens a row in 5 s against 35 in 3 s
+    assert ratios == pytest.approx([2.1, 1.5, (3 / 35) / (5 / 42)])
+
+
+def test_growth_doubles_one_thing_at_a_time():
+    works = growth_works(WORK)
+    assert works["batch"] == replace(WORK, batch=4)
+    assert works["response"] == replace(WORK, response=8)
+    assert (works["uneven"].shortest, works["uneven"].response) == (4, 64)
+    assert works["even"].response == 34
+
+
+# Same work for both
+
+
+def test_both_contestants_are_given_the_same_prompts_and_weights():
+    first, again = (sizes.language_model(WORK).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    ids = sizes.prompts(WORK)["input_ids"]
+    assert len(ids) == WORK.batch * (WORK.steps + 1)
+    assert {len(row) for row in ids} == {WORK.query}
+    assert sizes.tokenizer(WORK).pad_token_id not in {i for row in ids for i in row}
+
+
+def test_the_reward_model_costs_next_to_nothing():
+    def products(model):
+        return sum(p.numel() for name, p in model.named_parameters() if ".h." in name)
+
+    small = Work("small", 16, 8, 16)
+    with torch.device("meta"):
+        reward, policy = sizes.reward_model(small), sizes.language_model(small)
+    assert products(reward) < products(policy) / 1000
+
+
+@pytest.mark.parametrize("size", ["tiny", "half-billion"])
+def test_the_tokenizer_has_a_word_for_each_id(size):
+    work = replace(WORK, size=size)
+    tokenizer = sizes.tokenizer(work)
+    last = sizes.model_config(size).vocab_size - 1
+    assert len(tokenizer) == last + 1
+    assert tokenizer.batch_decode([[0, last]]) == [f"w0 w{last}"]
+
+
+# Mistakes
+
+
+def test_a_failing_process_shows_its_last_lines():
+    with pytest.raises(RecipeError, match=r"(?s)exit code 1.*last lines.*Error") as error:
+        run_contestant("ours", replace(WORK, epochs=-1), timeout=60)
+    assert "epochs" in str(error.value)
+
+
+def test_a_process_that_takes_too_long_is_ended():
+    with pytest.raises(RecipeError, match=r"ended after 0.2 s. Raise --timeout"):
+        run_contestant("stock", WORK, timeout=0.2)
+
+
+def test_contestants_take_turns(monkeypatch):
+    from trl_recipes.benchmark import runner
+
+    order = []
+    monkeypatch.setattr(
+        runner, "run_contestant", lambda name, work, timeout: order.append(name) or result([1.0])
+    )
+    runs = {"ours": ("ours", WORK), "stock": ("stock", WORK)}
+    results = run_in_turn(runs, 3, timeout=1, say=lambda line: None)
+    assert all(a != b for a, b in pairwise(order))
+    assert {name: len(runs) for name, runs in results.items()} == {"ours": 3, "stock": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"batch": 0}, "--batch must be at least 1, got 0"), ({"query": 1024}, "1024 positions")],
+)
+def test_what_cannot_run_is_refused_before_anything_runs(change, message):
+    with pytest.raises(RecipeError, match=message):
+        check_works([replace(WORK, **change)], repeats=1)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto") == "cpu"
+    with pytest.raises(RecipeError, match="finds no GPU"):
+        find_device("cuda")
+
+
+# All of it
+
+
+def test_the_recipe_measures_both(tmp_path):
+    command = [sys.executable, str(ROOT / "recipes" / "benchmark.py"), "--size", "tiny"]
+    command += ["--batch", "4", "--response", "4", "--epochs", "2", "--device", "cpu"]
+    command += ["--steps", "1", "--repeats", "1", "--output_dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    for name in ("ours", "stock"):
+        (run,) = found["runs"][name]
+        (step,) = run["steps"]
+        assert sum(step[phase] for phase in PHASES) == pytest.approx(step["step"])
+        assert all(step[phase] > 0 for phase in PHASES), name
+        assert step["generation"] + step["forward"] < step["step"]
+        assert step["step"] > found["bound"]["step"]
+        assert run["memory"] > 100e6
+        assert run["response_tokens"] == 4
+    assert (tmp_path / "table.md").read_text().splitlines()[0] in done.stdout
+    assert matplotlib.image.imread(tmp_path / "chart.png")[..., :3].std() > 0.1

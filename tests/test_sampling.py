@@ -1,0 +1,126 @@
+"""Sampling keeps of each token what a forward pass gives, and lets ended rows go."""
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, UNUSUAL, VOCAB, gpt2
+from peft import LoraConfig, get_peft_model
+
+from trl_recipes.forward import response_logits
+from trl_recipes.generation import generate_responses
+from trl_recipes.padding import pad_rows
+from trl_recipes.sampling import can_sample, sample_responses
+
+QUERIES = [torch.arange(2, 2 + n) for n in (3, 1, 6, 2)]
+MODELS = ARCHITECTURES | {name: model for name, model in UNUSUAL.items() if name != "mamba"}
+
+
+def sample(model, lengths=(5, 2, 4, 7), eos=None, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return sample_responses(
+        model, QUERIES, pad_token_id=0, eos_token_id=eos, max_new_tokens=lengths, **kwargs
+    )
+
+
+def of_one_row(model, query, response, temperature=1.0):
+    """Log-probabilities and hidden states of one sequence alone, by transformers' own forward."""
+    if model.config.is_encoder_decoder:
+        start = torch.tensor([[model.config.decoder_start_token_id]])
+        ids = torch.cat([start, response[None, :-1]], 1)
+        output = model(input_ids=query[None], decoder_input_ids=ids, output_hidden_states=True)
+        logits, hidden = output.logits[0], output.decoder_hidden_states[-1][0]
+    else:
+        output = model(torch.cat([query, response])[None], output_hidden_states=True)
+        places = slice(len(query) - 1, -1)
+        logits, hidden = output.logits[0, places], output.hidden_states[-1][0, places]
+    logprobs = (logits.float() / temperature).log_softmax(-1)
+    return logits, logprobs.gather(1, response[:, None])[:, 0], hidden
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_what_sampling_keeps_is_what_a_forward_pass_gives(name):
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    samples = sample(model, temperature=0.7)
+    assert samples.mask.sum(1).tolist() == [5, 2, 4, 7]
+    for row, (query, response) in enumerate(zip(QUERIES, samples.rows(), strict=True)):
+        length = len(response)
+        _, logprobs, hidden = of_one_row(model, query, response, temperature=0.7)
+        torch.testing.assert_close(samples.logprobs[row, :length], logprobs, rtol=0, atol=2e-5)
+        torch.testing.assert_close(samples.hidden[row, :length], hidden, rtol=0, atol=5e-5)
+        assert not samples.logprobs[row, length:].any()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES | UNUSUAL)
+@torch.no_grad()
+def test_one_pass_over_padded_rows_gives_what_each_row_gives_alone(name):
+    torch.manual_seed(0)
+    model = (ARCHITECTURES | UNUSUAL)[name]().eval()
+    responses = [torch.randint(2, VOCAB, (n,)) for n in (5, 2, 4, 7)]
+    batch = (*pad_rows(QUERIES, 0, "right"), *pad_rows(responses, 0, "right"))
+    logits, hidden = response_logits(model, *batch)
+    assert logits.shape == (18, VOCAB)  # of the response tokens, and of nothing else
+    alone = [of_one_row(model, *pair) for pair in zip(QUERIES, responses, strict=True)]
+    torch.testing.assert_close(logits, torch.cat([row[0] for row in alone]), rtol=0, atol=5e-5)
+    torch.testing.assert_close(hidden, torch.cat([row[2] for row in alone]), rtol=0, atol=5e-5)
+
+
+def test_rows_that_ended_leave_the_batch():
+    model, rows = gpt2().eval(), []
+    model.register_forward_pre_hook(
+        lambda _, __, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    sample(model, lengths=(1, 5, 3, 3))
+    assert rows == [4, 3, 3, 1, 1]
+
+
+def test_a_response_ends_with_its_first_end_token():
+    torch.manual_seed(0)
+    model = gpt2().eval()
+    ends = [7, 11]
+    samples = sample(model, lengths=[30] * 4, eos=ends)
+    assert any(len(row) < 30 for row in samples.rows())
+    for row in samples.rows():
+        stops = torch.isin(row, torch.tensor(ends))
+        assert not stops[:-1].any()
+        assert stops[-1] or len(row) == 30
+
+
+@torch.no_grad()
+def test_tokens_are_drawn_as_often_as_the_model_says():
+    torch.manual_seed(0)
+    model = gpt2().eval()
+    expected = model(torch.tensor([[5, 6]])).logits[0, -1].div(1.3).softmax(-1)
+    drawn = sample_responses(
+        model,
+        [torch.tensor([5, 6])] * 20_000,
+        pad_token_id=0,
+        eos_token_id=None,
+        max_new_tokens=[1] * 20_000,
+        temperature=1.3,
+    ).responses[:, 0]
+    counts = torch.bincount(drawn, minlength=VOCAB)
+    chi_square = ((counts - expected * 20_000) ** 2 / (expected * 20_000)).sum()
+    assert chi_square < 110  # 63 degrees of freedom: exceeded by chance once in 4000
+
+
+def test_an_adapter_samples_with_what_it_adds():
+    torch.manual_seed(0)
+    model = get_peft_model(gpt2(), LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    adapted = sample(model)
+    with model.disable_adapter():
+        base = sample(model)
+    assert not torch.equal(adapted.logprobs, base.logprobs)
+
+
+def test_a_model_without_keys_and_values_is_left_to_transformers():
+    torch.manual_seed(0)
+    model = UNUSUAL["mamba"]().eval()
+    assert not can_sample(model)
+    responses = generate_responses(
+        model, QUERIES, pad_token_id=0, eos_token_id=None, max_new_tokens=[5, 2, 4, 7]
+    )
+    assert [len(row) for row in responses] == [5, 2, 4, 7]

@@ -1,0 +1,209 @@
+"""The time that no PPO step of a given shape can do without, on this machine.
+
+A step needs, for B rows of Q query and R response tokens, with n = Q + R - 1 (the last token's
+logits nobody needs) and E epochs:
+
+- generation: each row's n tokens once through the trunk, R of them through the head; and for each
+  of the R positions every weight read once, since a token depends on the one before it;
+- forward: the same once through the reference model (log-probabilities and values of the policy
+  come with generation);
+- update: E times forward and backward. Backward costs twice the forward pass; with LoRA once for
+  frozen weights (the gradient of their input; that the first layer needs none is left out, about
+  1 %), twice for the attention product and the adapter.
+  AdamW reads parameter, gradient and two moments, and writes parameter and moments: 7 float32
+  numbers a trained parameter and optimizer step.
+
+Operations count a multiplication and an addition as two: 2 a weight and token, and for attention
+4 times its width a layer and pair of positions (scores, and the sum that they weigh). Norms,
+activation functions, softmax over the vocabulary, the value head and everything outside the model
+count for nothing, so a trainer cannot reach the bound.
+
+They are divided by the measured rate of a matrix product of the model's own shape, (B * n, width)
+times (width, 4 * width) in the step's precision; bytes by that of a copy as large as the weights.
+While a token is generated, reading and multiplying can overlap: there the longer one counts. All
+else follows one after the other and adds up.
+"""
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from trl_recipes.benchmark import sizes
+from trl_recipes.benchmark.work import Work
+
+ADAMW_BYTES = 7 * 4
+WINDOW = 0.1  # seconds of one measurement; the best of several counts
+COPY_LIMIT = 2**28
+
+
+class ModelShape(NamedTuple):
+    """What a model multiplies by and holds, in numbers of weights."""
+
+    trunk: int  # weights that each token is multiplied by, without the head
+    head: int  # width times vocabulary
+    layers: int
+    width: int
+    attention_width: int  # heads times their width
+    parameters: int
+    adapter: int  # weights of the LoRA adapter, 0 without one
+
+
+class Needs(NamedTuple):
+    """Operations and bytes that one step cannot do without."""
+
+    generation_operations: float
+    generation_bytes: float
+    forward_operations: float
+    update_operations: float
+    update_bytes: float
+
+    @property
+    def operations(self) -> float:
+        """Operations of the whole step."""
+        return self.generation_operations + self.forward_operations + self.update_operations
+
+
+class Rates(NamedTuple):
+    """What the machine does when it does nothing else."""
+
+    operations: float  # a second
+    bytes: float  # a second, read and written
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Seconds that each phase takes at least."""
+
+    generation: float
+    forward: float
+    update: float
+
+    @property
+    def step(self) -> float:
+        """Seconds that a step takes at least."""
+        return self.generation + self.forward + self.update
+
+
+def model_shape(work: Work) -> ModelShape:
+    """Count a model's weights; nothing is allocated.
+
+    Args:
+        work: names the size, and whether there is an adapter.
+    """
+    with torch.device("meta"), warnings.catch_warnings():
+        # PEFT 0.21 reads a property that transformers renamed in 5.23
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        model = sizes.language_model(work)
+        parameters = sum(p.numel() for p in model.parameters())
+        products = (m for m in model.get_decoder().modules() if isinstance(m, nn.Linear | Conv1D))
+        trunk = sum(module.weight.numel() for module in products)
+        adapter = 0
+        if work.peft:
+            model = get_peft_model(model, sizes.lora_config(work))
+            adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    config = model.config
+    heads, width = config.num_attention_heads, config.hidden_size
+    head_width = getattr(config, "head_dim", None) or width // heads
+    return ModelShape(
+        trunk=trunk,
+        head=width * config.vocab_size,
+        layers=config.num_hidden_layers,
+        width=width,
+        attention_width=heads * head_width,
+        parameters=parameters,
+        adapter=adapter,
+    )
+
+
+def needs(work: Work, shape: ModelShape) -> Needs:
+    """Count what one step needs, as the module's docstring says.
+
+    Args:
+        work: what a step does.
+        shape: of its model.
+    """
+    n = work.tokens
+    weights = work.batch * 2.0 * (shape.trunk * n + shape.head * work.response)
+    # position t attends to t positions: n (n + 1) / 2 pairs
+    attention = work.batch * 2.0 * shape.layers * shape.attention_width * n * (n + 1)
+    adapter = work.batch * 2.0 * shape.adapter * n
+    if shape.adapter:
+        epoch, trained = 2 * weights + 3 * (attention + adapter), shape.adapter
+    else:
+        epoch, trained = 3 * (weights + attention), shape.parameters
+    number = 2 if work.precision == "bf16" else 4
+    return Needs(
+        generation_operations=weights + attention,
+        generation_bytes=float(work.response * (shape.trunk + shape.head) * number),
+        forward_operations=weights + attention,
+        update_operations=work.epochs * epoch,
+        update_bytes=float(work.epochs * trained * ADAMW_BYTES),
+    )
+
+
+def bound(needed: Needs, rates: Rates) -> Bound:
+    """Turn counts into seconds.
+
+    Args:
+        needed: operations and bytes.
+        rates: of this machine.
+    """
+    return Bound(
+        generation=max(
+            needed.generation_operations / rates.operations, needed.generation_bytes / rates.bytes
+        ),
+        forward=needed.forward_operations / rates.operations,
+        update=needed.update_operations / rates.operations + needed.update_bytes / rates.bytes,
+    )
+
+
+def measure_rates(work: Work, shape: ModelShape) -> Rates:
+    """Measure a matrix product of the model's shape, and a copy as large as its weights.
+
+    Args:
+        work: gives rows, precision and device.
+        shape: gives the width and the number of weights.
+    """
+    dtype = torch.bfloat16 if work.precision == "bf16" else torch.float32
+    rows, width = work.batch * work.tokens, shape.width
+    left = torch.randn(rows, width, device=work.device).to(dtype)
+    right = torch.randn(width, 4 * width, device=work.device).to(dtype)
+    product = torch.empty(rows, 4 * width, device=work.device, dtype=dtype)
+    source = torch.randn(min(shape.parameters, COPY_LIMIT), device=work.device)
+    target = torch.empty_like(source)
+    seconds_product = _seconds(lambda: torch.mm(left, right, out=product), work.device)
+    seconds_copy = _seconds(lambda: target.copy_(source), work.device)
+    return Rates(2.0 * rows * width * 4 * width / seconds_product, 8.0 * len(source) / seconds_copy)
+
+
+def fastest(first: Rates, second: Rates) -> Rates:
+    """Take the best of two measurements, which is what the machine can do.
+
+    Args:
+        first: one of them.
+        second: the other.
+    """
+    return Rates(*map(max, first, second))
+
+
+def _seconds(call: Callable[[], object], device: str) -> float:
+    """Seconds of one call: the best of ten windows, each long enough for the clock."""
+
+    def window(count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / count
+
+    window(2)  # warms up
+    count = max(1, int(WINDOW / window(2)))
+    return min(window(count) for _ in range(10))

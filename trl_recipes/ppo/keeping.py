@@ -1,0 +1,142 @@
+"""Nothing is lost: checkpoints while a run goes on, going on from one, and how a run ends early."""
+
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+
+from trl_recipes.errors import RecipeError, RunStopped
+from trl_recipes.ppo import checkpoint, snapshot
+from trl_recipes.ppo.signals import StopSignals
+from trl_recipes.runs import RunFolder
+from trl_recipes.stats import keep_steps
+
+if TYPE_CHECKING:
+    from trl_recipes.ppo.trainer import PPOTrainer
+
+logger = get_logger(__name__)
+
+
+def resume(trainer: "PPOTrainer", wanted: str | bool | None) -> None:
+    """Go back to a checkpoint, and drop what was logged after it.
+
+    Args:
+        trainer: before its first step.
+        wanted: a checkpoint's folder, True for the newest whole one, or None for none.
+
+    Raises:
+        RecipeError: there is no such checkpoint, or it does not fit the trainer.
+    """
+    if not wanted:
+        return
+    if not trainer.args.saves:
+        raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
+    run = RunFolder(Path(trainer.args.output_dir))
+    found = checkpoint.find_checkpoint(run.checkpoints, wanted)
+    if found is None:
+        logger.warning("`%s` has no checkpoint yet: starting at its first step.", run)
+    else:
+        state = snapshot.restore(trainer, checkpoint.read_checkpoint(found))
+        processes = len(state["random"])
+        if processes != trainer.accelerator.num_processes:
+            logger.warning(
+                "The run had %d processes and has %d now: it goes on with the same weights and "
+                "prompts, but draws other responses.",
+                processes,
+                trainer.accelerator.num_processes,
+            )
+    trainer.state.epoch = trainer.state.episode / trainer.train_dataset_len
+    trainer.accelerator.wait_for_everyone()  # all have read before one writes
+    if trainer.args.should_save:
+        trainer.all_stats = keep_steps(run.all_stats, trainer.state.global_step)
+        keep_steps(run.samples, trainer.state.global_step)
+
+
+def save(trainer: "PPOTrainer", randomness: dict[str, Any]) -> None:
+    """Write what the next step depends on; a disk that takes no more ends nothing.
+
+    Args:
+        trainer: between two steps, or in one that has not changed a weight yet.
+        randomness: `random_states` when the next step began.
+    """
+    if not trainer.args.saves:
+        return
+    everyones = [randomness]
+    if trainer.accelerator.num_processes > 1:
+        everyones = gather_object(everyones)
+    if not trainer.args.should_save:
+        return
+    folder = RunFolder(Path(trainer.args.output_dir)).checkpoints
+    path = checkpoint.step_folder(folder, trainer.state.global_step)
+    try:
+        checkpoint.write_checkpoint(path, snapshot.take(trainer, everyones))
+        checkpoint.remove_old(folder, trainer.args.save_total_limit)
+    except OSError as error:
+        logger.warning(
+            "`%s` could not be written (%s). The run goes on, and the checkpoints before it are "
+            "whole. Free some space.",
+            path,
+            error.strerror,
+        )
+
+
+def save_or_stop(trainer: "PPOTrainer", signals: StopSignals) -> None:
+    """After a step: write a checkpoint where one is due, and end where a signal came.
+
+    Args:
+        trainer: after a step.
+        signals: what was received; of several processes, by any of them.
+
+    Raises:
+        RunStopped: a signal came.
+    """
+    received = torch.tensor(float(signals.received or 0), device=trainer.current_device)
+    number = int(trainer.accelerator.gather(received.view(1)).max())
+    every, step = trainer.args.save_steps, trainer.state.global_step
+    if 0 < every < 1:  # a share of the run, as in transformers
+        every = max(1, round(every * trainer.state.max_steps))
+    last = step == trainer.state.max_steps
+    if number or (every and (step % every == 0 or last)):
+        save(trainer, snapshot.random_states())
+    if number and not last:
+        raise RunStopped(
+            f"Stopped by {signal.Signals(number).name} after step {step} of "
+            f"{trainer.state.max_steps}. To go on: the same command with "
+            "--resume_from_checkpoint true.",
+            128 + number,
+        )
+
+
+def stop_not_finite(
+    trainer: "PPOTrainer", stats: dict[str, Any], batch: dict[str, list]
+) -> NoReturn:
+    """End a run whose optimizer steps keep failing, and leave what is known of the last one.
+
+    Args:
+        trainer: after a step.
+        stats: of the step.
+        batch: its prompts, responses and scores.
+
+    Raises:
+        RecipeError: always.
+    """
+    where = ""
+    if trainer.args.saves:
+        save(trainer, snapshot.random_states())
+        path = Path(trainer.args.output_dir) / "failure.json"
+        where = f" What is known of the step lies in `{path}`."
+        if trainer.args.should_save:
+            known = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in stats.items()}
+            samples = {name: batch.get(name) for name in ("query", "response", "score")}
+            path.write_text(json.dumps({"stats": known, "samples": samples}, indent=1))
+    raise RecipeError(
+        f"{trainer._not_finite} optimizer steps in a row had a loss or gradient that is not "
+        f"finite, the last in step {trainer.state.global_step}; none of them changed a weight. "
+        "Usual causes: a learning rate that is too high, scores of very different size (see "
+        f"`score_clip`, `use_score_scaling`), float16 weights.{where}"
+    )
