@@ -28,7 +28,7 @@ from trl_recipes.embedded import language_model
 from trl_recipes.plots import plot_stats
 from trl_recipes.runs import check_run, start_run, write_config
 
-WEIGHTS = {1: [2.0, 0.0, 0.0, -0.5], 2: [2.0, 1.0, -0.5, -0.5]}  # in the order of `reward`
+WEIGHTS = {1: [3.0, 0.0, 0.0, -0.5], 2: [3.0, 1.0, -1.5, -0.5]}  # in the order of `reward`
 REFERENCE = "I went in hoping for nothing and came out amazed."
 
 

@@ -78,7 +78,7 @@ def test_version_1_optimises_perplexity_and_logs_the_rest(tiny_gpt2, tmp_path):
     run(tiny_gpt2, tmp_path / "run", "--version", "1", "--reference_text", f"{tmp_path}/goal.txt")
     for line in (tmp_path / "run" / "all_stats.jsonl").read_text().splitlines():
         row = json.loads(line)
-        raw = 2.0 * row["rewards/log_perplexity/mean"] - 0.5 * row["rewards/repetition/mean"]
+        raw = 3.0 * row["rewards/log_perplexity/mean"] - 0.5 * row["rewards/repetition/mean"]
         assert row["env/reward_mean"] == pytest.approx(raw, abs=1e-5)
         assert row["rewards/similarity/mean"] != 0
 

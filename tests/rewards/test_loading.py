@@ -121,3 +121,34 @@ def test_what_goes_wrong_inside_the_users_code_is_raised_as_it_is(folder):
     for place in ("needs.py", "needs"):
         with pytest.raises(ModuleNotFoundError, match="not_installed_at_all"):
             load_reward_funcs([f"{place}:f"])
+
+
+def test_a_configuration_names_them_with_settings_and_runs_again_from_what_it_wrote(tmp_path):
+    from trl_recipes import PPOConfig
+    from trl_recipes.arguments import parse_arguments
+    from trl_recipes.runs import start_run, write_config
+
+    (tmp_path / "mine.yaml").write_text(
+        "reward_funcs:\n  - UppercaseReward\n  - LengthPenalty: {max_length: 3}\n"
+        "metrics: [RegexReward: {pattern: a}]\n"
+    )
+    argv = ["--config", str(tmp_path / "mine.yaml"), "--reward_weights", "1", "-0.5"]
+    (config,) = parse_arguments(PPOConfig, argv=argv)
+    upper, length = load_reward_funcs(config.reward_funcs)
+    assert isinstance(upper, UppercaseReward)
+    assert length.max_length == 3
+    assert config.reward_weights == [1.0, -0.5]
+    run = start_run(tmp_path / "run")
+    write_config(run, config)
+    (again,) = parse_arguments(PPOConfig, argv=["--config", str(run.config)])
+    for name in ("reward_funcs", "reward_weights", "metrics"):
+        assert getattr(again, name) == getattr(config, name)
+
+
+def test_other_lists_still_refuse_settings(tmp_path):
+    from trl_recipes import PPOConfig
+    from trl_recipes.arguments import parse_arguments
+
+    (tmp_path / "wrong.yaml").write_text("reward_weights: [{a: 1}]\n")
+    with pytest.raises(RecipeError, match="`reward_weights` holds"):
+        parse_arguments(PPOConfig, argv=["--config", str(tmp_path / "wrong.yaml")])
