@@ -9,7 +9,7 @@ TORCH  ?= torch==2.13.0
 # Two processes of pytest; torch's own threads would fight over the cores.
 PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test lint format clean
+.PHONY: demo test torture lint format clean
 
 demo: $(VENV)/ready
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
@@ -21,6 +21,10 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(PYTEST)
+
+# A run killed fifty times at random moments ends as one that was left alone: some minutes.
+torture: $(VENV)/ready
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/torture.py --kills 50
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

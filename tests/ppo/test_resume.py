@@ -1,0 +1,266 @@
+"""Exact resume: a run that goes on from a checkpoint ends as one without a stop, bit for bit."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import torture
+from architectures import ARCHITECTURES, VOCAB
+from datasets import Dataset
+
+from trl_recipes import PPOConfig, PPOTrainer, RecipeError
+from trl_recipes.ppo import checkpoint
+from trl_recipes.stats import load_stats
+
+
+class Words:
+    """The parts of a tokenizer that training calls."""
+
+    pad_token_id = eos_token_id = 0
+    pad_token = eos_token = "<end>"
+
+    def __len__(self):
+        return VOCAB
+
+    def batch_decode(self, rows, **kwargs):
+        return [" ".join(str(int(token)) for token in row) for row in rows]
+
+    def save_pretrained(self, folder):
+        """Nothing to save."""
+
+
+def noisy(completions, **_):
+    """A reward that draws from the generators that users draw from."""
+    return [len(set(text.split())) + float(np.random.rand()) for text in completions]
+
+
+def trainer_of(folder, name="gpt2", reward=noisy, steps=6, **settings):
+    torch.manual_seed(0)
+    model = ARCHITECTURES[name]()
+    queries = torch.randint(2, VOCAB, (7, 3)).tolist()  # a batch spans two rounds of the prompts
+    config = PPOConfig(
+        **{
+            "batch_size": 4,
+            "ppo_epochs": 2,
+            "learning_rate": 3e-3,
+            "response_length": 6,
+            "min_response_length": 2,
+            "lr_scheduler_type": "linear",
+            "output_dir": None if folder is None else str(folder),
+            "save_steps": 2,
+        }
+        | settings,
+        max_steps=steps,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    return PPOTrainer(
+        args=config,
+        model=model,
+        reward_funcs=reward,
+        train_dataset=Dataset.from_dict({"input_ids": queries}),
+        processing_class=Words(),
+    )
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def assert_same_run(first, second, folders):
+    ours, theirs = (trainer.model.state_dict() for trainer in (first, second))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert first.kl_ctl.value == second.kl_ctl.value
+    assert without_times(load_stats(folders[0])) == without_times(load_stats(folders[1]))
+    assert without_times(second.all_stats) == without_times(load_stats(folders[1]))
+    samples = [(folder / "samples.jsonl").read_text() for folder in folders]
+    assert samples[0] == samples[1]
+
+
+class Stopped(Exception):
+    """Raised by a reward, to end a run in the middle of a step."""
+
+
+def failing_at(call):
+    calls = iter(range(100))
+
+    def reward(completions, **_):
+        scores = noisy(completions)
+        if next(calls) == call:
+            raise Stopped
+        return scores
+
+    reward.__name__ = noisy.__name__
+    return reward
+
+
+CASES = {
+    "plain": {},
+    "adaptive KL, scaled scores": {"use_score_scaling": True, "use_score_norm": True, "target": 1},
+    "lora": {"trainable": "lora"},
+    "attention": {"trainable": "attention"},
+    "t5": {"name": "t5"},
+    "another optimizer": {"optim": "sgd"},
+    "full KL": {"kl_penalty": "full"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_three_steps_and_three_more_are_six(case, tmp_path):
+    folders = [tmp_path / "whole", tmp_path / "halves"]
+    whole = trainer_of(folders[0], **CASES[case])
+    whole.train()
+    # the sixth call of the reward (one a step, after one that checks it) is in step 5
+    with pytest.raises(Stopped):
+        trainer_of(folders[1], reward=failing_at(5), **CASES[case]).train()
+    assert len(load_stats(folders[1])) == 4
+    torch.manual_seed(99)  # whatever state the new process is in
+    halves = trainer_of(folders[1], **CASES[case])
+    halves.train(resume_from_checkpoint=True)
+    assert halves.state.global_step == 6
+    assert_same_run(whole, halves, folders)
+
+
+def test_a_given_checkpoint_is_gone_on_from_and_later_rows_are_dropped(tmp_path):
+    folder = tmp_path / "run"
+    whole = trainer_of(folder, save_total_limit=None)
+    whole.train()
+    rows = without_times(load_stats(folder))
+    assert [path.name for path in checkpoint.checkpoints_in(folder / "checkpoints")] == [
+        "step-6",
+        "step-4",
+        "step-2",
+    ]
+    again = trainer_of(folder, resume_from_checkpoint=str(folder / "checkpoints" / "step-2"))
+    again.train()
+    assert without_times(load_stats(folder)) == rows
+    assert_same_run(whole, again, [folder, folder])
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    trainer_of(tmp_path / "run", save_steps=1, save_total_limit=2).train()
+    kept = checkpoint.checkpoints_in(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in kept] == ["step-6", "step-5"]
+
+
+def test_a_finished_run_goes_on_where_more_steps_are_asked_for(tmp_path):
+    settings = {"lr_scheduler_type": "constant"}
+    folders = [tmp_path / "whole", tmp_path / "longer"]
+    whole = trainer_of(folders[0], steps=5, **settings)
+    whole.train()
+    trainer_of(folders[1], steps=3, **settings).train()
+    longer = trainer_of(folders[1], steps=5, **settings)
+    longer.train(resume_from_checkpoint=True)
+    assert_same_run(whole, longer, folders)
+
+
+def test_a_run_without_a_checkpoint_starts_at_its_first_step(tmp_path):
+    folders = [tmp_path / "whole", tmp_path / "again"]
+    whole = trainer_of(folders[0], save_steps=0)
+    whole.train()
+    trainer_of(folders[1], steps=3, save_steps=0).train()
+    again = trainer_of(folders[1], save_steps=0)
+    again.train(resume_from_checkpoint=True)
+    assert not (folders[1] / "checkpoints").exists()
+    assert_same_run(whole, again, folders)
+
+
+def test_other_weights_than_the_checkpoints_are_refused(tmp_path):
+    trainer_of(tmp_path / "run", steps=2).train()
+    other = trainer_of(tmp_path / "run", trainable="attention")
+    with pytest.raises(RecipeError, match=r"other weights than this run trains: `.*not there"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_resuming_needs_a_folder():
+    with pytest.raises(RecipeError, match="needs `output_dir`"):
+        trainer_of(None).train(resume_from_checkpoint=True)
+
+
+def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, caplog):
+    trainer = trainer_of(tmp_path / "run")
+    write, calls = checkpoint.write_checkpoint, iter(range(10))
+
+    def full_from_the_second_on(folder, content):
+        if next(calls):
+            raise OSError(28, "No space left on device")
+        write(folder, content)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", full_from_the_second_on)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert "could not be written (No space left on device). The run goes on" in caplog.text
+    assert checkpoint.find_checkpoint(tmp_path / "run" / "checkpoints", True).name == "step-2"
+
+
+def test_a_disk_that_is_too_small_is_refused_before_training(tmp_path, monkeypatch):
+    usage = os.statvfs(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("usage", (), {"free": 10_000}))
+    with pytest.raises(RecipeError, match=r"0\.0 GB free.*--save_total_limit 1"):
+        trainer_of(tmp_path / "run").train()
+    assert usage.f_bavail
+    assert not (tmp_path / "run" / "all_stats.jsonl").exists()
+
+
+def test_steps_that_are_never_finite_end_the_run_and_leave_what_is_known(tmp_path):
+    trainer = trainer_of(tmp_path / "run", steps=9)
+
+    def poisoned(*_):
+        for parameter in trainer.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(float("nan"))
+        return clip(*_)
+
+    clip = trainer.accelerator.clip_grad_norm_
+    trainer.accelerator.clip_grad_norm_ = poisoned
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with pytest.raises(RecipeError, match=r"4 optimizer steps in a row.*step 2.*learning rate"):
+        trainer.train()
+    after = trainer.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    known = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert len(known["samples"]["response"]) == len(known["samples"]["score"]) == 4
+    assert len(known["stats"]["objective/kl_dist"]) == 4
+    assert load_stats(tmp_path / "run")[-1]["ppo/skipped_minibatches"] == 2
+    assert checkpoint.find_checkpoint(tmp_path / "run" / "checkpoints", True).name == "step-2"
+
+
+@pytest.fixture(scope="module")
+def recipe_flags(tmp_path_factory):
+    return torture.make_models(tmp_path_factory.mktemp("torture"))
+
+
+@pytest.fixture(scope="module")
+def calm(recipe_flags, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calm") / "run"
+    torture.finish(torture.start([*recipe_flags, "--max_steps", "60"], folder))
+    return folder
+
+
+def test_a_run_survives_being_killed_again_and_again(recipe_flags, calm, tmp_path):
+    struck = torture.torture(
+        [*recipe_flags, "--max_steps", "60"], tmp_path / "run", kills=5, seed=1
+    )
+    assert struck >= 1  # in the middle of writing a checkpoint
+    torture.assert_same(calm, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_and_says_how_to_go_on(name, recipe_flags, calm, tmp_path):
+    flags = [*recipe_flags, "--max_steps", "60", "--save_steps", "50"]
+    process = torture.start(flags, tmp_path / "run")
+    while torture.rows_in(tmp_path / "run") < 3:
+        time.sleep(0.01)
+        assert process.poll() is None, process.stdout.read()
+    process.send_signal(getattr(signal, name))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert f"Stopped by {name} after step" in output
+    assert "the same command with --resume_from_checkpoint true" in output
+    assert "Traceback" not in output
+    torture.finish(torture.start([*flags, "--resume_from_checkpoint", "true"], tmp_path / "run"))
+    torture.assert_same(calm, tmp_path / "run")

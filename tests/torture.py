@@ -1,0 +1,152 @@
+"""Kill a run with SIGKILL at random moments, resume it, and hold what comes out to a calm run.
+
+    python tests/torture.py --kills 50
+
+Half of the kills wait for a checkpoint that is being written. tests/ppo/test_resume.py does a few.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from conftest import SENTENCES, byte_level_tokenizer
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "ppo_sentiment.py"
+
+
+def make_models(folder):
+    """A tiny policy and classifier, and prompts; returns the flags that name them."""
+    tokenizer = byte_level_tokenizer(SENTENCES)
+    sizes = {"vocab_size": len(tokenizer), "initializer_range": 0.2}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=64, **sizes, **ids)
+    GPT2LMHeadModel(config).save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
+    tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, 64
+    config = BertConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        pad_token_id=tokenizer.pad_token_id,
+        id2label={0: "NEGATIVE", 1: "POSITIVE"},
+        label2id={"NEGATIVE": 0, "POSITIVE": 1},
+        **sizes,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder / "classifier")
+    tokenizer.save_pretrained(folder / "classifier")
+    rows = [{"text": f"{SENTENCES[i % 6]} {i}", "label": i % 2} for i in range(60)]
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return [
+        *("--model_name_or_path", str(folder / "policy")),
+        *("--reward_model", str(folder / "classifier")),
+        *("--dataset_name", str(folder)),
+        *("--batch_size", "8", "--eval_prompts", "8", "--response_length", "6"),
+        *("--learning_rate", "1e-3", "--disable_tqdm", "true", "--use_score_scaling", "true"),
+        *("--lr_scheduler_type", "linear", "--save_steps", "2", "--ppo_epochs", "2"),
+    ]
+
+
+def start(flags, output_dir, **kwargs):
+    words = [sys.executable, str(RECIPE), *flags, "--output_dir", str(output_dir)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        words,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **kwargs,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def rows_in(output_dir):
+    path = output_dir / "all_stats.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def torture(flags, output_dir, kills, seed=0):
+    """Run to the end through this many kills; how many of them struck a half-written checkpoint."""
+    chance, struck, done = random.Random(seed), 0, 0
+    checkpoints = output_dir / "checkpoints"
+    while done < kills:
+        process = start(
+            [*flags, *(["--resume_from_checkpoint", "true"] if done else [])], output_dir
+        )
+        before = rows_in(output_dir) if done else 0
+        while process.poll() is None and rows_in(output_dir) in (0, before):
+            time.sleep(0.002)  # until it trains
+        if chance.random() < 0.5:
+            time.sleep(chance.uniform(0, 0.5))
+        else:
+            end = time.monotonic() + 5
+            while not list(checkpoints.glob("*.unfinished")) and time.monotonic() < end:
+                pass
+            time.sleep(chance.uniform(0, 0.02))
+        if process.poll() is not None:
+            raise AssertionError(f"the run ended before kill {done + 1}: {process.stdout.read()}")
+        process.kill()
+        process.communicate()
+        done += 1
+        struck += bool(list(checkpoints.glob("*.unfinished")))
+    finish(start([*flags, "--resume_from_checkpoint", "true"], output_dir))
+    return struck
+
+
+def result(output_dir):
+    """Weights and statistics, times aside."""
+    lines = (output_dir / "all_stats.jsonl").read_text().splitlines()
+    rows = [{k: v for k, v in json.loads(x).items() if not k.startswith("time/")} for x in lines]
+    weights = [
+        load_file(output_dir / "model" / f"{x}.safetensors") for x in ("model", "value_head")
+    ]
+    return rows, (output_dir / "samples.jsonl").read_text(), weights[0] | weights[1]
+
+
+def assert_same(calm, tortured):
+    rows, samples, weights = result(calm)
+    other_rows, other_samples, other_weights = result(tortured)
+    assert rows == other_rows
+    assert samples == other_samples
+    assert weights.keys() == other_weights.keys()
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        flags = [*make_models(folder), "--max_steps", str(20 * args.kills)]
+        finish(start(flags, folder / "calm"))
+        began = time.monotonic()
+        struck = torture(flags, folder / "tortured", args.kills, args.seed)
+        assert_same(folder / "calm", folder / "tortured")
+    print(
+        f"{args.kills} kills survived, {struck} of them in the middle of writing a checkpoint, in "
+        f"{time.monotonic() - began:.0f} s: {20 * args.kills} steps, every weight and statistic "
+        "as in a run without kills."
+    )
+
+
+if __name__ == "__main__":
+    main()
