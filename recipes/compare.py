@@ -9,7 +9,6 @@ writes the pictures and every number. Model, data set and classifier are those o
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from accelerate import PartialState
 
@@ -18,7 +17,7 @@ from trl_recipes.arguments import run_recipe
 from trl_recipes.compare import compare, sentiment_measures
 from trl_recipes.embedded import language_model
 from trl_recipes.plots import plot_comparison
-from trl_recipes.runs import read_config
+from trl_recipes.runs import check_folder, read_config, read_number
 from trl_recipes.stats import run_names
 
 
@@ -38,9 +37,14 @@ class CompareArguments:
     max_prompts: int = field(default=256, metadata={"help": "Held-out prompts to answer."})
     show: int = field(default=5, metadata={"help": "Prompts whose answers are printed."})
     seed: int = field(default=0, metadata={"help": "Seed of prompts, lengths and sampling."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that a model from the hub brings along."}
+    )
 
 
 def main(args: CompareArguments) -> None:
+    output = check_folder(args.output_dir)
+
     # Models
     configs = [read_config(run) for run in args.runs]
     starts = {config.get("model_name_or_path") for config in configs}
@@ -50,12 +54,15 @@ def main(args: CompareArguments) -> None:
     config, device = configs[0], PartialState().device
     sources = {"reference": args.reference or starts.pop() or language_model()}
     sources |= dict(zip(run_names(args.runs, taken=["reference"]), args.runs, strict=True))
-    models = {name: load_run(source) for name, source in sources.items()}
+    trusted = {"trust_remote_code": args.trust_remote_code}
+    models = {name: load_run(source, **trusted) for name, source in sources.items()}
     for model, _ in models.values():
         model.to(device)
 
     # Prompts
-    shortest, longest = config.get("min_prompt_length", 2), config.get("max_prompt_length", 8)
+    shortest = read_number(args.runs[0], "min_prompt_length", 2)
+    longest = read_number(args.runs[0], "max_prompt_length", 8)
+    length = read_number(args.runs[0], "response_length", 16)
     prompts = load_prompts(
         config.get("dataset_name"),
         models["reference"][1],
@@ -65,15 +72,14 @@ def main(args: CompareArguments) -> None:
         max_prompts=args.max_prompts,
         seed=args.seed,
     )
-    length = config.get("response_length", 16)
 
     # Reward
     label = config.get("label") or "POSITIVE"
-    measures = sentiment_measures(SentimentReward(config.get("reward_model"), label=label))
+    reward = SentimentReward(config.get("reward_model"), label=label, **trusted)
 
     # Results
+    measures = sentiment_measures(reward)
     comparison = compare(models, prompts, measures, max_new_tokens=length, seed=args.seed)
-    output = Path(args.output_dir)
     comparison.save(output / "comparison.json")
     plot_comparison(comparison, output / "comparison.png")
     print(comparison.side_by_side(args.show), comparison.table(), sep="\n\n")

@@ -10,8 +10,9 @@ import torch
 from accelerate import PartialState
 
 from trl_recipes import RecipeError, SentimentReward, generate_responses, load_run
-from trl_recipes.compare import check_context, mean_interval, printable
+from trl_recipes.compare import check_context, mean_interval
 from trl_recipes.embedded import language_model
+from trl_recipes.printable import printable
 
 
 @dataclass
@@ -41,6 +42,9 @@ class GenerateArguments:
         default="POSITIVE", metadata={"help": "Label of the classifier whose score is shown."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that a model from the hub brings along."}
+    )
 
     def __post_init__(self):
         for name in ("num_return_sequences", "max_new_tokens", "temperature"):
@@ -50,7 +54,8 @@ class GenerateArguments:
 
 def main(args: GenerateArguments) -> None:
     # Models
-    model, tokenizer = load_run(args.model or language_model())
+    trusted = {"trust_remote_code": args.trust_remote_code}
+    model, tokenizer = load_run(args.model or language_model(), **trusted)
     model.to(PartialState().device)
 
     # Prompts
@@ -60,7 +65,7 @@ def main(args: GenerateArguments) -> None:
     check_context(model, len(query), args.max_new_tokens)
 
     # Reward
-    reward = SentimentReward(args.reward_model, label=args.label)
+    reward = SentimentReward(args.reward_model, label=args.label, **trusted)
 
     # Generation
     torch.manual_seed(args.seed)
@@ -76,7 +81,7 @@ def main(args: GenerateArguments) -> None:
     scores = reward(prompts=[args.prompt] * len(completions), completions=completions)
 
     # Results
-    print(f"score   text (score: logit of {reward.label})")
+    print(f"score   text (score: logit of {printable(reward.label)})")
     for score, completion in zip(scores, completions, strict=True):
         print(f"{score:6.2f}  {printable(args.prompt + completion)}")
     mean, half = mean_interval(scores)

@@ -2,8 +2,7 @@
 
     accelerate launch recipes/ppo_custom_reward.py   # --version 1: fluent alone
 
-Offline, seeds 0 to 2, n = 256: perplexity 6.0 to 3.7, 3.8, 4.1; similarity 0.24 to 0.41, 0.40, 0.37
-(cosine); too long 33 % to 3, 3, 4 %; distinct-2 0.49 to 0.29, 0.29, 0.31. A minute on two cores.
+Offline, in about a minute: perplexity 6 to 4, similarity 0.24 to 0.39, too long 33 % to 3 %.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from trl_recipes.compare import compare
 from trl_recipes.data import one_prompt
 from trl_recipes.embedded import language_model
 from trl_recipes.plots import plot_stats
-from trl_recipes.runs import check_run, start_run, write_config
+from trl_recipes.runs import check_run, run_options, start_run
 
 WEIGHTS = {1: [3.0, 0.0, 0.0, -0.5], 2: [3.0, 1.0, -1.5, -0.5]}  # in the order of `reward`
 REFERENCE = "I went in hoping for nothing and came out amazed."
@@ -41,23 +40,22 @@ class RewardArguments:
     max_length: int = field(default=20, metadata={"help": "Longer responses cost 1, in tokens."})
     prompt: str = field(default="The story", metadata={"help": "Continued before and after."})
     dataset_name: str | None = field(default=None, metadata={"help": "Texts to take prompts of."})
-    max_prompt_length: int = field(default=4, metadata={"help": "Longest prompt, in tokens."})
 
 
 def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) -> None:
     config.save_to(f"runs/ppo-custom-{args.version}")
-    how = {"overwrite": config.overwrite_output_dir, "resume": bool(config.resume_from_checkpoint)}
-    run = check_run(config.output_dir, **how)
+    run = check_run(**run_options(config))
 
     # Models
     name = model_config.model_name_or_path or str(language_model())
-    loading = model_kwargs(model_config)
+    trusted = {"trust_remote_code": config.trust_remote_code}
+    loading = model_kwargs(model_config) | trusted
     model = AutoModelForCausalLMWithValueHead.from_pretrained(name, **loading)
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, **trusted)
 
     # Prompts
     def load(seed: int, **chosen):
-        lengths = LengthSampler(2, args.max_prompt_length + 1, seed=seed)
+        lengths = LengthSampler(2, 5, seed=seed)  # prompts of 2 to 4 tokens
         return load_prompts(args.dataset_name, tokenizer, length_sampler=lengths, **chosen)
 
     prompts = load(config.seed, split="train")
@@ -65,7 +63,7 @@ def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) ->
     shown = one_prompt(args.prompt, tokenizer, copies=3)
 
     # Reward
-    fluent = rewards.PerplexityReward(name, log=True)  # by the model as it is before training
+    fluent = rewards.PerplexityReward(name, log=True, **trusted)  # the model before training
     near = rewards.SimilarityReward(args.reference_text, fluent.model, fluent.tokenizer)
     reward = [fluent, near, rewards.LengthPenalty(args.max_length), rewards.RepetitionPenalty()]
 
@@ -80,19 +78,21 @@ def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) ->
         peft_config=get_peft_config(model_config),
     )
     trainer.accelerator.print(trainer.describe())
-    start_run(config.output_dir, **how)
-    write_config(run, args, config, model_config)
+    if config.check:
+        return trainer.accelerator.print(trainer.check())
+    start_run(**run_options(config), settings=(args, config, model_config))
     trainer.train()
     trainer.save_model()
 
     # Results
     if trainer.accelerator.is_main_process:
         plot_stats(trainer.all_stats, run.plots / "training.png", title=run.path.name)
-        models = {"reference": load_run(name, **loading), run.path.name: load_run(run.path)}
+        sources = {"reference": name, run.path.name: run.path}
+        models = {source: load_run(path, **loading) for source, path in sources.items()}
         measures, limit = {r.__name__: r for r in reward}, config.response_length
-        print(compare(models, shown, measures, max_new_tokens=limit).with_scores())
-        print(f"\n{compare(models, held_out, measures, max_new_tokens=limit).table()}")
-        print(f"\nModel:    {run.model}\nPictures: {run.plots}\nStats:    {run.all_stats}")
+        shown = compare(models, shown, measures, max_new_tokens=limit).with_scores()
+        table = compare(models, held_out, measures, max_new_tokens=limit).table()
+        print(shown, table, run.places(), sep="\n\n")
 
 
 if __name__ == "__main__":

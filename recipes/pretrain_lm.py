@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from trl_recipes import generate_responses, load_rows, load_run
+from trl_recipes import generate_responses, load_rows, load_run, load_tokenizer
 from trl_recipes.arguments import run_recipe
 from trl_recipes.pretrain import (
     LanguageModelSizes,
@@ -22,7 +22,8 @@ from trl_recipes.pretrain import (
     read_texts,
     train_language_model,
 )
-from trl_recipes.runs import is_main_process, start_run, write_config
+from trl_recipes.printable import printable
+from trl_recipes.runs import check_run, is_main_process, start_run, write_config
 
 
 @dataclass
@@ -39,7 +40,7 @@ class LanguageModelArguments:
 
 
 def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: PretrainConfig) -> None:
-    run = start_run(config.output_dir, overwrite=config.overwrite_output_dir)
+    run = check_run(config.output_dir, overwrite=config.overwrite_output_dir)
 
     # Texts
     source = args.dataset_name or "the embedded reviews"
@@ -49,6 +50,9 @@ def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: Pretra
     )
 
     # Model
+    if args.model_name_or_path is not None:
+        load_tokenizer(args.model_name_or_path)  # before an earlier run is replaced
+    start_run(config.output_dir, overwrite=config.overwrite_output_dir)
     write_config(run, args, sizes, config)
     if is_main_process():
         start = args.model_name_or_path or f"a GPT-2 of {sizes.n_layer} layers from scratch"
@@ -81,7 +85,7 @@ def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: Pretra
             model, openings, pad_token_id=0, eos_token_id=tokenizer.eos_token_id, max_new_tokens=24
         )
         for opening, response in zip(openings, responses, strict=True):
-            print(f"  {tokenizer.decode(opening)} |{tokenizer.decode(response)}")
+            print(printable(f"  {tokenizer.decode(opening)} |{tokenizer.decode(response)}"))
         print(f"The model is in {run.model}; recipes take it as --model_name_or_path {run}")
 
 

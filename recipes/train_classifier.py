@@ -12,7 +12,7 @@ three passes take 1.5 minutes and reach 0.75 (n = 1066).
 
 from dataclasses import dataclass, field
 
-from trl_recipes import load_rows
+from trl_recipes import RecipeError, load_rows, load_tokenizer
 from trl_recipes.arguments import run_recipe
 from trl_recipes.pretrain import (
     ClassifierConfig,
@@ -21,7 +21,7 @@ from trl_recipes.pretrain import (
     read_texts,
     train_classifier,
 )
-from trl_recipes.runs import is_main_process, start_run, write_config
+from trl_recipes.runs import check_run, is_main_process, start_run, write_config
 
 
 @dataclass
@@ -43,7 +43,7 @@ class ClassifierArguments:
 
 
 def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierConfig) -> None:
-    run = start_run(config.output_dir, overwrite=config.overwrite_output_dir)
+    run = check_run(config.output_dir, overwrite=config.overwrite_output_dir)
 
     # Texts
     source = args.dataset_name or "the embedded reviews"
@@ -51,7 +51,16 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
     labels = read_labels(rows, args.label_column, args.class_names, source)
     heldout_labels = read_labels(heldout_rows, args.label_column, args.class_names, source)
 
+    if len(set(labels)) < 2:
+        raise RecipeError(
+            f"--label_column: every text of {source} is {args.class_names[labels[0]]}. Give a data"
+            " set with texts of both or more labels."
+        )
+
     # Model
+    if args.model_name_or_path is not None:
+        load_tokenizer(args.model_name_or_path)  # before an earlier run is replaced
+    start_run(config.output_dir, overwrite=config.overwrite_output_dir)
     write_config(run, args, sizes, config)
     if is_main_process():
         start = args.model_name_or_path or f"a ModernBERT of {sizes.num_layers} layers from scratch"

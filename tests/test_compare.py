@@ -25,7 +25,6 @@ from trl_recipes.compare import (
     ModelResult,
     compare,
     mean_interval,
-    printable,
     response_logprobs,
     sentiment_measures,
     vader_judge,
@@ -304,10 +303,6 @@ def test_the_file_holds_every_number(by_hand, tmp_path):
     assert [row["kl"] for row in good["responses"]] == [1.0, 2.0]
     judge = saved["models"]["reference"]["judge"]
     assert judge == {"mean": 0.5, "half_width_95": None, "n": 1}
-
-
-def test_control_characters_never_reach_the_terminal():
-    assert printable("a\x1b[31mb\r\n\x07\u202ec é 好") == "a [31mb    c é 好"
 
 
 def test_the_judge_reads_query_and_response():

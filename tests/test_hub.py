@@ -200,12 +200,14 @@ def test_a_name_missing_from_the_cache_is_refused_at_once_when_offline(monkeypat
 
 def test_a_model_folder_is_its_own_answer(tmp_path):
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
     assert hub.resolve(str(tmp_path), "model") == str(tmp_path)
 
 
 def test_a_run_folder_gives_its_model(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").touch()
     assert hub.resolve(str(tmp_path), "model") == str(tmp_path / "model")
 
 

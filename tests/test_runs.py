@@ -155,7 +155,7 @@ def test_there_must_be_something_to_resume(tmp_path):
 def test_a_file_in_the_way_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(RecipeError, match="cannot be made or written"):
+        with pytest.raises(RecipeError, match="cannot be a folder"):
             start_run(path)
 
 

@@ -20,10 +20,11 @@ from typing import Any, NoReturn
 
 import transformers
 import yaml
-from trl import ModelConfig, TrlParser, get_quantization_config
+from trl import ModelConfig, TrlParser
 
 from trl_recipes import runs
 from trl_recipes.errors import RecipeError, RunStopped
+from trl_recipes.printable import printable
 
 # Inherited flags that every recipe explains, with the sentence that it prints for them.
 SHARED_FLAGS = {
@@ -92,7 +93,7 @@ def run_recipe(
     except RecipeError as error:
         if not runs.is_main_process():
             time.sleep(_OTHERS_WAIT_SECONDS)
-        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201  the user's message
+        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)  # noqa: T201  the user's message
         sys.exit(2)
     except RunStopped as stopped:
         if runs.is_main_process():
@@ -161,6 +162,8 @@ def model_kwargs(model_config: ModelConfig) -> dict[str, Any]:
     Args:
         model_config: revision, dtype, attention and quantisation.
     """
+    from trl import get_quantization_config  # takes seconds, which a misspelt flag need not wait
+
     kwargs = {
         "revision": model_config.model_revision,
         "dtype": model_config.dtype,
@@ -273,7 +276,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise RecipeError(f"--config: there is no file `{path}`. Check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"--config: `{path}` could not be read ({error}).") from error
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise RecipeError(
+            f"--config: `{path}` could not be read ({reason}). Give a YAML file in UTF-8."
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

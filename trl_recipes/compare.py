@@ -23,6 +23,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.forward import context_length, response_logits
 from trl_recipes.generation import generate_responses
 from trl_recipes.padding import pad_rows
+from trl_recipes.printable import printable
 from trl_recipes.rewards import RewardFunc, Rewards, SentimentReward
 from trl_recipes.stats import distinct_n
 
@@ -33,7 +34,6 @@ __all__ = [
     "compare",
     "distinct_n",
     "mean_interval",
-    "printable",
     "response_logprobs",
     "sentiment_measures",
     "vader_judge",
@@ -105,7 +105,7 @@ class Comparison:
 
     def table(self) -> str:
         """Lay the figures out for a terminal: a line a figure, a column a model."""
-        rows = {measure: [_cell(r, measure) for r in self.results] for measure in self.measures}
+        rows = {printable(m): [_cell(r, m) for r in self.results] for m in self.measures}
         rows["KL (nats/response)"] = [_plus_minus(*mean_interval(r.kl)) for r in self.results]
         rows["perplexity"] = [_number(r.perplexity) for r in self.results]
         rows["distinct-2"] = [_number(r.distinct_2) for r in self.results]
@@ -149,7 +149,7 @@ class Comparison:
                     for line in zip(*padded, strict=True)
                 ]
             blocks.append("\n".join(lines))
-        return f"[{self.measures[0]}] model\n\n" + "\n\n".join(blocks)
+        return f"[{printable(self.measures[0])}] model\n\n" + "\n\n".join(blocks)
 
     def with_scores(self, count: int = 3) -> str:
         """Show the first prompts with each model's whole text and every measure of it.
@@ -375,11 +375,6 @@ def vader_judge() -> RewardFunc | None:
         return [analyzer.polarity_scores(text)["compound"] for text in texts]
 
     return vader
-
-
-def printable(text: str) -> str:
-    """Make text safe for a terminal and one line: control characters become spaces."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _values(

@@ -19,6 +19,7 @@ from transformers import (
 
 from trl_recipes.forward import unwrap_adapter
 from trl_recipes.hub import loading, resolve
+from trl_recipes.model_checks import check_language_model, check_vocabulary
 from trl_recipes.padding import pad_rows
 from trl_recipes.sampling import can_sample, evaluating, sample_responses
 
@@ -138,18 +139,19 @@ def _ends(sampled: Tensor, lengths: Tensor, eos_token_id) -> Tensor:
     return torch.minimum(lengths, first)
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model.
 
     Args:
         name: run folder, model folder or hub name.
+        trust_remote_code: whether code that it brings along may run.
 
     Raises:
         RecipeError: there is no such model, or no tokenizer with it.
     """
     name = resolve(str(name), "model")
-    with loading(name, "model"):
-        return AutoTokenizer.from_pretrained(name)
+    with loading(name, "model", part="tokenizer"):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
 def load_run(path: str | Path, **kwargs) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -157,22 +159,28 @@ def load_run(path: str | Path, **kwargs) -> tuple[nn.Module, PreTrainedTokenizer
 
     Args:
         path: a run folder (its `model/` is taken), a model folder, or a hub name.
-        **kwargs: passed to `from_pretrained` of the model.
+        **kwargs: passed to `from_pretrained` of the model; `trust_remote_code` counts for its
+            tokenizer too.
 
     Returns:
         The model, its adapter included where it has one, and its tokenizer.
 
     Raises:
-        RecipeError: there is no such model.
+        RecipeError: there is no such model, it is no language model, or its tokenizer is another's.
     """
     name = resolve(str(path), "model")
-    tokenizer = load_tokenizer(name)
+    trusted = {"trust_remote_code": kwargs.pop("trust_remote_code", False)}
+    tokenizer = load_tokenizer(name, **trusted)
     with loading(name, "model"):
         adapter = (Path(name) / "adapter_config.json").is_file()
         base = PeftConfig.from_pretrained(name).base_model_name_or_path if adapter else name
-        config = AutoConfig.from_pretrained(base)
+        base = resolve(base, "model", source=f"the base model of `{name}`") if adapter else name
+        config = AutoConfig.from_pretrained(base, **trusted)
+        check_language_model(config, base)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(base, **{"dtype": "float32", "use_safetensors": True} | kwargs)
+        settings = {"dtype": "float32", "use_safetensors": True} | trusted | kwargs
+        model = auto.from_pretrained(base, **settings)
         if adapter:
             model = PeftModel.from_pretrained(model, name)
+    check_vocabulary(tokenizer, model)
     return model.eval(), tokenizer

@@ -2,16 +2,21 @@
 
 Left alone, the libraries retry an unreachable hub for 20 to 50 seconds with noise on stderr. Here
 one short question is asked first, and every answer but "it is there" is one `RecipeError`.
+
+Weights are read from safetensors alone: a pickle file can run code when it is read. Code that a
+model brings along runs only where `trust_remote_code` was given.
 """
 
 import contextlib
+import json
 import os
 import re
+import shlex
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 from trl_recipes.errors import RecipeError
 
@@ -21,6 +26,8 @@ Kind = Literal["model", "dataset"]
 _FLAGS = {"model": "--model_name_or_path", "dataset": "--dataset_name"}
 _NOUNS = {"model": "model", "dataset": "data set"}
 _DATA_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt"}
+_PICKLED = ("pytorch_model*.bin", "adapter_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_VALUE_HEAD = "value_head.safetensors"
 
 
 def resolve(name: str, kind: Kind, *, source: str | None = None) -> str:
@@ -35,8 +42,9 @@ def resolve(name: str, kind: Kind, *, source: str | None = None) -> str:
         The local path, or the hub name unchanged. A run folder becomes the `model` folder in it.
 
     Raises:
-        RecipeError: no such path, a folder that is no model, a name that the hub does not have or
-            does not give out, or a hub that cannot be reached within `PROBE_SECONDS`.
+        RecipeError: no such path, a folder that is no model or has its weights only as pickle, a
+            name that the hub does not have or does not give out, or a hub that cannot be reached
+            within `PROBE_SECONDS`.
     """
     source = source or _FLAGS[kind]
     if not isinstance(name, str | os.PathLike) or not str(name).strip():
@@ -46,7 +54,11 @@ def resolve(name: str, kind: Kind, *, source: str | None = None) -> str:
     name = str(name)
     path = Path(name).expanduser()
     if path.exists():
-        return str(_model_folder(path, source)) if kind == "model" else str(path)
+        if kind == "dataset":
+            return str(path)
+        folder = _model_folder(path, source)
+        _check_weights(folder, source)
+        return str(folder)
     if not _may_be_hub_name(name):
         raise RecipeError(
             f"{source}: there is no file or folder `{name}`. Check the path (relative paths "
@@ -57,29 +69,118 @@ def resolve(name: str, kind: Kind, *, source: str | None = None) -> str:
 
 
 @contextlib.contextmanager
-def loading(name: str, kind: Kind, *, source: str | None = None) -> Iterator[None]:
+def loading(
+    name: str, kind: Kind, *, source: str | None = None, part: str | None = None
+) -> Iterator[None]:
     """Turn a library's failure to load `name` into one `RecipeError`.
+
+    Inside, nothing is unpickled, whichever library tries, and nobody is asked on the terminal
+    whether a model's own code may run: without `trust_remote_code` it may not.
 
     Args:
         name: what is being loaded, as `resolve` returned it.
         kind: "model" or "dataset".
         source: where the name came from, for the message; the usual flag when None.
+        part: what of it is loaded, for the message, such as its tokenizer; all of it when None.
 
     Raises:
-        RecipeError: the block raised OSError, ValueError, ImportError or a safetensors error.
+        RecipeError: the block raised OSError, ValueError, ImportError or a safetensors error, or
+            what loading raises for a damaged config.json.
     """
     from safetensors import SafetensorError
 
+    source = source or _FLAGS[kind]
     try:
-        yield
+        with _guarded(name, source) if kind == "model" else contextlib.nullcontext():
+            yield
     except RecipeError:
         raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise RecipeError(
+                f"{source}: the {_NOUNS[kind]} `{name}` brings its own code along, which would run "
+                "on this machine. Read it; if you trust it, give --trust_remote_code true (a "
+                "recipe without that flag takes only models that transformers knows)."
+            ) from error
+        if "cannot be loaded with `safetensors`" in str(error):
+            _refuse_pickle(name, source)
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise RecipeError(
-            f"{source or _FLAGS[kind]}: the {_NOUNS[kind]} `{name}` could not be loaded "
-            f"({type(error).__name__}: {reason[:300]}). {_how_offline(kind)}"
+            f"{source}: {f'the {part} of ' if part else ''}the {_NOUNS[kind]} `{name}` could not "
+            f"be loaded ({type(error).__name__}: {reason[:300]}). {_how_to_mend(name, kind, part)}"
         ) from error
+
+
+@contextlib.contextmanager
+def _guarded(name: str, source: str) -> Iterator[None]:
+    """No unpickling, whoever asks for it (peft reads what it finds), and no question."""
+    import torch
+    from transformers import dynamic_module_utils
+
+    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+        _refuse_pickle(name, source)
+
+    load, seconds = torch.load, dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    torch.load, dynamic_module_utils.TIME_OUT_REMOTE_CODE = refuse, 0
+    try:
+        yield
+    finally:
+        torch.load, dynamic_module_utils.TIME_OUT_REMOTE_CODE = load, seconds
+
+
+def _check_weights(folder: Path, source: str) -> None:
+    """Refuse a model folder whose weights are missing, cut short, or only pickled."""
+    from safetensors import SafetensorError, safe_open
+
+    weights = [path for path in folder.glob("*.safetensors") if path.name != _VALUE_HEAD]
+    for path in weights:
+        try:
+            safe_open(path, framework="numpy")  # reads the header, and compares it with the size
+        except (SafetensorError, OSError) as error:
+            raise RecipeError(
+                f"{source}: `{path}` is damaged ({error}). Save or download the model again."
+            ) from error
+    if weights:
+        return
+    if any(path for pattern in _PICKLED for path in folder.glob(pattern)):
+        _refuse_pickle(str(folder), source)
+    raise RecipeError(
+        f"{source}: the folder `{folder}` holds no weights, no model.safetensors beside its "
+        "config.json. Give a folder written by save_pretrained, or save the model again."
+    )
+
+
+def _refuse_pickle(name: str, source: str) -> NoReturn:
+    """Say how to turn a pickled model, local or on the hub, into one that can be loaded."""
+    folder = Path(name)
+    local = folder.is_dir()
+    if local and not (folder / "config.json").is_file():
+        convert = (
+            "import torch, safetensors.torch as s; s.save_file(torch.load(f + '/adapter_model.bin',"
+            " weights_only=True), f + '/adapter_model.safetensors')"
+        )
+    else:
+        convert = (
+            f"from transformers import {_architecture(folder)} as M; "
+            "M.from_pretrained(f, use_safetensors=False).save_pretrained(f)"
+        )
+    first = "" if local else f"hf download {name} --local-dir FOLDER && "
+    place = shlex.quote(name) if local else "FOLDER"
+    raise RecipeError(
+        f"{source}: the weights of `{name}` are a pickle file, which can run code when it is read; "
+        "only safetensors is loaded. If you trust where it is from, convert it once, then give "
+        f'{"it again" if local else "FOLDER"}: {first}python -c "import sys; f = sys.argv[1]; '
+        f'{convert}" {place}'
+    )
+
+
+def _architecture(folder: Path) -> str:
+    """The transformers class of a model folder."""
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    except (OSError, ValueError, LookupError, TypeError):
+        return "AutoModelForCausalLM"
+    return named if str(named).isidentifier() else "AutoModelForCausalLM"
 
 
 def _model_folder(path: Path, source: str) -> Path:
@@ -190,6 +291,13 @@ def _work_offline() -> None:
     constants.HF_HUB_OFFLINE = True
     if "datasets" in sys.modules:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+
+
+def _how_to_mend(name: str, kind: Kind, part: str | None) -> str:
+    if Path(name).exists():
+        again = "save it again with save_pretrained" if kind == "model" else "write them again"
+        return f"Files of the {part or _NOUNS[kind]} are missing or damaged: {again}."
+    return _how_offline(kind)
 
 
 def _how_offline(kind: Kind) -> str:

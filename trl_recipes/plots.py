@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from trl_recipes.errors import RecipeError
+from trl_recipes.printable import printable
 from trl_recipes.stats import steps_of
 
 if TYPE_CHECKING:
@@ -238,7 +240,7 @@ def _draw_bars(
     axes.set_ylim(len(intervals) - 0.5, -0.5)
     axes.margins(x=0.34)  # room for the values beside the bars
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    style_axes(axes, measure, grid="x")
+    style_axes(axes, _label_text(measure), grid="x")
     axes.tick_params(axis="y", length=0)
 
 
@@ -266,10 +268,10 @@ def _draw_histogram(
             label=_label_text(name),
         )
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel(measure)
+    axes.set_xlabel(_label_text(measure))
     axes.set_ylabel("share of responses")
     axes.legend(loc="best", frameon=False)
-    style_axes(axes, f"Distribution over the responses: {measure}", grid="y")
+    style_axes(axes, f"Distribution over the responses: {_label_text(measure)}", grid="y")
 
 
 def _label(axes: Axes, title: str, unit: str) -> None:
@@ -308,7 +310,7 @@ def _styles(count: int, first: str | None = None) -> Iterator[tuple[str, str]]:
 
 def _label_text(name: str) -> str:
     """Keep matplotlib from reading a name as mathematics ($) or as one to hide (_ in front)."""
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+    return (" " if name.startswith("_") else "") + printable(name).replace("$", r"\$")
 
 
 def _values(all_stats: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
@@ -350,8 +352,19 @@ def save_figure(figure: Figure, path: str | Path | None) -> Figure:
     Args:
         figure: any.
         path: its folder is made; None saves nothing.
+
+    Raises:
+        RecipeError: the name is of no PNG file, or the file cannot be written.
     """
-    if path is not None:
+    if path is None:
+        return figure
+    if Path(path).suffix.lower() != ".png":
+        raise RecipeError(f"`{path}`: pictures are PNG files. Give a name that ends in .png.")
+    try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=DPI)
+    except OSError as error:
+        raise RecipeError(
+            f"The picture `{path}` could not be written ({error.strerror}). Choose another place."
+        ) from error
     return figure

@@ -4,6 +4,8 @@
         config.yaml        every setting; --config takes it to run the same again
         all_stats.jsonl    one row a step
         samples.jsonl      some queries, responses and scores of each step
+        alarms.jsonl       what looked wrong, each said once
+        failure.json       what is known of a step that ended the run
         plots/*.png
         report.html
         model/             policy, value head and tokenizer
@@ -22,6 +24,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,16 @@ class RunFolder:
         return self.path / "samples.jsonl"
 
     @property
+    def alarms(self) -> Path:
+        """What looked wrong while it trained, a sentence a JSON line."""
+        return self.path / "alarms.jsonl"
+
+    @property
+    def failure(self) -> Path:
+        """What is known of a step that ended the run."""
+        return self.path / "failure.json"
+
+    @property
     def plots(self) -> Path:
         """Folder of the pictures."""
         return self.path / "plots"
@@ -102,8 +115,25 @@ class RunFolder:
         """Folder of `step-N` folders."""
         return self.path / "checkpoints"
 
+    def places(self) -> str:
+        """Where what a run leaves lies, in three lines."""
+        return f"Model:    {self.model}\nPictures: {self.plots}\nStats:    {self.all_stats}"
+
     def __str__(self) -> str:
         return str(self.path)
+
+
+def run_options(config: Any) -> dict[str, Any]:
+    """Take what `check_run` and `start_run` want to know out of a trainer's configuration.
+
+    Args:
+        config: transformers' TrainingArguments with `overwrite_output_dir`.
+    """
+    return {
+        "output_dir": config.output_dir,
+        "overwrite": config.overwrite_output_dir,
+        "resume": bool(config.resume_from_checkpoint),
+    }
 
 
 def check_run(
@@ -130,7 +160,7 @@ def check_run(
         raise RecipeError(
             "--overwrite_output_dir and --resume_from_checkpoint were both given. Choose one."
         )
-    run = RunFolder(Path(output_dir).expanduser())
+    run = RunFolder(check_folder(output_dir))
     if not is_main_process():
         return run
     marked = run.config.is_file() and _is_marked(run.config)
@@ -155,8 +185,31 @@ def check_run(
     return run
 
 
+def check_folder(path: str | os.PathLike) -> Path:
+    """Say at once whether a folder to write to can be one; nothing is made.
+
+    Args:
+        path: the value of --output_dir.
+
+    Raises:
+        RecipeError: a file lies there or further up.
+    """
+    folder = Path(path).expanduser()
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise RecipeError(
+            f"--output_dir: `{folder}` cannot be a folder, because `{there}` is a file. Choose "
+            "another folder."
+        )
+    return folder
+
+
 def start_run(
-    output_dir: str | os.PathLike, *, overwrite: bool = False, resume: bool = False
+    output_dir: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    settings: Sequence[Any] = (),
 ) -> RunFolder:
     """Make a run folder ready, without ever losing an earlier run by accident.
 
@@ -167,6 +220,7 @@ def start_run(
         output_dir: the folder; made if it is not there.
         overwrite: remove what an earlier run wrote there, and nothing else.
         resume: go on with the run that is there.
+        settings: the parsed arguments, for `write_config`; none writes no settings.
 
     Returns:
         The run folder.
@@ -188,6 +242,8 @@ def start_run(
             f"--output_dir: `{run}` cannot be made or written ({error.strerror}). Choose another "
             "folder."
         ) from error
+    if settings:
+        write_config(run, *settings)
     return run
 
 
@@ -242,11 +298,32 @@ def read_config(run: RunFolder | str | os.PathLike) -> dict[str, Any]:
         raise RecipeError(f"`{run}` holds no run: there is no `{run.config}`. Check the folder.")
     try:
         values = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"`{run.config}` is damaged: {error}. Mend or delete it.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise RecipeError(f"`{run.config}` is damaged: {reason}. Mend or delete it.") from error
     if values is not None and not isinstance(values, dict):
         raise RecipeError(f"`{run.config}` is damaged: it holds no settings. Mend or delete it.")
     return values or {}
+
+
+def read_number(run: RunFolder | str | os.PathLike, name: str, default: int) -> int:
+    """Read one setting of a run that is a whole number.
+
+    Args:
+        run: the run folder, or its path.
+        name: of the flag.
+        default: what holds where the run does not say.
+
+    Raises:
+        RecipeError: as `read_config`, or the setting is no whole number.
+    """
+    value = read_config(run).get(name, default)
+    if type(value) is not int:
+        raise RecipeError(
+            f"`{run}`: its config.yaml gives `{name}` as {value!r}, which is no whole number. Mend "
+            "the file."
+        )
+    return value
 
 
 def is_own_class(cls: type) -> bool:
@@ -326,7 +403,11 @@ def _is_marked(config: Path) -> bool:
 
 
 def _results(run: RunFolder) -> list[Path]:
-    return [run.all_stats, run.samples, run.report, run.plots, run.model, run.checkpoints]
+    return [*_result_files(run), run.plots, run.model, run.checkpoints]
+
+
+def _result_files(run: RunFolder) -> list[Path]:
+    return [run.all_stats, run.samples, run.alarms, run.failure, run.report]
 
 
 def _holds_something(path: Path) -> bool:
@@ -340,7 +421,7 @@ def _remove_run(run: RunFolder) -> None:
     _remove_matching(run.plots, ("*.png",))
     _remove_matching(run.model, _MODEL_FILES)
     _remove_matching(run.checkpoints, ("step-*", "checkpoint-*"))
-    for path in (run.all_stats, run.samples, run.report, run.config):
+    for path in (*_result_files(run), run.config):
         path.unlink(missing_ok=True)
 
 

@@ -200,6 +200,12 @@ def append_samples(
     _append_lines(path, rows)
 
 
+def append_alarms(path: str | Path, step: int, sentences: Sequence[str]) -> None:
+    """Append one row (step, alarm) for each alarm of a step to a JSON-lines file."""
+    if sentences:
+        _append_lines(path, [{"step": step, "alarm": sentence} for sentence in sentences])
+
+
 def load_stats(run_or_file: str | Path) -> list[dict[str, float]]:
     """Read all_stats back from a run folder or from the file itself.
 
@@ -221,6 +227,12 @@ def load_stats(run_or_file: str | Path) -> list[dict[str, float]]:
     rows = [_parse_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if cut.endswith("}"):  # a file edited by hand may lack the last newline
         rows.append(_parse_row(path, len(lines) + 1, cut))
+    for number, row in enumerate(rows, 1):
+        for key, value in row.items():
+            if not isinstance(value, int | float | None):
+                raise RecipeError(
+                    f"{path}, row {number}: `{key}` is {value!r}, which is no number. Mend the row."
+                )
     if not rows:
         raise RecipeError(f"{path} holds no rows yet. A run writes one after each step.")
     return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
@@ -230,7 +242,7 @@ def keep_steps(path: str | Path, last: int) -> list[dict[str, Any]]:
     """Drop the rows of later steps from a JSON-lines file, as a run does that goes on from one.
 
     Args:
-        path: all_stats or samples; it need not be there.
+        path: all_stats, samples or alarms; it need not be there.
         last: the last step to keep.
 
     Returns:

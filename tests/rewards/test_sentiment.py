@@ -243,8 +243,8 @@ def test_a_classifier_without_its_head_is_an_error(tmp_path, roberta):
     [
         (lambda folder: (folder / "config.json").unlink(), "is no model"),
         (lambda folder: (folder / "config.json").write_text("{"), "could not be loaded"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "could not be loaded"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "is damaged"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
     ],
     ids=["no config", "damaged config", "damaged weights", "no weights"],
 )

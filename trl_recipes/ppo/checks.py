@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.forward import context_length, unwrap_adapter
+from trl_recipes.model_checks import check_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -174,13 +175,7 @@ def prepare_tokenizer(tokenizer, model: nn.Module) -> None:
             )
         tokenizer.pad_token = tokenizer.eos_token
         logger.info("The tokenizer has no pad token: its eos token %s pads.", tokenizer.eos_token)
-    size = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > size:
-        raise RecipeError(
-            f"The tokenizer knows {len(tokenizer)} tokens, the model only {size}. Use the "
-            "model's own tokenizer, or `model.resize_token_embeddings(len(tokenizer))` before "
-            "training."
-        )
+    check_vocabulary(tokenizer, model)
 
 
 def check_reference(model: nn.Module, ref_model: nn.Module) -> None:

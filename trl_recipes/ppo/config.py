@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from transformers.integrations import get_available_reporting_integrations
 from trl.experimental.ppo import PPOConfig as TRLPPOConfig
 
 from trl_recipes.errors import RecipeError
@@ -164,6 +165,8 @@ class PPOConfig(TRLPPOConfig):
         "train()).",
     )
 
+    trust_remote_code: bool = _field(False, "Run code that a model from the hub brings along.")
+
     # Precision, memory and what is seen.
     bf16: bool | None = _field(
         None, "bfloat16 autocast over float32 weights (default: on a GPU that has it)."
@@ -321,12 +324,27 @@ class PPOConfig(TRLPPOConfig):
         for name in positive + (["ppo_epochs"] if self.ppo_epochs is not None else []):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"`{name}` must be greater than 0, got {getattr(self, name)}.")
+        for name in ("learning_rate", "init_kl_coef"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise RecipeError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise RecipeError(
+                f"`max_steps` is {self.max_steps}. Use 1 or more, or -1 to go by total_episodes."
+            )
         shortest = self.min_response_length
         if shortest is not None and not 1 <= shortest <= self.response_length:
             raise RecipeError(
                 f"`min_response_length` ({shortest}) must lie between 1 and `response_length` "
                 f"({self.response_length})."
             )
+        trackers = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        installed = get_available_reporting_integrations()
+        for tracker in trackers:
+            if tracker not in ("none", "all", *installed):
+                raise RecipeError(
+                    f"`report_to`: the tracker '{tracker}' is unknown or not installed. Installed: "
+                    f"{', '.join(installed) or 'none'}. Install its package, or leave it out."
+                )
         if self.fp16:
             raise RecipeError(
                 "`fp16` is refused: the probability ratio needs more than float16 resolves, and "

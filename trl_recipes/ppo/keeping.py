@@ -54,7 +54,8 @@ def resume(trainer: "PPOTrainer", wanted: str | bool | None) -> None:
     trainer.accelerator.wait_for_everyone()  # all have read before one writes
     if trainer.args.should_save:
         trainer.all_stats = keep_steps(run.all_stats, trainer.state.global_step)
-        keep_steps(run.samples, trainer.state.global_step)
+        for path in (run.samples, run.alarms):
+            keep_steps(path, trainer.state.global_step)
 
 
 def save(trainer: "PPOTrainer", randomness: dict[str, Any]) -> None:
@@ -128,7 +129,7 @@ def stop_not_finite(
     where = ""
     if trainer.args.saves:
         save(trainer, snapshot.random_states())
-        path = Path(trainer.args.output_dir) / "failure.json"
+        path = RunFolder(Path(trainer.args.output_dir)).failure
         where = f" What is known of the step lies in `{path}`."
         if trainer.args.should_save:
             known = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in stats.items()}

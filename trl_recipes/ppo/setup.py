@@ -51,7 +51,7 @@ def with_value_head(model: str | Path | nn.Module | None) -> nn.Module:
     if isinstance(model, str | Path):
         name = resolve(str(model), "model")
         with loading(name, "model"):
-            config = AutoConfig.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         return _class_for(config).from_pretrained(name)
     if hasattr(model, "v_head"):
         return model

@@ -1,5 +1,6 @@
 """What the next step of a trainer depends on, taken out of it and put back."""
 
+import copy
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +30,21 @@ def take(trainer: "PPOTrainer", randomness: list[dict[str, Any]]) -> Checkpoint:
         "running": vars(trainer.running),
         "normalisation": trainer.rewards.normalisation if trainer.rewards else {},
         "trust_sampling": trainer._trust_sampling,
+        "alarms": trainer.alarms.state_dict(),
         "optimizer": optimizer,
         "scheduler": trainer.lr_scheduler.state_dict(),
         "random": randomness,
     }
     return Checkpoint(trained_parameters(trainer._actor_critic()), moments, state)
+
+
+def copy_of(trainer: "PPOTrainer") -> Checkpoint:
+    """As `take`, with copies of the tensors, for a trainer that is to be put back.
+
+    Args:
+        trainer: between two steps.
+    """
+    return copy.deepcopy(take(trainer, []))
 
 
 def restore(trainer: "PPOTrainer", checkpoint: Checkpoint) -> dict[str, Any]:
@@ -58,6 +69,7 @@ def restore(trainer: "PPOTrainer", checkpoint: Checkpoint) -> dict[str, Any]:
     vars(trainer.running).update(state["running"])
     for name, (shift, scale) in state.get("normalisation", {}).items():
         trainer.rewards.normalisation[name] = (shift, scale)
+    trainer.alarms.load_state_dict(state["alarms"])
     trainer._trust_sampling = state["trust_sampling"]
     trainer._updated = state["step"] > 0
     trainer._first_batch = not trainer._updated

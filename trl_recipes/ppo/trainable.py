@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from trl_recipes.errors import RecipeError
@@ -25,8 +26,11 @@ def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None)
         The adapter's configuration, or None where no new one is needed.
 
     Raises:
-        RecipeError: no attention projections were found, or they and an adapter are both asked for.
+        RecipeError: no attention projections or target modules were found, or the projections and
+            an adapter are both asked for.
     """
+    if peft_config is not None:
+        _check_target_modules(policy, peft_config)
     adapted = isinstance(policy, PeftModel)
     if trainable == "lora" and not adapted:
         task = "SEQ_2_SEQ_LM" if policy.config.is_encoder_decoder else "CAUSAL_LM"
@@ -47,3 +51,20 @@ def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None)
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(name in set(chosen))
     return None
+
+
+def _check_target_modules(policy: nn.Module, peft_config: Any) -> None:
+    """Hold the modules that an adapter names to those that the model has."""
+    wanted = getattr(peft_config, "target_modules", None)
+    names = [name for name, _ in policy.named_modules()]
+    if wanted in (None, "all-linear") or not wanted:
+        return
+    if isinstance(wanted, str) and any(name.endswith(f".{wanted}") for name in names):
+        peft_config.target_modules = {wanted}  # TRL turns a list of one name into a pattern
+    elif not any(check_target_module_exists(peft_config, name) for name in names):
+        with_weights = {n.split(".")[-2] for n, p in policy.named_parameters() if p.dim() == 2}
+        raise RecipeError(
+            f"`lora_target_modules`: {type(policy).__name__} has no module named "
+            f"{wanted if isinstance(wanted, str) else ' or '.join(sorted(wanted))}. Choose among: "
+            f"{', '.join(sorted(with_weights))}."
+        )

@@ -22,8 +22,9 @@ from trl_recipes.generation import generate_responses
 from trl_recipes.padding import length_groups, unpack
 from trl_recipes.ppo import checks, keeping, objective, setup, snapshot
 from trl_recipes.ppo.actor_critic import ActorCritic, switch_off_dropout
+from trl_recipes.ppo.alarms import Alarms
 from trl_recipes.ppo.config import PPOConfig
-from trl_recipes.ppo.describe import describe_run
+from trl_recipes.ppo.describe import describe_check, describe_run
 from trl_recipes.ppo.kl_control import AdaptiveKLController, FixedKLController
 from trl_recipes.ppo.progress import StepProgress
 from trl_recipes.ppo.reference import (
@@ -50,11 +51,12 @@ from trl_recipes.ppo.step_stats import (
 from trl_recipes.ppo.trainable import select_trainable
 from trl_recipes.ppo.value_head import create_reference_model, save_value_head
 from trl_recipes.sampling import Samples, can_sample, sample_responses
-from trl_recipes.stats import append_samples, append_stats
+from trl_recipes.stats import append_alarms, append_samples, append_stats
 
 logger = get_logger(__name__)
 
 NOT_FINITE_ENDS = 3  # optimizer steps in a row without a finite gradient
+CHECK_STEPS = 4  # the first one checks and warms up; the others tell how long a step takes
 
 
 class PPOTrainer(TRLPPOTrainer):
@@ -190,6 +192,13 @@ class PPOTrainer(TRLPPOTrainer):
         )
         self.running = RunningMoments()
         self.all_stats: list[dict] = []
+        self.alarms = Alarms(
+            config.batch_size,
+            config.response_length,
+            config.min_response_length,
+            ends=config.stop_token is not None,
+            ratio_threshold=config.ratio_threshold,
+        )
         self._first_batch = True
         self._trust_sampling: bool | None = None  # found out on the first batch
         self._pass_cost = setup.pass_cost(policy, self.current_device.type)
@@ -359,7 +368,6 @@ class PPOTrainer(TRLPPOTrainer):
         episodes = self.config.batch_size * self.accelerator.num_processes
         self.kl_ctl.update(stats["objective/kl"], episodes)
         self.lr_scheduler.step()
-        self._warn_about(stats)
         if self.config.optimize_device_cache and torch.cuda.is_available():
             torch.cuda.empty_cache()
         timing["time/ppo/total"] = time.perf_counter() - started
@@ -613,10 +621,39 @@ class PPOTrainer(TRLPPOTrainer):
             str(self.current_device),
         )
 
+    def check(self) -> str:
+        """Make the first steps of `train` on a copy of what they change, and write nothing.
+
+        Every check of a first batch is made: reward functions, ratio 1, KL 0 to a reference that is
+        the start model. Afterwards the trainer is as it was before.
+
+        Returns:
+            What was checked, and the time and memory that the whole run will take.
+
+        Raises:
+            RecipeError: as `train`.
+        """
+        self._check_before_training()
+        self._training = True
+        before, randomness = snapshot.copy_of(self), snapshot.random_states()
+        seconds = []
+        for _ in range(CHECK_STEPS):
+            started = time.perf_counter()
+            batch = self._next_batch()
+            self._train_on(batch)
+            self.state.episode += self.config.global_batch_size
+            seconds.append(time.perf_counter() - started)
+        self._training = False
+        snapshot.restore(self, before)
+        snapshot.set_random_states(randomness)
+        return describe_check(seconds, self.args.num_total_batches, batch, self.current_device)
+
     def _train_on(self, batch: dict[str, list]) -> dict[str, Any]:
         """One round of the loop: what a hand-written one does, in four lines."""
         started = time.perf_counter()
         queries = [torch.as_tensor(ids, device=self.current_device) for ids in batch["input_ids"]]
+        if "query" not in batch:
+            batch["query"] = self.tokenizer.batch_decode(queries, skip_special_tokens=True)
         responses, samples = self._rollout(queries)
         generated = time.perf_counter()
         batch["response"] = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
@@ -688,16 +725,19 @@ class PPOTrainer(TRLPPOTrainer):
         row = {"step": self.state.global_step, "episode": self.state.episode}
         row |= {key: value for key, value in stats.items() if not isinstance(value, np.ndarray)}
         self.all_stats.append(row)
+        alarms = self.alarms.look(row)
+        for sentence in alarms:
+            logger.warning(sentence)
         if self.args.should_save:
             folder = Path(self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             append_stats(folder / "all_stats.jsonl", row)
+            append_alarms(folder / "alarms.jsonl", row["step"], alarms)
             few = slice(0, self.args.log_samples)
-            query = batch.get("query") or self.tokenizer.batch_decode(batch["input_ids"])
             append_samples(
                 folder / "samples.jsonl",
                 row["step"],
-                query[few],
+                batch["query"][few],
                 batch["response"][few],
                 batch["score"][few],
             )
@@ -823,11 +863,3 @@ class PPOTrainer(TRLPPOTrainer):
 
     def _all_sum(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
-
-    def _warn_about(self, stats: dict[str, Any]) -> None:
-        if stats["objective/kl"] < -1.0:
-            logger.warning_once(
-                f"The KL to the reference is {stats['objective/kl']:.2f}, below 0. "
-                "Usual causes: sampling with top_k, top_p or min_length, another temperature in "
-                "generate than in the config, or a learning rate that is too high."
-            )

@@ -7,11 +7,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.hub import cached_file
 from trl.experimental import ppo as trl_ppo
 from trl.experimental.utils import create_reference_model as trl_create_reference_model
 
 from trl_recipes.hub import loading, resolve
+from trl_recipes.model_checks import check_language_model
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class _ValueHeadModel:
             The model with its value head, in float32 unless `dtype` says otherwise.
 
         Raises:
-            RecipeError: there is no such model, or it cannot be reached.
+            RecipeError: there is no such model, it cannot be reached, or it is of another kind.
         """
         model, name = pretrained_model_name_or_path, None
         if isinstance(model, str | Path):
@@ -59,14 +61,18 @@ class _ValueHeadModel:
     def _load(cls, name: str, *model_args, **kwargs) -> nn.Module:
         kwargs.setdefault("dtype", torch.float32)
         kwargs.setdefault("use_safetensors", True)
+        kwargs.setdefault("trust_remote_code", False)
         if (Path(name) / "adapter_config.json").is_file():
             from peft import PeftConfig, PeftModel
 
             base = PeftConfig.from_pretrained(name).base_model_name_or_path
             model = cls.transformers_parent_class.from_pretrained(
-                resolve(base, "model"), *model_args, **kwargs
+                resolve(base, "model", source=f"the base model of `{name}`"), *model_args, **kwargs
             )
             return PeftModel.from_pretrained(model, name, is_trainable=True)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=kwargs["trust_remote_code"])
+        causal = cls.transformers_parent_class is AutoModelForCausalLM
+        check_language_model(config, name, causal=causal)
         return cls.transformers_parent_class.from_pretrained(name, *model_args, **kwargs)
 
     def start_value_head(self, name: str | None) -> None:

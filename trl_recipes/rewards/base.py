@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trl_recipes.errors import RecipeError
+from trl_recipes.printable import printable
 from trl_recipes.rewards.event_loop import await_all
 from trl_recipes.rewards.text import Message, plain_text
 
@@ -315,7 +316,7 @@ def _chosen_arguments(
 def _name(func: RewardFunc) -> str:
     while isinstance(func, functools.partial):
         func = func.func
-    return getattr(func, "__name__", type(func).__name__)
+    return printable(getattr(func, "__name__", type(func).__name__))
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -28,6 +28,7 @@ class PerplexityReward:
             a few odd texts outweigh all others.
         batch_size: texts in one forward pass.
         name: the name in logs; `perplexity` or `log_perplexity` when None.
+        trust_remote_code: run the code that comes with the model.
 
     Raises:
         RecipeError: there is no such model, or it is an encoder-decoder.
@@ -41,8 +42,11 @@ class PerplexityReward:
         log: bool = False,
         batch_size: int = 32,
         name: str | None = None,
+        trust_remote_code: bool = False,
     ):
-        self.model, self.tokenizer = load_language_model(model, tokenizer, "PerplexityReward")
+        self.model, self.tokenizer = load_language_model(
+            model, tokenizer, "PerplexityReward", trust_remote_code=trust_remote_code
+        )
         self.log = log
         self.batch_size = batch_size
         self.__name__ = name or ("log_perplexity" if log else "perplexity")

@@ -33,6 +33,7 @@ class RewardModelReward:
         device: where the model runs; None: the GPU of this process, if there is one, or where a
             ready model is.
         name: the name in logs; the last part of the model's name when None.
+        trust_remote_code: run the code that comes with the model.
 
     Raises:
         RecipeError: no such model, no classifier, more than one label, or no token to pad with.
@@ -46,9 +47,12 @@ class RewardModelReward:
         batch_size: int = 32,
         device: str | torch.device | None = None,
         name: str | None = None,
+        trust_remote_code: bool = False,
     ):
         if isinstance(model, str) or hasattr(model, "__fspath__"):
-            model, tokenizer = load_classifier(str(model), _SOURCE)
+            model, tokenizer = load_classifier(
+                str(model), _SOURCE, trust_remote_code=trust_remote_code
+            )
             device = device or local_device()
         elif tokenizer is None:
             from trl_recipes.generation import load_tokenizer

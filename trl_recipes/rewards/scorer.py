@@ -9,12 +9,13 @@ from trl_recipes import hub
 from trl_recipes.errors import RecipeError
 
 
-def load_classifier(name: str, source: str) -> tuple[Any, Any]:
+def load_classifier(name: str, source: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Load a model with a sequence-classification head, in float32, and its tokenizer.
 
     Args:
         name: a folder or hub name.
         source: where the name came from, for messages.
+        trust_remote_code: run the code that comes with the model.
 
     Raises:
         RecipeError: there is no such model, it has no such head, or the head's weights are missing.
@@ -22,8 +23,9 @@ def load_classifier(name: str, source: str) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     path = hub.resolve(name, "model", source=source)
+    trusted = {"trust_remote_code": trust_remote_code}
     with hub.loading(path, "model", source=source):
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, **trusted)
         architecture = (config.architectures or ["none given"])[0]
         # transformers would put a fresh random head on a language model and only warn.
         if not architecture.endswith("ForSequenceClassification"):
@@ -32,9 +34,9 @@ def load_classifier(name: str, source: str) -> tuple[Any, Any]:
                 "Give a model with a sequence-classification head, for instance one made by "
                 "recipes/train_classifier.py."
             )
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, **trusted)
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True
+            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **trusted
         )
     if info["missing_keys"]:
         raise RecipeError(
@@ -44,13 +46,16 @@ def load_classifier(name: str, source: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def load_language_model(model: Any, tokenizer: Any, source: str) -> tuple[Any, Any]:
+def load_language_model(
+    model: Any, tokenizer: Any, source: str, *, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
     """Give a causal language model and its tokenizer, loaded where they are not ready yet.
 
     Args:
         model: None for the embedded one; a folder or hub name; or a ready model.
         tokenizer: of a ready model; None loads it by the model's name.
         source: where the name came from, for messages.
+        trust_remote_code: run the code that comes with the model.
 
     Raises:
         RecipeError: there is no such model, or it is an encoder-decoder.
@@ -63,7 +68,7 @@ def load_language_model(model: Any, tokenizer: Any, source: str) -> tuple[Any, A
 
             model = language_model()
         path = hub.resolve(str(model), "model", source=source)
-        model, tokenizer = load_run(path)
+        model, tokenizer = load_run(path, trust_remote_code=trust_remote_code)
         model.to(local_device())
     elif tokenizer is None:
         tokenizer = load_tokenizer(model.name_or_path)

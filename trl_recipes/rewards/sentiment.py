@@ -34,6 +34,7 @@ class SentimentReward:
         batch_size: texts in one forward pass.
         device: where the model runs; the GPU of this process, if there is one, when None.
         name: the name in logs; `sentiment_<label>` when None.
+        trust_remote_code: whether code that the model brings along may run.
 
     Raises:
         RecipeError: no such model, no classifier, no such label, or a wrong option.
@@ -48,6 +49,7 @@ class SentimentReward:
         batch_size: int = 64,
         device: str | torch.device | None = None,
         name: str | None = None,
+        trust_remote_code: bool = False,
     ):
         if score not in ("logit", "probability", "log_odds"):
             raise RecipeError(
@@ -59,7 +61,9 @@ class SentimentReward:
             self.model, self.tokenizer = model.model, model.tokenizer
             self.device = torch.device(device) if device is not None else model.device
         else:
-            self.model, self.tokenizer = load_classifier(_name_of(model), _SOURCE)
+            self.model, self.tokenizer = load_classifier(
+                _name_of(model), _SOURCE, trust_remote_code=trust_remote_code
+            )
             self.device = torch.device(device) if device is not None else local_device()
         self.model.to(self.device).eval()
         self.label_id = _label_id(self.model.config.id2label, label, self.model.name_or_path)

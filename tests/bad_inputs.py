@@ -1,0 +1,481 @@
+"""Ways to get a recipe's call, YAML, data, model, folder or run wrong, and what must be said.
+
+`tests/test_bad_inputs.py` runs each through the real command line. Commands are split like a shell
+would; `{gpt2}`, `{classifier}` and `{t5}` stand for model folders. A row's files lie in the working
+folder: a text, bytes, or a function that makes the file or folder.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+Models = dict[str, Path]
+Maker = Callable[[Path, Models], None]
+
+
+class BadInput(NamedTuple):
+    """One mistake: what is called, with which files, and words that the message must hold."""
+
+    name: str
+    command: str
+    says: tuple[str, ...]  # the cause and the remedy
+    files: dict[str, str | bytes | Maker] = {}  # noqa: RUF012  never changed
+
+
+def rows(count: int = 20, **columns) -> str:
+    """JSON lines with text, label and split, so that nothing need be held out."""
+    made = [
+        {
+            "text": f"The film number {i} was fine.",
+            "label": i % 2,
+            "split": "test" if i < 4 else "train",
+        }
+        | columns
+        for i in range(count)
+    ]
+    return "".join(json.dumps(row) + "\n" for row in made)
+
+
+def model(name: str, *, without: str = "", **files: str | bytes) -> Maker:
+    """A copy of a model folder without a file, or with others in their place (`a__b` is a.b)."""
+
+    def make(path: Path, models: Models) -> None:
+        shutil.copytree(models[name], path)
+        if without:
+            (path / without).unlink()
+        for file, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            (path / file.replace("__", ".")).write_bytes(data)
+
+    return make
+
+
+def truncated(name: str) -> Maker:
+    """A model folder whose weights end in the middle."""
+
+    def make(path: Path, models: Models) -> None:
+        shutil.copytree(models[name], path)
+        weights = path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1000])
+
+    return make
+
+
+def pickled(name: str) -> Maker:
+    """A model folder whose weights are a pickle file."""
+    return model(name, without="model.safetensors", pytorch_model__bin=b"\x80\x02N.")
+
+
+def wordy(path: Path, models: Models) -> None:
+    """A GPT-2 whose tokenizer knows more tokens than it."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(models["gpt2"], path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(40)])
+    tokenizer.save_pretrained(path)
+
+
+def own_code(path: Path, models: Models) -> None:
+    """A model of a kind that transformers does not know, with code for it."""
+    shutil.copytree(models["gpt2"], path)
+    config = json.loads((path / "config.json").read_text()) | {"model_type": "own_kind"}
+    config["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "own.py").write_text("open('ran', 'w')\n")
+
+
+def run(more: str = "", **files: str | bytes) -> Maker:
+    """A run folder with statistics and a model; more settings, and files as for `model`."""
+
+    def make(path: Path, models: Models) -> None:
+        (path / "model").mkdir(parents=True)
+        shutil.copytree(models["gpt2"], path / "model", dirs_exist_ok=True)
+        settings = {"model_name_or_path": models["gpt2"], "reward_model": models["classifier"]}
+        settings |= {"dataset_name": "data.jsonl", "response_length": 4}
+        config = "# A run of trl_recipes.\n" + "".join(f"{k}: {v}\n" for k, v in settings.items())
+        config += more
+        stats = "".join(json.dumps({"step": i, "env/reward_mean": 0.5}) + "\n" for i in (1, 2))
+        contents = {"config__yaml": config, "all_stats__jsonl": stats} | files
+        for file, content in contents.items():
+            data = content.encode() if isinstance(content, str) else content
+            (path / file.replace("__", ".")).write_bytes(data)
+
+    return make
+
+
+def folder(path: Path, models: Models) -> None:
+    """An empty folder."""
+    path.mkdir()
+
+
+def runs_from_elsewhere(path: Path, models: Models) -> None:
+    """A run that started from another model."""
+    run(more=f"model_name_or_path: {models['t5']}\n")(path, models)
+
+
+def without_model(path: Path, models: Models) -> None:
+    """A run that was killed before it saved its model."""
+    run()(path, models)
+    shutil.rmtree(path / "model")
+
+
+PPO = (
+    "ppo_sentiment.py --model_name_or_path {gpt2} --reward_model {classifier} --output_dir out "
+    "--dataset_name data.jsonl --max_steps 1 --batch_size 4 --eval_prompts 4 --response_length 6 "
+)
+GENERATE = "generate.py --model {gpt2} --reward_model {classifier} --prompt 'The film' "
+COMPARE = "compare.py --runs run --max_prompts 4 --output_dir out "
+PLOT = "plot.py --runs run "
+LM = "pretrain_lm.py --dataset_name data.jsonl --output_dir out "
+CLASSIFIER = "train_classifier.py --dataset_name data.jsonl --output_dir out "
+ONE_RUN = {"run": run()}
+
+FLAGS = [
+    BadInput("misspelt flag", PPO + "--lerning_rate 1", ("--lerning_rate", "`--learning_rate`")),
+    BadInput("unknown flag", PLOT + "--zzz", ("Unknown flag `--zzz`", "--help")),
+    BadInput("flag of another recipe", PLOT + "--seed 1", ("Unknown flag `--seed`", "--help")),
+    BadInput(
+        "word without flag", PLOT + "--output a.png film", ("`film`", "without a flag", "--help")
+    ),
+    BadInput("flag without value", PLOT + "--output", ("--output", "expected one", "--help")),
+    BadInput("required flag missing", "generate.py", ("required", "--prompt")),
+    BadInput("no run named", "plot.py", ("required", "--runs")),
+    BadInput("text for a number", GENERATE + "--seed one", ("--seed", "int", "'one'")),
+    BadInput("not a choice", PPO + "--change_score 2", ("--change_score", "2", "choose from")),
+    BadInput("out of range", PPO + "--temperature 0", ("`temperature`", "greater than 0")),
+    BadInput("negative rate", PPO + "--learning_rate -1", ("learning_rate", "-1", "0 or more")),
+    BadInput("no steps", PPO + "--max_steps 0", ("max_steps", "0", "1 or more")),
+    BadInput(
+        "two names that differ",
+        PPO + "--ppo_epochs 2 --num_ppo_epochs 3",
+        ("`ppo_epochs` (2)", "`num_ppo_epochs` (3)", "Give one"),
+    ),
+    BadInput("batch does not divide", PPO + "--mini_batch_size 3", ("`batch_size` (4)", "3 or 6")),
+    BadInput(
+        "limits crossed", PPO + "--response_length 3", ("`min_response_length` (4)", "between 1")
+    ),
+    BadInput("prompt lengths crossed", PPO + "--min_prompt_length 9", ("[9, 9)", "Use 0 <=")),
+    BadInput("float16", PPO + "--fp16 true", ("`fp16`", "`bf16`")),
+    BadInput("unknown tracker", PPO + "--report_to nope", ("report_to", "nope", "Install")),
+    BadInput(
+        "no such module for LoRA",
+        PPO + "--use_peft true --lora_target_modules nope",
+        ("lora_target_modules", "nope", "c_attn"),
+    ),
+    BadInput("no continuations", GENERATE + "--num_return_sequences 0", ("sequences is 0", "more")),
+    BadInput("empty prompt", GENERATE + "--prompt ''", ("--prompt is empty", "at least one word")),
+    BadInput(
+        "answer longer than the context",
+        GENERATE + "--max_new_tokens 99",
+        ("context holds 64", "Short"),
+    ),
+    BadInput("no prompts", COMPARE + "--max_prompts 0", ("max_prompts is 0", "1 or more"), ONE_RUN),
+    BadInput("heads do not divide", LM + "--n_embd 30 --n_head 4", ("--n_embd (30)", "Use 28")),
+]
+
+YAML = [
+    BadInput("no such YAML", PLOT + "--config no.yaml", ("--config", "no.yaml", "Check the path")),
+    BadInput("a folder for YAML", PLOT + "--config .", ("--config", "directory", "file")),
+    BadInput("no YAML after --config", PLOT + "--config", ("--config", "YAML file")),
+    BadInput("two YAML files", PLOT + "--config a.yaml --config b.yaml", ("2 times", "Give one")),
+    BadInput("broken YAML", PLOT + "--config a.yaml", ("line 2", "Mend"), {"a.yaml": "runs: [a\n"}),
+    BadInput(
+        "a tab", PLOT + "--config a.yaml", ("line 2", "'\\t'", "Mend"), {"a.yaml": "a:\n\tb: 1\n"}
+    ),
+    BadInput(
+        "a list", PLOT + "--config a.yaml", ("a list", "`flag: value`"), {"a.yaml": "- runs\n"}
+    ),
+    BadInput(
+        "a key twice",
+        PLOT + "--config a.yaml",
+        ("`output`", "twice"),
+        {"a.yaml": "output: a\noutput: b\n"},
+    ),
+    BadInput(
+        "bytes that are no text",
+        PLOT + "--config a.yaml",
+        ("a.yaml", "UTF-8"),
+        {"a.yaml": b"\xff\xfe"},
+    ),
+    BadInput("empty YAML", "plot.py --config a.yaml", ("required", "--runs"), {"a.yaml": ""}),
+    BadInput(
+        "misspelt key",
+        PLOT + "--config a.yaml",
+        ("`outpt`", "a.yaml", "`output`"),
+        {"a.yaml": "outpt: a.png\n"},
+    ),
+    BadInput(
+        "wrong type in YAML",
+        GENERATE + "--config a.yaml",
+        ("`seed`", "'one'", "number"),
+        {"a.yaml": "seed: one\n"},
+    ),
+    BadInput(
+        "bare no in YAML",
+        PLOT + "--config a.yaml",
+        ("`output`", "quotes"),
+        {"a.yaml": "output: no"},
+    ),
+    BadInput(
+        "value missing in YAML",
+        GENERATE + "--config a.yaml",
+        ("`seed`", "empty", "Give a value"),
+        {"a.yaml": "seed:\n"},
+    ),
+    BadInput(
+        "keys for a value",
+        PLOT + "--config a.yaml",
+        ("`output`", "takes one value"),
+        {"a.yaml": "output: {a: 1}\n"},
+    ),
+]
+
+DATA = [
+    BadInput("no such data", LM + "--dataset_name no.csv", ("`no.csv`", "Check the path")),
+    BadInput("a kind unknown", LM + "--dataset_name a.xlsx", (".csv", "xlsx"), {"a.xlsx": b"PK"}),
+    BadInput("empty file", LM, ("`data.jsonl`", "no rows", "at least one"), {"data.jsonl": ""}),
+    BadInput(
+        "no text column",
+        LM,
+        ("`text`", "a, split", "Name"),
+        {"data.jsonl": '{"a": "b", "split": "train"}\n{"a": "b", "split": "test"}\n'},
+    ),
+    BadInput("column unknown", PPO + "--text_column review", ("`review`", "text, label", "Name")),
+    BadInput("column of numbers", PPO + "--text_column label", ("no text", "--text_column")),
+    BadInput(
+        "row without text",
+        LM,
+        ("row", "None", "Mend the row"),
+        {"data.jsonl": rows() + rows(9, text=None)},
+    ),
+    BadInput("broken JSON", LM, ("row 21", "Mend"), {"data.jsonl": rows() + '{"text": "a\n'}),
+    BadInput(
+        "a row that is no object", LM, ("row 21", "no object"), {"data.jsonl": rows() + "7\n"}
+    ),
+    BadInput(
+        "ragged csv",
+        LM + "--dataset_name a.csv",
+        ("line 3", "2 fields", "Quote"),
+        {"a.csv": "text\na\nb,c\n"},
+    ),
+    BadInput(
+        "not UTF-8",
+        LM + "--dataset_name a.txt",
+        ("byte 3", "Save it as UTF-8"),
+        {"a.txt": b"caf\xe9\n" * 9},
+    ),
+    BadInput(
+        "no parquet",
+        LM + "--dataset_name a.parquet",
+        ("a.parquet", "Write it again"),
+        {"a.parquet": b"x" * 99},
+    ),
+    BadInput(
+        "all prompts empty",
+        PPO,
+        ("empty after cutting", "not empty"),
+        {"data.jsonl": rows(text=" ")},
+    ),
+    BadInput("one row", PPO, ("only 1 row", "more rows"), {"data.jsonl": '{"text": "A film."}\n'}),
+    BadInput("fewer prompts than a batch", PPO + "--batch_size 64", ("16 prompts", "Lower `batch")),
+    BadInput(
+        "prompts longer than the context",
+        PPO + "--max_prompt_length 70",
+        ("context holds 64", "Lower `response_length`"),
+        {"data.jsonl": rows(text="A long film. " * 90)},
+    ),
+    BadInput("no labels", CLASSIFIER + "--label_column mood", ("`mood`", "text, label, split")),
+    BadInput(
+        "unknown label",
+        CLASSIFIER,
+        ("label 'so so'", "Name all"),
+        {"data.jsonl": rows(label="so so")},
+    ),
+    BadInput(
+        "labels of one class",
+        CLASSIFIER,
+        ("POSITIVE", "both", "label"),
+        {"data.jsonl": rows(label=1)},
+    ),
+]
+
+MODELS = [
+    BadInput("no such model", GENERATE + "--model ./none", ("`./none`", "Check the path")),
+    BadInput(
+        "model not in the cache", PPO + "--model_name_or_path nobody/none", ("offline", "folder")
+    ),
+    BadInput("a file for a model", GENERATE + "--model data.jsonl", ("is a file", "config.json")),
+    BadInput(
+        "no config.json", GENERATE + "--model m", ("config.json", "save_pretrained"), {"m": folder}
+    ),
+    BadInput(
+        "broken config.json",
+        GENERATE + "--model m",
+        ("`m`", "again"),
+        {"m": model("gpt2", config__json="{")},
+    ),
+    BadInput(
+        "truncated weights",
+        PPO + "--model_name_or_path m",
+        ("m/model.safetensors", "again"),
+        {"m": truncated("gpt2")},
+    ),
+    BadInput(
+        "no weights",
+        PPO + "--model_name_or_path m",
+        ("no weights", "again"),
+        {"m": model("gpt2", without="model.safetensors")},
+    ),
+    BadInput(
+        "pickled weights",
+        PPO + "--model_name_or_path m",
+        ("pickle", "convert", "GPT2LMHeadModel"),
+        {"m": pickled("gpt2")},
+    ),
+    BadInput(
+        "pickled classifier",
+        GENERATE + "--reward_model m",
+        ("pickle", "convert", "Roberta"),
+        {"m": pickled("classifier")},
+    ),
+    BadInput(
+        "pickled base model",
+        LM + "--model_name_or_path m",
+        ("pickle", "convert"),
+        {"m": pickled("gpt2")},
+    ),
+    BadInput(
+        "no tokenizer",
+        GENERATE + "--model m",
+        ("`m`", "tokenizer", "save_pretrained"),
+        {"m": model("gpt2", without="tokenizer.json")},
+    ),
+    BadInput(
+        "broken tokenizer",
+        PPO + "--model_name_or_path m",
+        ("`m`", "tokenizer", "again"),
+        {"m": model("gpt2", tokenizer__json="{")},
+    ),
+    BadInput(
+        "tokenizer knows more than the model",
+        PPO + "--model_name_or_path m",
+        ("the model only", "own tokenizer"),
+        {"m": wordy},
+    ),
+    BadInput(
+        "encoder-decoder for a causal model",
+        PPO + "--model_name_or_path {t5}",
+        ("encoder-decoder", "causal"),
+    ),
+    BadInput(
+        "classifier for a language model",
+        PPO + "--model_name_or_path {classifier}",
+        ("RobertaForSequenceClassification", "language model"),
+    ),
+    BadInput(
+        "language model for a classifier",
+        GENERATE + "--reward_model {gpt2}",
+        ("GPT2LMHeadModel", "train_classifier.py"),
+    ),
+    BadInput(
+        "label that the classifier lacks", PPO + "--label HAPPY", ("'HAPPY'", "NEGATIVE, POSITIVE")
+    ),
+    BadInput(
+        "code of a model's own",
+        GENERATE + "--model m",
+        ("own code", "--trust_remote_code"),
+        {"m": own_code},
+    ),
+]
+
+FOLDERS = [
+    BadInput(
+        "output is a file", PPO + "--output_dir data.jsonl", ("`data.jsonl`", "another folder")
+    ),
+    BadInput(
+        "output below a file", LM + "--output_dir data.jsonl/out", ("data.jsonl", "another folder")
+    ),
+    BadInput(
+        "output holds a run", PPO + "--output_dir run", ("already holds", "--overwrite"), ONE_RUN
+    ),
+    BadInput(
+        "output holds something else",
+        CLASSIFIER + "--output_dir a",
+        ("no config.yaml of a run", "another folder"),
+        {"a": model("gpt2"), "a/model": folder, "a/model/x": "mine"},
+    ),
+    BadInput(
+        "a mistake beside --overwrite",
+        LM + "--output_dir run --overwrite_output_dir true --dataset_name no.csv",
+        ("`no.csv`", "path"),
+        ONE_RUN,
+    ),
+    BadInput(
+        "comparison into a file",
+        COMPARE + "--output_dir data.jsonl",
+        ("`data.jsonl`", "another folder"),
+        ONE_RUN,
+    ),
+    BadInput("picture without its kind", PLOT + "--output run", ("`run`", ".png"), ONE_RUN),
+    BadInput(
+        "picture below a file",
+        PLOT + "--output data.jsonl/a.png",
+        ("data.jsonl/a.png", "another"),
+        ONE_RUN,
+    ),
+    BadInput("picture of no known kind", PLOT + "--output a.xyz", ("a.xyz", ".png"), ONE_RUN),
+]
+
+RUNS = [
+    BadInput("no run", PLOT, ("No statistics", "folder of a run")),
+    BadInput(
+        "run without steps",
+        PLOT,
+        ("no rows yet", "after each step"),
+        {"run": run(all_stats__jsonl="")},
+    ),
+    BadInput(
+        "broken statistics",
+        PLOT,
+        ("line 1", "Mend"),
+        {"run": run(all_stats__jsonl="{'step': 1}\n{}\n")},
+    ),
+    BadInput(
+        "statistics that are no numbers",
+        PLOT,
+        ("line 1", "'one'", "Mend"),
+        {"run": run(all_stats__jsonl='{"step": "one"}\n')},
+    ),
+    BadInput("broken settings", PLOT, ("config.yaml", "Mend"), {"run": run(config__yaml="a: [\n")}),
+    BadInput(
+        "settings that are no text",
+        PLOT,
+        ("config.yaml", "UTF-8"),
+        {"run": run(config__yaml=b"\xff")},
+    ),
+    BadInput("one run twice", "plot.py run ./run", ("2 times", "Give it once"), ONE_RUN),
+    BadInput("no run to compare", COMPARE, ("holds no run", "Check the folder")),
+    BadInput(
+        "run without a model",
+        COMPARE,
+        ("`run`", "no model", "finished run"),
+        {"run": without_model},
+    ),
+    BadInput(
+        "runs of several models",
+        COMPARE + "--runs run other",
+        ("several models", "--reference"),
+        ONE_RUN | {"other": runs_from_elsewhere},
+    ),
+    BadInput(
+        "settings of a wrong kind",
+        COMPARE,
+        ("`response_length`", "'long'", "config.yaml", "Mend"),
+        {"run": run(more="response_length: long\n")},
+    ),
+]
+
+BAD_INPUTS = [*FLAGS, *YAML, *DATA, *MODELS, *FOLDERS, *RUNS]

@@ -1,0 +1,100 @@
+"""Every mistake of bad_inputs.py, through the real command line, is told and costs nothing."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bad_inputs import BAD_INPUTS, rows
+from transformers import (
+    AutoTokenizer,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+# What else may stand on stderr: transformers' progress bars, and its remarks on a model's files.
+HARMLESS = re.compile(r"Loading weights: .*|\[transformers\] .*|")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory, tiny_gpt2):
+    """One folder a model, in the hub's format; made once."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.model_max_length = 60
+    sizes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    classifier = RobertaConfig(
+        **sizes,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+        id2label={0: "NEGATIVE", 1: "POSITIVE"},
+        label2id={"NEGATIVE": 0, "POSITIVE": 1},
+    )
+    t5 = T5Config(
+        **sizes, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    RobertaForSequenceClassification(classifier).save_pretrained(folder / "classifier")
+    T5ForConditionalGeneration(t5).save_pretrained(folder / "t5")
+    for name in ("classifier", "t5"):
+        tokenizer.save_pretrained(folder / name)
+    return {"gpt2": tiny_gpt2, "classifier": folder / "classifier", "t5": folder / "t5"}
+
+
+def contents(folder):
+    """Every path below a folder, with the bytes of the files."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def identify(row):
+    return f"{row.command.split('.py')[0]}: {row.name}"
+
+
+@pytest.mark.parametrize("row", BAD_INPUTS, ids=identify)
+def test_a_mistake_is_one_message_and_nothing_is_written(row, models, tmp_path):
+    for name, content in ({"data.jsonl": rows()} | row.files).items():
+        if callable(content):
+            content(tmp_path / name, models)
+        else:
+            (tmp_path / name).write_bytes(
+                content if isinstance(content, bytes) else content.encode()
+            )
+    recipe, *words = shlex.split(row.command.format(**models))
+    before = contents(tmp_path), [contents(folder) for folder in models.values()]
+    done = subprocess.run(
+        [sys.executable, str(RECIPES / recipe), *words],
+        cwd=tmp_path,
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(RECIPES.parent)}
+        | {"TRL_RECIPES_CACHE": str(tmp_path / "no embedded model is built")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    lines = [line for line in re.split(r"[\r\n]", done.stderr) if not HARMLESS.fullmatch(line)]
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert len(lines) == 1, done.stderr[-3000:]
+    assert lines[0].startswith("error: ")
+    assert [word for word in row.says if word not in lines[0]] == [], lines[0]
+    assert before == (contents(tmp_path), [contents(folder) for folder in models.values()])
+
+
+def test_the_table_is_large_and_its_rows_differ():
+    assert len(BAD_INPUTS) >= 60
+    assert len({identify(row) for row in BAD_INPUTS}) == len(BAD_INPUTS)
+    recipes = {row.command.split()[0] for row in BAD_INPUTS}
+    assert recipes == {path.name for path in RECIPES.glob("*.py")}
+    assert all(len(row.says) >= 2 for row in BAD_INPUTS)  # cause and remedy

@@ -1,0 +1,187 @@
+"""What a model folder brings along is not run and not shown raw: pickles, code, labels, text."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GPT2ForSequenceClassification
+
+from trl_recipes import (
+    AutoModelForCausalLMWithValueHead,
+    PPOConfig,
+    PPOTrainer,
+    RecipeError,
+    SentimentReward,
+    hub,
+    load_run,
+    load_tokenizer,
+)
+from trl_recipes.compare import Comparison, ModelResult
+from trl_recipes.plots import plot_comparison
+from trl_recipes.pretrain import PretrainConfig, train_classifier, train_language_model
+from trl_recipes.printable import printable
+from trl_recipes.rewards import Rewards
+
+NASTY = "POS\x1b[2J\x9b31m\u202e$\\frac$|_x"
+
+
+class Touch:
+    """What an attacker pickles: reading it makes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.fixture
+def pickled(tiny_gpt2, tmp_path):
+    """tiny_gpt2 with its weights as pytorch_model.bin."""
+    folder = shutil.copytree(tiny_gpt2, tmp_path / "with space")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def train_on(folder, trainer, *labels):
+    config = PretrainConfig(output_dir=f"{folder}/out", max_steps=1, use_cpu=True)
+    trainer(["a text"] * 4, *labels, f"{folder}/out", config, model_name_or_path=str(folder))
+
+
+LOADERS = {
+    "load_run": load_run,
+    "load_tokenizer": load_tokenizer,
+    "value head": lambda folder: AutoModelForCausalLMWithValueHead.from_pretrained(str(folder)),
+    "PPOTrainer": lambda folder: PPOTrainer(args=PPOConfig(), model=str(folder)),
+    "SentimentReward": SentimentReward,
+    "pretrain_lm": lambda folder: train_on(folder, train_language_model),
+    "train_classifier": lambda folder: train_on(folder, train_classifier, [0, 1, 0, 1]),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
+def test_a_folder_of_pickled_weights_is_refused_unread(pickled, tmp_path, loader):
+    torch.save({"x": Touch(tmp_path / "touched")}, pickled / "pytorch_model.bin")
+    with pytest.raises(RecipeError, match=r"pickle file.*convert it once"):
+        loader(str(pickled))
+    assert not (tmp_path / "touched").exists()
+
+
+def test_the_message_converts_and_then_it_loads(pickled, tiny_gpt2):
+    with pytest.raises(RecipeError) as error:
+        load_run(pickled)
+    command = re.search(r"python -c .*$", str(error.value))[0]
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    model, expected = load_run(pickled)[0].state_dict(), load_run(tiny_gpt2)[0].state_dict()
+    assert model.keys() == expected.keys()
+    assert all(torch.equal(model[key], expected[key]) for key in model)
+
+
+def test_a_pickled_adapter_is_refused_and_can_be_converted(tiny_gpt2, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_gpt2)
+    get_peft_model(model, LoraConfig(target_modules=["c_attn"])).save_pretrained(tmp_path)
+    shutil.copy(tiny_gpt2 / "tokenizer.json", tmp_path)
+    shutil.copy(tiny_gpt2 / "tokenizer_config.json", tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    expected = load_file(weights)
+    torch.save(expected, tmp_path / "adapter_model.bin")
+    weights.unlink()
+    with pytest.raises(RecipeError, match="pickle file") as error:
+        load_run(tmp_path)
+    subprocess.run(re.search(r"python -c .*$", str(error.value))[0], shell=True, check=True)
+    assert load_file(weights).keys() == expected.keys()
+    load_run(tmp_path)
+
+
+def test_no_library_unpickles_while_a_model_is_loaded():
+    """Also where the file was not there to be seen before: on the hub, or named in config.json."""
+    with (
+        pytest.raises(RecipeError, match="hf download some/model"),
+        hub.loading("some/model", "model"),
+    ):
+        torch.load(io.BytesIO(b""))
+    torch.save(torch.ones(2), buffer := io.BytesIO())
+    buffer.seek(0)
+    assert torch.load(buffer).tolist() == [1, 1]  # outside it is torch's own again
+
+
+@pytest.fixture
+def own_code(tiny_gpt2, tmp_path):
+    """tiny_gpt2 as a kind of its own, whose code makes a file when it is imported."""
+    folder = shutil.copytree(tiny_gpt2, tmp_path / "own_code")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own_kind", "architectures": ["OwnModel"]}
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(
+        "from transformers import GPT2Config, GPT2LMHeadModel\n"
+        f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+        "class OwnConfig(GPT2Config):\n    model_type = 'own_kind'\n"
+        "class OwnModel(GPT2LMHeadModel):\n    config_class = OwnConfig\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "loader", [name for name in LOADERS if name != "load_tokenizer"]
+)  # its is a plain one
+def test_code_of_a_model_does_not_run_unasked(own_code, tmp_path, loader, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    with pytest.raises(RecipeError, match=r"own code.*--trust_remote_code"):
+        LOADERS[loader](str(own_code))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_with_the_flag_it_runs(own_code, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    monkeypatch.syspath_prepend(tmp_path / "m")
+    model, _ = load_run(own_code, trust_remote_code=True)
+    assert type(model).__name__ == "OwnModel"
+    assert (tmp_path / "ran").exists()
+
+
+def test_control_characters_become_spaces():
+    assert printable("a\x1b[31mb\r\n\x07\u202ec é 好") == "a [31mb    c é 好"
+
+
+def nasty_comparison():
+    results = [
+        ModelResult(name, [NASTY, "b"], [[1, 2], [2]], {NASTY: [0.1, 0.2]}, [0, 0], [1, 1])
+        for name in ("reference", NASTY)
+    ]
+    return Comparison([NASTY, "q"], results, 0)
+
+
+def test_a_comparison_shows_no_control_character():
+    comparison = nasty_comparison()
+    shown = (
+        comparison.table() + comparison.side_by_side(2, width=90) + comparison.side_by_side(2, 20)
+    )
+    assert "frac" in shown
+    assert all(character.isprintable() or character == "\n" for character in shown)
+
+
+def test_a_label_is_drawn_as_it_is_written(tmp_path):
+    """`$\\frac$` read as mathematics would raise."""
+    figure = plot_comparison(nasty_comparison(), tmp_path / "picture.png")
+    title = figure.axes[0].get_title(loc="left")
+    assert title.replace(r"\$", "$") == printable(NASTY)
+
+
+def test_a_label_of_a_classifier_names_its_reward_without_control_characters(tiny_gpt2, tmp_path):
+    model = GPT2ForSequenceClassification.from_pretrained(
+        tiny_gpt2, id2label={0: "NEG", 1: NASTY}, label2id={"NEG": 0, NASTY: 1}
+    )
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_gpt2 / name, tmp_path)
+    (name,) = Rewards(SentimentReward(str(tmp_path), label=NASTY)).names
+    assert name.isprintable()
+    assert "frac" in name

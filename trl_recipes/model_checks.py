@@ -1,0 +1,55 @@
+"""Whether a model is the kind that is wanted, and its tokenizer its own."""
+
+import re
+from typing import Any
+
+from torch import nn
+
+from trl_recipes.errors import RecipeError
+
+# Heads that answer something else than which token comes next.
+_OTHER_HEADS = r"For(\w+Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$"
+
+
+def check_language_model(config: Any, name: str, *, causal: bool = False) -> None:
+    """Refuse a model that continues no text; transformers would give it a head at random.
+
+    Args:
+        config: transformers configuration of the model.
+        name: folder or hub name, for the message.
+        causal: refuse an encoder-decoder too.
+
+    Raises:
+        RecipeError: says what the model is.
+    """
+    architecture = (config.architectures or [""])[0]
+    if re.search(_OTHER_HEADS, architecture):
+        raise RecipeError(
+            f"`{name}` is a {architecture}, which is no language model. Give one that continues "
+            "text, such as one made by recipes/pretrain_lm.py; a classifier goes to --reward_model."
+        )
+    if causal and config.is_encoder_decoder:
+        raise RecipeError(
+            f"`{name}` is an encoder-decoder ({architecture or config.model_type}), where a causal "
+            "language model is needed. Give a causal one, such as GPT-2; a script of your own can "
+            "use AutoModelForSeq2SeqLMWithValueHead."
+        )
+
+
+def check_vocabulary(tokenizer: Any, model: nn.Module) -> None:
+    """Hold a tokenizer to the model's vocabulary.
+
+    Args:
+        tokenizer: transformers tokenizer.
+        model: transformers or PEFT model.
+
+    Raises:
+        RecipeError: the tokenizer has more tokens than the model.
+    """
+    size = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > size:
+        raise RecipeError(
+            f"The tokenizer knows {len(tokenizer)} tokens, the model only {size}. Use the "
+            "model's own tokenizer, or `model.resize_token_embeddings(len(tokenizer))` before "
+            "training."
+        )
