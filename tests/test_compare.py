@@ -280,6 +280,17 @@ def test_side_by_side_keeps_to_the_width_and_is_safe_to_print(by_hand, width):
     assert text.count("very") == 30
 
 
+def test_each_text_is_shown_whole_with_every_measure_and_is_safe_to_print(by_hand):
+    text = by_hand.with_scores(1)
+    assert "\x1b" not in text
+    for result in by_hand.results:
+        assert f"{result.name}: {' '.join(by_hand.prompts[0].split())}" in text
+    measures = [line for line in text.splitlines() if line.startswith("    ")]
+    assert len(measures) == len(by_hand.results)
+    assert all(name in line for line in measures for name in by_hand.measures)
+    assert len(by_hand.with_scores(2).split("\n\n")) == 2
+
+
 def test_the_file_holds_every_number(by_hand, tmp_path):
     by_hand.save(tmp_path / "new" / "comparison.json")
     saved = json.loads((tmp_path / "new" / "comparison.json").read_text(encoding="utf-8"))

@@ -54,6 +54,8 @@ SHARED_FLAGS = {
     "check": "Check everything, try a few steps, say what the run takes; write nothing.",
 }
 _CONFIG_HELP = "YAML file with the same names as the flags; a flag wins over the file."
+# Lists whose entries may be `name: {setting: value}` in YAML; each has a loader that checks them.
+_WITH_SETTINGS = ("reward_funcs", "metrics")
 # Another process whose launcher stops all of them after the main one's error never gets to speak.
 _OTHERS_WAIT_SECONDS = 2.0
 
@@ -327,7 +329,12 @@ def _yaml_value(value: Any, action: argparse.Action, hint: Any, key: str, path: 
         raise RecipeError(f"`{path}`: `{key}` takes one value, not keys and values ({value}).")
     if isinstance(value, list):
         if action.nargs == "+":
-            return [_scalar(entry, action, key, path) for entry in value]
+            return [
+                entry
+                if key in _WITH_SETTINGS and isinstance(entry, dict)
+                else _scalar(entry, action, key, path)
+                for entry in value
+            ]
         if list in kinds:
             return value
         raise RecipeError(f"`{path}`: `{key}` takes one value, not a list ({value}).")

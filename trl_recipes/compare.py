@@ -151,6 +151,21 @@ class Comparison:
             blocks.append("\n".join(lines))
         return f"[{printable(self.measures[0])}] model\n\n" + "\n\n".join(blocks)
 
+    def with_scores(self, count: int = 3) -> str:
+        """Show the first prompts with each model's whole text and every measure of it.
+
+        Args:
+            count: how many prompts.
+        """
+        lines = []
+        for row, prompt in enumerate(self.prompts[:count]):
+            for result in self.results:
+                scores = (f"{name} {_number(v[row])}" for name, v in result.scores.items())
+                text = " ".join(printable(prompt + result.responses[row]).split())
+                lines += [f"{printable(result.name)}: {text}", f"    {', '.join(scores)}"]
+            lines.append("")
+        return "\n".join(lines).rstrip()
+
     def to_dict(self) -> dict[str, Any]:
         """Give every number and text, ready for JSON: summaries and what they were made from."""
         return {

@@ -211,6 +211,25 @@ def load_prompts(
     return _dataset({**columns, "query": queries, "input_ids": token_lists}, shown)
 
 
+def one_prompt(
+    text: str, tokenizer: "PreTrainedTokenizerBase", copies: int = 1
+) -> list[dict[str, Any]]:
+    """Make rows, as those of `load_prompts`, of one prompt to look at.
+
+    Args:
+        text: the prompt.
+        tokenizer: the policy's tokenizer.
+        copies: how many rows; sampling continues each in its own way.
+
+    Raises:
+        RecipeError: the prompt is empty.
+    """
+    ids = tokenizer(text)["input_ids"]
+    if not ids or not text.strip():
+        raise RecipeError(f"--prompt is {text!r}. Give at least one word to continue.")
+    return [{"query": text, "input_ids": ids}] * copies
+
+
 def _tokenize(
     texts: Sequence[Any], order: list[int], tokenizer: "PreTrainedTokenizerBase", where: str
 ) -> Iterator[tuple[int, list[int]]]:

@@ -42,6 +42,14 @@ STAT_KEYS: dict[str, StatKey] = {
         "score", "Mean of one reward function, unweighted, over the samples that it scored."
     ),
     "rewards/<name>/std": StatKey("score", "Spread of one reward function over the batch."),
+    "rewards/<name>/shift": StatKey(
+        "score", "With `reward_norm: reference`: its mean on the reference model's samples."
+    ),
+    "rewards/<name>/scale": StatKey(
+        "score", "With `reward_norm: reference`: its spread there, by which it is divided."
+    ),
+    "metrics/<name>/mean": StatKey("score", "Mean of a function that is logged and not optimised."),
+    "metrics/<name>/std": StatKey("score", "Spread of such a function over the batch."),
     "ppo/mean_scores": StatKey(
         "score", "Mean of the scores that PPO optimises, after scaling and clipping where asked."
     ),

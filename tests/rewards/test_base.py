@@ -1,7 +1,9 @@
 """Rewards: how functions are called, weighted, named and checked."""
 
+import asyncio
 import functools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -171,7 +173,8 @@ def test_names_come_from_the_functions_and_are_distinct():
     ("funcs", "weights", "message"),
     [
         ([], None, "`reward_funcs` is empty"),
-        ([length, "sentiment"], None, r"`reward_funcs\[1\]` is 'sentiment' \(str\)"),
+        ([length, 5], None, r"`reward_funcs\[1\]` is 5 \(int\)"),
+        ([length, "nobody/nothing"], None, r"`reward_funcs\[1\]`: `nobody/nothing` is no folder"),
         (None, None, r"`reward_funcs\[0\]` is None"),
         ([length, tokens], [1.0], "has 1 entries .* for 2 reward"),
         (length, [1.0, 2.0], "has 2 entries .* for 1 reward"),
@@ -195,6 +198,139 @@ def test_check_finds_a_mistake_with_two_samples():
     assert calls == [(2, 2, 2)]
     with pytest.raises(RecipeError, match="`<lambda>` returned 1 values for 2"):
         Rewards([length, lambda completions: [1.0]]).check()
+
+
+async def slow(completions, **kwargs):
+    await asyncio.sleep(0.2)
+    return [float(len(completion)) for completion in completions]
+
+
+class Slow:
+    async def __call__(self, completions):
+        return await slow(completions)
+
+
+@pytest.mark.parametrize(
+    "func", [slow, Slow(), functools.partial(slow), lambda completions: slow(completions)]
+)
+def test_an_asynchronous_function_is_awaited_however_it_is_wrapped(func):
+    assert score(Rewards(func))[0] == [9.0, 6.0, 16.0]
+
+
+def test_asynchronous_functions_wait_at_the_same_time_and_on_one_event_loop():
+    loops = []
+
+    async def seen(completions):
+        loops.append(asyncio.get_running_loop())
+        return [0.0] * 3
+
+    rewards = Rewards([slow, tokens, slow, Slow(), seen])
+    start = time.perf_counter()
+    totals, raw = score(rewards)
+    assert time.perf_counter() - start < 0.35  # one after the other would take 0.6
+    assert totals == [3 * 9.0 + 2, 3 * 6.0 + 1, 3 * 16.0 + 3]
+    assert list(raw) == ["slow", "tokens", "slow_2", "Slow", "seen"]
+    score(rewards)
+    assert loops[0] is loops[1]
+
+
+def test_an_asynchronous_function_works_where_a_loop_is_running_already():
+    async def notebook():
+        return score(Rewards(slow))[0]
+
+    assert asyncio.run(notebook()) == [9.0, 6.0, 16.0]
+
+
+def test_an_exception_of_an_asynchronous_function_is_raised_as_it_is():
+    async def broken(**kwargs):
+        raise KeyError("label")
+
+    with pytest.raises(KeyError, match="label"):
+        score(Rewards([slow, broken]))
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_coroutines_that_were_never_awaited_are_an_error_that_says_what_to_write():
+    with pytest.raises(RecipeError, match=r"`<lambda>` returned a coroutine for sample 0.*gather"):
+        score(Rewards(lambda completions: [slow([text]) for text in completions]))
+
+
+def test_metrics_are_called_and_never_optimised():
+    rewards = Rewards(length, metrics=[tokens, length])
+    totals, raw = score(rewards)
+    assert totals == [9.0, 6.0, 16.0]
+    assert raw["tokens"] == [2.0, 1.0, 3.0]
+    assert rewards.metric_names == ["tokens", "length_2"]
+    assert rewards.weights == [1.0]
+
+
+def test_a_metric_does_not_hide_that_every_reward_left_a_sample_out(caplog):
+    score(Rewards(lambda completions: [None, 1.0, 2.0], metrics=length))
+    assert caplog.records[0].message.startswith("1 of 3 samples got None")
+
+
+def test_normalised_values_are_optimised_and_raw_ones_stay():
+    rewards = Rewards([length, tokens], [1.0, -2.0], metrics=length)
+    rewards.normalise({"length": (8.0, 2.0), "tokens": (2.0, 0.5)})
+    totals, raw = score(rewards)
+    assert totals == [0.5 - 0.0, -1.0 + 4.0, 4.0 - 4.0]
+    assert raw["length"] == raw["length_2"] == [9.0, 6.0, 16.0]
+    assert rewards.raw_totals(raw) == [9 - 4, 6 - 2, 16 - 6]
+
+
+@pytest.mark.parametrize("std", [0.0, math.nan])
+def test_a_function_without_spread_is_shifted_and_not_scaled(std, caplog):
+    rewards = Rewards(length)
+    rewards.normalise({"length": (5.0, std)})
+    assert score(rewards)[0] == [4.0, 1.0, 11.0]
+    assert "`length` gives all samples" in caplog.text
+
+
+def test_none_stays_out_of_a_normalised_reward():
+    rewards = Rewards(lambda completions: [None, 1.0, 3.0])
+    rewards.normalise({"<lambda>": (1.0, 2.0)})
+    assert score(rewards)[0] == [0.0, 0.0, 1.0]
+
+
+def test_a_penalty_weighs_minus_one_unless_told_otherwise():
+    def penalty(completions):
+        return [1.0, 0.0, 1.0]
+
+    penalty.default_weight = -1.0
+    assert score(Rewards([length, penalty]))[0] == [8.0, 6.0, 15.0]
+    assert score(Rewards([length, penalty], [1.0, -3.0]))[0] == [6.0, 6.0, 13.0]
+
+
+def test_conversations_pass_through_unchanged():
+    seen = {}
+
+    def recorder(prompts, completions):
+        seen.update(prompts=prompts, completions=completions)
+        return [1.0, math.nan]
+
+    prompts = [[{"role": "user", "content": f"Question {i}"}] for i in range(2)]
+    completions = [[{"role": "assistant", "content": f"Answer {i}"}] for i in range(2)]
+    with pytest.raises(RecipeError, match="prompt 'Question 1', completion 'Answer 1'"):
+        Rewards(recorder)(prompts, completions, [[1], [2]])
+    assert seen == {"prompts": prompts, "completions": completions}
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are():
+    def plain(completions, verdict):
+        return [0.0] * 3
+
+    with pytest.raises(RecipeError, match=r"`plain` wants `verdict`.* label, prompts"):
+        score(Rewards(plain), label=[1, 0, 1])
+
+
+def test_what_a_trainer_adds_arrives_as_it_is():
+    state = object()
+
+    def recorder(completions, trainer_state, **kwargs):
+        assert trainer_state is state
+        return [0.0] * 3
+
+    Rewards(recorder)(PROMPTS, COMPLETIONS, IDS, {}, trainer_state=state)
 
 
 @given(

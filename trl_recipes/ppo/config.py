@@ -138,6 +138,22 @@ class PPOConfig(TRLPPOConfig):
     )
 
     # Scores.
+    reward_funcs: list[str] | None = _field(
+        None,
+        "Reward functions in place of the recipe's own: module.path:function, file.py:function, a "
+        "kind such as RepetitionPenalty, or a model; in YAML also `name: {setting: value}`.",
+    )
+    reward_weights: list[float] | None = _field(
+        None, "Weight of each reward function (default: 1, and -1 for penalties)."
+    )
+    metrics: list[str] | None = _field(
+        None, "Functions, named like reward_funcs, that are logged and never optimised."
+    )
+    reward_norm: Literal["none", "reference"] = _field(
+        "none",
+        "reference: optimise each reward function's value less its mean, over its spread, on "
+        "samples of the reference model taken at the start.",
+    )
     use_score_scaling: bool = _field(False, "Divide scores by their running standard deviation.")
     use_score_norm: bool = _field(False, "With use_score_scaling: subtract the running mean first.")
     score_clip: float | None = _field(None, "Clip scores to plus or minus this (default: none).")

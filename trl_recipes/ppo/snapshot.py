@@ -28,6 +28,7 @@ def take(trainer: "PPOTrainer", randomness: list[dict[str, Any]]) -> Checkpoint:
         "episode": trainer.state.episode,  # the position in the data follows from it
         "kl_coef": trainer.kl_ctl.value,
         "running": vars(trainer.running),
+        "normalisation": trainer.rewards.normalisation if trainer.rewards else {},
         "trust_sampling": trainer._trust_sampling,
         "alarms": trainer.alarms.state_dict(),
         "optimizer": optimizer,
@@ -66,6 +67,8 @@ def restore(trainer: "PPOTrainer", checkpoint: Checkpoint) -> dict[str, Any]:
     trainer.state.global_step, trainer.state.episode = state["step"], state["episode"]
     trainer.kl_ctl.value = state["kl_coef"]
     vars(trainer.running).update(state["running"])
+    for name, (shift, scale) in state.get("normalisation", {}).items():
+        trainer.rewards.normalisation[name] = (shift, scale)
     trainer.alarms.load_state_dict(state["alarms"])
     trainer._trust_sampling = state["trust_sampling"]
     trainer._updated = state["step"] > 0

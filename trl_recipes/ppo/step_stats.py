@@ -68,7 +68,11 @@ def length_stats(name: str, rows: Sequence[Tensor], device, all_sum: Sum) -> dic
 
 
 def score_stats(
-    scores: Sequence[float], by_function: dict[str, list], device, all_sum: Sum
+    scores: Sequence[float],
+    by_function: dict[str, list],
+    device,
+    all_sum: Sum,
+    metrics: Sequence[str] = (),
 ) -> dict[str, float]:
     """Mean and spread of raw scores, before any scaling: in all, and of each reward function.
 
@@ -77,14 +81,28 @@ def score_stats(
         by_function: values of each reward function, None where it left a sample out.
         device: where sums over processes are taken.
         all_sum: adds over processes.
+        metrics: names of those functions that are only logged.
     """
     stats = {}
     for name, values in {"env/reward_": scores, **by_function}.items():
         known = torch.tensor([float(v) for v in values if v is not None], device=device)
         ones = torch.ones_like(known)
-        prefix = name if name == "env/reward_" else f"rewards/{name}/"
+        kind = "metrics" if name in metrics else "rewards"
+        prefix = name if name == "env/reward_" else f"{kind}/{name}/"
         stats[f"{prefix}mean"] = masked_mean(known, ones, all_sum).item()
         stats[f"{prefix}std"] = masked_var(known, ones, all_sum).sqrt().item()
+    return stats
+
+
+def normalisation_stats(normalisation: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Shift and scale of each reward function, the same at every step.
+
+    Args:
+        normalisation: both numbers by name of the function; empty where nothing is normalised.
+    """
+    stats = {}
+    for name, (shift, scale) in normalisation.items():
+        stats |= {f"rewards/{name}/shift": shift, f"rewards/{name}/scale": scale}
     return stats
 
 

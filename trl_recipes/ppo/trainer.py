@@ -35,12 +35,14 @@ from trl_recipes.ppo.reference import (
 from trl_recipes.ppo.rollout import Rollout, Targets, collate
 from trl_recipes.ppo.running_moments import RunningMoments
 from trl_recipes.ppo.sampling import generation_settings
+from trl_recipes.ppo.scoring import made_up_batch, reward_inputs, rewards_of
 from trl_recipes.ppo.signals import StopSignals
 from trl_recipes.ppo.step_stats import (
     UpdateStats,
     average_updates,
     diversity,
     length_stats,
+    normalisation_stats,
     rollout_stats,
     score_stats,
     to_plain,
@@ -48,7 +50,6 @@ from trl_recipes.ppo.step_stats import (
 )
 from trl_recipes.ppo.trainable import select_trainable
 from trl_recipes.ppo.value_head import create_reference_model, save_value_head
-from trl_recipes.rewards import Rewards
 from trl_recipes.sampling import Samples, can_sample, sample_responses
 from trl_recipes.stats import append_alarms, append_samples, append_stats
 
@@ -92,11 +93,12 @@ class PPOTrainer(TRLPPOTrainer):
         lr_scheduler: None makes the one that `lr_scheduler_type` names.
         args: see `config`.
         reward_funcs: one reward function or several, for `train`.
-        reward_weights: weight of each; None weighs all 1.
+        reward_weights: weight of each; None weighs all 1, and penalties -1.
         train_dataset: see `dataset`.
         processing_class: see `tokenizer`.
         callbacks: further transformers callbacks.
         peft_config: trains an adapter instead of the full model.
+        metrics: functions like `reward_funcs` that are called and logged, and never optimised.
 
     Raises:
         RecipeError: what was passed cannot be trained; says why and what to do.
@@ -126,6 +128,7 @@ class PPOTrainer(TRLPPOTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list | None = None,
         peft_config: Any = None,
+        metrics: Callable | list[Callable] | None = None,
     ):
         config = setup.one_of("config", config, "args", args) or PPOConfig()
         tokenizer = setup.one_of("tokenizer", tokenizer, "processing_class", processing_class)
@@ -141,7 +144,7 @@ class PPOTrainer(TRLPPOTrainer):
         self.tokenizer = tokenizer or setup.tokenizer_of(model)
         self.is_encoder_decoder = bool(policy.config.is_encoder_decoder)
         checks.prepare_tokenizer(self.tokenizer, policy)
-        self.rewards = None if reward_funcs is None else Rewards(reward_funcs, reward_weights)
+        self.rewards = rewards_of(config, reward_funcs, reward_weights, metrics)
 
         peft_config = select_trainable(policy, config.trainable, peft_config)
         ref_adapter = frozen_reference_adapter(policy) if ref_model is None else None
@@ -582,6 +585,8 @@ class PPOTrainer(TRLPPOTrainer):
         self.state.logging_steps = self.args.logging_steps
         self.state.num_train_epochs = self.args.total_episodes / self.train_dataset_len
         keeping.resume(self, resume_from_checkpoint or self.args.resume_from_checkpoint)
+        if self.config.reward_norm == "reference" and not self.rewards.normalisation:
+            self._normalise_rewards()
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         with StopSignals() if self.args.saves else nullcontext() as signals:
             while self.state.global_step < self.state.max_steps:
@@ -653,17 +658,18 @@ class PPOTrainer(TRLPPOTrainer):
         generated = time.perf_counter()
         batch["response"] = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         try:
-            scores, by_function = self._score(queries, responses, batch)
+            scores, by_function = self._score(responses, batch)
         except Exception:  # of a user's function, or about what it returned: raised again
             keeping.save(self, self._step_began)
             raise
         scored = time.perf_counter()
         scores_of_step = [torch.tensor(score) for score in scores]
         stats = self._step(queries, responses, scores_of_step, samples=samples)
-        batch["score"] = scores
+        batch["score"] = self.rewards.raw_totals(by_function)
         return {
             **stats,
-            **score_stats(scores, by_function, self.current_device, self._all_sum),
+            **self._score_stats(batch["score"], by_function),
+            **normalisation_stats(self.rewards.normalisation),
             **diversity(responses, batch["response"]),
             "time/generation": generated - started,
             "time/generation_share": (generated - started) / (time.perf_counter() - started),
@@ -683,12 +689,36 @@ class PPOTrainer(TRLPPOTrainer):
         responses = [self._with_prompt(None, row, False) for row in samples.rows()]
         return responses, samples
 
-    def _score(self, queries, responses, batch) -> tuple[list[float], dict[str, list]]:
+    def _score(self, responses, batch) -> tuple[list[float], dict[str, list]]:
         """Call the reward functions with text, as TRL's GRPOTrainer does."""
-        used = ("input_ids", "query", "response", "score", "attention_mask")
-        columns = {name: values for name, values in batch.items() if name not in used}
+        prompts, completions, columns = reward_inputs(batch, self.tokenizer)
         completion_ids = [response.tolist() for response in responses]
-        return self.rewards(batch["query"], batch["response"], completion_ids, columns)
+        return self.rewards(prompts, completions, completion_ids, columns, trainer_state=self.state)
+
+    def _score_stats(self, scores: list[float], by_function: dict[str, list]) -> dict[str, float]:
+        names = self.rewards.metric_names
+        return score_stats(scores, by_function, self.current_device, self._all_sum, names)
+
+    def _normalise_rewards(self) -> None:
+        """Fix shift and scale of each reward function by the reference model's own samples."""
+        order = np.random.default_rng(self.args.seed).permutation(len(self.dataset))
+        share = slice(self.accelerator.process_index, 256, self.accelerator.num_processes)
+        batch = self.dataset[order[share].tolist()]
+        queries = [torch.as_tensor(ids, device=self.current_device) for ids in batch["input_ids"]]
+        _, responses = self.generate(
+            queries,
+            self._length_sampler(),
+            batch_size=self.config.batch_size,
+            return_prompt=False,
+            generate_ref_response=True,
+        )
+        batch["response"] = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+        scores, by_function = self._score(responses, batch)
+        stats = self._score_stats(scores, by_function)
+        prefixes = {name: f"rewards/{name}/" for name in self.rewards.names}
+        self.rewards.normalise(
+            {n: (stats[p + "mean"], stats[p + "std"]) for n, p in prefixes.items()}
+        )
 
     def _record(self, stats: dict[str, Any], batch: dict[str, list]) -> None:
         """Keep the row, write it to disk at once, and hand it to the callbacks."""
@@ -725,7 +755,9 @@ class PPOTrainer(TRLPPOTrainer):
                 f"The data set has {len(self.dataset)} prompts, fewer than one batch of "
                 f"{self.config.batch_size}. Lower `batch_size` or give more prompts."
             )
-        self.rewards.check()
+        rows = made_up_batch(self.dataset[:2])
+        prompts, completions, columns = reward_inputs(rows, self.tokenizer)
+        self.rewards.check(prompts, completions, columns=columns, trainer_state=self.state)
         longest = max(len(ids) for ids in self.dataset["input_ids"])
         checks.check_lengths(longest, self.args.response_length, self._policy())
         if self.args.should_save and self.args.save_steps:

@@ -4,9 +4,11 @@ A reward function has the signature of TRL's GRPOTrainer, so one function serves
 
     def reward_func(prompts, completions, completion_ids, **columns) -> list[float | None]
 
-`prompts` and `completions` are lists of texts and `completion_ids` a list of token id lists, one
-entry a sample; every further column of the data set arrives as a list under its own name. A
-function without `**columns` gets only the arguments that it names. None leaves a sample out.
+`prompts` and `completions` are lists of texts or of conversations (lists of messages with role and
+content) and `completion_ids` a list of token id lists, one entry a sample; every further column of
+the data set arrives as a list under its own name. A function without `**columns` gets only the
+arguments that it names. None leaves a sample out. It may be `async`. Where TRL takes a model with a
+classification head, or its name, so does `Rewards`.
 """
 
 import functools
@@ -19,10 +21,12 @@ from typing import Any
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.printable import printable
+from trl_recipes.rewards.event_loop import await_all
+from trl_recipes.rewards.text import Message, plain_text
 
 RewardFunc = Callable[..., list[float | None]]
+Text = str | list[Message]
 
-_RESERVED = ("prompts", "completions", "completion_ids")
 _log = logging.getLogger(__name__)
 
 
@@ -30,129 +34,203 @@ class Rewards:
     """Several weighted reward functions as one.
 
     Args:
-        reward_funcs: one reward function or a list of them.
-        reward_weights: one finite number a function; 1.0 each when None.
+        reward_funcs: one reward function or a list of them; a model with a classification head, or
+            its name, stands for the score that it gives.
+        reward_weights: one finite number a function. None: each function's `default_weight`, which
+            is -1 for the penalties of this package, or 1.
+        metrics: further such functions, which are called and logged and never optimised.
 
     Attributes:
         names: a name a function, for logging: its `__name__`, made distinct with `_2`, `_3`, ...
-        weights: the weights, in the same order.
+        metric_names: the same for the metrics.
+        weights: the weights, in the order of the functions.
+        normalisation: shift and scale of each function by name; empty until `normalise`.
 
     Raises:
         RecipeError: no function, something that cannot be called, weights of another number or
-            not finite.
+            not finite, or a model that cannot be loaded.
     """
 
     def __init__(
         self,
-        reward_funcs: RewardFunc | Sequence[RewardFunc],
+        reward_funcs: RewardFunc | str | Sequence[RewardFunc | str],
         reward_weights: Sequence[float] | None = None,
+        metrics: RewardFunc | str | Sequence[RewardFunc | str] = (),
     ):
-        funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-        if not funcs:
+        self.reward_funcs = _functions(reward_funcs, "reward_funcs")
+        self.metrics = _functions(metrics, "metrics")
+        if not self.reward_funcs:
             raise RecipeError("`reward_funcs` is empty. Give at least one reward function.")
-        for number, func in enumerate(funcs):
-            if not callable(func):
-                raise RecipeError(
-                    f"`reward_funcs[{number}]` is {func!r} ({type(func).__name__}), which cannot "
-                    "be called. Give a function of prompts and completions."
-                )
-        self.reward_funcs: list[RewardFunc] = funcs
-        self.weights = _checked_weights(reward_weights, len(funcs))
-        self.names = _distinct([_name(func) for func in funcs])
-        self._accepted = [_accepted_arguments(func) for func in funcs]
+        self.weights = _checked_weights(reward_weights, self.reward_funcs)
+        names = _distinct([_name(func) for func in [*self.reward_funcs, *self.metrics]])
+        count = len(self.reward_funcs)
+        self.names, self.metric_names = names[:count], names[count:]
+        self.normalisation: dict[str, tuple[float, float]] = {}
         self._warned = False
 
     def __call__(
         self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
+        prompts: Sequence[Text],
+        completions: Sequence[Text],
         completion_ids: Sequence[Sequence[int]],
         columns: Mapping[str, Sequence[Any]] | None = None,
+        **extras: Any,
     ) -> tuple[list[float], dict[str, list[float | None]]]:
         """Score a batch.
 
         Args:
-            prompts: B texts.
-            completions: B texts.
+            prompts: B texts or conversations.
+            completions: B texts or conversations.
             completion_ids: B lists of token ids.
             columns: further columns of the data set, B entries each.
+            **extras: what goes to every function as it is, such as TRL's `trainer_state`.
 
         Returns:
-            The weighted sum for each sample (B numbers; a None counts as nothing), and the raw
-            values of each function by name.
+            The weighted sum for each sample, of normalised values after `normalise` (B numbers; a
+            None counts as nothing), and the raw values of each function and metric by name.
 
         Raises:
-            RecipeError: a function returned the wrong number or kind of values, or one that is
-                not finite. What a function raises itself is not caught.
+            RecipeError: a function wants a column that is not there, or returned the wrong number
+                or kind of values, or one that is not finite. What a function raises itself is not
+                caught.
         """
-        raw = {
-            name: self._call(index, prompts, completions, completion_ids, columns or {})
-            for index, name in enumerate(self.names)
+        arguments = extras | {name: list(values) for name, values in (columns or {}).items()}
+        arguments |= {
+            "prompts": list(prompts),
+            "completions": list(completions),
+            "completion_ids": list(completion_ids),
         }
-        unscored = sum(all(v is None for v in sample) for sample in zip(*raw.values(), strict=True))
-        if unscored and not self._warned:
-            self._warned = True  # once is enough: a data set that does this does it all the time
-            _log.warning(
-                "%d of %d samples got None from every reward function (%s); their score is 0.",
-                unscored,
-                len(prompts),
-                ", ".join(self.names),
-            )
-        totals = [
-            math.fsum(
-                weight * value
-                for weight, value in zip(self.weights, sample, strict=True)
-                if value is not None
-            )
-            for sample in zip(*raw.values(), strict=True)
-        ]
-        return totals, raw
+        functions = [*self.reward_funcs, *self.metrics]
+        names = [*self.names, *self.metric_names]
+        returned = _call_all(functions, names, arguments)
+        raw = {
+            name: _checked_values(values, name, prompts, completions)
+            for name, values in zip(names, returned, strict=True)
+        }
+        self._warn_of_unscored(raw)
+        return self._weighted(raw, self.normalisation), raw
+
+    def raw_totals(self, raw: Mapping[str, Sequence[float | None]]) -> list[float]:
+        """Weigh and add raw values, without normalisation.
+
+        Args:
+            raw: B values of each function, as a call returned them.
+        """
+        return self._weighted(raw, {})
+
+    def normalise(self, moments: Mapping[str, tuple[float, float]]) -> None:
+        """Fix a shift and a scale for each function: from now on (value - mean) / std is optimised.
+
+        Raw values stay as they are. A spread of 0 or none leaves the scale at 1.
+
+        Args:
+            moments: mean and standard deviation of each function on the reference model's samples;
+                nan where it scored none.
+        """
+        for name in self.names:
+            mean, std = moments[name]
+            usable = math.isfinite(std) and std > 1e-8
+            if not usable:
+                _log.warning(
+                    "`%s` gives all samples of the reference model the same value; it is not "
+                    "scaled.",
+                    name,
+                )
+            shift = mean if math.isfinite(mean) else 0.0
+            self.normalisation[name] = (shift, std if usable else 1.0)
 
     def check(
         self,
-        prompts: Sequence[str] = ("The film", "I thought the plot"),
-        completions: Sequence[str] = (" was a joy to watch.", " made no sense at all."),
+        prompts: Sequence[Text] = ("The film", "I thought the plot"),
+        completions: Sequence[Text] = (" was a joy to watch.", " made no sense at all."),
         completion_ids: Sequence[Sequence[int]] | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
+        **extras: Any,
     ) -> None:
         """Call every function once on two samples, so that a mistake shows before training.
 
         Args:
-            prompts: two texts; best the first two of the data set.
-            completions: two texts.
+            prompts: two texts or conversations; best the first two of the data set.
+            completions: two texts or conversations.
             completion_ids: their token ids; made up when None.
             columns: the further columns of the same two rows.
+            **extras: as for a call.
 
         Raises:
             RecipeError: as for a call.
         """
         ids = completion_ids or [[0, 1]] * len(prompts)
-        self(list(prompts), list(completions), ids, columns)
+        self(list(prompts), list(completions), ids, columns, **extras)
 
-    def _call(
+    def _weighted(
         self,
-        index: int,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        completion_ids: Sequence[Sequence[int]],
-        columns: Mapping[str, Sequence[Any]],
-    ) -> list[float | None]:
-        arguments = {name: list(values) for name, values in columns.items()}
-        arguments.update(
-            prompts=list(prompts),
-            completions=list(completions),
-            completion_ids=list(completion_ids),
+        raw: Mapping[str, Sequence[float | None]],
+        normalisation: Mapping[str, tuple[float, float]],
+    ) -> list[float]:
+        parts = []
+        for name, weight in zip(self.names, self.weights, strict=True):
+            shift, scale = normalisation.get(name, (0.0, 1.0))
+            parts.append([0.0 if v is None else weight * (v - shift) / scale for v in raw[name]])
+        return [math.fsum(sample) for sample in zip(*parts, strict=True)]
+
+    def _warn_of_unscored(self, raw: Mapping[str, Sequence[float | None]]) -> None:
+        samples = list(zip(*(raw[name] for name in self.names), strict=True))
+        unscored = sum(all(value is None for value in sample) for sample in samples)
+        if unscored and not self._warned:
+            self._warned = True  # once is enough: a data set that does this does it all the time
+            _log.warning(
+                "%d of %d samples got None from every reward function (%s); their score is 0.",
+                unscored,
+                len(samples),
+                ", ".join(self.names),
+            )
+
+
+def _functions(given: Any, argument: str) -> list[RewardFunc]:
+    """One function or several as a list, with models turned into functions."""
+    entries = list(given) if isinstance(given, list | tuple) else [given]
+    return [_function(entry, f"`{argument}[{i}]`") for i, entry in enumerate(entries)]
+
+
+def _function(entry: Any, source: str) -> RewardFunc:
+    if isinstance(entry, str) or (hasattr(entry, "config") and hasattr(entry, "forward")):
+        from trl_recipes.rewards.reward_model import reward_of_model
+
+        return reward_of_model(entry, source)
+    if not callable(entry):
+        raise RecipeError(
+            f"{source} is {entry!r} ({type(entry).__name__}), which cannot be called. Give a "
+            "function of prompts and completions."
         )
-        accepted = self._accepted[index]
-        if accepted is not None:
-            arguments = {name: value for name, value in arguments.items() if name in accepted}
-        values = self.reward_funcs[index](**arguments)
-        return _checked_values(values, self.names[index], prompts, completions)
+    return entry
 
 
-def _checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+def _call_all(
+    functions: Sequence[RewardFunc], names: Sequence[str], arguments: Mapping[str, Any]
+) -> list[Any]:
+    """What each function returned, in order; asynchronous ones are awaited together, as in TRL."""
+    returned: dict[int, Any] = {}
+    for index in sorted(range(len(functions)), key=lambda index: _is_async(functions[index])):
+        chosen = _chosen_arguments(functions[index], names[index], arguments)
+        returned[index] = functions[index](**chosen)
+    pending = [index for index, result in returned.items() if inspect.isawaitable(result)]
+    awaited = await_all([returned[index] for index in pending])
+    returned |= dict(zip(pending, awaited, strict=True))
+    return [returned[index] for index in range(len(functions))]
+
+
+def _is_async(func: RewardFunc) -> bool:
+    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(
+        getattr(func, "__call__", None)  # noqa: B004  an object whose __call__ is async
+    )
+
+
+def _checked_weights(
+    weights: Sequence[float] | None, functions: Sequence[RewardFunc]
+) -> list[float]:
+    count = len(functions)
     if weights is None:
-        return [1.0] * count
+        return [float(getattr(func, "default_weight", 1.0)) for func in functions]
     if isinstance(weights, numbers.Real):
         weights = [weights]
     if len(weights) != count:
@@ -169,7 +247,7 @@ def _checked_weights(weights: Sequence[float] | None, count: int) -> list[float]
 
 
 def _checked_values(
-    values: Any, name: str, prompts: Sequence[str], completions: Sequence[str]
+    values: Any, name: str, prompts: Sequence[Text], completions: Sequence[Text]
 ) -> list[float | None]:
     """The values of one function as a list of B floats or None."""
     if hasattr(values, "tolist"):  # numpy arrays and tensors
@@ -182,8 +260,8 @@ def _checked_values(
     if len(values) != len(prompts):
         raise RecipeError(
             f"Reward function `{name}` returned {len(values)} values for {len(prompts)} "
-            f"completions; the first prompt is {_short(prompts[0])!r} with completion "
-            f"{_short(completions[0])!r}. It must return one number (or None) a completion."
+            f"completions; the first prompt is {_shown(prompts[0])} with completion "
+            f"{_shown(completions[0])}. It must return one number (or None) a completion."
         )
     return [
         _checked_value(value, name, index, prompts[index], completions[index])
@@ -191,9 +269,17 @@ def _checked_values(
     ]
 
 
-def _checked_value(value: Any, name: str, index: int, prompt: str, completion: str) -> float | None:
+def _checked_value(
+    value: Any, name: str, index: int, prompt: Text, completion: Text
+) -> float | None:
     if value is None:
         return None
+    if inspect.iscoroutine(value):
+        value.close()
+        raise RecipeError(
+            f"Reward function `{name}` returned a coroutine for sample {index}, never awaited. "
+            "Make the function `async` and return `await asyncio.gather(*coroutines)`."
+        )
     number = value
     if not isinstance(number, numbers.Real) and getattr(value, "ndim", None) == 0:
         number = value.item()  # a tensor that holds one number
@@ -201,21 +287,30 @@ def _checked_value(value: Any, name: str, index: int, prompt: str, completion: s
         kind = "" if isinstance(number, numbers.Real) else f" ({type(value).__name__})"
         raise RecipeError(
             f"Reward function `{name}` returned {_short(repr(value))}{kind} for sample {index}: "
-            f"prompt {_short(prompt)!r}, completion {_short(completion)!r}. It must return a "
+            f"prompt {_shown(prompt)}, completion {_shown(completion)}. It must return a "
             "finite number, or None to leave the sample out."
         )
     return float(number)
 
 
-def _accepted_arguments(func: RewardFunc) -> set[str] | None:
-    """The names that `func` takes, or None where it takes any (or does not say)."""
+def _chosen_arguments(
+    func: RewardFunc, name: str, arguments: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The arguments that `func` takes; one that it needs and that is not there is an error."""
     try:
         parameters = inspect.signature(func).parameters.values()
     except (TypeError, ValueError):  # some built-in functions have no signature
-        return None
+        return arguments
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for parameter in named:
+        if parameter.default is parameter.empty and parameter.name not in arguments:
+            raise RecipeError(
+                f"Reward function `{name}` wants `{parameter.name}`, but the data set has no such "
+                f"column. There are: {', '.join(sorted(arguments))}."
+            )
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return {parameter.name for parameter in parameters}
+        return arguments
+    return {p.name: arguments[p.name] for p in named if p.name in arguments}
 
 
 def _name(func: RewardFunc) -> str:
@@ -236,3 +331,7 @@ def _distinct(names: list[str]) -> list[str]:
 
 def _short(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _shown(text: Text) -> str:
+    return repr(_short(plain_text(text)))

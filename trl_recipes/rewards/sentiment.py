@@ -5,8 +5,15 @@ from typing import Any, Literal
 
 import torch
 
-from trl_recipes import hub
 from trl_recipes.errors import RecipeError
+from trl_recipes.rewards.scorer import (
+    batches_by_length,
+    can_pad,
+    load_classifier,
+    local_device,
+    longest_input,
+)
+from trl_recipes.rewards.text import full_texts
 
 _SOURCE = "--reward_model"
 
@@ -54,8 +61,10 @@ class SentimentReward:
             self.model, self.tokenizer = model.model, model.tokenizer
             self.device = torch.device(device) if device is not None else model.device
         else:
-            self.model, self.tokenizer = _load(model, trust_remote_code)
-            self.device = torch.device(device) if device is not None else _local_device()
+            self.model, self.tokenizer = load_classifier(
+                _name_of(model), _SOURCE, trust_remote_code=trust_remote_code
+            )
+            self.device = torch.device(device) if device is not None else local_device()
         self.model.to(self.device).eval()
         self.label_id = _label_id(self.model.config.id2label, label, self.model.name_or_path)
         self.label = self.model.config.id2label[self.label_id]
@@ -66,8 +75,8 @@ class SentimentReward:
             )
         self.score = score
         # Without a padding token a model cannot tell where a shorter text of a batch ends.
-        self.batch_size = batch_size if _can_pad(self.model, self.tokenizer) else 1
-        self.max_length = _max_length(self.model, self.tokenizer)
+        self.batch_size = batch_size if can_pad(self.model, self.tokenizer) else 1
+        self.max_length = longest_input(self.model, self.tokenizer)
         self.__name__ = name or f"sentiment_{self.label.lower()}"
 
     def __call__(
@@ -76,16 +85,14 @@ class SentimentReward:
         """Score each prompt plus completion.
 
         Args:
-            prompts: B texts.
-            completions: B texts.
+            prompts: B texts or conversations.
+            completions: B texts or conversations.
             **kwargs: what else a trainer passes; not used.
 
         Returns:
             B scores.
         """
-        return self.score_texts(
-            [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        )
+        return self.score_texts(full_texts(prompts, completions))
 
     @torch.inference_mode()
     def score_texts(self, texts: Sequence[str]) -> list[float]:
@@ -97,10 +104,8 @@ class SentimentReward:
         Returns:
             B scores, in the same order.
         """
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         scores = [0.0] * len(texts)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
+        for batch in batches_by_length(texts, self.batch_size):
             inputs = self.tokenizer(
                 [texts[index] for index in batch],
                 padding=len(batch) > 1,
@@ -129,36 +134,12 @@ class SentimentReward:
         return logit - logits[:, others].logsumexp(dim=1)
 
 
-def _load(name: str | None, trust_remote_code: bool) -> tuple[Any, Any]:
-    """Model and tokenizer of a classifier, in float32."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+def _name_of(model: str | None) -> str:
+    if model is not None:
+        return model
+    from trl_recipes.embedded import sentiment_classifier
 
-    if name is None:
-        from trl_recipes.embedded import sentiment_classifier
-
-        name = str(sentiment_classifier())
-    path = hub.resolve(name, "model", source=_SOURCE)
-    trusted = {"trust_remote_code": trust_remote_code}
-    with hub.loading(path, "model", source=_SOURCE):
-        config = AutoConfig.from_pretrained(path, **trusted)
-        architecture = (config.architectures or ["none given"])[0]
-        # transformers would put a fresh random head on a language model and only warn.
-        if not architecture.endswith("ForSequenceClassification"):
-            raise RecipeError(
-                f"{_SOURCE}: `{name}` is no text classifier (its architecture is {architecture}). "
-                "Give a model with a sequence-classification head, for instance one made by "
-                "recipes/train_classifier.py."
-            )
-        tokenizer = AutoTokenizer.from_pretrained(path, **trusted)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **trusted
-        )
-    if info["missing_keys"]:
-        raise RecipeError(
-            f"{_SOURCE}: `{name}` lacks weights of its classifier "
-            f"({', '.join(sorted(info['missing_keys'])[:3])}). Save the whole model again."
-        )
-    return model, tokenizer
+    return str(sentiment_classifier())
 
 
 def _label_id(id2label: dict[int, str], label: str, name: str) -> int:
@@ -171,26 +152,3 @@ def _label_id(id2label: dict[int, str], label: str, name: str) -> int:
             f"{_SOURCE}: the classifier `{name}` has no label {label!r}. Its labels are: {labels}."
         )
     return index
-
-
-def _can_pad(model: Any, tokenizer: Any) -> bool:
-    pad_token_id = tokenizer.pad_token_id
-    return pad_token_id is not None and pad_token_id == model.config.pad_token_id
-
-
-def _max_length(model: Any, tokenizer: Any) -> int | None:
-    """The most tokens that the model takes, or None where it does not say."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    embeddings = getattr(model.base_model, "embeddings", None)
-    padding_idx = getattr(embeddings, "padding_idx", None)
-    if positions is not None and padding_idx is not None:
-        positions -= padding_idx + 1  # RoBERTa and its kin count positions from there
-    limits = [tokenizer.model_max_length, positions]
-    known = [int(limit) for limit in limits if limit is not None and limit < 1e9]
-    return min(known, default=None)
-
-
-def _local_device() -> torch.device:
-    from accelerate import PartialState
-
-    return PartialState().device

@@ -1,0 +1,99 @@
+"""Make texts fluent, close in meaning to a reference text, and short: PPO on rewards of your own.
+
+    accelerate launch recipes/ppo_custom_reward.py   # --version 1: fluent alone
+
+Offline, in about a minute: perplexity 6 to 4, similarity 0.24 to 0.39, too long 33 % to 3 %.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl import ModelConfig, get_peft_config
+
+from trl_recipes import (
+    AutoModelForCausalLMWithValueHead,
+    LengthSampler,
+    PPOConfig,
+    PPOTrainer,
+    load_prompts,
+    load_run,
+    load_tokenizer,
+    rewards,
+)
+from trl_recipes.arguments import model_kwargs, run_recipe
+from trl_recipes.compare import compare
+from trl_recipes.data import one_prompt
+from trl_recipes.embedded import language_model
+from trl_recipes.plots import plot_stats
+from trl_recipes.runs import check_run, run_options, start_run
+
+WEIGHTS = {1: [3.0, 0.0, 0.0, -0.5], 2: [3.0, 1.0, -1.5, -0.5]}  # in the order of `reward`
+REFERENCE = "I went in hoping for nothing and came out amazed."
+
+
+@dataclass
+class RewardArguments:
+    """What to reward, on what."""
+
+    version: Literal[1, 2] = field(default=2, metadata={"help": "1: fluent. 2: also near, short."})
+    reference_text: str = field(default=REFERENCE, metadata={"help": "Goal, or its .txt file."})
+    max_length: int = field(default=20, metadata={"help": "Longer responses cost 1, in tokens."})
+    prompt: str = field(default="The story", metadata={"help": "Continued before and after."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Texts to take prompts of."})
+
+
+def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) -> None:
+    config.save_to(f"runs/ppo-custom-{args.version}")
+    run = check_run(**run_options(config))
+
+    # Models
+    name = model_config.model_name_or_path or str(language_model())
+    trusted = {"trust_remote_code": config.trust_remote_code}
+    loading = model_kwargs(model_config) | trusted
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(name, **loading)
+    tokenizer = load_tokenizer(name, **trusted)
+
+    # Prompts
+    def load(seed: int, **chosen):
+        lengths = LengthSampler(2, 5, seed=seed)  # prompts of 2 to 4 tokens
+        return load_prompts(args.dataset_name, tokenizer, length_sampler=lengths, **chosen)
+
+    prompts = load(config.seed, split="train")
+    held_out = load(0, split="test", max_prompts=256)  # the same for every run
+    shown = one_prompt(args.prompt, tokenizer, copies=3)
+
+    # Reward
+    fluent = rewards.PerplexityReward(name, log=True, **trusted)  # the model before training
+    near = rewards.SimilarityReward(args.reference_text, fluent.model, fluent.tokenizer)
+    reward = [fluent, near, rewards.LengthPenalty(args.max_length), rewards.RepetitionPenalty()]
+
+    # Trainer
+    trainer = PPOTrainer(
+        args=config,
+        model=model,
+        reward_funcs=reward,
+        reward_weights=WEIGHTS[args.version],
+        train_dataset=prompts,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_config),
+    )
+    trainer.accelerator.print(trainer.describe())
+    if config.check:
+        return trainer.accelerator.print(trainer.check())
+    start_run(**run_options(config), settings=(args, config, model_config))
+    trainer.train()
+    trainer.save_model()
+
+    # Results
+    if trainer.accelerator.is_main_process:
+        plot_stats(trainer.all_stats, run.plots / "training.png", title=run.path.name)
+        sources = {"reference": name, run.path.name: run.path}
+        models = {source: load_run(path, **loading) for source, path in sources.items()}
+        measures, limit = {r.__name__: r for r in reward}, config.response_length
+        shown = compare(models, shown, measures, max_new_tokens=limit).with_scores()
+        table = compare(models, held_out, measures, max_new_tokens=limit).table()
+        print(shown, table, run.places(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    run_recipe(main, RewardArguments, PPOConfig, ModelConfig, default_config="ppo_custom_reward")

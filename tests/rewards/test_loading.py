@@ -1,0 +1,154 @@
+"""Reward functions by name: the user's own, ours with settings, and every mistake."""
+
+import sys
+
+import pytest
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.rewards import LengthPenalty, UppercaseReward, load_reward_funcs
+
+FILE = """
+from math import sqrt
+
+FACTOR = 3
+
+
+def short(completions, **kwargs):
+    return [-float(len(text)) for text in completions]
+
+
+def times(factor, offset=0):
+    def scaled(completions, **kwargs):
+        return [factor * len(text) + offset for text in completions]
+
+    return scaled
+
+
+def breaks():
+    raise KeyError("inside")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards_for_a_test.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("my_rewards_for_a_test", None)
+
+
+@pytest.mark.parametrize("place", ["my_rewards_for_a_test.py", "my_rewards_for_a_test"])
+def test_a_function_of_a_file_or_module(folder, place):
+    path = list(sys.path)
+    (short,) = load_reward_funcs([f"{place}:short"])
+    assert short(completions=["ab", ""]) == [-2.0, -0.0]
+    assert short.__name__ == "short"
+    assert sys.path == path
+
+
+def test_settings_make_the_function(folder):
+    place = "my_rewards_for_a_test.py"
+    (scaled,) = load_reward_funcs([{f"{place}:times": {"factor": 2, "offset": 1}}])
+    assert scaled(completions=["ab", ""]) == [5, 1]
+
+
+def test_a_file_runs_once_and_only_when_it_is_named(folder):
+    (folder / "counts.py").write_text(
+        "import pathlib\npathlib.Path('ran').open('a').write('x')\ndef f(**_): ...\n"
+    )
+    load_reward_funcs(["UppercaseReward"])
+    assert not (folder / "ran").exists()
+    load_reward_funcs(["counts.py:f", "counts.py:f"])
+    assert (folder / "ran").read_text() == "x"
+
+
+def test_two_files_of_one_name_do_not_mix(folder):
+    for name, value in (("a", 1), ("b", 2)):
+        (folder / name).mkdir()
+        (folder / name / "same.py").write_text(f"def f(**_): return {value}\n")
+    assert [f() for f in load_reward_funcs(["a/same.py:f", "b/same.py:f"])] == [1, 2]
+
+
+def test_kinds_of_this_package_with_and_without_settings():
+    length, upper, regex = load_reward_funcs(
+        [{"LengthPenalty": {"max_length": 3}}, "UppercaseReward", {"RegexReward": {"pattern": "a"}}]
+    )
+    assert isinstance(length, LengthPenalty)
+    assert length.max_length == 3
+    assert isinstance(upper, UppercaseReward)
+    assert regex(completions=["a", "b"]) == [1.0, 0.0]
+
+
+def test_trls_own_functions_pass_unchanged():
+    from trl.rewards import think_format_reward
+
+    loaded, penalty = load_reward_funcs(
+        [
+            "trl.rewards:think_format_reward",
+            {"trl.rewards:get_repetition_penalty_reward": {"ngram_size": 2}},
+        ]
+    )
+    assert loaded is think_format_reward
+    assert penalty(completion_ids=[[5, 5, 5, 5, 5]]) == [-0.75]
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("my_rewards_for_a_test.py:shrt", r"no function `shrt`. It has: short, times, breaks\."),
+        ("my_rewards_for_a_test:shrt", r"no function `shrt`. It has: short, times, breaks\."),
+        ("my_rewards_for_a_test.py:FACTOR", r"is 3 \(int\), which cannot be called"),
+        ("nowhere.py:f", "there is no file `nowhere.py`"),
+        ("nowhere.at_all:f", "there is no module `nowhere.at_all`"),
+        ("UpercaseReward", "neither a kind of reward .*UppercaseReward"),
+        ({"Uppercase": {}}, "no kind of reward `Uppercase`. There are: KeywordReward"),
+        ({"Rewards": {}}, "no kind of reward `Rewards`"),
+        ({"LengthPenalty": {"length": 3}}, "does not take the settings .* It takes: max_length"),
+        ({"LengthPenalty": 3}, "settings of `LengthPenalty` are 3"),
+        ({"LengthPenalty": {}, "UppercaseReward": {}}, "is no reward function"),
+        (3, "3 is no reward function"),
+    ],
+)
+def test_mistakes_say_what_there_is(folder, spec, told):
+    with pytest.raises(RecipeError, match=f"--reward_funcs: .*{told}"):
+        load_reward_funcs([spec])
+
+
+def test_what_goes_wrong_inside_the_users_code_is_raised_as_it_is(folder):
+    with pytest.raises(KeyError, match="inside"):
+        load_reward_funcs([{"my_rewards_for_a_test.py:breaks": {}}])
+    (folder / "needs.py").write_text("import not_installed_at_all\n")
+    for place in ("needs.py", "needs"):
+        with pytest.raises(ModuleNotFoundError, match="not_installed_at_all"):
+            load_reward_funcs([f"{place}:f"])
+
+
+def test_a_configuration_names_them_with_settings_and_runs_again_from_what_it_wrote(tmp_path):
+    from trl_recipes import PPOConfig
+    from trl_recipes.arguments import parse_arguments
+    from trl_recipes.runs import start_run, write_config
+
+    (tmp_path / "mine.yaml").write_text(
+        "reward_funcs:\n  - UppercaseReward\n  - LengthPenalty: {max_length: 3}\n"
+        "metrics: [RegexReward: {pattern: a}]\n"
+    )
+    argv = ["--config", str(tmp_path / "mine.yaml"), "--reward_weights", "1", "-0.5"]
+    (config,) = parse_arguments(PPOConfig, argv=argv)
+    upper, length = load_reward_funcs(config.reward_funcs)
+    assert isinstance(upper, UppercaseReward)
+    assert length.max_length == 3
+    assert config.reward_weights == [1.0, -0.5]
+    run = start_run(tmp_path / "run")
+    write_config(run, config)
+    (again,) = parse_arguments(PPOConfig, argv=["--config", str(run.config)])
+    for name in ("reward_funcs", "reward_weights", "metrics"):
+        assert getattr(again, name) == getattr(config, name)
+
+
+def test_other_lists_still_refuse_settings(tmp_path):
+    from trl_recipes import PPOConfig
+    from trl_recipes.arguments import parse_arguments
+
+    (tmp_path / "wrong.yaml").write_text("reward_weights: [{a: 1}]\n")
+    with pytest.raises(RecipeError, match="`reward_weights` holds"):
+        parse_arguments(PPOConfig, argv=["--config", str(tmp_path / "wrong.yaml")])

@@ -1,0 +1,195 @@
+"""One function, the same numbers under our PPOTrainer and TRL's GRPOTrainer."""
+
+import asyncio
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+from trl.rewards import get_repetition_penalty_reward
+
+from trl_recipes import PPOConfig, PPOTrainer, RecipeError, load_stats
+from trl_recipes.rewards import (
+    KeywordReward,
+    LengthPenalty,
+    PerplexityReward,
+    RepetitionPenalty,
+    SimilarityReward,
+    UppercaseReward,
+)
+
+TEXTS = ["The acting", "A dull", "I liked", "Nothing here", "What a", "They filmed", "The", "A"]
+
+
+def data(tokenizer):
+    columns = {"prompt": TEXTS, "query": TEXTS, "wanted": ["beautiful film"] * 4 + ["slow"] * 4}
+    ids = [tokenizer(text)["input_ids"] for text in TEXTS]
+    return Dataset.from_dict({**columns, "input_ids": ids})
+
+
+def functions(model, tokenizer):
+    async def of_a_column(completions, wanted, trainer_state, **kwargs):
+        await asyncio.sleep(0)
+        return [
+            None if len(text) % 3 == 0 else float(len(word) + trainer_state.global_step)
+            for text, word in zip(completions, wanted, strict=True)
+        ]
+
+    return [
+        PerplexityReward(model, tokenizer),
+        SimilarityReward(None, model, tokenizer, column="wanted"),
+        LengthPenalty(5),
+        RepetitionPenalty(2),
+        KeywordReward(["a", "film"]),
+        UppercaseReward(),
+        get_repetition_penalty_reward(2),
+        of_a_column,
+    ]
+
+
+def ppo(folder, tokenizer, rewards, **settings):
+    chosen = settings.pop("given", {})
+    config = {"batch_size": 8, "max_steps": 1, "response_length": 6, "disable_tqdm": True}
+    return PPOTrainer(
+        args=PPOConfig(**config | settings),
+        model=str(folder),
+        reward_funcs=rewards,
+        train_dataset=data(tokenizer),
+        processing_class=tokenizer,
+        **chosen,
+    )
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_gpt2):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2)
+    return AutoModelForCausalLM.from_pretrained(tiny_gpt2).eval(), tokenizer
+
+
+def test_one_function_gives_the_same_numbers_under_ppo_and_grpo(tiny_gpt2, parts, tmp_path):
+    model, tokenizer = parts
+    rewards = functions(model, tokenizer)
+    trainer = ppo(tiny_gpt2, tokenizer, rewards)
+    seen = []
+    score = trainer.rewards.__class__.__call__
+
+    def watched(self, prompts, completions, completion_ids, columns=None, **extras):
+        totals, raw = score(self, prompts, completions, completion_ids, columns, **extras)
+        seen.append((prompts, completions, completion_ids, columns, totals, raw))
+        return totals, raw
+
+    trainer.rewards = type("Watched", (trainer.rewards.__class__,), {"__call__": watched})(rewards)
+    trainer.train()
+    prompts, completions, ids, columns, totals, raw = seen[-1]
+    assert len(prompts) == 8
+
+    arguments = GRPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=8, num_generations=2,
+        max_completion_length=6, report_to=[], use_cpu=True, bf16=False,
+    )  # fmt: skip
+    grpo = GRPOTrainer(str(tiny_gpt2), rewards, arguments, data(tokenizer))
+    rows = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+    theirs = grpo._calculate_rewards(rows, prompts, completions, ids)
+    ours = torch.tensor(
+        [[float("nan") if v is None else v for v in raw[name]] for name in trainer.rewards.names]
+    ).T
+    torch.testing.assert_close(ours, theirs, equal_nan=True, atol=1e-6, rtol=1e-6)
+    assert grpo.reward_func_names == trainer.rewards.names
+    weights = torch.tensor(trainer.rewards.weights)
+    torch.testing.assert_close(
+        (theirs * weights).nansum(1), torch.tensor(totals), atol=1e-4, rtol=0
+    )
+
+
+def test_grpo_trains_on_our_functions(tiny_gpt2, parts, tmp_path):
+    model, tokenizer = parts
+    arguments = GRPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, num_generations=2, max_steps=1,
+        max_completion_length=4, report_to=[], use_cpu=True, bf16=False, save_strategy="no",
+        logging_steps=1, reward_weights=[1, 1, -1, -1, 1, 1, 1, 1],
+    )  # fmt: skip
+    grpo = GRPOTrainer(str(tiny_gpt2), functions(model, tokenizer), arguments, data(tokenizer))
+    grpo.train()
+    logged = next(row for row in grpo.state.log_history if "rewards/length/mean" in row)
+    assert -1e6 < logged["reward"] < 1e6
+
+
+def test_metrics_and_normalisation_stand_in_every_row(tiny_gpt2, parts, tmp_path):
+    rewards = [UppercaseReward(), LengthPenalty(3)]
+    trainer = ppo(
+        tiny_gpt2, parts[1], rewards, reward_norm="reference", max_steps=2,
+        output_dir=str(tmp_path), score_clip=5.0,
+        given={"metrics": KeywordReward("film")}, metrics=["UppercaseReward"],
+    )  # fmt: skip
+    trainer.train()
+    first, second = load_stats(tmp_path)
+    for name in ("uppercase", "length"):
+        shift, scale = trainer.rewards.normalisation[name]
+        assert [row[f"rewards/{name}/shift"] for row in (first, second)] == [shift] * 2
+        assert [row[f"rewards/{name}/scale"] for row in (first, second)] == [scale] * 2
+    for row in (first, second):
+        assert {"metrics/keywords/mean", "metrics/uppercase_2/std"} <= row.keys()
+        raw = row["rewards/uppercase/mean"] - row["rewards/length/mean"]
+        assert row["env/reward_mean"] == pytest.approx(raw, abs=1e-6)
+        assert row["rewards/length/mean"] >= 0
+    normalised = sum(
+        weight * (first[f"rewards/{n}/mean"] - first[f"rewards/{n}/shift"])
+        / first[f"rewards/{n}/scale"]
+        for n, weight in (("uppercase", 1), ("length", -1))
+    )  # fmt: skip
+    assert first["ppo/mean_scores"] == pytest.approx(normalised, abs=1e-4)
+    assert first["env/reward_mean"] != pytest.approx(normalised, abs=1e-3)
+
+
+def test_functions_of_the_configuration_stand_in_place_of_those_passed(tiny_gpt2, parts, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def mine(completions, **_):\n    return [1.0] * len(completions)\n"
+    )
+    trainer = ppo(
+        tiny_gpt2, parts[1], [LengthPenalty(3)], given={"reward_weights": [5.0]},
+        reward_funcs=[f"{tmp_path / 'mine.py'}:mine", {"LengthPenalty": {"max_length": 2}}],
+    )  # fmt: skip
+    assert trainer.rewards.names == ["mine", "length"]
+    assert trainer.rewards.weights == [1.0, -1.0]
+    weighed = ppo(tiny_gpt2, parts[1], [LengthPenalty(3)], reward_weights=[-7.0])
+    assert weighed.rewards.weights == [-7.0]
+
+
+def test_a_missing_column_shows_before_training(tiny_gpt2, parts):
+    def of_a_column(completions, label):
+        return label
+
+    with pytest.raises(RecipeError, match="`of_a_column` wants `label`"):
+        ppo(tiny_gpt2, parts[1], of_a_column).describe()
+
+
+def test_conversations_reach_reward_functions_as_messages(tiny_gpt2, parts):
+    tokenizer = parts[1]
+    asked = [[{"role": "user", "content": text}] for text in TEXTS]
+    seen = []
+
+    def recorder(prompts, completions, **kwargs):
+        seen.append((prompts, completions))
+        return [float(len(completion[0]["content"])) for completion in completions]
+
+    trainer = ppo(tiny_gpt2, tokenizer, recorder)
+    trainer._score([torch.tensor([1])] * 8, {"prompt": asked, "response": TEXTS, "input_ids": []})
+    prompts, completions = seen[-1]
+    assert prompts == asked
+    assert completions == [[{"role": "assistant", "content": text}] for text in TEXTS]
+
+
+def test_a_resumed_run_normalises_as_it_began(tiny_gpt2, parts, tmp_path):
+    def run(**settings):
+        trainer = ppo(
+            tiny_gpt2, parts[1], [UppercaseReward(), LengthPenalty(3)], reward_norm="reference",
+            output_dir=str(tmp_path), **settings,
+        )  # fmt: skip
+        trainer.train()
+        return trainer.rewards.normalisation
+
+    began = run(max_steps=1, save_steps=1)
+    assert run(max_steps=2, save_steps=1, seed=5, resume_from_checkpoint="true") == began

@@ -1,0 +1,115 @@
+"""recipes/ppo_custom_reward.py as users run it, short; its figures are measured elsewhere."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from trl_recipes.arguments import run_recipe
+
+ROOT = Path(__file__).parents[1]
+RECIPE = str(ROOT / "recipes" / "ppo_custom_reward.py")
+CONFIG = str(ROOT / "recipes" / "configs" / "ppo_custom_reward.yaml")
+COMPONENTS = ("log_perplexity", "similarity", "length", "repetition")
+
+
+def words(model, folder, *more):
+    texts = folder.parent / "texts.txt"
+    texts.write_text("\n".join(f"The film number {i} was dull, sadly." for i in range(40)))
+    common = ["--config", CONFIG, "--model_name_or_path", str(model), "--max_steps", "2"]
+    common += ["--dataset_name", str(texts), "--output_dir", str(folder), "--batch_size", "8"]
+    return [*common, "--response_length", "8", "--disable_tqdm", "true", *more]
+
+
+def run(model, folder, *more):
+    """The recipe in this process, which saves the seconds that imports take."""
+    spec = importlib.util.spec_from_file_location("ppo_custom_reward", RECIPE)
+    recipe = importlib.util.module_from_spec(spec)
+    sys.modules["ppo_custom_reward"] = recipe
+    spec.loader.exec_module(recipe)
+    types = (recipe.RewardArguments, recipe.PPOConfig, recipe.ModelConfig)
+    run_recipe(recipe.main, *types, argv=words(model, folder, *more))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_gpt2, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("custom") / "run"
+    more = words(tiny_gpt2, folder, "--max_length", "4", "--prompt", "The film")
+    command = [sys.executable, RECIPE, *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_text_before_and_after_is_shown_with_every_component(finished):
+    _, told = finished
+    for name in ("reference", "run"):
+        assert told.count(f"\n{name}: The film") + told.startswith(f"{name}: The film") == 3
+    shown = [line for line in told.splitlines() if line.startswith("    log_perplexity -")]
+    assert len(shown) == 6
+    assert all(f", {component} " in line for line in shown for component in COMPONENTS[1:])
+    table = {line.split()[0] for line in told.splitlines() if "±" in line}
+    assert table >= set(COMPONENTS)
+
+
+def test_every_component_is_in_every_row_raw_and_with_what_normalised_it(finished):
+    rows = [json.loads(line) for line in (finished[0] / "all_stats.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    for component in COMPONENTS:
+        for figure in ("mean", "std", "shift", "scale"):
+            assert f"rewards/{component}/{figure}" in rows[0]
+    assert all(0 <= row["rewards/length/mean"] <= 1 for row in rows)
+
+
+def test_only_the_attention_was_trained(finished, tiny_gpt2):
+    before = AutoModelForCausalLM.from_pretrained(tiny_gpt2).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(finished[0] / "model").state_dict()
+    changed = {name for name, value in after.items() if (value != before[name]).any()}
+    assert changed
+    assert all(".attn." in name for name in changed)
+
+
+def test_version_1_optimises_perplexity_and_logs_the_rest(tiny_gpt2, tmp_path):
+    (tmp_path / "goal.txt").write_text("A dull film.")
+    run(tiny_gpt2, tmp_path / "run", "--version", "1", "--reference_text", f"{tmp_path}/goal.txt")
+    for line in (tmp_path / "run" / "all_stats.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        raw = 3.0 * row["rewards/log_perplexity/mean"] - 0.5 * row["rewards/repetition/mean"]
+        assert row["env/reward_mean"] == pytest.approx(raw, abs=1e-5)
+        assert row["rewards/similarity/mean"] != 0
+
+
+def test_a_users_own_function_replaces_the_recipes_rewards(tiny_gpt2, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def shouts(completions, **columns):\n"
+        "    return [float(text.isupper()) for text in completions]\n"
+    )
+    more = ["--reward_funcs", f"{tmp_path / 'mine.py'}:shouts", "RepetitionPenalty"]
+    run(tiny_gpt2, tmp_path / "run", *more, "--metrics", "UppercaseReward")
+    row = json.loads((tmp_path / "run" / "all_stats.jsonl").read_text().splitlines()[0])
+    keys = {key for key in row if key.startswith(("rewards/", "metrics/")) and "mean" in key}
+    assert keys == {"rewards/shouts/mean", "rewards/repetition/mean", "metrics/uppercase/mean"}
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--reference_text", " "], "`reference_text` is ' '"),
+        (["--reference_text", "nowhere.txt"], "`nowhere.txt` could not be read"),
+        (["--prompt", ""], "--prompt is ''"),
+        (["--max_length", "-3"], "max_length is -3"),
+        (["--reward_weights", "1", "2"], "`reward_weights` has 2 entries"),
+        (["--reward_funcs", "nowhere.py:f"], "there is no file `nowhere.py`"),
+        (["--version", "3"], "--version"),
+    ],
+)
+def test_each_mistake_is_one_message_and_leaves_nothing(tiny_gpt2, tmp_path, more, told, capsys):
+    with pytest.raises(SystemExit) as left:
+        run(tiny_gpt2, tmp_path / "run", *more)
+    assert left.value.code == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

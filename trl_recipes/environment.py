@@ -1,0 +1,156 @@
+"""Text generation as a Gymnasium environment: for looking, and for other RL libraries.
+
+It is exact and slow: one token a step, one text at a time. The fast path are the trainers, which
+sample whole batches at once.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.rewards.base import RewardFunc, Rewards
+
+try:
+    import gymnasium
+    from gymnasium import spaces
+except ImportError as error:
+    raise RecipeError(
+        "TextGenerationEnv needs gymnasium. Install it with `pip install 'trl_recipes[gymnasium]'`."
+    ) from error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TextGenerationEnv(gymnasium.Env):
+    """One episode is one response: each action appends a token, the reward comes at its end.
+
+    The episode is terminated by the end token, and truncated after `max_new_tokens` others; either
+    way its last step gives the score of prompt plus response, every other step 0.
+
+    Observation: a dict of `input_ids`, shape (prompt + response tokens at most,), the tokens so far
+    at the left and `pad_token_id` after them, and `length`, how many are tokens. A length is needed
+    because a pad token may be a token of the text too.
+    Action: the id of the next token.
+    Info: at the end `prompt`, `completion` and the raw value of each reward function.
+
+    Args:
+        prompts: texts that episodes start from.
+        tokenizer: turns texts into tokens and back.
+        reward_funcs: reward functions as the trainers take them.
+        max_new_tokens: most tokens of a response.
+        reward_weights: weight of each function; as in `Rewards` when None.
+        columns: further columns of the data set for the reward functions, an entry for each prompt.
+
+    Raises:
+        RecipeError: no prompt or an empty one, no room for a token, or reward functions that
+            `Rewards` refuses.
+    """
+
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  Gymnasium's own form
+    render_mode = "ansi"
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        tokenizer: "PreTrainedTokenizerBase",
+        reward_funcs: RewardFunc | list[RewardFunc],
+        *,
+        max_new_tokens: int = 16,
+        reward_weights: list[float] | None = None,
+        columns: dict[str, Sequence[Any]] | None = None,
+    ):
+        if max_new_tokens < 1:
+            raise RecipeError(f"max_new_tokens is {max_new_tokens}. Use 1 or more.")
+        self.prompts, self.tokenizer = list(prompts), tokenizer
+        self.prompt_ids = [tokenizer(text)["input_ids"] for text in self.prompts]
+        if not self.prompts or not all(self.prompt_ids):
+            raise RecipeError(
+                f"TextGenerationEnv got {len(self.prompts)} prompts, of which "
+                f"{sum(not ids for ids in self.prompt_ids)} are empty. Give texts to continue."
+            )
+        self.rewards = Rewards(reward_funcs, reward_weights)
+        self.columns = {name: list(values) for name, values in (columns or {}).items()}
+        self.max_new_tokens = max_new_tokens
+        longest = max(map(len, self.prompt_ids)) + max_new_tokens
+        known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        self.pad_token_id = next(token for token in known if token is not None)
+        self.action_space = spaces.Discrete(len(tokenizer))
+        self.observation_space = spaces.Dict(
+            {
+                "input_ids": spaces.Box(0, len(tokenizer) - 1, (longest,), np.int64),
+                "length": spaces.Discrete(longest + 1),
+            }
+        )
+        self.row, self.response, self.over = 0, [], True
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: of the choice of prompts.
+            options: `{"prompt": row}` starts from that prompt instead of one drawn.
+
+        Returns:
+            The observation of the prompt alone, and its row and text.
+        """
+        super().reset(seed=seed)
+        drawn = int(self.np_random.integers(len(self.prompts)))
+        self.row = (options or {}).get("prompt", drawn)
+        self.response, self.over = [], False
+        return self._observation(), {"row": self.row, "prompt": self.prompts[self.row]}
+
+    def step(self, action: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Append a token.
+
+        Args:
+            action: its id.
+
+        Returns:
+            Observation, reward, whether the end token came, whether the response is full, info.
+
+        Raises:
+            RecipeError: no episode has been started, it is over, or there is no such token.
+        """
+        if self.over:
+            raise RecipeError("The episode is over or none was started. Call `reset` first.")
+        if not self.action_space.contains(action):
+            raise RecipeError(
+                f"Action {action!r} is no token: ids are whole numbers from 0 to "
+                f"{self.action_space.n - 1}."
+            )
+        self.response.append(int(action))
+        terminated = int(action) == self.tokenizer.eos_token_id
+        truncated = not terminated and len(self.response) == self.max_new_tokens
+        observation = self._observation()
+        if not (terminated or truncated):
+            return observation, 0.0, False, False, {}
+        reward, info = self._score()
+        self.over = True
+        return observation, reward, terminated, truncated, info
+
+    def render(self) -> str:
+        """Give the text so far."""
+        return self.tokenizer.decode(self._tokens())
+
+    def _tokens(self) -> list[int]:
+        return [*self.prompt_ids[self.row], *self.response]
+
+    def _observation(self) -> dict[str, Any]:
+        tokens = self._tokens()
+        space = self.observation_space["input_ids"]
+        ids = np.full(space.shape, self.pad_token_id, dtype=np.int64)
+        ids[: len(tokens)] = tokens
+        return {"input_ids": ids, "length": np.int64(len(tokens))}
+
+    def _score(self) -> tuple[float, dict[str, Any]]:
+        prompt = self.prompts[self.row]
+        completion = self.tokenizer.decode(self.response, skip_special_tokens=True)
+        columns = {name: [values[self.row]] for name, values in self.columns.items()}
+        (total,), raw = self.rewards([prompt], [completion], [self.response], columns)
+        values = {name: value for name, (value,) in raw.items()}
+        return total, {"prompt": prompt, "completion": completion, "rewards": values}

@@ -1,0 +1,223 @@
+"""How close a text comes in meaning to a reference text."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional as F
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.forward import context_length
+from trl_recipes.padding import pad_rows
+from trl_recipes.rewards.scorer import batches_by_length, load_language_model, local_device
+from trl_recipes.rewards.text import full_texts, plain_text
+
+_SOURCE = "SimilarityReward"
+# Parts of a spaCy pipeline that have no say in Doc.similarity where there are word vectors.
+_IDLE_PIPES = ("tok2vec", "tagger", "parser", "senter", "attribute_ruler", "lemmatizer", "ner")
+
+
+class SimilarityReward:
+    """Semantic similarity of prompt plus completion to a reference text, -1 to 1.
+
+    Args:
+        reference_text: what every text is compared with, or the .txt file that holds it. Give this
+            or `column`.
+        model: what the texts are read with; None takes the embedded language model, or the classic
+            choice of the kind: en_core_web_md, all-MiniLM-L6-v2. A name, a folder or the object.
+        tokenizer: of a ready language model; loaded by the model's name when None.
+        kind: "hidden_states" compares the mean of a language model's last hidden states over the
+            tokens (cosine; close to 1 for any two texts under large GPT-2-like models, where only
+            differences mean something); "spacy" is `Doc.similarity` of a pipeline with word
+            vectors; "sentence_transformers" the cosine of such a model's embeddings.
+        column: column of the data set that holds a reference text for each prompt.
+        batch_size: texts in one forward pass.
+        name: the name in logs; `similarity` when None.
+
+    Raises:
+        RecipeError: no reference text or an empty one, an unknown kind, a package that is not
+            installed, no such model, or a spaCy pipeline without vectors.
+    """
+
+    def __init__(
+        self,
+        reference_text: str | None = None,
+        model: Any = None,
+        tokenizer: Any = None,
+        *,
+        kind: Literal["hidden_states", "spacy", "sentence_transformers"] = "hidden_states",
+        column: str | None = None,
+        batch_size: int = 32,
+        name: str | None = None,
+    ):
+        if (reference_text is None) == (column is None):
+            raise RecipeError(
+                f"{_SOURCE} needs a reference: give either `reference_text` or `column`, the data "
+                "set's column of reference texts."
+            )
+        if reference_text is not None:
+            reference_text = _read_reference(reference_text)
+            _check_reference(reference_text, "`reference_text`")
+        if kind == "spacy":
+            self._compare = _with_spacy(model or "en_core_web_md", batch_size)
+        elif kind == "sentence_transformers":
+            self._compare = _with_sentence_transformers(
+                model or "sentence-transformers/all-MiniLM-L6-v2", batch_size
+            )
+        elif kind == "hidden_states":
+            self._compare = _with_hidden_states(model, tokenizer, batch_size)
+        else:
+            raise RecipeError(
+                f"{_SOURCE}: unknown kind {kind!r}. Choose hidden_states, spacy or "
+                "sentence_transformers."
+            )
+        self.reference_text, self.column = reference_text, column
+        self.__name__ = name or "similarity"
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float]:
+        """Compare each prompt plus completion with its reference text.
+
+        Args:
+            prompts: B texts or conversations.
+            completions: B texts or conversations.
+            **columns: the data set's columns, among them the reference texts where `column` names
+                one.
+
+        Returns:
+            B similarities; 0 for a text that the model knows no word of.
+
+        Raises:
+            RecipeError: there is no such column, or a reference text in it is empty.
+        """
+        texts = full_texts(prompts, completions)
+        if self.column is None:
+            return self._compare(texts, [self.reference_text] * len(texts))
+        if self.column not in columns:
+            raise RecipeError(
+                f"{_SOURCE}: the data set has no column `{self.column}`. Name the one that holds "
+                "the reference texts."
+            )
+        references = [plain_text(value or "") for value in columns[self.column]]
+        for row, reference in enumerate(references):
+            _check_reference(reference, f"column `{self.column}`, sample {row},")
+        return self._compare(texts, references)
+
+
+def _read_reference(text_or_file: str) -> str:
+    """The text itself, or what the .txt file holds that it names."""
+    if not isinstance(text_or_file, str) or not text_or_file.endswith(".txt"):
+        return text_or_file
+    try:
+        return Path(text_or_file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{_SOURCE}: the reference text `{text_or_file}` could not be read as "
+            f"text ({error}). Give a UTF-8 text file, or the text itself."
+        ) from error
+
+
+Compare = Callable[[Sequence[str], Sequence[str]], list[float]]
+
+
+def _check_reference(text: str, where: str) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise RecipeError(
+            f"{_SOURCE}: {where} is {text!r}. Give a text to compare with, of at least one word."
+        )
+
+
+def _with_hidden_states(model: Any, tokenizer: Any, batch_size: int) -> Compare:
+    model, tokenizer = load_language_model(model, tokenizer, _SOURCE)
+    trunk = model.get_decoder()  # no logits are needed
+
+    @torch.inference_mode()
+    def embed(texts: Sequence[str]) -> torch.Tensor:
+        """Mean hidden state of each text, (B, H); zeros for an empty one."""
+        rows = [tokenizer(text, verbose=False)["input_ids"] for text in texts]
+        rows = [torch.tensor(row[: context_length(model.config)] or [0]) for row in rows]
+        means = torch.zeros(len(rows), model.config.hidden_size)
+        training = model.training
+        model.eval()
+        for batch in batches_by_length(rows, batch_size):
+            ids, mask = pad_rows([rows[index] for index in batch], 0, side="right")
+            ids, mask = ids.to(model.device), mask.to(model.device)
+            states = trunk(input_ids=ids, attention_mask=mask, use_cache=False)[0].float()
+            weights = mask[..., None]
+            means[batch] = ((states * weights).sum(1) / weights.sum(1)).cpu()
+        model.train(training)
+        empty = torch.tensor([not text.strip() for text in texts])
+        return means.masked_fill(empty[:, None], 0.0)
+
+    return lambda texts, references: _cosines(embed, texts, references)
+
+
+def _with_sentence_transformers(model: Any, batch_size: int) -> Compare:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise RecipeError(
+            f"{_SOURCE}: kind sentence_transformers needs that package. Install it with `pip "
+            "install 'trl_recipes[sentence-transformers]'`."
+        ) from error
+    if isinstance(model, str) or hasattr(model, "__fspath__"):
+        from trl_recipes.hub import loading, resolve
+
+        name = resolve(str(model), "model", source=_SOURCE)
+        with loading(name, "model", source=_SOURCE):
+            model = SentenceTransformer(name, device=str(local_device()))
+
+    def embed(texts: Sequence[str]) -> torch.Tensor:
+        return model.encode(
+            list(texts), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
+        ).cpu()
+
+    return lambda texts, references: _cosines(embed, texts, references)
+
+
+def _with_spacy(pipeline: Any, batch_size: int) -> Compare:
+    try:
+        import spacy
+    except ImportError as error:
+        raise RecipeError(
+            f"{_SOURCE}: kind spacy needs that package. Install it with `pip install "
+            "'trl_recipes[spacy]'`, and a pipeline with `python -m spacy download en_core_web_md`."
+        ) from error
+    if isinstance(pipeline, str) or hasattr(pipeline, "__fspath__"):
+        try:
+            pipeline = spacy.load(pipeline, exclude=list(_IDLE_PIPES))
+        except OSError as error:
+            raise RecipeError(
+                f"{_SOURCE}: the spaCy pipeline `{pipeline}` could not be loaded. Get one with "
+                "`python -m spacy download en_core_web_md`, or give the folder of one."
+            ) from error
+    if pipeline.vocab.vectors_length == 0:
+        raise RecipeError(
+            f"{_SOURCE}: the spaCy pipeline `{pipeline.meta.get('name')}` has no word vectors, so "
+            "its similarity means nothing. Use one that has, such as en_core_web_md."
+        )
+
+    def compare(texts: Sequence[str], references: Sequence[str]) -> list[float]:
+        different = list(dict.fromkeys(references))
+        read = dict(zip(different, pipeline.pipe(different), strict=True))
+        docs = pipeline.pipe(texts, batch_size=batch_size)
+        return [
+            # spaCy gives 0 without a vector on either side, with a warning each time
+            float(doc.similarity(read[reference]))
+            if doc.vector_norm and read[reference].vector_norm
+            else 0.0
+            for doc, reference in zip(docs, references, strict=True)
+        ]
+
+    return compare
+
+
+def _cosines(
+    embed: Callable[[Sequence[str]], torch.Tensor], texts: Sequence[str], references: Sequence[str]
+) -> list[float]:
+    """Cosine of each text with its reference; each different reference is read once."""
+    different = {text: row for row, text in enumerate(dict.fromkeys(references))}
+    embedded = embed(list(different))[[different[reference] for reference in references]]
+    return F.cosine_similarity(embed(texts).float(), embedded.float()).tolist()
