@@ -115,7 +115,7 @@ def test_three_steps_and_three_more_are_six(case, tmp_path):
     whole = trainer_of(folders[0], **CASES[case])
     whole.train()
     # the sixth call of the reward (one a step, after one that checks it) is in step 5
-    with pytest.raises(Stopped):
+    with pytest.raises(RecipeError, match="`noisy` raised Stopped"):
         trainer_of(folders[1], reward=failing_at(5), **CASES[case]).train()
     assert len(load_stats(folders[1])) == 4
     torch.manual_seed(99)  # whatever state the new process is in

@@ -146,12 +146,24 @@ def test_something_other_than_a_list_is_an_error(value):
         score(Rewards(lambda completions: value))
 
 
-def test_an_exception_of_the_function_is_raised_as_it_is():
-    def broken(**kwargs):
-        raise KeyError("label")
+def test_an_exception_tells_function_line_and_the_first_sample_that_raises():
+    def broken(completions, **kwargs):
+        return [1 / (len(text) - 6) for text in completions]  # the second one has six letters
 
-    with pytest.raises(KeyError, match="label"):
+    expected = r"`broken` raised ZeroDivisionError: .*test_base.py, line \d+\) for sample 1: prompt"
+    with pytest.raises(RecipeError, match=expected) as caught:
         score(Rewards(broken))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_an_exception_that_no_sample_alone_raises_tells_how_the_batch_begins():
+    def crowded(completions, **kwargs):
+        if len(completions) > 1:
+            raise MemoryError("too many")
+        return [0.0]
+
+    with pytest.raises(RecipeError, match=r"`crowded` raised MemoryError: too many .* begins with"):
+        score(Rewards(crowded))
 
 
 def test_names_come_from_the_functions_and_are_distinct():
@@ -241,11 +253,11 @@ def test_an_asynchronous_function_works_where_a_loop_is_running_already():
     assert asyncio.run(notebook()) == [9.0, 6.0, 16.0]
 
 
-def test_an_exception_of_an_asynchronous_function_is_raised_as_it_is():
+def test_an_exception_of_an_asynchronous_function_is_told_too():
     async def broken(**kwargs):
         raise KeyError("label")
 
-    with pytest.raises(KeyError, match="label"):
+    with pytest.raises(RecipeError, match=r"`.*broken` raised KeyError: 'label'"):
         score(Rewards([slow, broken]))
 
 

@@ -67,8 +67,9 @@ def restore(trainer: "PPOTrainer", checkpoint: Checkpoint) -> dict[str, Any]:
     trainer.state.global_step, trainer.state.episode = state["step"], state["episode"]
     trainer.kl_ctl.value = state["kl_coef"]
     vars(trainer.running).update(state["running"])
-    for name, (shift, scale) in state.get("normalisation", {}).items():
-        trainer.rewards.normalisation[name] = (shift, scale)
+    if trainer.rewards:
+        fixed = {name: tuple(moments) for name, moments in state["normalisation"].items()}
+        trainer.rewards.normalisation = fixed
     trainer.alarms.load_state_dict(state["alarms"])
     trainer._trust_sampling = state["trust_sampling"]
     trainer._updated = state["step"] > 0

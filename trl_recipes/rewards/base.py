@@ -16,7 +16,9 @@ import inspect
 import logging
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from trl_recipes.errors import RecipeError
@@ -90,9 +92,9 @@ class Rewards:
             None counts as nothing), and the raw values of each function and metric by name.
 
         Raises:
-            RecipeError: a function wants a column that is not there, or returned the wrong number
-                or kind of values, or one that is not finite. What a function raises itself is not
-                caught.
+            RecipeError: a function wants a column that is not there, raised an exception (which is
+                the cause of this one), or returned the wrong number or kind of values, or one that
+                is not finite.
         """
         arguments = extras | {name: list(values) for name, values in (columns or {}).items()}
         arguments |= {
@@ -212,11 +214,50 @@ def _call_all(
     returned: dict[int, Any] = {}
     for index in sorted(range(len(functions)), key=lambda index: _is_async(functions[index])):
         chosen = _chosen_arguments(functions[index], names[index], arguments)
-        returned[index] = functions[index](**chosen)
+        with _told_of(functions[index], names[index], chosen):
+            returned[index] = functions[index](**chosen)
     pending = [index for index, result in returned.items() if inspect.isawaitable(result)]
-    awaited = await_all([returned[index] for index in pending])
+    with _told_of(None, ", ".join(names[index] for index in pending), arguments):
+        awaited = await_all([returned[index] for index in pending])
     returned |= dict(zip(pending, awaited, strict=True))
     return [returned[index] for index in range(len(functions))]
+
+
+@contextmanager
+def _told_of(func: RewardFunc | None, name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Say which function an exception is of, where in it, and at which sample."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        index = 0 if func is None else _first_failing(func, arguments)
+        at = f"for sample {index}: prompt" if index is not None else "for a batch that begins with"
+        prompt, completion = (
+            _shown(arguments[key][index or 0]) if arguments.get(key) else "(not asked for)"
+            for key in ("prompts", "completions")
+        )
+        raise RecipeError(
+            f"Reward function `{name}` raised {type(error).__name__}: {error} "
+            f"({frame.filename}, line {frame.lineno}) {at} {prompt}, completion {completion}. Mend "
+            "the function, or return None for a sample that it cannot score."
+        ) from error
+
+
+def _first_failing(func: RewardFunc, arguments: Mapping[str, Any]) -> int | None:
+    """The first sample that makes a function raise by itself; None where none does."""
+    count = max(len(values) for values in arguments.values() if isinstance(values, list))
+    for index in range(count):
+        alone = {
+            name: values[index : index + 1] if isinstance(values, list) else values
+            for name, values in arguments.items()
+        }
+        try:
+            func(**alone)
+        except Exception:  # the same one, or one like it
+            return index
+    return None
 
 
 def _is_async(func: RewardFunc) -> bool:
