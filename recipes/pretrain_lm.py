@@ -11,6 +11,7 @@ sentences three passes take 2 minutes, to 219 (n = 32400).
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -23,7 +24,8 @@ from trl_recipes.pretrain import (
     train_language_model,
 )
 from trl_recipes.printable import printable
-from trl_recipes.runs import check_run, is_main_process, start_run, write_config
+from trl_recipes.rehearsal import rehearse
+from trl_recipes.runs import check_run, is_main_process, run_options, start_run
 
 
 @dataclass
@@ -40,7 +42,7 @@ class LanguageModelArguments:
 
 
 def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: PretrainConfig) -> None:
-    run = check_run(config.output_dir, overwrite=config.overwrite_output_dir)
+    run = check_run(**run_options(config))
 
     # Texts
     source = args.dataset_name or "the embedded reviews"
@@ -54,22 +56,23 @@ def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: Pretra
     # Model
     if args.model_name_or_path is not None:
         load_tokenizer(args.model_name_or_path)  # before an earlier run is replaced
-    start_run(config.output_dir, overwrite=config.overwrite_output_dir)
-    write_config(run, args, sizes, config)
     if is_main_process():
         start = args.model_name_or_path or f"a GPT-2 of {sizes.n_layer} layers from scratch"
         print(
             f"Training {start} on {len(texts)} texts of {source}, with {len(heldout_texts)} held"
             f" out to measure: {config.describe()}"
         )
-    metrics = train_language_model(
+    train = partial(
+        train_language_model,
         texts,
-        run.model,
-        config,
         heldout_texts=heldout_texts,
         model_name_or_path=args.model_name_or_path,
         sizes=sizes,
     )
+    if config.check:
+        return print(rehearse(train, config))
+    start_run(**run_options(config), settings=(args, sizes, config))
+    metrics = train(output_dir=run.model, config=config)
 
     # Results
     if is_main_process():

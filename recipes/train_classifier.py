@@ -11,6 +11,7 @@ three passes take 1.5 minutes and reach 0.75 (n = 1066).
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from trl_recipes import RecipeError, load_rows, load_tokenizer
 from trl_recipes.arguments import run_recipe
@@ -21,7 +22,8 @@ from trl_recipes.pretrain import (
     read_texts,
     train_classifier,
 )
-from trl_recipes.runs import check_run, is_main_process, start_run, write_config
+from trl_recipes.rehearsal import rehearse
+from trl_recipes.runs import check_run, is_main_process, run_options, start_run
 
 
 @dataclass
@@ -43,7 +45,7 @@ class ClassifierArguments:
 
 
 def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierConfig) -> None:
-    run = check_run(config.output_dir, overwrite=config.overwrite_output_dir)
+    run = check_run(**run_options(config))
 
     # Texts
     source = args.dataset_name or "the embedded reviews"
@@ -62,25 +64,26 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
     # Model
     if args.model_name_or_path is not None:
         load_tokenizer(args.model_name_or_path)  # before an earlier run is replaced
-    start_run(config.output_dir, overwrite=config.overwrite_output_dir)
-    write_config(run, args, sizes, config)
     if is_main_process():
         start = args.model_name_or_path or f"a ModernBERT of {sizes.num_layers} layers from scratch"
         print(
             f"Training {start} on {len(rows)} texts of {source}, with {len(heldout_rows)} held out"
             f" to measure: {config.describe()}"
         )
-    metrics = train_classifier(
+    train = partial(
+        train_classifier,
         read_texts(rows, args.text_column, source),
         labels,
-        run.model,
-        config,
         heldout_texts=read_texts(heldout_rows, args.text_column, source),
         heldout_labels=heldout_labels,
         label_names=args.class_names,
         model_name_or_path=args.model_name_or_path,
         sizes=sizes,
     )
+    if config.check:
+        return print(rehearse(train, config))
+    start_run(**run_options(config), settings=(args, sizes, config))
+    metrics = train(output_dir=run.model, config=config)
 
     # Results
     if is_main_process():

@@ -34,6 +34,7 @@ from transformers import (
 from trl_recipes import hub
 from trl_recipes.data import TEXT_COLUMNS
 from trl_recipes.errors import RecipeError
+from trl_recipes.stopping import train_or_stop
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,7 +77,17 @@ class PretrainConfig(TrainingArguments):
         metadata={"help": "Rows of like length share a batch, which saves padding."},
     )
     save_strategy: str = field(
-        default="no", metadata={"help": "Checkpoints on the way: no, steps or epoch."}
+        default="steps", metadata={"help": "Checkpoints on the way: no, steps or epoch."}
+    )
+    save_steps: float = field(
+        default=500, metadata={"help": "Steps from one checkpoint to the next."}
+    )
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep."})
+    check: bool = field(
+        default=False,
+        metadata={
+            "help": "Check everything, try a few steps, say what the run takes; write nothing."
+        },
     )
     report_to: str = field(default="none", metadata={"help": "Trackers to report to."})
 
@@ -241,8 +252,8 @@ def train_language_model(
         sizes: sizes from scratch; the defaults when None.
 
     Returns:
-        "train_loss" and, with held-out texts, "heldout_loss", both in nats per token, and
-        "heldout_tokens".
+        "train_loss", "rows" and "seconds_a_step", and with held-out texts "heldout_loss" and
+        "heldout_tokens"; losses in nats per token.
 
     Raises:
         RecipeError: no texts, or a base model that cannot be loaded.
@@ -276,7 +287,7 @@ def train_language_model(
     model.loss_type = "ForCausalLM"  # what transformers falls back to for GPT-2, with a warning
     rows = language_model_rows(texts, tokenizer, sizes.context_length)
     pad = _pad_language_model_rows
-    metrics = {"train_loss": _train(model, tokenizer, rows, output_dir, config, pad)}
+    metrics = _train(model, tokenizer, rows, output_dir, config, pad)
     if heldout_texts:
         heldout = language_model_rows(heldout_texts, tokenizer, sizes.context_length)
         metrics |= _language_model_loss(model, heldout)
@@ -370,7 +381,7 @@ def train_classifier(
     for index, window in classifier_windows(texts, tokenizer, sizes.context_length):
         cuts = cut_fragments(window, sizes.fragments_per_text, lengths, draw)
         rows += [row(ids, labels[index]) for ids in (window, *cuts)]
-    metrics = {"train_loss": _train(model, tokenizer, rows, output_dir, config, pad)}
+    metrics = _train(model, tokenizer, rows, output_dir, config, pad)
     if heldout_texts:
         windows = classifier_windows(heldout_texts, tokenizer, sizes.context_length)
         owners = [index for index, _ in windows]
@@ -536,18 +547,22 @@ def _train(
     output_dir: str | Path,
     config: TrainingArguments,
     pad: Callable[[list[Row]], dict[str, Tensor]],
-) -> float:
-    """Train, save model and tokenizer, and give the mean loss over all steps."""
+) -> dict[str, float]:
+    """Train, save model and tokenizer; mean loss over all steps, rows, and time."""
     trainer = Trainer(model, config, data_collator=pad, train_dataset=rows)
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(LossBar)
-    result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    result = train_or_stop(trainer)
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir)
         tokenizer.save_pretrained(output_dir)
     trainer.accelerator.wait_for_everyone()
-    return result.training_loss
+    return {
+        "train_loss": result.training_loss,
+        "rows": len(rows),
+        "seconds_a_step": result.metrics["train_runtime"] / trainer.state.global_step,
+    }
 
 
 @torch.no_grad()

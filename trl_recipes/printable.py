@@ -1,4 +1,9 @@
-"""Text of models and data, made safe to show."""
+"""Text of models and data made safe to show, and numbers made easy to read."""
+
+import math
+from pathlib import Path
+
+import torch
 
 
 def printable(text: str) -> str:
@@ -8,3 +13,24 @@ def printable(text: str) -> str:
     characters that turn the direction of writing.
     """
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def duration(seconds: float) -> str:
+    """Say a time in the unit that suits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+
+
+def peak_memory() -> float:
+    """Most memory that this process has held, in GB: the GPU's, or else the machine's.
+
+    nan where the system does not say.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    peaks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    return peaks[0] * 1024 / 1e9 if peaks else math.nan

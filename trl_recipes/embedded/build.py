@@ -94,6 +94,7 @@ def train(name: str, folder: Path, share: float) -> None:
         use_cpu=True,
         disable_tqdm=True,
         logging_strategy="no",
+        save_strategy="no",
     )
     if language_model:
         sizes = LanguageModelSizes(n_layer=2, n_head=4, n_embd=128, vocab_size=2000)

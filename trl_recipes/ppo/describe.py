@@ -1,14 +1,11 @@
 """What a run is about to do, in words."""
 
-import math
 import statistics
-from pathlib import Path
 
-import torch
 from torch import nn
 
 from trl_recipes.ppo.config import PPOConfig
-from trl_recipes.printable import printable
+from trl_recipes.printable import duration, peak_memory, printable
 
 
 def describe_run(
@@ -56,45 +53,23 @@ def describe_run(
     )
 
 
-def describe_check(
-    seconds: list[float], steps: int, batch: dict[str, list], device: torch.device
-) -> str:
+def describe_check(seconds: list[float], steps: int, batch: dict[str, list]) -> str:
     """Say what a check found, and what the whole run will take.
 
     Args:
         seconds: of each step that was tried; the first one also checks and warms up.
         steps: of the whole run.
         batch: of the last step, with its responses and scores.
-        device: where it ran.
     """
     total = seconds[0] + (steps - 1) * statistics.median(seconds[1:])
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device) / 1e9
-    else:
-        memory = _peak_memory()
     query, response = (printable(batch[name][0]) for name in ("query", "response"))
     return (
         f"Checked with {len(seconds)} steps, nothing written: the reward functions, ratio 1 before "
         "the first update, the KL to the reference, and that gradients are finite.\n"
         f"A sample: {query!r} was continued by {response!r}, score {batch['score'][0]:.2f}.\n"
-        f"The whole training will take about {_duration(total)} ({steps} steps of "
-        f"{statistics.median(seconds[1:]):.2g} s) and {memory:.1f} GB of memory."
+        f"The whole training will take about {duration(total)} ({steps} steps of "
+        f"{statistics.median(seconds[1:]):.2g} s) and {peak_memory():.1f} GB of memory."
     )
-
-
-def _peak_memory() -> float:
-    """Most memory that this process has held, in GB; nan where the system does not say."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    peaks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
-    return peaks[0] * 1024 / 1e9 if peaks else math.nan
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    minutes = seconds / 60
-    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
 def _count(number: int) -> str:

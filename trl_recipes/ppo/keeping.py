@@ -10,11 +10,11 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 
-from trl_recipes.errors import RecipeError, RunStopped
+from trl_recipes.errors import RecipeError
 from trl_recipes.ppo import checkpoint, snapshot
-from trl_recipes.ppo.signals import StopSignals
 from trl_recipes.runs import RunFolder
 from trl_recipes.stats import keep_steps
+from trl_recipes.stopping import StopSignals, stop_run
 
 if TYPE_CHECKING:
     from trl_recipes.ppo.trainer import PPOTrainer
@@ -105,12 +105,7 @@ def save_or_stop(trainer: "PPOTrainer", signals: StopSignals) -> None:
     if number or (every and (step % every == 0 or last)):
         save(trainer, snapshot.random_states())
     if number and not last:
-        raise RunStopped(
-            f"Stopped by {signal.Signals(number).name} after step {step} of "
-            f"{trainer.state.max_steps}. To go on: the same command with "
-            "--resume_from_checkpoint true.",
-            128 + number,
-        )
+        stop_run(signal.Signals(number), step, trainer.state.max_steps)
 
 
 def stop_not_finite(

@@ -36,7 +36,6 @@ from trl_recipes.ppo.rollout import Rollout, Targets, collate
 from trl_recipes.ppo.running_moments import RunningMoments
 from trl_recipes.ppo.sampling import generation_settings
 from trl_recipes.ppo.scoring import made_up_batch, reward_inputs, rewards_of
-from trl_recipes.ppo.signals import StopSignals
 from trl_recipes.ppo.step_stats import (
     UpdateStats,
     average_updates,
@@ -52,6 +51,7 @@ from trl_recipes.ppo.trainable import select_trainable
 from trl_recipes.ppo.value_head import create_reference_model, save_value_head
 from trl_recipes.sampling import Samples, can_sample, sample_responses
 from trl_recipes.stats import append_alarms, append_samples, append_stats
+from trl_recipes.stopping import StopSignals
 
 logger = get_logger(__name__)
 
@@ -646,7 +646,7 @@ class PPOTrainer(TRLPPOTrainer):
         self._training = False
         snapshot.restore(self, before)
         snapshot.set_random_states(randomness)
-        return describe_check(seconds, self.args.num_total_batches, batch, self.current_device)
+        return describe_check(seconds, self.args.num_total_batches, batch)
 
     def _train_on(self, batch: dict[str, list]) -> dict[str, Any]:
         """One round of the loop: what a hand-written one does, in four lines."""

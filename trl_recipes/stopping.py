@@ -1,0 +1,141 @@
+"""SIGTERM and Ctrl-C: end after the current step, with a checkpoint to go on from."""
+
+import json
+import logging
+import re
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput
+
+from trl_recipes.errors import RecipeError, RunStopped
+from trl_recipes.runs import RunFolder
+
+_log = logging.getLogger(__name__)
+
+
+class StopSignals:
+    """Notes the first SIGTERM or Ctrl-C while its block runs; a second one stops at once.
+
+    Attributes:
+        received: the signal, or None.
+    """
+
+    WATCHED = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # python allows no other
+            self._handlers = {name: signal.signal(name, self._note) for name in self.WATCHED}
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for name, handler in self._handlers.items():
+            signal.signal(name, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        sys.stderr.write(
+            f"\n{self.received.name}: finishing this step, then saving. Once more stops at once.\n"
+        )
+
+
+class StopOnSignal(TrainerCallback):
+    """Makes a transformers trainer save a checkpoint and end after the step of a signal.
+
+    Args:
+        signals: entered around `train`.
+    """
+
+    def __init__(self, signals: StopSignals):
+        self.signals = signals
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Ask for both where a signal came."""
+        if self.signals.received is not None:
+            control.should_save = control.should_training_stop = True
+
+
+def stop_run(received: signal.Signals, step: int, steps: int) -> NoReturn:
+    """End a run that has written its checkpoint.
+
+    Args:
+        received: what ended it.
+        step: the last one.
+        steps: of the whole run.
+
+    Raises:
+        RunStopped: always; says how to go on.
+    """
+    raise RunStopped(
+        f"Stopped by {received.name} after step {step} of {steps}. To go on: the same command with "
+        "--resume_from_checkpoint true.",
+        128 + received,
+    )
+
+
+def train_or_stop(trainer: Trainer) -> TrainOutput:
+    """Run a transformers trainer in a run folder, with its checkpoints in `checkpoints/`.
+
+    Args:
+        trainer: its `args` say where, how often it saves, and whether to resume: from a
+            checkpoint's folder, or `true` for the newest whole one.
+
+    Raises:
+        RecipeError: there is no such checkpoint.
+        RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
+    """
+    args = trainer.args
+    run, wanted = RunFolder(Path(args.output_dir)), args.resume_from_checkpoint
+    checkpoint = _find_checkpoint(run.checkpoints, str(wanted)) if wanted else None
+    if args.save_strategy == "no":
+        return trainer.train(resume_from_checkpoint=checkpoint)
+    args.output_dir = str(run.checkpoints)
+    try:
+        with StopSignals() as signals:
+            trainer.add_callback(StopOnSignal(signals))
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        args.output_dir = str(run.path)
+    if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
+        stop_run(signals.received, trainer.state.global_step, trainer.state.max_steps)
+    return result
+
+
+def _find_checkpoint(folder: Path, wanted: str) -> str | None:
+    """The checkpoint to go on from; None where the run has none yet."""
+    if wanted.lower() not in ("true", "1", "yes"):
+        if not _is_whole(Path(wanted).expanduser()):
+            raise RecipeError(
+                f"--resume_from_checkpoint: `{wanted}` is no whole checkpoint (its "
+                "trainer_state.json, written last, is missing or damaged). Give `true` for the "
+                "newest one."
+            )
+        return wanted
+    names = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("*")]
+    found = {int(match[1]): path for match, path in names if match}
+    for _, path in sorted(found.items(), reverse=True):
+        if _is_whole(path):
+            return str(path)
+        _log.warning("Skipped `%s`: it was not written to its end.", path)
+    _log.warning("`%s` has no checkpoint yet: starting at the first step.", folder.parent)
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether transformers got to write the last file of a checkpoint."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
