@@ -328,32 +328,32 @@ class PPOTrainer(TRLPPOTrainer):
 
     def _step(self, queries, responses, scores, response_masks=None, samples=None) -> dict:
         """The step itself; `samples` spares a forward pass where the batch was just sampled."""
-        started = time.perf_counter()
+        started = self._clock()
         scores = self._shape_scores(scores)
         kl_coef = self.kl_ctl.value
 
-        clock = time.perf_counter()
+        clock = self._clock()
         rollout = self._collate(queries, responses, response_masks)
         logprobs, values, ref_logprobs, kl = self._evaluate(rollout, samples)
-        timing = {"time/ppo/forward_pass": time.perf_counter() - clock}
+        timing = {"time/ppo/forward_pass": self._clock() - clock}
 
-        clock = time.perf_counter()
+        clock = self._clock()
         mask = rollout.loss_mask
         rewards, non_score_rewards = objective.token_rewards(scores, kl, kl_coef, mask)
-        timing["time/ppo/compute_rewards"] = time.perf_counter() - clock
+        timing["time/ppo/compute_rewards"] = self._clock() - clock
 
-        clock = time.perf_counter()
+        clock = self._clock()
         values = values * mask
         advantages, returns = self._advantages(rollout, rewards, values)
         advantages = objective.masked_whiten(advantages, mask, True, self._all_sum)
-        timing["time/ppo/compute_advantages"] = time.perf_counter() - clock
+        timing["time/ppo/compute_advantages"] = self._clock() - clock
 
-        clock = time.perf_counter()
+        clock = self._clock()
         targets = Targets(logprobs, values, advantages, returns)
         updates, skipped = self._optimize(rollout, targets)
-        timing["time/ppo/optimize_step"] = time.perf_counter() - clock
+        timing["time/ppo/optimize_step"] = self._clock() - clock
 
-        clock = time.perf_counter()
+        clock = self._clock()
         stats = rollout_stats(
             scores, logprobs, ref_logprobs, kl, non_score_rewards, mask, kl_coef, self._all_sum
         )
@@ -363,14 +363,14 @@ class PPOTrainer(TRLPPOTrainer):
         stats["ppo/skipped_minibatches"] = skipped
         stats["ppo/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         stats = to_plain(stats)
-        timing["time/ppo/calc_stats"] = time.perf_counter() - clock
+        timing["time/ppo/calc_stats"] = self._clock() - clock
 
         episodes = self.config.batch_size * self.accelerator.num_processes
         self.kl_ctl.update(stats["objective/kl"], episodes)
         self.lr_scheduler.step()
         if self.config.optimize_device_cache and torch.cuda.is_available():
             torch.cuda.empty_cache()
-        timing["time/ppo/total"] = time.perf_counter() - started
+        timing["time/ppo/total"] = self._clock() - started
         return stats | timing
 
     def _shape_scores(self, scores: list[Tensor]) -> Tensor:
@@ -650,19 +650,19 @@ class PPOTrainer(TRLPPOTrainer):
 
     def _train_on(self, batch: dict[str, list]) -> dict[str, Any]:
         """One round of the loop: what a hand-written one does, in four lines."""
-        started = time.perf_counter()
+        started = self._clock()
         queries = [torch.as_tensor(ids, device=self.current_device) for ids in batch["input_ids"]]
         if "query" not in batch:
             batch["query"] = self.tokenizer.batch_decode(queries, skip_special_tokens=True)
         responses, samples = self._rollout(queries)
-        generated = time.perf_counter()
+        generated = self._clock()
         batch["response"] = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         try:
             scores, by_function = self._score(responses, batch)
         except Exception:  # of a user's function, or about what it returned: raised again
             keeping.save(self, self._step_began)
             raise
-        scored = time.perf_counter()
+        scored = self._clock()
         scores_of_step = [torch.tensor(score) for score in scores]
         stats = self._step(queries, responses, scores_of_step, samples=samples)
         batch["score"] = self.rewards.raw_totals(by_function)
@@ -672,7 +672,7 @@ class PPOTrainer(TRLPPOTrainer):
             **normalisation_stats(self.rewards.normalisation),
             **diversity(responses, batch["response"]),
             "time/generation": generated - started,
-            "time/generation_share": (generated - started) / (time.perf_counter() - started),
+            "time/generation_share": (generated - started) / (self._clock() - started),
             "time/scoring": scored - generated,
         }
 
@@ -848,6 +848,12 @@ class PPOTrainer(TRLPPOTrainer):
         dtypes = {parameter.dtype for parameter in self._policy().parameters()}
         autocast = self.args.bf16 or self.accelerator.mixed_precision == "bf16"
         return autocast or bool(dtypes & {torch.bfloat16, torch.float16})
+
+    def _clock(self) -> float:
+        """Seconds, once what runs on a GPU is done."""
+        if self.current_device.type == "cuda":
+            torch.cuda.synchronize(self.current_device)
+        return time.perf_counter()
 
     def _autocast(self) -> AbstractContextManager:
         bf16 = self.args.bf16 or self.accelerator.mixed_precision == "bf16"

@@ -1,0 +1,82 @@
+"""Resuming and stopping recipes on transformers' Trainer, and trying them out."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trl_recipes import RecipeError
+from trl_recipes.stopping import _find_checkpoint
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+WORDS = ["--num_train_epochs", "6", "--save_steps", "20", "--disable_tqdm", "true"]
+WORDS += ["--per_device_train_batch_size", "4", "--use_cpu", "true"]
+SIZES = {
+    "pretrain_lm.py": ["--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--vocab_size", "300"],
+    "train_classifier.py": ["--num_layers", "1", "--hidden_size", "16", "--num_heads", "2"],
+}
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "reviews.jsonl"
+    texts = ["a fine film with a good plot", "a bad film with a dull plot"]
+    rows = [{"text": f"{texts[i % 2]} number {i}", "label": (i + 1) % 2} for i in range(100)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def start(recipe, reviews, folder, *more):
+    words = [sys.executable, str(RECIPES / recipe), "--dataset_name", str(reviews)]
+    words += ["--output_dir", str(folder), *WORDS, *SIZES[recipe], *more]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+@pytest.mark.parametrize("recipe", SIZES)
+def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not_stopped(recipe, reviews, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    finish(start(recipe, reviews, whole))
+    process = start(recipe, reviews, stopped)
+    while not list(stopped.glob("checkpoints/checkpoint-*")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "--resume_from_checkpoint true" in output
+    assert "Traceback" not in output
+    finish(start(recipe, reviews, stopped, "--resume_from_checkpoint", "true"))
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (stopped, whole))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("recipe", SIZES)
+def test_a_check_says_what_the_training_takes_and_writes_nothing(recipe, reviews, tmp_path):
+    output = finish(start(recipe, reviews, tmp_path / "run", "--check", "true"))
+    assert not (tmp_path / "run").exists()
+    assert re.search(r"about \d+ seconds \(\d+ steps of [\d.e-]+ s\) and \d\.\d GB", output)
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path, caplog):
+    for step, content in ((9, "{}"), (10, "{}"), (11, '{"cut'), (12, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if content is not None:
+            (folder / "trainer_state.json").write_text(content)
+    assert _find_checkpoint(tmp_path, "true") == str(tmp_path / "checkpoint-10")
+    assert "checkpoint-11" in caplog.text
+    with pytest.raises(RecipeError, match="is no whole checkpoint"):
+        _find_checkpoint(tmp_path, str(tmp_path / "checkpoint-12"))
