@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 
-from trl_recipes import generate_responses, load_rows, load_run, load_tokenizer
+from trl_recipes import generate_responses, load_rows, load_run
 from trl_recipes.arguments import run_recipe
 from trl_recipes.pretrain import (
     LanguageModelSizes,
@@ -54,8 +54,6 @@ def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: Pretra
     )
 
     # Model
-    if args.model_name_or_path is not None:
-        load_tokenizer(args.model_name_or_path)  # before an earlier run is replaced
     if is_main_process():
         start = args.model_name_or_path or f"a GPT-2 of {sizes.n_layer} layers from scratch"
         print(
@@ -71,8 +69,8 @@ def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: Pretra
     )
     if config.check:
         return print(rehearse(train, config))
-    start_run(**run_options(config), settings=(args, sizes, config))
-    metrics = train(output_dir=run.model, config=config)
+    begin = partial(start_run, **run_options(config), settings=(args, sizes, config))
+    metrics = train(output_dir=run.model, config=config, before_training=begin)
 
     # Results
     if is_main_process():

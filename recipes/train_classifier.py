@@ -13,7 +13,7 @@ three passes take 1.5 minutes and reach 0.75 (n = 1066).
 from dataclasses import dataclass, field
 from functools import partial
 
-from trl_recipes import RecipeError, load_rows, load_tokenizer
+from trl_recipes import RecipeError, load_rows
 from trl_recipes.arguments import run_recipe
 from trl_recipes.pretrain import (
     ClassifierConfig,
@@ -62,8 +62,6 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
         )
 
     # Model
-    if args.model_name_or_path is not None:
-        load_tokenizer(args.model_name_or_path)  # before an earlier run is replaced
     if is_main_process():
         start = args.model_name_or_path or f"a ModernBERT of {sizes.num_layers} layers from scratch"
         print(
@@ -82,8 +80,8 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
     )
     if config.check:
         return print(rehearse(train, config))
-    start_run(**run_options(config), settings=(args, sizes, config))
-    metrics = train(output_dir=run.model, config=config)
+    begin = partial(start_run, **run_options(config), settings=(args, sizes, config))
+    metrics = train(output_dir=run.model, config=config, before_training=begin)
 
     # Results
     if is_main_process():

@@ -444,7 +444,7 @@ RUNS = [
     BadInput(
         "statistics that are no numbers",
         PLOT,
-        ("line 1", "'one'", "Mend"),
+        ("row 1", "'one'", "Mend"),
         {"run": run(all_stats__jsonl='{"step": "one"}\n')},
     ),
     BadInput("broken settings", PLOT, ("config.yaml", "Mend"), {"run": run(config__yaml="a: [\n")}),
@@ -476,4 +476,160 @@ RUNS = [
     ),
 ]
 
-BAD_INPUTS = [*FLAGS, *YAML, *DATA, *MODELS, *FOLDERS, *RUNS]
+
+def stopped(**files: str) -> Maker:
+    """A run with one checkpoint, of these files."""
+
+    def make(path: Path, models: Models) -> None:
+        run()(path, models)
+        checkpoint = path / "checkpoints" / "step-1"
+        checkpoint.mkdir(parents=True)
+        for file, content in files.items():
+            (checkpoint / file.replace("__", ".")).write_text(content)
+
+    return make
+
+
+RESUMING = [
+    BadInput(
+        "no run to resume",
+        PPO + "--resume_from_checkpoint true",
+        ("--resume_from_checkpoint", "holds no run", "--output_dir"),
+    ),
+    BadInput(
+        "both resume and overwrite",
+        PPO + "--resume_from_checkpoint true --overwrite_output_dir",
+        ("both given", "Choose one"),
+        {"out": run()},
+    ),
+    BadInput(
+        "a checkpoint that is none",
+        PPO + "--resume_from_checkpoint data.jsonl",
+        ("`data.jsonl` is no checkpoint", "Give `true`"),
+        {"out": run()},
+    ),
+    BadInput(
+        "a damaged checkpoint",
+        PPO + "--resume_from_checkpoint out/checkpoints/step-1",
+        ("is damaged", "`state.json` is missing", "Give `true`"),
+        {"out": stopped(manifest__json='{"state.json": [2, "0"]}')},
+    ),
+    BadInput(
+        "every checkpoint damaged",
+        PPO + "--resume_from_checkpoint true",
+        ("every checkpoint", "`manifest.json` is not", "--overwrite_output_dir"),
+        {"out": stopped(manifest__json="[")},
+    ),
+    BadInput(
+        "no run to resume pretraining",
+        LM + "--resume_from_checkpoint true",
+        ("--resume_from_checkpoint", "holds no run", "--output_dir"),
+    ),
+]
+
+CUSTOM = (
+    PPO.replace("ppo_sentiment.py", "ppo_custom_reward.py")
+    .replace("--reward_model {classifier} ", "")
+    .replace("--eval_prompts 4 ", "")
+)
+SHORT = "def short(completions, **_):\n    return [0.0 for _ in completions]\n"
+PRETRAINING = [
+    BadInput(
+        "all texts empty",
+        LM,
+        ("empty", "text"),
+        {"data.jsonl": rows(text=" ")},
+    ),
+    BadInput(
+        "an encoder-decoder to train on",
+        LM + "--model_name_or_path {t5}",
+        ("`", "encoder-decoder", "causal"),
+    ),
+    BadInput(
+        "an encoder-decoder to classify with",
+        CLASSIFIER + "--model_name_or_path {t5}",
+        ("--model_name_or_path", "encoder-decoder", "such as BERT"),
+    ),
+    BadInput(
+        "a checkpoint that transformers did not finish",
+        LM + "--resume_from_checkpoint out/nope",
+        ("--resume_from_checkpoint", "no whole checkpoint", "Give `true`"),
+        {"out": run()},
+    ),
+]
+REWARDS = [
+    BadInput(
+        "no such file of rewards",
+        PPO + "--reward_funcs mine.py:short",
+        ("--reward_funcs", "mine.py", "Check"),
+    ),
+    BadInput(
+        "no such function",
+        PPO + "--reward_funcs mine.py:shrot",
+        ("`shrot`", "short"),
+        {"mine.py": SHORT},
+    ),
+    BadInput(
+        "a reward that cannot be called",
+        PPO + "--reward_funcs mine.py:limit",
+        ("`mine.py:limit`", "cannot be called"),
+        {"mine.py": "limit = 3\n"},
+    ),
+    BadInput(
+        "a file of rewards that is not python",
+        PPO + "--reward_funcs mine.py:short",
+        ("`mine.py`, line 1", "Mend"),
+        {"mine.py": "def short(:\n"},
+    ),
+    BadInput(
+        "a reward of nan",
+        PPO + "--reward_funcs mine.py:short",
+        ("`short`", "nan", "finite number"),
+        {"mine.py": SHORT.replace("0.0", "float('nan')")},
+    ),
+    BadInput(
+        "a reward of text",
+        PPO + "--reward_funcs mine.py:short",
+        ("`short`", "'good'", "finite number"),
+        {"mine.py": SHORT.replace("0.0", "'good'")},
+    ),
+    BadInput(
+        "one reward for a batch",
+        PPO + "--reward_funcs mine.py:short",
+        ("`short`", "must return a list", "one a completion"),
+        {"mine.py": "def short(completions, **_):\n    return 1.0\n"},
+    ),
+    BadInput(
+        "a reward that raises",
+        PPO + "--reward_funcs mine.py:short",
+        ("`short` raised KeyError", "mine.py, line 2", "sample 0", "Mend"),
+        {"mine.py": "def short(completions, **_):\n    return {}['x']\n"},
+    ),
+    BadInput(
+        "a reward that wants a column",
+        PPO + "--reward_funcs mine.py:short",
+        ("`answer`", "no such column", "There are"),
+        {"mine.py": "def short(completions, answer):\n    return [0.0] * len(answer)\n"},
+    ),
+    BadInput(
+        "weights of another number",
+        PPO + "--reward_funcs mine.py:short --reward_weights 1 2",
+        ("2 entries", "Give one weight"),
+        {"mine.py": SHORT},
+    ),
+    BadInput(
+        "an empty reference text",
+        CUSTOM + "--reference_text ''",
+        ("`reference_text` is ''", "Give a text"),
+    ),
+    BadInput("an unknown version", CUSTOM + "--version 3", ("--version", "1, 2")),
+]
+
+BENCHMARK = [
+    BadInput("an unknown size", "benchmark.py --size huge", ("--size", "tiny", "small")),
+    BadInput("no batch", "benchmark.py --size tiny --batch 0", ("batch", "at least 1")),
+    BadInput("an unknown precision", "benchmark.py --precision fp8", ("--precision", "bf16")),
+]
+
+BAD_INPUTS = [*FLAGS, *YAML, *DATA, *MODELS, *FOLDERS, *RUNS, *RESUMING]
+BAD_INPUTS += [*PRETRAINING, *REWARDS, *BENCHMARK]

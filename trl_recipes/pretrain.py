@@ -10,12 +10,13 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -34,6 +35,7 @@ from transformers import (
 from trl_recipes import hub
 from trl_recipes.data import TEXT_COLUMNS
 from trl_recipes.errors import RecipeError
+from trl_recipes.model_checks import check_language_model
 from trl_recipes.stopping import train_or_stop
 
 if TYPE_CHECKING:
@@ -240,6 +242,7 @@ def train_language_model(
     heldout_texts: Sequence[str] = (),
     model_name_or_path: str | None = None,
     sizes: LanguageModelSizes | None = None,
+    before_training: Callable[[], Any] | None = None,
 ) -> dict[str, float]:
     """Train a GPT-2 from scratch, or a base model on, and save it in the hub's format.
 
@@ -250,6 +253,7 @@ def train_language_model(
         heldout_texts: texts to measure the loss on, never trained on.
         model_name_or_path: base model to train on; None starts from scratch, tokenizer included.
         sizes: sizes from scratch; the defaults when None.
+        before_training: called when all was found fit for training.
 
     Returns:
         "train_loss", "rows" and "seconds_a_step", and with held-out texts "heldout_loss" and
@@ -282,12 +286,13 @@ def train_language_model(
     else:
         name = hub.resolve(model_name_or_path, "model")
         with hub.loading(name, "model"):
+            check_language_model(AutoConfig.from_pretrained(name), name, causal=True)
             tokenizer = AutoTokenizer.from_pretrained(name)
             model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     model.loss_type = "ForCausalLM"  # what transformers falls back to for GPT-2, with a warning
     rows = language_model_rows(texts, tokenizer, sizes.context_length)
     pad = _pad_language_model_rows
-    metrics = _train(model, tokenizer, rows, output_dir, config, pad)
+    metrics = _train(model, tokenizer, rows, output_dir, config, pad, before_training)
     if heldout_texts:
         heldout = language_model_rows(heldout_texts, tokenizer, sizes.context_length)
         metrics |= _language_model_loss(model, heldout)
@@ -305,6 +310,7 @@ def train_classifier(
     label_names: Sequence[str] = ("NEGATIVE", "POSITIVE"),
     model_name_or_path: str | None = None,
     sizes: ClassifierSizes | None = None,
+    before_training: Callable[[], Any] | None = None,
 ) -> dict[str, float]:
     """Train a text classifier from scratch, or a base model on, and save it.
 
@@ -321,6 +327,7 @@ def train_classifier(
         label_names: name of label 0, label 1 and so on.
         model_name_or_path: base model to train on; None starts from scratch, tokenizer included.
         sizes: sizes from scratch, and of the fragments; the defaults when None.
+        before_training: called when all was found fit for training.
 
     Returns:
         "train_loss" in nats per row; with held-out texts "heldout_accuracy" on whole texts (the
@@ -367,6 +374,14 @@ def train_classifier(
             model = AutoModelForSequenceClassification.from_pretrained(
                 name, dtype=torch.float32, ignore_mismatched_sizes=True, **label_map
             )
+        if model.config.is_encoder_decoder:
+            raise RecipeError(
+                f"--model_name_or_path: `{name}` is an encoder-decoder. Give an encoder such as "
+                "BERT, or a decoder such as GPT-2."
+            )
+        if tokenizer.pad_token_id is None:  # GPT-2 and its like
+            tokenizer.pad_token = tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.pad_token_id
     before, after = _special_frame(tokenizer)
 
     def row(ids: list[int], label: int) -> Row:
@@ -381,7 +396,7 @@ def train_classifier(
     for index, window in classifier_windows(texts, tokenizer, sizes.context_length):
         cuts = cut_fragments(window, sizes.fragments_per_text, lengths, draw)
         rows += [row(ids, labels[index]) for ids in (window, *cuts)]
-    metrics = _train(model, tokenizer, rows, output_dir, config, pad)
+    metrics = _train(model, tokenizer, rows, output_dir, config, pad, before_training)
     if heldout_texts:
         windows = classifier_windows(heldout_texts, tokenizer, sizes.context_length)
         owners = [index for index, _ in windows]
@@ -547,13 +562,14 @@ def _train(
     output_dir: str | Path,
     config: TrainingArguments,
     pad: Callable[[list[Row]], dict[str, Tensor]],
+    before_training: Callable[[], Any] | None,
 ) -> dict[str, float]:
     """Train, save model and tokenizer; mean loss over all steps, rows, and time."""
     trainer = Trainer(model, config, data_collator=pad, train_dataset=rows)
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(LossBar)
-    result = train_or_stop(trainer)
+    result = train_or_stop(trainer, before_training)
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir)
         tokenizer.save_pretrained(output_dir)

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -84,12 +85,15 @@ def stop_run(received: signal.Signals, step: int, steps: int) -> NoReturn:
     )
 
 
-def train_or_stop(trainer: Trainer) -> TrainOutput:
+def train_or_stop(
+    trainer: Trainer, before_training: Callable[[], Any] | None = None
+) -> TrainOutput:
     """Run a transformers trainer in a run folder, with its checkpoints in `checkpoints/`.
 
     Args:
         trainer: its `args` say where, how often it saves, and whether to resume: from a
             checkpoint's folder, or `true` for the newest whole one.
+        before_training: called when all was found fit for training, to make the run folder ready.
 
     Raises:
         RecipeError: there is no such checkpoint.
@@ -98,6 +102,8 @@ def train_or_stop(trainer: Trainer) -> TrainOutput:
     args = trainer.args
     run, wanted = RunFolder(Path(args.output_dir)), args.resume_from_checkpoint
     checkpoint = _find_checkpoint(run.checkpoints, str(wanted)) if wanted else None
+    if before_training is not None:
+        before_training()
     if args.save_strategy == "no":
         return trainer.train(resume_from_checkpoint=checkpoint)
     args.output_dir = str(run.checkpoints)

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from test_resume import trainer_of
+from transformers import set_seed
 
 from trl_recipes import RecipeError
 
@@ -29,7 +30,7 @@ def test_a_checked_trainer_is_as_it_was_and_trains_as_one_that_was_not(settings,
     plain = trainer_of(tmp_path / "plain", use_score_scaling=True, **settings)
     rows = []
     for trainer in (checked, plain):
-        torch.manual_seed(5)
+        set_seed(5)
         trainer.train()
         rows.append([row["ppo/loss/total"] for row in trainer.all_stats])
     assert rows[0] == rows[1]
@@ -54,8 +55,15 @@ def test_the_estimate_is_within_half_as_much_again(tmp_path):
 
 
 def test_what_would_stop_the_run_stops_the_check(tmp_path):
+    calls = iter(range(9))
+
+    def later(completions, **_):  # right when it is tried, wrong on the first batch
+        return [0.0 if next(calls) == 0 else float("nan")] * len(completions)
+
+    trainer = trainer_of(tmp_path / "run", reward=later)
     with pytest.raises(RecipeError, match="returned nan"):
-        trainer_of(None, reward=lambda completions, **_: [float("nan")] * len(completions)).check()
+        trainer.check()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_sample_and_what_was_checked_are_told():

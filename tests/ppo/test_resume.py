@@ -209,14 +209,8 @@ def test_a_disk_that_is_too_small_is_refused_before_training(tmp_path, monkeypat
 def test_steps_that_are_never_finite_end_the_run_and_leave_what_is_known(tmp_path):
     trainer = trainer_of(tmp_path / "run", steps=9)
 
-    def poisoned(*_):
-        for parameter in trainer.model.parameters():
-            if parameter.grad is not None:
-                parameter.grad.fill_(float("nan"))
-        return clip(*_)
-
-    clip = trainer.accelerator.clip_grad_norm_
-    trainer.accelerator.clip_grad_norm_ = poisoned
+    poisoned = trainer.value_head_model.v_head.summary.weight
+    poisoned.register_hook(lambda gradient: gradient * float("inf"))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     with pytest.raises(RecipeError, match=r"4 optimizer steps in a row.*step 2.*learning rate"):
         trainer.train()

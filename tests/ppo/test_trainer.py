@@ -379,9 +379,11 @@ def test_an_update_with_a_wild_ratio_is_skipped_and_counted():
     assert stats["ppo/skipped_minibatches"] >= 1
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing():
-    trainer = build(ppo_epochs=1)
-    trainer.accelerator.clip_grad_norm_ = lambda *args: torch.tensor(float("nan"))
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_a_gradient_that_is_not_finite_changes_nothing(max_grad_norm):
+    trainer = build(ppo_epochs=1, max_grad_norm=max_grad_norm, trl_0_11_quirks=False)
+    poisoned = trainer.value_head_model.v_head.summary.weight
+    poisoned.register_hook(lambda gradient: gradient * float("nan"))
     before = weights(trainer)
     stats = trainer.step(*rollout_of(trainer))
     assert stats["ppo/skipped_minibatches"] == 1

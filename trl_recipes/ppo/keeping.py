@@ -34,10 +34,8 @@ def resume(trainer: "PPOTrainer", wanted: str | bool | None) -> None:
     """
     if not wanted:
         return
-    if not trainer.args.saves:
-        raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
+    found = found_checkpoint(trainer, wanted)
     run = RunFolder(Path(trainer.args.output_dir))
-    found = checkpoint.find_checkpoint(run.checkpoints, wanted)
     if found is None:
         logger.warning("`%s` has no checkpoint yet: starting at its first step.", run)
     else:
@@ -56,6 +54,27 @@ def resume(trainer: "PPOTrainer", wanted: str | bool | None) -> None:
         trainer.all_stats = keep_steps(run.all_stats, trainer.state.global_step)
         for path in (run.samples, run.alarms):
             keep_steps(path, trainer.state.global_step)
+
+
+def found_checkpoint(trainer: "PPOTrainer", wanted: str | bool | None) -> Path | None:
+    """Find the checkpoint to go on from, and hold it to what was written.
+
+    Args:
+        trainer: says which run.
+        wanted: as for `resume`.
+
+    Returns:
+        Its folder; None where none is wanted, or the run has none yet.
+
+    Raises:
+        RecipeError: there is no such checkpoint, or it is damaged.
+    """
+    if not wanted:
+        return None
+    if not trainer.args.saves:
+        raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
+    folder = RunFolder(Path(trainer.args.output_dir)).checkpoints
+    return checkpoint.find_checkpoint(folder, wanted)
 
 
 def save(trainer: "PPOTrainer", randomness: dict[str, Any]) -> None:
@@ -99,6 +118,8 @@ def save_or_stop(trainer: "PPOTrainer", signals: StopSignals) -> None:
     received = torch.tensor(float(signals.received or 0), device=trainer.current_device)
     number = int(trainer.accelerator.gather(received.view(1)).max())
     every, step = trainer.args.save_steps, trainer.state.global_step
+    if trainer.args.save_strategy == "no":
+        every = 0
     if 0 < every < 1:  # a share of the run, as in transformers
         every = max(1, round(every * trainer.state.max_steps))
     last = step == trainer.state.max_steps

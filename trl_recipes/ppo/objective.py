@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Sum = Callable[[Tensor], Tensor]
 
@@ -126,10 +127,30 @@ def logprobs_and_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     Returns:
         Both of shape (N,), in nats.
     """
-    logprobs = logits.log_softmax(1)
-    with torch.no_grad():
-        entropy = -torch.einsum("nv,nv->n", logprobs.exp(), logprobs)
-    return logprobs.gather(1, labels.unsqueeze(1)).squeeze(1), entropy
+    return _LogprobsAndEntropy.apply(logits, labels)
+
+
+class _LogprobsAndEntropy(torch.autograd.Function):
+    """Written out, so that the backward pass turns the one tensor kept into the gradient, in place.
+
+    d logprob / d logits = onehot(label) - softmax(logits).
+    """
+
+    @staticmethod
+    def forward(ctx, logits, labels):
+        logprobs = logits.log_softmax(1)
+        probabilities = logprobs.exp()
+        entropy = -torch.einsum("nv,nv->n", probabilities, logprobs)
+        ctx.save_for_backward(probabilities, labels)
+        ctx.mark_non_differentiable(entropy)
+        return logprobs.gather(1, labels.unsqueeze(1)).squeeze(1), entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, _):
+        probabilities, labels = ctx.saved_tensors
+        gradient = probabilities.mul_(-grad.unsqueeze(1))
+        return gradient.scatter_add_(1, labels.unsqueeze(1), grad.unsqueeze(1)), None
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:

@@ -144,6 +144,19 @@ def fuse_activations(model: nn.Module) -> None:
                 setattr(module, name, nn.GELU(approximate="tanh"))
 
 
+def spare_embedding_gradient(model: nn.Module) -> None:
+    """Add the few rows that an embedding's gradient has to that of the head that shares its weight.
+
+    Autograd would fill a second tensor of the vocabulary's size with zeros, and add all of it.
+
+    Args:
+        model: changed in place where embedding and head are one weight.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(embedding, nn.Embedding) and embedding.weight is getattr(head, "weight", None):
+        embedding.sparse = True  # the sum with the head's gradient is dense
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep large blocks for the next tensor, where it is glibc.
 

@@ -204,6 +204,7 @@ class PPOTrainer(TRLPPOTrainer):
         self._pass_cost = setup.pass_cost(policy, self.current_device.type)
         self._updated = False
         self._not_finite = 0  # optimizer steps in a row
+        self._step_began: dict[str, Any] | None = None  # random states, until weights change
         self._training = False
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -222,6 +223,7 @@ class PPOTrainer(TRLPPOTrainer):
         self.value_head_model.is_peft_model = self.is_peft_model
         switch_off_dropout(self.model)
         setup.fuse_activations(self.model)
+        setup.spare_embedding_gradient(self.policy_model)
         for parameter in self.model.parameters():
             if parameter.requires_grad:  # master weights
                 parameter.data = parameter.data.float()
@@ -546,9 +548,11 @@ class PPOTrainer(TRLPPOTrainer):
         """Clip and step, unless the ratio or the gradient says that the step would do harm."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         clips = self.config.max_grad_norm and not (self._quirks() and self._updated)
-        limit = self.config.max_grad_norm if clips else float("inf")
         self._updated = True
-        norm = self.accelerator.clip_grad_norm_(parameters, limit)
+        if clips:
+            norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        else:
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
         finite = bool(torch.isfinite(norm) & torch.isfinite(means["loss/policy"]))
         self._not_finite = 0 if finite else self._not_finite + 1
         healthy = finite and means["ratio"] <= self.config.ratio_threshold
@@ -592,7 +596,12 @@ class PPOTrainer(TRLPPOTrainer):
             while self.state.global_step < self.state.max_steps:
                 self._step_began = snapshot.random_states()
                 batch = self._next_batch()
-                stats = self._train_on(batch)
+                try:
+                    stats = self._train_on(batch)
+                except RecipeError:  # of a reward function; several processes save together or not
+                    if self._step_began is not None and self.accelerator.num_processes == 1:
+                        keeping.save(self, self._step_began)
+                    raise
                 self.state.global_step += 1
                 self.state.episode += self.config.global_batch_size
                 self.state.epoch = self.state.episode / self.train_dataset_len
@@ -657,11 +666,8 @@ class PPOTrainer(TRLPPOTrainer):
         responses, samples = self._rollout(queries)
         generated = self._clock()
         batch["response"] = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
-        try:
-            scores, by_function = self._score(responses, batch)
-        except Exception:  # of a user's function, or about what it returned: raised again
-            keeping.save(self, self._step_began)
-            raise
+        scores, by_function = self._score(responses, batch)
+        self._step_began = None  # from here on weights change
         scored = self._clock()
         scores_of_step = [torch.tensor(score) for score in scores]
         stats = self._step(queries, responses, scores_of_step, samples=samples)
@@ -760,6 +766,7 @@ class PPOTrainer(TRLPPOTrainer):
         self.rewards.check(prompts, completions, columns=columns, trainer_state=self.state)
         longest = max(len(ids) for ids in self.dataset["input_ids"])
         checks.check_lengths(longest, self.args.response_length, self._policy())
+        keeping.found_checkpoint(self, self.args.resume_from_checkpoint)
         if self.args.should_save and self.args.save_steps:
             trained = snapshot.trained_parameters(self._actor_critic()).values()
             kept = self.args.save_total_limit or 1

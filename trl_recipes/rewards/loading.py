@@ -135,8 +135,12 @@ def _file(path: Path, source: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look a class's module up there
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, SyntaxError):
+            raise RecipeError(
+                f"{source}: `{path}`, line {error.lineno}, is no python ({error.msg}). Mend it."
+            ) from error
         raise
     return module
 
