@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +32,11 @@ from trl_recipes.printable import printable
 from trl_recipes.rewards import Rewards
 
 NASTY = "POS\x1b[2J\x9b31m\u202e$\\frac$|_x"
+
+# As in an environment that was activated: `python` is the one that runs the tests.
+THIS_PYTHON = os.environ | {
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+}
 
 
 class Touch:
@@ -78,7 +86,7 @@ def test_the_message_converts_and_then_it_loads(pickled, tiny_gpt2):
     with pytest.raises(RecipeError) as error:
         load_run(pickled)
     command = re.search(r"python -c .*$", str(error.value))[0]
-    subprocess.run(command, shell=True, check=True, capture_output=True)
+    subprocess.run(command, shell=True, check=True, capture_output=True, env=THIS_PYTHON)
     model, expected = load_run(pickled)[0].state_dict(), load_run(tiny_gpt2)[0].state_dict()
     assert model.keys() == expected.keys()
     assert all(torch.equal(model[key], expected[key]) for key in model)
@@ -95,7 +103,8 @@ def test_a_pickled_adapter_is_refused_and_can_be_converted(tiny_gpt2, tmp_path):
     weights.unlink()
     with pytest.raises(RecipeError, match="pickle file") as error:
         load_run(tmp_path)
-    subprocess.run(re.search(r"python -c .*$", str(error.value))[0], shell=True, check=True)
+    command = re.search(r"python -c .*$", str(error.value))[0]
+    subprocess.run(command, shell=True, check=True, env=THIS_PYTHON)
     assert load_file(weights).keys() == expected.keys()
     load_run(tmp_path)
 
