@@ -4,25 +4,12 @@ from collections import Counter
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, VOCAB
+from architectures import ARCHITECTURES, VOCAB, Words
 from datasets import Dataset
 
 from trl_recipes import PPOConfig, PPOTrainer
 
 BATCH, QUERY, LONGEST, EPOCHS = 8, 3, 6, 2
-
-
-class Words:
-    """A tokenizer that only counts."""
-
-    pad_token_id = eos_token_id = 0
-    pad_token = eos_token = "<end>"
-
-    def __len__(self):
-        return VOCAB
-
-    def batch_decode(self, rows, **kwargs):
-        return [" ".join(str(int(token)) for token in row) for row in rows]
 
 
 def trainer_of(name, **settings):

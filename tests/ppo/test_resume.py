@@ -1,7 +1,6 @@
 """Exact resume: a run that goes on from a checkpoint ends as one without a stop, bit for bit."""
 
 import json
-import os
 import signal
 import time
 
@@ -9,28 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torture
-from architectures import ARCHITECTURES, VOCAB
+from architectures import ARCHITECTURES, VOCAB, Words
 from datasets import Dataset
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError
 from trl_recipes.ppo import checkpoint
 from trl_recipes.stats import load_stats
-
-
-class Words:
-    """The parts of a tokenizer that training calls."""
-
-    pad_token_id = eos_token_id = 0
-    pad_token = eos_token = "<end>"
-
-    def __len__(self):
-        return VOCAB
-
-    def batch_decode(self, rows, **kwargs):
-        return [" ".join(str(int(token)) for token in row) for row in rows]
-
-    def save_pretrained(self, folder):
-        """Nothing to save."""
 
 
 def noisy(completions, **_):
@@ -198,11 +181,9 @@ def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, caplog):
 
 
 def test_a_disk_that_is_too_small_is_refused_before_training(tmp_path, monkeypatch):
-    usage = os.statvfs(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("usage", (), {"free": 10_000}))
     with pytest.raises(RecipeError, match=r"0\.0 GB free.*--save_total_limit 1"):
         trainer_of(tmp_path / "run").train()
-    assert usage.f_bavail
     assert not (tmp_path / "run" / "all_stats.jsonl").exists()
 
 

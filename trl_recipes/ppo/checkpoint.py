@@ -183,12 +183,6 @@ def remove_old(folder: Path, keep: int | None) -> None:
             _remove(path)
 
 
-def bytes_of(checkpoint: Checkpoint) -> int:
-    """Size on disk, about."""
-    tensors = [*checkpoint.model.values(), *checkpoint.optimizer.values()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + 100_000
-
-
 def _entries(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 
