@@ -10,6 +10,7 @@ from trl_recipes.forward import context_length
 from trl_recipes.padding import pad_rows
 from trl_recipes.rewards.scorer import batches_by_length, load_language_model
 from trl_recipes.rewards.text import full_texts
+from trl_recipes.sampling import evaluating
 
 
 class PerplexityReward:
@@ -68,14 +69,12 @@ class PerplexityReward:
         """
         rows = [self._token_ids(text) for text in full_texts(prompts, completions)]
         values: list[float | None] = [None] * len(rows)
-        training = self.model.training
-        self.model.eval()
-        for batch in batches_by_length(rows, self.batch_size):
-            scored = [index for index in batch if len(rows[index]) > 1]
-            losses = self._losses([rows[index] for index in scored]) if scored else []
-            for index, loss in zip(scored, losses, strict=True):
-                values[index] = -(loss if self.log else torch.tensor(loss).exp().item())
-        self.model.train(training)
+        with evaluating(self.model):
+            for batch in batches_by_length(rows, self.batch_size):
+                scored = [index for index in batch if len(rows[index]) > 1]
+                losses = self._losses([rows[index] for index in scored]) if scored else []
+                for index, loss in zip(scored, losses, strict=True):
+                    values[index] = -(loss if self.log else torch.tensor(loss).exp().item())
         return values
 
     def _token_ids(self, text: str) -> torch.Tensor:

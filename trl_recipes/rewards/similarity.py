@@ -12,6 +12,7 @@ from trl_recipes.forward import context_length
 from trl_recipes.padding import pad_rows
 from trl_recipes.rewards.scorer import batches_by_length, load_language_model, local_device
 from trl_recipes.rewards.text import full_texts, plain_text
+from trl_recipes.sampling import evaluating
 
 _SOURCE = "SimilarityReward"
 # Parts of a spaCy pipeline that have no say in Doc.similarity where there are word vectors.
@@ -139,15 +140,13 @@ def _with_hidden_states(model: Any, tokenizer: Any, batch_size: int) -> Compare:
         rows = [tokenizer(text, verbose=False)["input_ids"] for text in texts]
         rows = [torch.tensor(row[: context_length(model.config)] or [0]) for row in rows]
         means = torch.zeros(len(rows), model.config.hidden_size)
-        training = model.training
-        model.eval()
-        for batch in batches_by_length(rows, batch_size):
-            ids, mask = pad_rows([rows[index] for index in batch], 0, side="right")
-            ids, mask = ids.to(model.device), mask.to(model.device)
-            states = trunk(input_ids=ids, attention_mask=mask, use_cache=False)[0].float()
-            weights = mask[..., None]
-            means[batch] = ((states * weights).sum(1) / weights.sum(1)).cpu()
-        model.train(training)
+        with evaluating(model):
+            for batch in batches_by_length(rows, batch_size):
+                ids, mask = pad_rows([rows[index] for index in batch], 0, side="right")
+                ids, mask = ids.to(model.device), mask.to(model.device)
+                states = trunk(input_ids=ids, attention_mask=mask, use_cache=False)[0].float()
+                weights = mask[..., None]
+                means[batch] = ((states * weights).sum(1) / weights.sum(1)).cpu()
         empty = torch.tensor([not text.strip() for text in texts])
         return means.masked_fill(empty[:, None], 0.0)
 
