@@ -80,6 +80,9 @@ def fitting_tokenizer(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:  # else transformers says at length that it does
+        for settings in (model.config, model.generation_config):
+            settings.pad_token_id = tokenizer.pad_token_id
     check_vocabulary(tokenizer, model)
     return tokenizer
 
