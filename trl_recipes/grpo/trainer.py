@@ -28,6 +28,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.forward import unwrap_adapter
+from trl_recipes.freed_memory import keep_freed_memory
 from trl_recipes.grpo.alarms import alarms
 from trl_recipes.grpo.config import GroupConfig, GRPOConfig, RLOOConfig
 from trl_recipes.grpo.describe import describe_check, describe_run
@@ -167,6 +168,8 @@ class GroupTrainer:
             count_positions(reference)
             if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
                 reference.load_state_dict(policy.state_dict())
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.log_completions = args.log_completions
         self._folder = Path(args.output_dir)  # `args` names the checkpoints' while it trains
         self._forget()
