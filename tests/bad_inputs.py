@@ -272,6 +272,17 @@ DATA = [
         ("empty after cutting", "not empty"),
         {"data.jsonl": rows(text=" ")},
     ),
+    BadInput(
+        "conversations without a chat template",
+        PPO,
+        ("`prompt` holds conversations", "no chat template", "Use a chat model"),
+        {"data.jsonl": rows(prompt=[{"role": "user", "content": "Hello"}])},
+    ),
+    BadInput(
+        "a message without a chat template",
+        GENERATE + "--chat true",
+        ("--prompt", "no chat template", "Use a chat model"),
+    ),
     BadInput("one row", PPO, ("only 1 row", "more rows"), {"data.jsonl": '{"text": "A film."}\n'}),
     BadInput("fewer prompts than a batch", PPO + "--batch_size 64", ("16 prompts", "Lower `batch")),
     BadInput(

@@ -25,6 +25,8 @@ from trl_recipes.generation import generate_responses
 from trl_recipes.padding import pad_rows
 from trl_recipes.printable import printable
 from trl_recipes.rewards import RewardFunc, Rewards, SentimentReward
+from trl_recipes.rewards.inputs import reward_inputs
+from trl_recipes.rewards.text import full_texts
 from trl_recipes.stats import distinct_n
 
 __all__ = [
@@ -198,8 +200,8 @@ def compare(
 
     Args:
         models: model and tokenizer under each name, all with one vocabulary; put into eval mode.
-        prompts: rows with `query` (text) and `input_ids`; further columns go to the measures. The
-            data set that `load_prompts` gives is one.
+        prompts: rows with `query` (text) and `input_ids`; further columns go to the measures, and
+            conversations in `prompt` as in training. What `load_prompts` gives is one.
         measures: reward functions by name; the first is called the score.
         max_new_tokens: most tokens a response has: one number, or one for each prompt.
         reference: the name, among `models`, from which KL and perplexity are measured.
@@ -228,9 +230,7 @@ def compare(
             )
     queries = [torch.as_tensor(row["input_ids"]) for row in rows]
     texts = [row["query"] for row in rows]
-    columns = {
-        key: [row[key] for row in rows] for key in rows[0] if key not in ("query", "input_ids")
-    }
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
 
     longest = max_new_tokens if isinstance(max_new_tokens, int) else max(max_new_tokens)
     check_context(reference_model, max(map(len, queries)), longest)
@@ -251,13 +251,14 @@ def compare(
         ref_logprobs = response_logprobs(reference_model.eval(), queries, responses, batch_size)
         completions = tokenizer.batch_decode(responses, skip_special_tokens=True)
         ids = [response.tolist() for response in responses]
+        inputs = reward_inputs({**columns, "response": completions}, tokenizer)
         results.append(
             ModelResult(
                 name=name,
                 responses=completions,
                 token_ids=ids,
                 scores={
-                    measure: _values(function, texts, completions, ids, columns)
+                    measure: _values(function, inputs, ids)
                     for measure, function in measures.items()
                 },
                 kl=[float((p - q).sum()) for p, q in zip(logprobs, ref_logprobs, strict=True)],
@@ -369,22 +370,17 @@ def vader_judge() -> RewardFunc | None:
     analyzer = SentimentIntensityAnalyzer()
 
     def vader(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-        texts = [
-            prompt + completion for prompt, completion in zip(prompts, completions, strict=True)
-        ]
+        texts = full_texts(prompts, completions)
         return [analyzer.polarity_scores(text)["compound"] for text in texts]
 
     return vader
 
 
 def _values(
-    function: RewardFunc,
-    prompts: list[str],
-    completions: list[str],
-    completion_ids: list[list[int]],
-    columns: dict[str, list[Any]],
+    function: RewardFunc, inputs: tuple[list, list, dict], completion_ids: list[list[int]]
 ) -> list[float | None]:
     """What one function says of each sample, checked as in training."""
+    prompts, completions, columns = inputs
     _, by_name = Rewards([function])(prompts, completions, completion_ids, columns)
     (values,) = by_name.values()
     return values

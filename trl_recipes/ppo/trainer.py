@@ -35,7 +35,7 @@ from trl_recipes.ppo.reference import (
 from trl_recipes.ppo.rollout import Rollout, Targets, collate
 from trl_recipes.ppo.running_moments import RunningMoments
 from trl_recipes.ppo.sampling import generation_settings
-from trl_recipes.ppo.scoring import made_up_batch, reward_inputs, rewards_of
+from trl_recipes.ppo.scoring import made_up_batch, rewards_of
 from trl_recipes.ppo.step_stats import (
     UpdateStats,
     average_updates,
@@ -49,6 +49,7 @@ from trl_recipes.ppo.step_stats import (
 )
 from trl_recipes.ppo.trainable import select_trainable
 from trl_recipes.ppo.value_head import create_reference_model, save_value_head
+from trl_recipes.rewards.inputs import reward_inputs
 from trl_recipes.sampling import Samples, can_sample, sample_responses
 from trl_recipes.stats import append_alarms, append_samples, append_stats
 from trl_recipes.stopping import StopSignals

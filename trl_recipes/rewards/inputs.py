@@ -1,0 +1,36 @@
+"""What reward functions are given of a batch, in training and when runs are compared."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from trl_recipes.rewards.text import is_conversation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What the trainer itself puts into a batch or reads from it, and what TRL keeps back.
+_NO_COLUMNS = ("input_ids", "query", "prompt", "response", "score", "attention_mask")
+_NO_COLUMNS += ("completion", "completion_ids")
+
+
+def reward_inputs(
+    batch: Mapping[str, list], tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[list, list, dict[str, list]]:
+    """Give prompts, completions and columns as TRL's GRPOTrainer gives them.
+
+    Args:
+        batch: rows of the data set as lists, with the texts of the responses under `response`.
+        tokenizer: decodes prompts where there is no column `query`.
+
+    Returns:
+        Texts and texts; or, where the column `prompt` holds conversations, these and an
+        assistant's message each. And the data set's further columns.
+    """
+    columns = {name: values for name, values in batch.items() if name not in _NO_COLUMNS}
+    if is_conversation((batch.get("prompt") or [None])[0]):
+        answers = [[{"role": "assistant", "content": text}] for text in batch["response"]]
+        return batch["prompt"], answers, columns
+    prompts = batch.get("query") or tokenizer.batch_decode(
+        batch["input_ids"], skip_special_tokens=True
+    )
+    return prompts, batch["response"], columns
