@@ -26,7 +26,6 @@ from trl_recipes.ppo.alarms import Alarms
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.describe import describe_check, describe_run
 from trl_recipes.ppo.kl_control import AdaptiveKLController, FixedKLController
-from trl_recipes.ppo.progress import StepProgress
 from trl_recipes.ppo.reference import (
     frozen_reference_adapter,
     reference_is_start,
@@ -35,7 +34,6 @@ from trl_recipes.ppo.reference import (
 from trl_recipes.ppo.rollout import Rollout, Targets, collate
 from trl_recipes.ppo.running_moments import RunningMoments
 from trl_recipes.ppo.sampling import generation_settings
-from trl_recipes.ppo.scoring import made_up_batch, rewards_of
 from trl_recipes.ppo.step_stats import (
     UpdateStats,
     average_updates,
@@ -47,12 +45,14 @@ from trl_recipes.ppo.step_stats import (
     to_plain,
     update_stats,
 )
-from trl_recipes.ppo.trainable import select_trainable
 from trl_recipes.ppo.value_head import create_reference_model, save_value_head
-from trl_recipes.rewards.inputs import reward_inputs
+from trl_recipes.progress import StepProgress
+from trl_recipes.rewards.inputs import made_up_batch, reward_inputs
+from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.sampling import Samples, can_sample, sample_responses
 from trl_recipes.stats import append_alarms, append_samples, append_stats
 from trl_recipes.stopping import StopSignals
+from trl_recipes.trainable import save_policy, select_trainable
 
 logger = get_logger(__name__)
 
@@ -829,7 +829,7 @@ class PPOTrainer(TRLPPOTrainer):
             return
         folder = Path(output_dir or Path(self.args.output_dir) / "model")
         folder.mkdir(parents=True, exist_ok=True)
-        setup.save_policy(self._policy(), folder, self.args.merge_adapter)
+        save_policy(self._policy(), folder, self.args.merge_adapter)
         save_value_head(self._actor_critic().value_head, folder)
         self.tokenizer.save_pretrained(folder)
 

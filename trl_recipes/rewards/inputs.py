@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # What the trainer itself puts into a batch or reads from it, and what TRL keeps back.
 _NO_COLUMNS = ("input_ids", "query", "prompt", "response", "score", "attention_mask")
 _NO_COLUMNS += ("completion", "completion_ids")
+_MADE_UP = (" was a joy to watch.", " made no sense at all.")
 
 
 def reward_inputs(
@@ -34,3 +35,12 @@ def reward_inputs(
         batch["input_ids"], skip_special_tokens=True
     )
     return prompts, batch["response"], columns
+
+
+def made_up_batch(rows: Mapping[str, list]) -> dict[str, list]:
+    """Give the first two rows of a data set with responses, to try the reward functions on.
+
+    Args:
+        rows: two rows of the data set, or one, as lists.
+    """
+    return {**rows, "response": list(_MADE_UP[: len(rows["input_ids"])])}
