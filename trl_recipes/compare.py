@@ -36,6 +36,7 @@ __all__ = [
     "compare",
     "distinct_n",
     "mean_interval",
+    "measure_model",
     "response_logprobs",
     "sentiment_measures",
     "vader_judge",
@@ -228,44 +229,74 @@ def compare(
                 f"'{name}' has another vocabulary than '{reference}', so their probabilities cannot"
                 " be compared token by token. Compare models that share a tokenizer."
             )
-    queries = [torch.as_tensor(row["input_ids"]) for row in rows]
-    texts = [row["query"] for row in rows]
-    columns = {key: [row[key] for row in rows] for key in rows[0]}
-
     longest = max_new_tokens if isinstance(max_new_tokens, int) else max(max_new_tokens)
-    check_context(reference_model, max(map(len, queries)), longest)
-
-    results = []
-    for name in sorted(models, key=lambda name: name != reference):
-        model = models[name][0].eval()
-        torch.manual_seed(seed)
-        responses = generate_responses(
-            model,
-            queries,
-            pad_token_id=PAD,
-            eos_token_id=tokenizer.eos_token_id,
+    check_context(reference_model, max(len(row["input_ids"]) for row in rows), longest)
+    results = [
+        measure_model(
+            name,
+            models[name][0],
+            reference_model,
+            tokenizer,
+            rows,
+            measures,
             max_new_tokens=max_new_tokens,
+            seed=seed,
             batch_size=batch_size,
         )
-        logprobs = response_logprobs(model, queries, responses, batch_size)
-        ref_logprobs = response_logprobs(reference_model.eval(), queries, responses, batch_size)
-        completions = tokenizer.batch_decode(responses, skip_special_tokens=True)
-        ids = [response.tolist() for response in responses]
-        inputs = reward_inputs({**columns, "response": completions}, tokenizer)
-        results.append(
-            ModelResult(
-                name=name,
-                responses=completions,
-                token_ids=ids,
-                scores={
-                    measure: _values(function, inputs, ids)
-                    for measure, function in measures.items()
-                },
-                kl=[float((p - q).sum()) for p, q in zip(logprobs, ref_logprobs, strict=True)],
-                reference_nll=[-float(q.sum()) for q in ref_logprobs],
-            )
-        )
-    return Comparison(prompts=texts, results=results, seed=seed)
+        for name in sorted(models, key=lambda name: name != reference)
+    ]
+    return Comparison(prompts=[row["query"] for row in rows], results=results, seed=seed)
+
+
+def measure_model(
+    name: str,
+    model: nn.Module,
+    reference_model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    measures: Mapping[str, RewardFunc],
+    *,
+    max_new_tokens: int | Sequence[int],
+    seed: int = 0,
+    batch_size: int = 64,
+) -> ModelResult:
+    """Let one model answer prompts and measure the answers, as `compare` does for several.
+
+    Args:
+        name: the model's in tables and pictures.
+        model: put into eval mode, as the reference is.
+        reference_model: from which KL and perplexity are measured.
+        tokenizer: of both.
+        rows: prompts, as for `compare`.
+        measures: reward functions by name.
+        max_new_tokens: most tokens a response has: one number, or one for each prompt.
+        seed: the sampling starts from it.
+        batch_size: responses generated and evaluated together; it does not change the figures.
+    """
+    queries = [torch.as_tensor(row["input_ids"]) for row in rows]
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    torch.manual_seed(seed)
+    responses = generate_responses(
+        model.eval(),
+        queries,
+        pad_token_id=PAD,
+        eos_token_id=tokenizer.eos_token_id,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    logprobs = response_logprobs(model, queries, responses, batch_size)
+    ref_logprobs = response_logprobs(reference_model.eval(), queries, responses, batch_size)
+    completions = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    ids = [response.tolist() for response in responses]
+    inputs = reward_inputs({**columns, "response": completions}, tokenizer)
+    return ModelResult(
+        name=name,
+        responses=completions,
+        token_ids=ids,
+        scores={measure: _values(function, inputs, ids) for measure, function in measures.items()},
+        kl=[float((p - q).sum()) for p, q in zip(logprobs, ref_logprobs, strict=True)],
+        reference_nll=[-float(q.sum()) for q in ref_logprobs],
+    )
 
 
 @torch.no_grad()

@@ -594,7 +594,7 @@ class PPOTrainer(TRLPPOTrainer):
             self._normalise_rewards()
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         with StopSignals() if self.args.saves else nullcontext() as signals:
-            while self.state.global_step < self.state.max_steps:
+            while self.state.global_step < self.state.max_steps and not self._stopped():
                 self._step_began = snapshot.random_states()
                 batch = self._next_batch()
                 try:
@@ -774,6 +774,10 @@ class PPOTrainer(TRLPPOTrainer):
             weights = sum(parameter.numel() * 4 for parameter in trained)
             # weights and two moments a checkpoint, one more while it is written, and the model
             checks.check_disk(Path(self.args.output_dir), weights * (3 * (kept + 1) + 1))
+
+    def _stopped(self) -> bool:
+        """Whether a callback asked to end the training, as transformers' trainers let it."""
+        return self.control.should_training_stop
 
     def _next_batch(self) -> dict[str, list]:
         """This process's part of the prompts that come next."""
