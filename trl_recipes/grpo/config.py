@@ -91,14 +91,17 @@ class GroupConfig:
     bf16: bool | None = _field(
         None, "bfloat16 autocast over float32 weights (default: on a GPU that has it)."
     )
-    gradient_checkpointing: bool = _field(
-        False, "Trade compute for memory in the backward pass (TRL's default: yes)."
+    activation_checkpointing: bool | None = _field(
+        None, "Trade compute for memory in the backward pass (default: no; TRL's is yes)."
+    )
+    gradient_checkpointing: bool | None = _field(None, "Old name of activation_checkpointing.")
+    dataloader_pin_memory: bool | None = _field(
+        None, "Copy prompts to a GPU through pinned memory (default: where there is a GPU)."
     )
     logging_steps: float = _field(
         1, "Steps that one row of statistics stands for (TRL's default: 10)."
     )
     log_samples: int = _field(4, "Samples a step written to samples.jsonl.")
-    report_to: str = _field("none", "Trackers to report to.")
     save_steps: float = _field(50, "Steps from one checkpoint to the next; 0: none.")
     save_total_limit: int | None = _field(2, "Checkpoints to keep; none: all.")
     check: bool = _field(
@@ -109,8 +112,11 @@ class GroupConfig:
     def __post_init__(self):
         self.saves = self.output_dir is not None  # without a folder nothing is written
         self._unite("response_length", "max_completion_length", 16)
+        self._unite("activation_checkpointing", "gradient_checkpointing", False)
         self._resolve_batch()
         self._check()
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.bf16 and not torch.accelerator.is_available():
@@ -188,6 +194,11 @@ class GroupConfig:
         if self.max_steps < 1 and self.max_steps != -1:
             raise RecipeError(
                 f"`max_steps` is {self.max_steps}. Use 1 or more, or -1 to go by num_train_epochs."
+            )
+        if getattr(self.logging_strategy, "value", self.logging_strategy) != "steps":
+            raise RecipeError(
+                f"`logging_strategy` is {self.logging_strategy}. Leave it at steps: pictures and "
+                "comparisons read a row for every `logging_steps` steps."
             )
         if self.fp16:
             raise RecipeError(

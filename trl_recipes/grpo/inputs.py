@@ -1,5 +1,6 @@
 """Turning what users pass to GRPOTrainer and RLOOTrainer into what TRL's constructors expect."""
 
+import inspect
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,8 +81,35 @@ def fitting_tokenizer(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:  # else transformers says at length that it does
+        for settings in (model.config, model.generation_config):
+            settings.pad_token_id = tokenizer.pad_token_id
     check_vocabulary(tokenizer, model)
     return tokenizer
+
+
+def count_positions(model: nn.Module) -> None:
+    """Let a model number its positions from the first token that is no padding.
+
+    TRL's forward pass over a batch padded on the left gives a mask and no positions, and a model
+    with position embeddings, such as GPT-2, then counts the padding: its log-probabilities are not
+    those that `generate` sampled with, and depend on the longest prompt beside them.
+
+    Args:
+        model: transformers or PEFT model; gets a hook.
+    """
+
+    def with_positions(module, args, kwargs):
+        mask = kwargs.get("attention_mask")
+        if kwargs.get("position_ids") is None and mask is not None and mask.dim() == 2:
+            length = kwargs["input_ids"].shape[1]
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
+            kwargs = kwargs | {"position_ids": positions}
+        return args, kwargs
+
+    language_model = unwrap_adapter(model)
+    if "position_ids" in inspect.signature(language_model.forward).parameters:
+        language_model.register_forward_pre_hook(with_positions, with_kwargs=True)
 
 
 def prompt_rows(rows: Any) -> Any:
