@@ -597,10 +597,8 @@ class PPOTrainer(TRLPPOTrainer):
             self._normalise_rewards()
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         with StopSignals() if self.args.saves else nullcontext() as signals:
-            while self.state.global_step < self.state.max_steps:
-                self._step_began = random_states()
             while self.state.global_step < self.state.max_steps and not self._stopped():
-                self._step_began = snapshot.random_states()
+                self._step_began = random_states()
                 batch = self._next_batch()
                 try:
                     stats = self._train_on(batch)
