@@ -289,7 +289,7 @@ def test_the_finding_is_read_from_the_figures():
     )
     assert apart.finding() == (
         "With 50k tokens each, GRPO ends highest: P(POSITIVE) 0.96\n"
-        "PPO needs the least time (20 s), PPO stays nearest the start (3.1 nats)"
+        "PPO needs the least time (20 s) and stays nearest the start (3.1 nats)"
     )
     level = made_up(
         ppo=([0.90, 0.91, 0.95], [3.0, 3.1, 3.2], [20.0, 20.0, 31.0]),
@@ -316,7 +316,7 @@ def test_the_picture_names_every_line_at_its_end(tmp_path):
     )
     figure = plot_algorithms(results, tmp_path / "a.png")
     words = [text.get_text() for axes in figure.axes for text in axes.texts]
-    assert {"PPO 0.91", "GRPO 0.91", "PPO 20 s", "GRPO 30 s", "PPO 3.1", "GRPO 3.1"} <= set(words)
+    assert {"PPO 0.91", "GRPO 0.91", "PPO 20 s", "GRPO 30 s", "PPO 3.1 nats"} <= set(words)
     figure.draw_without_rendering()
     for axes in figure.axes:
         boxes = [t.get_window_extent() for t in axes.texts if t.get_text()[:1] in "PG"]

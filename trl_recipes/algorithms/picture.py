@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from trl_recipes.algorithms.results import Finished, Results
 from trl_recipes.algorithms.work import ALGORITHMS, NAMES, Algorithm
@@ -36,10 +37,10 @@ def plot_algorithms(results: Results, path: str | Path | None = None) -> Figure:
         kl = _draw_paths(axes[2], runs, INK[name])
         ends[0][name] = (*tokens, f"{NAMES[name]} {tokens[1]:.2f}")
         ends[1][name] = (*seconds, f"{NAMES[name]} {seconds[0]:.0f} s")
-        ends[2][name] = (*kl, f"{NAMES[name]} {kl[0]:.1f}")
+        ends[2][name] = (*kl, f"{NAMES[name]} {round(kl[0], 1) + 0.0:.1f} nats")
     for panel, title, below, labels in zip(
         axes,
-        ("Tokens it takes", "Time it takes", "Distance it goes"),
+        ("How high with the same tokens?", "How fast?", "How far from the start?"),
         (f"{unit} generated", "seconds of training", "KL from the start, nats per response"),
         ends,
         strict=True,
@@ -48,8 +49,10 @@ def plot_algorithms(results: Results, path: str | Path | None = None) -> Figure:
         panel.title.set_fontsize(14)
         panel.tick_params(labelsize=12)
         panel.set_xlabel(below, fontsize=13)
-        right = max(end for end, _, _ in labels.values()) or 1.0
-        panel.set_xlim(0, 1.38 * right)  # room for the labels
+        right = max(max(end for end, _, _ in labels.values()), 1e-3)
+        ticks = [tick for tick in MaxNLocator(nbins=5).tick_values(0, right) if tick <= right]
+        panel.set_xticks(ticks)
+        panel.set_xlim(0, 1.5 * right)  # room for the labels
         panel.axhline(results.before["reward"], color=GREY, linestyle=(0, (4, 3)), linewidth=1.2)
     low, high = axes[0].get_ylim()
     axes[0].set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))

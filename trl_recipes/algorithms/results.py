@@ -128,18 +128,16 @@ class Results:
         kl = {name: self.spread(name, "kl") for name in self.runs}
         fastest, fast = _leaders(seconds, highest=False)
         nearest, near = _leaders(kl, highest=False)
-        quick = (
-            f"{_listed(fast)} {_verb(fast, 'need')} the least time ({seconds[fastest].mean:.0f} s)"
-            if len(fast) < len(seconds)
-            else "all need about the same time"
-        )
-        close = (
-            f"{_listed(near)} {_verb(near, 'stay')} nearest the start ({kl[nearest].mean:.1f} nats)"
-            if len(near) < len(kl)
-            else "all move about as far from the start"
-        )
-        second = f"{quick}, {close}"
-        return f"{first}\n{second[0].upper()}{second[1:]}"
+        least, way = f"{seconds[fastest].mean:.0f} s", f"{_shown(kl[nearest].mean, 1)} nats"
+        quick = f"{_listed(fast)} {_verb(fast, 'need')} the least time ({least})"
+        if len(fast) == len(seconds):
+            quick = "All need about the same time"
+        close = f", {_listed(near)} {_verb(near, 'stay')} nearest the start ({way})"
+        if len(near) == len(kl):
+            close = ", all move about as far from the start"
+        elif near == fast:
+            close = f" and {_verb(near, 'stay')} nearest the start ({way})"
+        return f"{first}\n{quick}{close}"
 
     def to_dict(self) -> dict[str, Any]:
         """Give every number, summed up and by seed, ready for JSON."""
@@ -222,10 +220,13 @@ def _settings(settings: dict[str, Any]) -> str:
 
 
 def _cell(spread: Spread, digits: int) -> str:
-    mean, least, most = (
-        f"{value:.{digits}f}" for value in (spread.mean, spread.least, spread.most)
-    )
+    values = (spread.mean, spread.least, spread.most)
+    mean, least, most = (_shown(value, digits) for value in values)
     return mean if least == most else f"{mean} ({least} to {most})"
+
+
+def _shown(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0 makes -0.0 read 0.0
 
 
 def _markdown(rows: list[list[str]]) -> str:
