@@ -318,7 +318,7 @@ def test_the_run_folder_and_the_saved_model(kind, tmp_path):
 @pytest.mark.parametrize("merge", [False, True])
 def test_an_adapter_is_trained_alone_and_saved_as_told(merge, tmp_path):
     tiny().save_pretrained(tmp_path / "base")
-    model, _ = AutoModelForCausalLM.from_pretrained(tmp_path / "base"), None
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     lora = LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
     trainer = build(
         model=model,
@@ -338,6 +338,11 @@ def test_an_adapter_is_trained_alone_and_saved_as_told(merge, tmp_path):
     expected = trainer.model.eval()(ids).logits
     torch.testing.assert_close(saved(ids).logits, expected, rtol=0, atol=1e-5)
     assert not torch.allclose(tiny().eval()(ids).logits, expected, atol=1e-3)
+    if not merge:  # an adapter is trained on, and its start is the reference
+        again = build(model=load_run(tmp_path / "run")[0], beta=0.1)
+        again.train()
+        assert again.all_stats[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+        assert again.all_stats[-1]["objective/kl"] != 0
 
 
 # --check, description

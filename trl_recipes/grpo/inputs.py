@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -34,7 +35,6 @@ def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
     Raises:
         RecipeError: it is no causal language model.
     """
-    name = str(model)
     if isinstance(model, str | Path):
         model, _ = load_run(model, trust_remote_code=trust_remote_code)
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
@@ -46,7 +46,6 @@ def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
             f"`model` is a {type(model).__name__}: GRPO and RLOO have no value head. Pass what is "
             "inside, `model.pretrained_model`."
         )
-    name = name if isinstance(name, str) and len(name) < 200 else type(model).__name__
     check_language_model(model.config, model.config._name_or_path or type(model).__name__)
     if model.config.is_encoder_decoder:
         raise RecipeError(
@@ -54,6 +53,8 @@ def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
             "GRPO and RLOO trainers do not train. Use PPO (recipes/ppo_seq2seq.py), or a causal "
             "model such as GPT-2."
         )
+    if isinstance(model, PeftModel) and not any(p.requires_grad for p in model.parameters()):
+        model.set_adapter(model.active_adapter)  # an adapter is loaded frozen
     return model
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from trl.trainer.utils import RepeatSampler
+from torch.utils.data import Sampler
 
 from trl_recipes.errors import RecipeError
 
@@ -29,16 +29,15 @@ class Place(NamedTuple):
     batch: list[dict[str, Tensor]] | None  # the sampled batch, where it is not used up
 
 
-class EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that follows from the epoch alone, also in a resumed run.
+def begin_epoch(sampler: Sampler, epoch: int) -> None:
+    """Make the order of an epoch's prompts follow from the epoch alone, also in a resumed run.
 
-    The first epoch's is TRL's own.
+    Args:
+        sampler: TRL's; its first epoch stays as it is.
+        epoch: counted from 0.
     """
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch; accelerate calls this."""
-        if self.shuffle:
-            self.generator.manual_seed((self.seed or 0) + EPOCH_SEEDS * epoch)
+    if sampler.shuffle:
+        sampler.generator.manual_seed((sampler.seed or 0) + EPOCH_SEEDS * epoch)
 
 
 def write_place(folder: Path, place: Place, process: int) -> None:

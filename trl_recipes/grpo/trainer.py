@@ -28,6 +28,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.forward import unwrap_adapter
+from trl_recipes.freed_memory import keep_freed_memory
 from trl_recipes.grpo.alarms import alarms
 from trl_recipes.grpo.config import GroupConfig, GRPOConfig, RLOOConfig
 from trl_recipes.grpo.describe import describe_check, describe_run
@@ -39,7 +40,7 @@ from trl_recipes.grpo.inputs import (
     named,
     prompt_rows,
 )
-from trl_recipes.grpo.keeping import EpochSampler, Place, read_place, write_place
+from trl_recipes.grpo.keeping import Place, begin_epoch, read_place, write_place
 from trl_recipes.model_checks import check_lengths
 from trl_recipes.packed_weights import packed_weights
 from trl_recipes.progress import StepProgress
@@ -76,6 +77,11 @@ class _Steps(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """The state is that of the checkpoint now, if there is one."""
         self.trainer._begin()
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """The prompts are put in order now."""
+        if self.trainer._sampler is not None:
+            begin_epoch(self.trainer._sampler, int(state.epoch or 0))
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """Gradients are clipped now."""
@@ -167,6 +173,8 @@ class GroupTrainer:
             count_positions(reference)
             if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
                 reference.load_state_dict(policy.state_dict())
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.log_completions = args.log_completions
         self._folder = Path(args.output_dir)  # `args` names the checkpoints' while it trains
         self._forget()
@@ -186,16 +194,16 @@ class GroupTrainer:
         self._samples: tuple[list, list, list] | None = None
         self._said: set[str] = set()  # names of alarms
         self._between: tuple[Place, dict, int] | None = None  # how the last step ended
+        self._sampler: Sampler | None = None  # none for a stream of prompts
         self._checkpoint: str | None = None
         self._trying = False
 
     # What TRL calls: what it does is its own, what goes in and what is seen of it is ours
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        """Give TRL's sampler, with an order that a resumed run finds again."""
-        sampler = super()._get_train_sampler(dataset)
-        sampler.__class__ = EpochSampler
-        return sampler
+        """Give TRL's sampler, and keep it to begin epochs with."""
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         """Sample from the policy itself: the model's own generation settings are set aside."""
@@ -413,7 +421,9 @@ class GroupTrainer:
         try:
             write_place(folder, self._between[0], self.accelerator.process_index)
             super()._save_checkpoint(model, trial)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise  # torch.save has no error of its own for a full disk
             logger.warning(
                 "`%s` could not be written (%s). The run goes on, and the checkpoints before it "
                 "are whole. Free some space.",

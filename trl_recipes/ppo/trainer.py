@@ -18,6 +18,7 @@ from trl.experimental.ppo import PPOTrainer as TRLPPOTrainer
 from trl_recipes.data import LengthSampler, collator, stream_rows
 from trl_recipes.errors import RecipeError
 from trl_recipes.forward import decoder_start_token_id, response_logits
+from trl_recipes.freed_memory import keep_freed_memory
 from trl_recipes.generation import generate_responses
 from trl_recipes.model_checks import check_lengths
 from trl_recipes.padding import length_groups, unpack
@@ -188,7 +189,7 @@ class PPOTrainer(TRLPPOTrainer):
             )
         self.current_device = self.accelerator.device
         if self.current_device.type == "cpu":
-            setup.keep_freed_memory()
+            keep_freed_memory()
         self.kl_ctl = (
             AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
             if config.adap_kl_ctrl
