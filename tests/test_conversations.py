@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+import trl
 from conftest import SENTENCES, byte_level_tokenizer
 from transformers import (
     GPT2Config,
@@ -14,9 +15,16 @@ from transformers import (
     RobertaConfig,
     RobertaForSequenceClassification,
 )
-from trl import GRPOConfig, GRPOTrainer
 
-from trl_recipes import PPOConfig, PPOTrainer, RecipeError, data, load_prompts
+from trl_recipes import (
+    GRPOConfig,
+    GRPOTrainer,
+    PPOConfig,
+    PPOTrainer,
+    RecipeError,
+    data,
+    load_prompts,
+)
 from trl_recipes.arguments import run_recipe
 from trl_recipes.compare import compare, vader_judge
 from trl_recipes.data import holds_conversations, one_prompt
@@ -173,7 +181,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, tokenizer):
 
 def test_a_reward_function_sees_what_grpo_gives_it(tmp_path, tokenizer, chat_model):
     path = write(tmp_path / "a.jsonl", ROWS)
-    seen = {"ppo": [], "grpo": []}
+    seen = {"ppo": [], "grpo": [], "theirs": []}
 
     def recorder(name):
         def reward(prompts, completions, completion_ids, wanted, **rest):
@@ -194,18 +202,28 @@ def test_a_reward_function_sees_what_grpo_gives_it(tmp_path, tokenizer, chat_mod
     )
     trainer.train()
 
-    arguments = GRPOConfig(
-        output_dir=str(tmp_path / "grpo"), per_device_train_batch_size=8, num_generations=2,
+    settings |= {"output_dir": str(tmp_path / "grpo"), "max_steps": 2, "num_generations": 2}
+    GRPOTrainer(
+        args=GRPOConfig(**settings, response_length=6, disable_tqdm=True),
+        model=str(chat_model),
+        reward_funcs=recorder("grpo"),
+        train_dataset=prompts,
+        processing_class=tokenizer,
+    ).train()
+
+    arguments = trl.GRPOConfig(
+        output_dir=str(tmp_path / "theirs"), per_device_train_batch_size=8, num_generations=2,
         max_completion_length=6, max_steps=2, report_to=[], use_cpu=True, bf16=False,
         save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
-    grpo = GRPOTrainer(
-        str(chat_model), recorder("grpo"), arguments, datasets.Dataset.from_list(ROWS)
-    )
+    rows = datasets.Dataset.from_list(ROWS)
+    grpo = trl.GRPOTrainer(str(chat_model), recorder("theirs"), arguments, rows)
     grpo.train()
     for name, calls in seen.items():
         asked = []
-        for prompts_given, completions, ids, wanted, _ in calls[name == "ppo" :]:  # after a trial
+        for prompts_given, completions, ids, wanted, _ in calls[
+            name != "theirs" :
+        ]:  # after a trial
             texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
             assert completions == [[{"role": "assistant", "content": text}] for text in texts]
             asked += [
@@ -216,7 +234,8 @@ def test_a_reward_function_sees_what_grpo_gives_it(tmp_path, tokenizer, chat_mod
     theirs, _, _ = grpo._tokenize_prompts([row["prompt"] for row in ROWS])
     assert prompts["input_ids"][:] == theirs
     assert seen["ppo"][-1][-1] == {"split"}  # a column of the file, which the rows lack
-    assert seen["grpo"][-1][-1] == {"log_extra", "log_metric"}  # functions that TRL alone offers
+    assert seen["theirs"][-1][-1] == {"log_extra", "log_metric"}  # functions that TRL alone offers
+    assert seen["grpo"][-1][-1] == seen["ppo"][-1][-1] | seen["theirs"][-1][-1]
 
     lines = (tmp_path / "ppo" / "samples.jsonl").read_text().splitlines()
     samples = [json.loads(line)["query"] for line in lines]
