@@ -74,9 +74,10 @@ def main(args: AlgorithmsArguments) -> None:
     # Trainer
     overwrite = args.overwrite_output_dir
     todo = [run for run in runs if not is_finished(run, folder / run.folder_name, overwrite)]
-    for run in {run.algorithm: run for run in reversed(todo)}.values():  # mistakes show at once
+    for run in {run.algorithm: run for run in todo}.values():  # mistakes show at once
         trainer = prepare(run, folder / run.folder_name).trainer
         print(trainer.describe(), trainer.check() if args.check else "", sep="\n")
+    print(work.ending() if todo else "Every run is finished.")
     if args.check:
         return
     failures = run_all(todo, folder, jobs, partial(print, flush=True), overwrite)

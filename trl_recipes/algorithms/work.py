@@ -52,6 +52,19 @@ class Work:
     dataset: str | None = None
     label: str = "POSITIVE"
 
+    @property
+    def most_steps(self) -> int:
+        """Steps that the budget takes if every response is one token."""
+        return math.ceil(self.tokens / self.batch)
+
+    def ending(self) -> str:
+        """Say when a run ends, which its trainer's description cannot know."""
+        fewest = math.ceil(self.tokens / (self.batch * self.response))
+        return (
+            f"A run ends with the step that reaches {self.tokens} generated tokens: step {fewest} "
+            "if every response has its full length, a later one the shorter they are."
+        )
+
     def __str__(self) -> str:
         return (
             f"{self.tokens} generated tokens, {self.batch} responses a step of at most "
@@ -162,7 +175,7 @@ def config_of(run: Run, folder: Path, resume: bool = False) -> "TrainingArgument
         "seed": run.seed,
         "batch_size": work.batch,
         "response_length": work.response,
-        "max_steps": math.ceil(work.tokens / work.batch),
+        "max_steps": work.most_steps,
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "save_total_limit": 1,
