@@ -74,6 +74,8 @@ def main(args: CompareArguments) -> None:
         text_column=config.get("text_column"),
         max_prompts=args.max_prompts,
         seed=args.seed,
+        model=models["reference"][0],
+        response_length=length,
     )
 
     # Reward

@@ -2,6 +2,7 @@
 
 python recipes/generate.py --model runs/ppo-good --prompt "The film"
 python recipes/generate.py --prompt "The film"      # the embedded model, before any training
+python recipes/generate.py --model runs/chat --chat true --prompt "Say hello."
 """
 
 from dataclasses import dataclass, field
@@ -9,10 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import PartialState
 
-from trl_recipes import RecipeError, SentimentReward, generate_responses, load_run
+from trl_recipes import RecipeError, SentimentReward, collator, generate_responses, load_run
 from trl_recipes.compare import check_context, mean_interval
+from trl_recipes.data import one_prompt
 from trl_recipes.embedded import language_model
 from trl_recipes.printable import printable
+from trl_recipes.rewards.inputs import reward_inputs
 
 
 @dataclass
@@ -20,6 +23,9 @@ class GenerateArguments:
     """What to continue, with what."""
 
     prompt: str = field(metadata={"help": "Text to continue."})
+    chat: bool = field(
+        default=False, metadata={"help": "The prompt is a message that a chat model answers."}
+    )
     model: str | None = field(
         default=None,
         metadata={"help": "Run folder, model folder or hub name; embedded when left out."},
@@ -59,10 +65,8 @@ def main(args: GenerateArguments) -> None:
     model.to(PartialState().device)
 
     # Prompts
-    query = torch.tensor(tokenizer(args.prompt)["input_ids"], dtype=torch.long)
-    if len(query) == 0:
-        raise RecipeError("--prompt is empty. Give at least one word to continue.")
-    check_context(model, len(query), args.max_new_tokens)
+    batch = collator(one_prompt(args.prompt, tokenizer, args.num_return_sequences, args.chat))
+    check_context(model, len(batch["input_ids"][0]), args.max_new_tokens)
 
     # Reward
     reward = SentimentReward(args.reward_model, label=args.label, **trusted)
@@ -71,19 +75,20 @@ def main(args: GenerateArguments) -> None:
     torch.manual_seed(args.seed)
     responses = generate_responses(
         model,
-        [query] * args.num_return_sequences,
+        batch["input_ids"],
         pad_token_id=0,  # any token: masks come from lengths
         eos_token_id=tokenizer.eos_token_id,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
     )
-    completions = tokenizer.batch_decode(responses, skip_special_tokens=True)
-    scores = reward(prompts=[args.prompt] * len(completions), completions=completions)
+    batch["response"] = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    prompts, completions, _ = reward_inputs(batch, tokenizer)
+    scores = reward(prompts=prompts, completions=completions)
 
     # Results
     print(f"score   text (score: logit of {printable(reward.label)})")
-    for score, completion in zip(scores, completions, strict=True):
-        print(f"{score:6.2f}  {printable(args.prompt + completion)}")
+    for score, query, response in zip(scores, batch["query"], batch["response"], strict=True):
+        print(f"{score:6.2f}  {printable(query + response)}")
     mean, half = mean_interval(scores)
     print(f"{mean:6.2f}  mean of {len(scores)}, 95 % interval ± {half:.2f}")
 

@@ -53,6 +53,7 @@ def main(args: SentimentArguments, config: GRPOConfig, model_config: ModelConfig
     def load(seed: int, **chosen):
         lengths = LengthSampler(args.min_prompt_length, args.max_prompt_length + 1, seed=seed)
         chosen |= {"text_column": args.text_column, "length_sampler": lengths, "seed": seed}
+        chosen |= {"model": model, "response_length": config.response_length}
         return load_prompts(args.dataset_name, tokenizer, **chosen)
 
     prompts = load(config.seed, split="train")

@@ -1,7 +1,6 @@
 """Make texts fluent, close in meaning to a reference text, and short: PPO on rewards of your own.
 
     accelerate launch recipes/ppo_custom_reward.py   # --version 1: fluent alone
-
 Offline, in about a minute: perplexity 6 to 4, similarity 0.24 to 0.39, too long 33 % to 3 %.
 """
 
@@ -22,7 +21,7 @@ from trl_recipes import (
 )
 from trl_recipes.arguments import model_kwargs, run_recipe
 from trl_recipes.compare import compare
-from trl_recipes.data import one_prompt
+from trl_recipes.data import holds_conversations, one_prompt
 from trl_recipes.embedded import language_model
 from trl_recipes.plots import plot_stats
 from trl_recipes.runs import check_run, run_options, start_run
@@ -56,11 +55,12 @@ def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) ->
     # Prompts
     def load(seed: int, **chosen):
         lengths = LengthSampler(2, 5, seed=seed)  # prompts of 2 to 4 tokens
+        chosen |= {"model": model, "response_length": config.response_length}
         return load_prompts(args.dataset_name, tokenizer, length_sampler=lengths, **chosen)
 
     prompts = load(config.seed, split="train")
     held_out = load(0, split="test", max_prompts=256)  # the same for every run
-    shown = one_prompt(args.prompt, tokenizer, copies=3)
+    shown = one_prompt(args.prompt, tokenizer, copies=3, chat=holds_conversations(prompts))
 
     # Reward
     fluent = rewards.PerplexityReward(name, log=True, **trusted)  # the model before training

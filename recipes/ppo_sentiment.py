@@ -4,9 +4,8 @@
     accelerate launch recipes/ppo_sentiment.py --change_score 0     # negative: runs/ppo-bad
     python recipes/compare.py runs/ppo-good runs/ppo-bad
 
-With nothing named it runs offline on models and text of this project, in a minute or two on two
-cores: P(POSITIVE) goes from 0.46 to 0.91 to 0.92, or to 0.07 to 0.09, seeds 0 to 2, n = 256. With
-the hub: --config recipes/configs/ppo_sentiment_imdb.yaml.
+Offline, a minute or two on two cores: P(POSITIVE) goes from 0.46 to 0.91 to 0.92, or to 0.07 to
+0.09, seeds 0 to 2, n = 256. With the hub: --config recipes/configs/ppo_sentiment_imdb.yaml.
 """
 
 from dataclasses import dataclass, field
@@ -60,6 +59,7 @@ def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig)
     def load(seed: int, **chosen):
         lengths = LengthSampler(args.min_prompt_length, args.max_prompt_length + 1, seed=seed)
         chosen |= {"text_column": args.text_column, "length_sampler": lengths, "seed": seed}
+        chosen |= {"model": model, "response_length": config.response_length}
         return load_prompts(args.dataset_name, tokenizer, **chosen)
 
     prompts = load(config.seed, split="train")

@@ -100,7 +100,7 @@ def test_a_users_own_function_replaces_the_recipes_rewards(tiny_gpt2, tmp_path):
     [
         (["--reference_text", " "], "`reference_text` is ' '"),
         (["--reference_text", "nowhere.txt"], "`nowhere.txt` could not be read"),
-        (["--prompt", ""], "--prompt is ''"),
+        (["--prompt", ""], "--prompt is empty"),
         (["--max_length", "-3"], "max_length is -3"),
         (["--reward_weights", "1", "2"], "`reward_weights` has 2 entries"),
         (["--reward_funcs", "nowhere.py:f"], "there is no file `nowhere.py`"),

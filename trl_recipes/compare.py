@@ -25,6 +25,8 @@ from trl_recipes.generation import generate_responses
 from trl_recipes.padding import pad_rows
 from trl_recipes.printable import printable
 from trl_recipes.rewards import RewardFunc, Rewards, SentimentReward
+from trl_recipes.rewards.inputs import reward_inputs
+from trl_recipes.rewards.text import full_texts
 from trl_recipes.stats import distinct_n
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "compare",
     "distinct_n",
     "mean_interval",
+    "measure_model",
     "response_logprobs",
     "sentiment_measures",
     "vader_judge",
@@ -198,8 +201,8 @@ def compare(
 
     Args:
         models: model and tokenizer under each name, all with one vocabulary; put into eval mode.
-        prompts: rows with `query` (text) and `input_ids`; further columns go to the measures. The
-            data set that `load_prompts` gives is one.
+        prompts: rows with `query` (text) and `input_ids`; further columns go to the measures, and
+            conversations in `prompt` as in training. What `load_prompts` gives is one.
         measures: reward functions by name; the first is called the score.
         max_new_tokens: most tokens a response has: one number, or one for each prompt.
         reference: the name, among `models`, from which KL and perplexity are measured.
@@ -226,45 +229,74 @@ def compare(
                 f"'{name}' has another vocabulary than '{reference}', so their probabilities cannot"
                 " be compared token by token. Compare models that share a tokenizer."
             )
-    queries = [torch.as_tensor(row["input_ids"]) for row in rows]
-    texts = [row["query"] for row in rows]
-    columns = {
-        key: [row[key] for row in rows] for key in rows[0] if key not in ("query", "input_ids")
-    }
-
     longest = max_new_tokens if isinstance(max_new_tokens, int) else max(max_new_tokens)
-    check_context(reference_model, max(map(len, queries)), longest)
-
-    results = []
-    for name in sorted(models, key=lambda name: name != reference):
-        model = models[name][0].eval()
-        torch.manual_seed(seed)
-        responses = generate_responses(
-            model,
-            queries,
-            pad_token_id=PAD,
-            eos_token_id=tokenizer.eos_token_id,
+    check_context(reference_model, max(len(row["input_ids"]) for row in rows), longest)
+    results = [
+        measure_model(
+            name,
+            models[name][0],
+            reference_model,
+            tokenizer,
+            rows,
+            measures,
             max_new_tokens=max_new_tokens,
+            seed=seed,
             batch_size=batch_size,
         )
-        logprobs = response_logprobs(model, queries, responses, batch_size)
-        ref_logprobs = response_logprobs(reference_model.eval(), queries, responses, batch_size)
-        completions = tokenizer.batch_decode(responses, skip_special_tokens=True)
-        ids = [response.tolist() for response in responses]
-        results.append(
-            ModelResult(
-                name=name,
-                responses=completions,
-                token_ids=ids,
-                scores={
-                    measure: _values(function, texts, completions, ids, columns)
-                    for measure, function in measures.items()
-                },
-                kl=[float((p - q).sum()) for p, q in zip(logprobs, ref_logprobs, strict=True)],
-                reference_nll=[-float(q.sum()) for q in ref_logprobs],
-            )
-        )
-    return Comparison(prompts=texts, results=results, seed=seed)
+        for name in sorted(models, key=lambda name: name != reference)
+    ]
+    return Comparison(prompts=[row["query"] for row in rows], results=results, seed=seed)
+
+
+def measure_model(
+    name: str,
+    model: nn.Module,
+    reference_model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    measures: Mapping[str, RewardFunc],
+    *,
+    max_new_tokens: int | Sequence[int],
+    seed: int = 0,
+    batch_size: int = 64,
+) -> ModelResult:
+    """Let one model answer prompts and measure the answers, as `compare` does for several.
+
+    Args:
+        name: the model's in tables and pictures.
+        model: put into eval mode, as the reference is.
+        reference_model: from which KL and perplexity are measured.
+        tokenizer: of both.
+        rows: prompts, as for `compare`.
+        measures: reward functions by name.
+        max_new_tokens: most tokens a response has: one number, or one for each prompt.
+        seed: the sampling starts from it.
+        batch_size: responses generated and evaluated together; it does not change the figures.
+    """
+    queries = [torch.as_tensor(row["input_ids"]) for row in rows]
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    torch.manual_seed(seed)
+    responses = generate_responses(
+        model.eval(),
+        queries,
+        pad_token_id=PAD,
+        eos_token_id=tokenizer.eos_token_id,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    logprobs = response_logprobs(model, queries, responses, batch_size)
+    ref_logprobs = response_logprobs(reference_model.eval(), queries, responses, batch_size)
+    completions = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    ids = [response.tolist() for response in responses]
+    inputs = reward_inputs({**columns, "response": completions}, tokenizer)
+    return ModelResult(
+        name=name,
+        responses=completions,
+        token_ids=ids,
+        scores={measure: _values(function, inputs, ids) for measure, function in measures.items()},
+        kl=[float((p - q).sum()) for p, q in zip(logprobs, ref_logprobs, strict=True)],
+        reference_nll=[-float(q.sum()) for q in ref_logprobs],
+    )
 
 
 @torch.no_grad()
@@ -369,22 +401,17 @@ def vader_judge() -> RewardFunc | None:
     analyzer = SentimentIntensityAnalyzer()
 
     def vader(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-        texts = [
-            prompt + completion for prompt, completion in zip(prompts, completions, strict=True)
-        ]
+        texts = full_texts(prompts, completions)
         return [analyzer.polarity_scores(text)["compound"] for text in texts]
 
     return vader
 
 
 def _values(
-    function: RewardFunc,
-    prompts: list[str],
-    completions: list[str],
-    completion_ids: list[list[int]],
-    columns: dict[str, list[Any]],
+    function: RewardFunc, inputs: tuple[list, list, dict], completion_ids: list[list[int]]
 ) -> list[float | None]:
     """What one function says of each sample, checked as in training."""
+    prompts, completions, columns = inputs
     _, by_name = Rewards([function])(prompts, completions, completion_ids, columns)
     (values,) = by_name.values()
     return values

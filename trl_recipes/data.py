@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import logging
+import math
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,10 +15,16 @@ import numpy as np
 import torch
 
 from trl_recipes import hub
+from trl_recipes.conversations import (
+    are_conversations,
+    encode_conversations,
+)
 from trl_recipes.errors import RecipeError
+from trl_recipes.forward import context_length
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 TEXT_COLUMNS = ("text", "prompt", "review", "sentence", "query")
@@ -152,8 +159,13 @@ def load_prompts(
     config_name: str | None = None,
     max_prompts: int | None = None,
     seed: int = 0,
+    model: "nn.Module | None" = None,
+    response_length: int = 1,
 ) -> "Dataset":
-    """Make prompts from the beginnings of texts.
+    """Make prompts from the beginnings of texts, or from whole conversations.
+
+    A column of conversations, in TRL's format, goes through the tokenizer's chat template and is
+    never cut: one that leaves no room in the model's context is left out, and counted.
 
     Args:
         dataset_name: as in `load_rows`. Of the embedded reviews, "train" means the part that is
@@ -161,16 +173,21 @@ def load_prompts(
         tokenizer: the policy's tokenizer.
         split: as in `load_rows`.
         length_sampler: called once a text; gives the length of its prompt, in tokens.
-        text_column: the column to cut; the first of `TEXT_COLUMNS` that is there when None.
+        text_column: the column to cut; when None, `prompt` where that holds conversations, else
+            the first of `TEXT_COLUMNS` that is there.
         config_name: the configuration of a data set on the hub.
         max_prompts: keep this many rows, drawn with `seed`; all when None.
         seed: seed of that draw.
+        model: whose context conversations must fit into; None lets any length pass.
+        response_length: tokens that must have room behind a conversation.
 
     Returns:
-        Columns `query` (the prompt as text), `input_ids` (its tokens) and those of the rows.
+        Columns `query` (the prompt as text), `input_ids` (its tokens) and those of the rows;
+        conversations stand in `prompt`, where trainers and reward functions look for them.
 
     Raises:
-        RecipeError: as `load_rows`; no such column, a text that is none, or no prompt left.
+        RecipeError: as `load_rows`; no such column, a text that is none, no chat template, or no
+            prompt left.
     """
     if max_prompts is not None and max_prompts < 1:
         raise RecipeError(f"max_prompts is {max_prompts}. Use 1 or more, or leave it out.")
@@ -178,41 +195,73 @@ def load_prompts(
         split = "prompts"
     rows = load_rows(dataset_name, split=split, config_name=config_name)
     shown = dataset_name or "the embedded reviews"
+    if text_column is None and holds_conversations(rows):
+        text_column = "prompt"
     column = _text_column(rows.column_names, text_column, shown)
     order = list(range(len(rows)))
     if max_prompts is not None and max_prompts < len(rows):
         random.Random(seed).shuffle(order)
 
+    texts = rows[column][:]  # a list, far quicker to index than the column itself
+    where, chat = f"{shown} ({split}), column `{column}`", are_conversations(texts)
+    made = (
+        encode_conversations(texts, order, tokenizer, f"{_SOURCE}: {where}")
+        if chat
+        else _beginnings(texts, order, tokenizer, where, length_sampler)
+    )
+    context = context_length(model.config) if chat and model is not None else None
+    room = math.inf if context is None else context - response_length
     kept: list[int] = []
     token_lists: list[list[int]] = []
     queries: list[str] = []
-    dropped = 0
-    texts = rows[column][:]  # a list, far quicker to index than the column itself
-    for row, ids in _tokenize(texts, order, tokenizer, f"{shown} ({split}), column `{column}`"):
-        ids = ids[: length_sampler()]
-        query = tokenizer.decode(ids, skip_special_tokens=True)
+    empty = too_long = 0
+    for row, ids, query in made:
         if not query.strip():
-            dropped += 1
-            continue
-        kept.append(row)
-        token_lists.append(ids)
-        queries.append(query)
+            empty += 1
+        elif chat and len(ids) > room:
+            too_long += 1
+        else:
+            kept.append(row)
+            token_lists.append(ids)
+            queries.append(query)
         if len(kept) == max_prompts:
             break
-    if not kept:
+    if not kept and not too_long:
+        how = " in" if chat else " after cutting"
         raise RecipeError(
-            f"{_SOURCE}: all {dropped} prompts of {shown} are empty after cutting column "
-            f"`{column}`. Give texts that are not empty, or longer prompts "
-            f"(the shortest and longest length are flags of the recipe)."
+            f"{_SOURCE}: all {empty} prompts of {shown} are empty{how} column `{column}`. "
+            "Give texts that are not empty, or longer prompts (the shortest and longest length are "
+            "flags of the recipe)."
         )
-    if dropped:
-        _say(f"{dropped} of {dropped + len(kept)} prompts of {shown} are empty and left out.")
+    total = empty + too_long + len(kept)
+    if empty:
+        _say(f"{empty} of {total} prompts of {shown} are empty and left out.")
+    if too_long:
+        long = (
+            f"{too_long} of {total} conversations of {shown} are longer than the {room} tokens "
+            f"that a response of {response_length} leaves of the model's context"
+        )
+        if not kept:
+            raise RecipeError(
+                f"{_SOURCE}: {long}, and none is left. Give shorter ones, lower `response_length`, "
+                "or use a model of longer context."
+            )
+        _say(f"{long}; they are left out.")
     columns = rows.select(kept).to_dict()
+    if chat:
+        columns["prompt"] = columns[column]
+    elif are_conversations(columns.get("prompt", [])):
+        del columns["prompt"]  # the texts of another column were asked for
     return _dataset({**columns, "query": queries, "input_ids": token_lists}, shown)
 
 
+def holds_conversations(prompts: "Dataset") -> bool:
+    """Whether the prompts of a data set are conversations rather than texts."""
+    return "prompt" in prompts.column_names and are_conversations(prompts["prompt"][:])
+
+
 def one_prompt(
-    text: str, tokenizer: "PreTrainedTokenizerBase", copies: int = 1
+    text: str, tokenizer: "PreTrainedTokenizerBase", copies: int = 1, chat: bool = False
 ) -> list[dict[str, Any]]:
     """Make rows, as those of `load_prompts`, of one prompt to look at.
 
@@ -220,14 +269,31 @@ def one_prompt(
         text: the prompt.
         tokenizer: the policy's tokenizer.
         copies: how many rows; sampling continues each in its own way.
+        chat: whether the text is a user's message to answer, rather than a text to continue.
 
     Raises:
-        RecipeError: the prompt is empty.
+        RecipeError: the prompt is empty, or the tokenizer has no chat template for a message.
     """
-    ids = tokenizer(text)["input_ids"]
-    if not ids or not text.strip():
-        raise RecipeError(f"--prompt is {text!r}. Give at least one word to continue.")
-    return [{"query": text, "input_ids": ids}] * copies
+    if not text.strip():
+        raise RecipeError("--prompt is empty. Give at least one word to continue.")
+    if chat:
+        messages = [{"role": "user", "content": text}]
+        ((_, ids, query),) = encode_conversations([messages], [0], tokenizer, "--prompt")
+        return [{"prompt": messages, "query": query, "input_ids": ids}] * copies
+    return [{"query": text, "input_ids": tokenizer(text)["input_ids"]}] * copies
+
+
+def _beginnings(
+    texts: Sequence[Any],
+    order: list[int],
+    tokenizer: "PreTrainedTokenizerBase",
+    where: str,
+    length_sampler: Callable[[], int],
+) -> Iterator[tuple[int, list[int], str]]:
+    """Row number, token ids and text of the beginning of each text, in the given order."""
+    for row, ids in _tokenize(texts, order, tokenizer, where):
+        ids = ids[: length_sampler()]
+        yield row, ids, tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _tokenize(

@@ -36,7 +36,6 @@ from trl_recipes.ppo.reference import (
 from trl_recipes.ppo.rollout import Rollout, Targets, collate
 from trl_recipes.ppo.running_moments import RunningMoments
 from trl_recipes.ppo.sampling import generation_settings
-from trl_recipes.ppo.scoring import made_up_batch, reward_inputs
 from trl_recipes.ppo.step_stats import (
     UpdateStats,
     average_updates,
@@ -51,6 +50,7 @@ from trl_recipes.ppo.step_stats import (
 from trl_recipes.ppo.value_head import create_reference_model, save_value_head
 from trl_recipes.progress import StepProgress
 from trl_recipes.random_states import random_states, set_random_states
+from trl_recipes.rewards.inputs import made_up_batch, reward_inputs
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.runs import check_disk
 from trl_recipes.sampling import Samples, can_sample, sample_responses
@@ -605,7 +605,7 @@ class PPOTrainer(TRLPPOTrainer):
             self._normalise_rewards()
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         with StopSignals() if self.args.saves else nullcontext() as signals:
-            while self.state.global_step < self.state.max_steps:
+            while self.state.global_step < self.state.max_steps and not self._stopped():
                 self._step_began = random_states()
                 batch = self._next_batch()
                 try:
@@ -785,6 +785,10 @@ class PPOTrainer(TRLPPOTrainer):
             weights = sum(parameter.numel() * 4 for parameter in trained)
             # weights and two moments a checkpoint, one more while it is written, and the model
             check_disk(Path(self.args.output_dir), weights * (3 * (kept + 1) + 1))
+
+    def _stopped(self) -> bool:
+        """Whether a callback asked to end the training, as transformers' trainers let it."""
+        return self.control.should_training_stop
 
     def _next_batch(self) -> dict[str, list]:
         """This process's part of the prompts that come next."""

@@ -1,18 +1,21 @@
-"""What reward functions are given in PPO."""
+"""What reward functions are given of a batch, in training and when runs are compared."""
 
 from collections.abc import Mapping
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from trl_recipes.rewards.text import is_conversation
 
-# What the trainer itself puts into a batch or reads from it.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What the trainer itself puts into a batch or reads from it, and what TRL keeps back.
 _NO_COLUMNS = ("input_ids", "query", "prompt", "response", "score", "attention_mask")
+_NO_COLUMNS += ("completion", "completion_ids")
 _MADE_UP = (" was a joy to watch.", " made no sense at all.")
 
 
 def reward_inputs(
-    batch: Mapping[str, list], tokenizer: PreTrainedTokenizerBase
+    batch: Mapping[str, list], tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list, list, dict[str, list]]:
     """Give prompts, completions and columns as TRL's GRPOTrainer gives them.
 

@@ -1,0 +1,360 @@
+"""recipes/compare_algorithms.py: equal budgets, figures as in the files, nothing run twice."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
+
+from trl_recipes.algorithms import runner
+from trl_recipes.algorithms.picture import plot_algorithms, spread_labels
+from trl_recipes.algorithms.results import Finished, Results, load_results
+from trl_recipes.algorithms.runner import read_json, run_all, write_json
+from trl_recipes.algorithms.training import prepare, train
+from trl_recipes.algorithms.work import Run, Work, make_runs
+from trl_recipes.arguments import run_recipe
+from trl_recipes.errors import RecipeError, RunStopped
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "compare_algorithms.py"
+TEXTS = ["The acting was wonderful and the plot kept me awake.", "A dull film, sadly."] * 30
+BUDGET, BATCH, RESPONSE = 200, 8, 6
+OWN = {"ppo": {"save_steps": 3}, "grpo": {"num_generations": 4, "save_steps": 3}}
+OWN |= {"rloo": {"num_generations": 4, "learning_rate": 1e-3}}
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory, tiny_gpt2):
+    """Words that let the recipe run on a tiny model, a tiny classifier and few texts."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.model_max_length = 60
+    tokenizer.save_pretrained(folder / "classifier")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        intermediate_size=16,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+        id2label={0: "NEGATIVE", 1: "POSITIVE"},
+        label2id={"NEGATIVE": 0, "POSITIVE": 1},
+        initializer_range=0.5,
+        **sizes,
+    )
+    RobertaForSequenceClassification(config).save_pretrained(folder / "classifier")
+    rows = [{"text": f"{text} {i}"} for i, text in enumerate(TEXTS)]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {
+        "--model_name_or_path": tiny_gpt2,
+        "--reward_model": folder / "classifier",
+        "--dataset_name": folder / "data.jsonl",
+        "--tokens": BUDGET,
+        "--batch": BATCH,
+        "--response_length": RESPONSE,
+        "--evaluations": 2,
+        "--eval_prompts": 6,
+        "--seeds": 0,
+        "--jobs": 1,
+    } | {f"--{name}": json.dumps(settings) for name, settings in OWN.items()}
+
+
+def recipe(flags, folder, **changes):
+    """Run the recipe's main in this process; its runs have processes of their own."""
+    spec = importlib.util.spec_from_file_location("compare_algorithms", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    chosen = flags | {"--output_dir": folder} | {f"--{k}": v for k, v in changes.items()}
+    argv = [str(word) for pair in chosen.items() for word in pair]
+    run_recipe(module.main, module.AlgorithmsArguments, argv=argv)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_times(rows):
+    slow = ("time", "seconds", "step_time", "train_")
+    return [{k: v for k, v in row.items() if not k.startswith(slow)} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def compared(flags, tmp_path_factory):
+    """A comparison of one seed, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "algorithms"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        recipe(flags, folder)
+    return folder, printed.getvalue()
+
+
+def test_every_run_generates_the_budget_and_at_most_a_batch_more(compared):
+    for name in OWN:
+        run = compared[0] / f"{name}-seed0"
+        tokens = read_json(run / "result.json")["tokens"]
+        assert BUDGET <= tokens < BUDGET + BATCH * RESPONSE
+        rows = lines(run / "all_stats.jsonl")
+        assert sum(row["tokens/responses_len_mean"] * BATCH for row in rows) == pytest.approx(
+            tokens
+        )
+        assert rows[-1]["episode"] == len(rows) * BATCH
+        if name != "ppo":  # TRL's own count
+            assert rows[-1]["tokens/generated"] == tokens
+
+
+def test_all_start_alike_and_answer_the_same_prompts(compared):
+    found = [read_json(compared[0] / f"{name}-seed0" / "comparison.json") for name in OWN]
+    assert found[0]["prompts"] == found[1]["prompts"] == found[2]["prompts"]
+    references = [comparison["models"]["reference"]["responses"] for comparison in found]
+    assert references[0] == references[1] == references[2]
+    trained = [found[i]["models"][f"{name}-seed0"]["responses"] for i, name in enumerate(OWN)]
+    assert trained[0] != trained[1] != trained[2] != references[0]
+    starts = [lines(compared[0] / f"{name}-seed0" / "curve.jsonl")[0] for name in OWN]
+    assert [start.pop("kl") for start in starts] == pytest.approx([0, 0, 0], abs=1e-5)
+    assert starts[0] == starts[1] == starts[2]
+
+
+def test_the_table_says_what_the_files_say(compared):
+    folder, printed = compared
+    table = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (folder / "table.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    assert table[0] == ["", "before", "PPO", "GRPO", "RLOO"]
+    cells = {row[0]: row[1:] for row in table}
+    for column, name in enumerate(OWN, 1):
+        run = folder / f"{name}-seed0"
+        models = read_json(run / "comparison.json")["models"]
+        for place, model in ((0, "reference"), (column, f"{name}-seed0")):
+            answers = models[model]["responses"]
+            for figure in ("P(POSITIVE)", "score (logit)"):
+                mean = fmean(answer[figure] for answer in answers)
+                assert float(cells[figure][place]) == pytest.approx(mean, abs=6e-4)
+            nll, length = (sum(a[key] for a in answers) for key in ("reference_nll", "length"))
+            expected = float(np.exp(nll / length))
+            assert float(cells["perplexity"][place]) == pytest.approx(expected, abs=6e-3)
+            kl = fmean(answer["kl"] for answer in answers)
+            assert float(cells["KL, nats a response"][place]) == pytest.approx(kl, abs=6e-3)
+        assert int(cells["tokens generated"][column]) == lines(run / "curve.jsonl")[-1]["tokens"]
+        assert f"| {name.upper()} seed 0 " in printed
+    assert (folder / "table.md").read_text().splitlines()[0] in printed
+    assert imread(folder / "algorithms.png").std() > 0.05
+
+
+def test_the_curve_ends_with_the_policy_that_was_saved(compared):
+    for name in OWN:
+        run = compared[0] / f"{name}-seed0"
+        measured = [row for row in lines(run / "curve.jsonl") if "reward" in row]
+        assert len(measured) == 3  # the start and two evaluations
+        policy = read_json(run / "result.json")["policy"]
+        for figure in ("reward", "kl", "perplexity", "distinct_2", "length"):
+            assert measured[-1][figure] == pytest.approx(policy[figure], abs=1e-4)
+
+
+def test_finished_runs_are_not_run_again_and_other_settings_are_refused(
+    compared, flags, monkeypatch, capsys
+):
+    before = {path: path.stat().st_mtime_ns for path in compared[0].glob("*-seed0/**/*")}
+    monkeypatch.setattr(runner, "COMMAND", ("false",))
+    recipe(flags, compared[0])
+    assert "begun" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        recipe(flags, compared[0], tokens=240)
+    assert "other settings (tokens 200, now 240)" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in compared[0].glob("*-seed0/**/*")}
+
+
+def test_an_unfinished_run_goes_on_as_if_never_stopped(compared, flags, capsys):
+    run = compared[0] / "grpo-seed0"
+    kept = {name: lines(run / name) for name in ("curve.jsonl", "all_stats.jsonl")}
+    result = read_json(run / "result.json")
+    (run / "result.json").unlink()
+    recipe(flags, compared[0])
+    printed = capsys.readouterr().out
+    assert printed.count("begun") == 1
+    assert "GRPO seed 0: begun, 1 of 1" in printed
+    assert "starting at" not in (run / "log.txt").read_text()
+    for name, rows in kept.items():
+        assert without_times(lines(run / name)) == without_times(rows)
+    assert read_json(run / "result.json")["policy"] == result["policy"]
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_looking_does_not_change_the_run(flags, tmp_path, algorithm):
+    sizes = {"tokens": 150, "batch": BATCH, "response": RESPONSE, "shortest": 2, "longest": 4}
+    models = {"model": flags["--model_name_or_path"], "reward_model": flags["--reward_model"]}
+    models = {k: str(v) for k, v in (models | {"dataset": flags["--dataset_name"]}).items()}
+    rows = []
+    for often in (1, 4):
+        work = Work(**sizes, **models, evaluations=often, eval_prompts=4)
+        folder = tmp_path / str(often)
+        train(prepare(Run(algorithm, 0, work, OWN[algorithm]), folder))
+        rows.append(without_times(lines(folder / "all_stats.jsonl")))
+    assert rows[0] == rows[1]
+
+
+# --- processes, with a stand-in for the training
+
+STAND_IN = """
+import json, signal, sys, time
+from pathlib import Path
+run, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+folder.mkdir(exist_ok=True)
+if run["algorithm"] == "grpo":
+    print("error: the disk is full"); sys.exit(2)
+if run["seed"] == 9:
+    signal.signal(signal.SIGTERM, lambda *_: (folder / "saved").write_text("1") and sys.exit(143))
+    (folder / "ready").write_text("")
+    time.sleep(60)
+figures = {"reward": 0.5, "kl": 1.0}
+result = {"run": run, "reference": figures, "policy": figures, "tokens": 9, "seconds": 1.0}
+(folder / "result.json").write_text(json.dumps(result))
+"""
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setattr(runner, "COMMAND", (sys.executable, str(tmp_path / "stand_in.py")))
+
+
+def some_runs(*seeds, algorithms=("ppo", "grpo")):
+    work = Work(64, 8, 4, 2, 4, evaluations=2, eval_prompts=4)
+    return make_runs(work, algorithms, seeds, {"grpo": {"num_generations": 4}})
+
+
+def test_a_run_that_fails_says_so_and_the_others_stay(stand_in, tmp_path):
+    said = []
+    failures = run_all(some_runs(0, 1), tmp_path, 2, said.append)
+    assert sorted(str(failure.run) for failure in failures) == ["GRPO seed 0", "GRPO seed 1"]
+    assert all("error: the disk is full" in failure.words for failure in failures)
+    assert all("log.txt" in failure.words for failure in failures)
+    assert (tmp_path / "ppo-seed0" / "result.json").is_file()
+    assert (tmp_path / "ppo-seed1" / "result.json").is_file()
+    assert sum("failed" in line for line in said) == 2
+
+
+def test_a_signal_reaches_every_run_and_waits_for_it(stand_in, tmp_path):
+    run = tmp_path / "ppo-seed9"
+
+    def press():
+        while not (run / "ready").is_file():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=press).start()
+    with pytest.raises(RunStopped, match="The same command goes on"):
+        run_all(some_runs(9, algorithms=["ppo"]), tmp_path, 1, lambda _: None)
+    assert (run / "saved").is_file()
+
+
+# --- results
+
+
+def made_up(work=None, **ends):
+    """Results of three seeds: reward, KL and seconds at the end of each algorithm."""
+    work = work or Work(50_000, 8, 4, 2, 4, evaluations=2, eval_prompts=4)
+    figures = {"perplexity": 5.0, "distinct_2": 0.5, "length": 4.0}
+    before = {"P(POSITIVE)": 0.4, "reward": 0.4, "kl": 0.0, **figures}
+    runs = {}
+    for name, (rewards, kls, seconds) in ends.items():
+        for seed, (reward, kl, second) in enumerate(zip(rewards, kls, seconds, strict=True)):
+            policy = {"P(POSITIVE)": reward, "reward": reward, "kl": kl, **figures}
+            result = {"reference": before, "policy": policy, "tokens": 50_001, "step": 9}
+            curve = [{"tokens": 0, "seconds": 0.0, "reward": 0.4, "kl": 0.0}]
+            curve += [{"tokens": 50_001, "seconds": second, "reward": reward, "kl": kl}]
+            finished = Finished(Run(name, seed, work), result | {"seconds": second}, curve)
+            runs.setdefault(name, []).append(finished)
+    return Results(work, runs)
+
+
+def test_the_finding_is_read_from_the_figures():
+    apart = made_up(
+        ppo=([0.90, 0.91, 0.92], [3.0, 3.1, 3.2], [20.0, 20.0, 21.0]),
+        grpo=([0.95, 0.96, 0.97], [6.0, 6.1, 6.2], [30.0, 30.0, 30.0]),
+        rloo=([0.80, 0.81, 0.82], [4.0, 4.1, 4.2], [31.0, 32.0, 33.0]),
+    )
+    assert apart.finding() == (
+        "With 50k tokens each, GRPO ends highest: P(POSITIVE) 0.96\n"
+        "PPO needs the least time (20 s) and stays nearest the start (3.1 nats)"
+    )
+    level = made_up(
+        ppo=([0.90, 0.91, 0.95], [3.0, 3.1, 3.2], [20.0, 20.0, 31.0]),
+        grpo=([0.91, 0.92, 0.93], [3.1, 3.1, 3.2], [30.0, 30.0, 30.0]),
+    )
+    assert level.finding() == (
+        "With 50k tokens each, PPO and GRPO end level: P(POSITIVE) 0.92\n"
+        "All need about the same time, all move about as far from the start"
+    )
+
+
+def test_the_table_gives_mean_and_spread_over_the_seeds():
+    results = made_up(ppo=([0.90, 0.91, 0.95], [3.0, 3.1, 3.2], [20.0, 20.0, 31.0]))
+    assert "0.920 (0.900 to 0.950)" in results.table()
+    assert results.to_dict()["summary"]["ppo"]["kl"] == {
+        "mean": pytest.approx(3.1), "least": 3.0, "most": 3.2,
+    }  # fmt: skip
+
+
+def test_the_picture_names_every_line_at_its_end(tmp_path):
+    results = made_up(
+        ppo=([0.90, 0.91, 0.92], [3.0, 3.1, 3.2], [20.0, 20.0, 21.0]),
+        grpo=([0.904, 0.914, 0.924], [3.0, 3.1, 3.2], [30.0, 30.0, 30.0]),
+    )
+    figure = plot_algorithms(results, tmp_path / "a.png")
+    words = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert {"PPO 0.91", "GRPO 0.91", "PPO 20 s", "GRPO 30 s", "PPO 3.1 nats"} <= set(words)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [t.get_window_extent() for t in axes.texts if t.get_text()[:1] in "PG"]
+        assert not boxes[0].overlaps(boxes[1])
+        assert all(box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.1, 0.9], [0.5, 0.5, 0.5], [0.1, 0.12, 0.5, 0.11]])
+def test_labels_keep_their_distance_and_their_order(values):
+    places = spread_labels(values, 0.1)
+    order = np.argsort(values, kind="stable")
+    assert np.diff(np.array(places)[order]).min(initial=1) >= 0.1 - 1e-9
+    assert fmean(places) == pytest.approx(fmean(values))
+
+
+def test_runs_without_a_result_are_left_out(tmp_path):
+    assert load_results(some_runs(0), tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"ppo": "[1]"}, r"--ppo is '\[1\]', which is no JSON object"),
+        ({"ppo": "{"}, "no JSON object"),
+        ({"ppo": {"lerning_rate": 1}}, "--ppo: PPOConfig has no setting `lerning_rate`"),
+        ({"ppo": {"batch_size": 1}}, "`batch_size` is the same for every algorithm"),
+        ({"grpo": {"num_generations": 3}}, "num_generations"),
+    ],
+)
+def test_settings_of_an_algorithm_are_checked_before_anything_runs(own, message):
+    work = Work(64, 8, 4, 2, 4, evaluations=2, eval_prompts=4)
+    with pytest.raises(RecipeError, match=message):
+        make_runs(work, list(own), [0], own)
+
+
+def test_a_damaged_result_says_what_to_do(tmp_path):
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(RecipeError, match="damaged"):
+        read_json(tmp_path / "a.json")

@@ -1,0 +1,300 @@
+"""Conversations: the chat template's tokens, and what reward functions see, beside TRL's GRPO."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import trl
+from conftest import SENTENCES, byte_level_tokenizer
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from trl_recipes import (
+    GRPOConfig,
+    GRPOTrainer,
+    PPOConfig,
+    PPOTrainer,
+    RecipeError,
+    data,
+    load_prompts,
+)
+from trl_recipes.arguments import run_recipe
+from trl_recipes.compare import compare, vader_judge
+from trl_recipes.data import holds_conversations, one_prompt
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SYSTEM = {"role": "system", "content": "Be short."}
+PROMPTS = [
+    [SYSTEM, {"role": "user", "content": "The acting?"}],
+    [{"role": "user", "content": "A dull film?"}],
+    [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Was it slow?"},
+    ],
+    [{"role": "user", "content": "What is new?"}],
+]
+ROWS = [{"prompt": prompt, "wanted": f"word {i}"} for i, prompt in enumerate(PROMPTS * 2)]
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    """Folder in the hub's format: a GPT-2 whose tokenizer has a chat template."""
+    folder = tmp_path_factory.mktemp("chat")
+    tokenizer = byte_level_tokenizer([*SENTENCES, "system user assistant"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 128}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tokenizer(chat_model):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(chat_model)
+
+
+@pytest.fixture(autouse=True)
+def on_its_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "_said", set())
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write(path, rows, test=ROWS[:2]):
+    """The rows as train and others as test, in the format that the name says."""
+    parts = {"train": datasets.Dataset.from_list(rows), "test": datasets.Dataset.from_list(test)}
+    if path.suffix == ".jsonl":
+        lines = [{**row, "split": name} for name, part in parts.items() for row in part]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    elif path.suffix == ".parquet":
+        marked = [part.add_column("split", [name] * len(part)) for name, part in parts.items()]
+        datasets.concatenate_datasets(marked).to_parquet(path)
+    elif path.name == "saved":
+        datasets.DatasetDict(parts).save_to_disk(path)
+    else:
+        path.mkdir()
+        for name, part in parts.items():
+            part.to_json(path / f"{name}.jsonl")
+    return str(path)
+
+
+def never_cut():
+    raise AssertionError("a conversation was cut")
+
+
+def load(path, tokenizer, **options):
+    return load_prompts(path, tokenizer, length_sampler=never_cut, **options)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "folder", "saved"])
+def test_the_tokens_are_the_chat_templates(tmp_path, tokenizer, name):
+    prompts = load(write(tmp_path / name, ROWS), tokenizer)
+    for row, made in zip(ROWS, prompts, strict=True):
+        rendered = tokenizer.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, tokenize=False
+        )
+        assert rendered.endswith("<|im_start|>assistant\n")
+        assert made["input_ids"] == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        assert (made["prompt"], made["wanted"]) == (row["prompt"], row["wanted"])
+    assert prompts["query"][0] == "system: Be short.\nuser: The acting?\nassistant: "
+    assert holds_conversations(prompts)
+
+
+def test_conversations_may_stand_in_another_column_and_texts_beside_them(tmp_path, tokenizer):
+    rows = [{"messages": row["prompt"], "text": "The film was fine."} for row in ROWS]
+    path = write(tmp_path / "a.jsonl", rows, rows)
+    prompts = load(path, tokenizer, text_column="messages")
+    assert prompts["prompt"][:] == [row["messages"] for row in rows]
+    rows = [{"prompt": row["prompt"], "text": "The film was fine."} for row in ROWS]
+    path = write(tmp_path / "b.jsonl", rows, rows)
+    assert holds_conversations(load(path, tokenizer))  # as TRL, which always takes `prompt`
+    texts = load_prompts(path, tokenizer, length_sampler=lambda: 2, text_column="text")
+    assert not holds_conversations(texts)
+    assert {len(ids) for ids in texts["input_ids"]} == {2}
+
+
+def test_what_leaves_no_room_is_left_out_and_counted(tmp_path, tokenizer, chat_model, caplog):
+    model = GPT2LMHeadModel.from_pretrained(chat_model)
+    long = {"prompt": [{"role": "user", "content": "very long " * 60}], "wanted": "?"}
+    nothing = (None, [], [{**SYSTEM, "content": " "}])
+    empty = [{"prompt": messages, "wanted": "?"} for messages in nothing]
+    path = write(tmp_path / "a.jsonl", [*ROWS, long, *empty])
+    assert len(load(path, tokenizer)) == 9  # of no model nothing is known
+    prompts = load(path, tokenizer, model=model, response_length=8)
+    assert [row["prompt"] for row in prompts] == [row["prompt"] for row in ROWS]
+    assert "1 of 12 conversations of" in caplog.text
+    assert "longer than the 120 tokens that a response of 8 leaves" in caplog.text
+    assert "3 of 12 prompts of" in caplog.text
+    longest = max(len(ids) for ids in prompts["input_ids"])
+    exact = load(path, tokenizer, model=model, response_length=128 - longest)
+    assert len(exact) == 8
+    assert len(load(path, tokenizer, model=model, response_length=129 - longest)) == 6
+    with pytest.raises(RecipeError, match=r"9 of 12 .* lower `response_length`"):
+        load(path, tokenizer, model=model, response_length=127)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([{"role": "robot", "content": "x"}], "row 2: the chat template refuses .* no robots"),
+        ([{"content": "x"}], "row 2: message 1 has no role"),
+        (
+            [{"role": "user", "content": {"a": 1}}],
+            r"row 2: message 1 .* \(dict\), which is no",
+        ),
+        ("text", r"row 2: 'text' \(str\) is no conversation"),
+    ],
+)
+def test_a_row_that_is_no_conversation_is_named(tmp_path, tokenizer, monkeypatch, prompt, message):
+    rows = [ROWS[0]["prompt"], prompt]
+    with pytest.raises(RecipeError, match=message) as error:
+        list(data.encode_conversations(rows, [0, 1], tokenizer, "--dataset_name: a.jsonl"))
+    assert str(error.value).startswith("--dataset_name: a.jsonl, row 2")
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, tokenizer):
+    tokenizer.chat_template = None
+    path = write(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(RecipeError, match=r"no chat template.*Use a chat model") as error:
+        load(path, tokenizer)
+    assert "--dataset_name: " in str(error.value)
+    with pytest.raises(RecipeError, match=r"--prompt holds .* no chat template"):
+        one_prompt("Hello", tokenizer, chat=True)
+
+
+def test_a_reward_function_sees_what_grpo_gives_it(tmp_path, tokenizer, chat_model):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    seen = {"ppo": [], "grpo": [], "theirs": []}
+
+    def recorder(name):
+        def reward(prompts, completions, completion_ids, wanted, **rest):
+            rest.pop("trainer_state")
+            seen[name].append((prompts, completions, completion_ids, wanted, set(rest)))
+            return [float(len(completion[0]["content"])) for completion in completions]
+
+        return reward
+
+    settings = {"output_dir": str(tmp_path / "ppo"), "max_steps": 1, "batch_size": 8}
+    prompts = load(path, tokenizer)
+    trainer = PPOTrainer(
+        args=PPOConfig(**settings, mini_batch_size=8, response_length=6, disable_tqdm=True),
+        model=str(chat_model),
+        reward_funcs=recorder("ppo"),
+        train_dataset=prompts,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+
+    settings |= {"output_dir": str(tmp_path / "grpo"), "max_steps": 2, "num_generations": 2}
+    GRPOTrainer(
+        args=GRPOConfig(**settings, response_length=6, disable_tqdm=True),
+        model=str(chat_model),
+        reward_funcs=recorder("grpo"),
+        train_dataset=prompts,
+        processing_class=tokenizer,
+    ).train()
+
+    arguments = trl.GRPOConfig(
+        output_dir=str(tmp_path / "theirs"), per_device_train_batch_size=8, num_generations=2,
+        max_completion_length=6, max_steps=2, report_to=[], use_cpu=True, bf16=False,
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    rows = datasets.Dataset.from_list(ROWS)
+    grpo = trl.GRPOTrainer(str(chat_model), recorder("theirs"), arguments, rows)
+    grpo.train()
+    for name, calls in seen.items():
+        asked = []
+        for prompts_given, completions, ids, wanted, _ in calls[
+            name != "theirs" :
+        ]:  # after a trial
+            texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+            assert completions == [[{"role": "assistant", "content": text}] for text in texts]
+            asked += [
+                {"prompt": p, "wanted": w} for p, w in zip(prompts_given, wanted, strict=True)
+            ]
+        assert all(row in ROWS for row in asked)
+        assert {row["wanted"] for row in asked} == {row["wanted"] for row in ROWS}
+    theirs, _, _ = grpo._tokenize_prompts([row["prompt"] for row in ROWS])
+    assert prompts["input_ids"][:] == theirs
+    assert seen["ppo"][-1][-1] == {"split"}  # a column of the file, which the rows lack
+    assert seen["theirs"][-1][-1] == {"log_extra", "log_metric"}  # functions that TRL alone offers
+    assert seen["grpo"][-1][-1] == seen["ppo"][-1][-1] | seen["theirs"][-1][-1]
+
+    lines = (tmp_path / "ppo" / "samples.jsonl").read_text().splitlines()
+    samples = [json.loads(line)["query"] for line in lines]
+    assert samples
+    assert all(text in prompts["query"][:] for text in samples)
+
+
+def test_measures_of_a_comparison_get_conversations_too(tmp_path, tokenizer, chat_model):
+    prompts = load(write(tmp_path / "a.jsonl", ROWS), tokenizer)
+    seen = []
+
+    def measure(prompts, completions, wanted):
+        seen.append((prompts, completions, wanted))
+        return [0.0] * len(prompts)
+
+    models = {"reference": (GPT2LMHeadModel.from_pretrained(chat_model), tokenizer)}
+    measures = {"seen": measure} | ({"vader": vader_judge()} if vader_judge() else {})
+    comparison = compare(models, prompts, measures, max_new_tokens=4)
+    ((given, completions, wanted),) = seen
+    assert given == [row["prompt"] for row in ROWS]
+    assert wanted == [row["wanted"] for row in ROWS]
+    texts = comparison.results[0].responses
+    assert completions == [[{"role": "assistant", "content": text}] for text in texts]
+    assert "> user: A dull film? assistant:" in comparison.side_by_side(2)
+
+
+def recipe(name, *words):
+    """Run a recipe's main in this process."""
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    classes = {
+        "ppo_sentiment": ("SentimentArguments", "PPOConfig", "ModelConfig"),
+        "ppo_custom_reward": ("RewardArguments", "PPOConfig", "ModelConfig"),
+        "compare": ("CompareArguments",),
+        "generate": ("GenerateArguments",),
+    }[name]
+    run_recipe(module.main, *(getattr(module, c) for c in classes), argv=list(map(str, words)))
+
+
+def test_the_recipes_take_conversations(tmp_path, tokenizer, chat_model, capsys):
+    labels = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "vocab_size": len(tokenizer)}
+    labels |= {"max_position_embeddings": 400, "pad_token_id": tokenizer.eos_token_id}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    classifier = RobertaConfig(**labels, **sizes, intermediate_size=16)
+    RobertaForSequenceClassification(classifier).save_pretrained(tmp_path / "classifier")
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path / "classifier")
+    long = [{"prompt": [{"role": "user", "content": "very long " * 60}], "wanted": "?"}]
+    path = write(tmp_path / "a.jsonl", ROWS + long, ROWS[:3] + long)
+
+    common = ["--model_name_or_path", chat_model, "--dataset_name", path, "--max_steps", 1]
+    common += ["--batch_size", 4, "--response_length", 4, "--disable_tqdm", "true"]
+    judge = ["--reward_model", tmp_path / "classifier"]
+    recipe("ppo_sentiment", *common, *judge, "--output_dir", tmp_path / "run")
+    recipe("ppo_custom_reward", *common, "--output_dir", tmp_path / "custom")
+    assert "custom: user: The story assistant:" in capsys.readouterr().out
+    recipe("compare", "--runs", tmp_path / "run", "--output_dir", tmp_path / "comparison")
+    assert "> system: Be short. user: The acting? assistant:" in capsys.readouterr().out
+    words = ["--model", tmp_path / "run", "--prompt", "Hello", "--chat", "true"]
+    recipe("generate", *words, *judge, "--num_return_sequences", 2)
+    assert capsys.readouterr().out.count("user: Hello assistant: ") == 2

@@ -1,0 +1,1 @@
+"""PPO, GRPO and RLOO on one task, with the same number of generated tokens each."""

@@ -1,0 +1,104 @@
+"""Conversations as prompts, in TRL's format: through the tokenizer's chat template, never cut.
+
+A conversation is a list of messages `{"role": ..., "content": ...}` that the model is to answer.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.rewards.text import Message, is_conversation, plain_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def are_conversations(values: Iterable[Any]) -> bool:
+    """Whether a column holds conversations; its first value that is not None tells."""
+    return is_conversation(next((value for value in values if value is not None), None))
+
+
+def encode_conversations(
+    values: Sequence[Any], order: Iterable[int], tokenizer: "PreTrainedTokenizerBase", where: str
+) -> Iterator[tuple[int, list[int], str]]:
+    """Encode conversations as TRL's GRPOTrainer does, up to where the assistant's answer begins.
+
+    Args:
+        values: a conversation a row; None and one without any text count as empty.
+        order: the rows to take.
+        tokenizer: has a chat template.
+        where: flag, data set and column, for messages.
+
+    Returns:
+        Row number, token ids, and the conversation as text to look at; both empty where it is.
+
+    Raises:
+        RecipeError: no chat template, or a row that is no conversation or that it refuses.
+    """
+    check_chat_template(tokenizer, where)
+    for row in order:
+        messages = values[row]
+        _check_messages(messages, row, where)
+        if not messages or not plain_text(messages).strip():
+            yield row, [], ""
+            continue
+        try:
+            ids = tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=True,
+                return_dict=False,
+                tokenizer_kwargs={"verbose": False},  # too long a one is told of elsewhere
+            )
+        except Exception as error:  # a template is a program of its own and may raise anything
+            raise RecipeError(
+                f"{where}, row {row + 1}: the chat template refuses it ({type(error).__name__}: "
+                f"{error}). Mend the row, or use a model with another chat template."
+            ) from error
+        yield row, ids, conversation_text(messages)
+
+
+def conversation_text(messages: Sequence[Message]) -> str:
+    """Write a conversation down to be looked at: a line a message, and the assistant's turn.
+
+    Args:
+        messages: of the conversation.
+    """
+    lines = [f"{message['role']}: {plain_text([message])}\n" for message in messages]
+    return "".join(lines) + "assistant: "
+
+
+def check_chat_template(tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
+    """Refuse conversations where nothing says how the model wants to read them.
+
+    Args:
+        tokenizer: the policy's tokenizer.
+        where: flag, data set and column, for the message.
+
+    Raises:
+        RecipeError: the tokenizer has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise RecipeError(
+            f"{where} holds conversations, but the tokenizer `{tokenizer.name_or_path}` has no "
+            "chat template to turn them into text. Use a chat model, whose tokenizer has one; save "
+            "the tokenizer with a `chat_template` into the model's folder; or give texts."
+        )
+
+
+def _check_messages(messages: Any, row: int, where: str) -> None:
+    """Every message has a role, and a content that is text, parts or nothing."""
+    place = f"{where}, row {row + 1}:"
+    form = 'Give a list of messages such as {"role": "user", "content": "Hello."}.'
+    if messages is not None and not is_conversation(messages):
+        raise RecipeError(
+            f"{place} {str(messages)[:60]!r} ({type(messages).__name__}) is no conversation. {form}"
+        )
+    for number, message in enumerate(messages or [], 1):
+        if not isinstance(message.get("role"), str):
+            raise RecipeError(f"{place} message {number} has no role ({message}). {form}")
+        content = message.get("content")
+        if not (content is None or isinstance(content, str) or is_conversation(content)):
+            raise RecipeError(
+                f"{place} message {number} has the content {content!r} "
+                f"({type(content).__name__}), which is no text. {form}"
+            )
