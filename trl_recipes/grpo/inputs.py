@@ -113,6 +113,22 @@ def count_positions(model: nn.Module) -> None:
         language_model.register_forward_pre_hook(with_positions, with_kwargs=True)
 
 
+def copy_weights(policy: nn.Module, reference: nn.Module) -> None:
+    """Give the reference model the weights that the policy has now.
+
+    TRL loads the reference by the policy's name, which says nothing of another revision, of weights
+    that were changed since, or of tokens that were added.
+
+    Args:
+        policy: transformers model.
+        reference: a model of the same kind.
+    """
+    size = policy.get_input_embeddings().weight.shape[0]
+    if reference.get_input_embeddings().weight.shape[0] != size:
+        reference.resize_token_embeddings(size, mean_resizing=False)
+    reference.load_state_dict(policy.state_dict())
+
+
 def prompt_rows(rows: Any) -> Any:
     """Give a data set the column `prompt` that TRL reads.
 

@@ -34,6 +34,7 @@ from trl_recipes.grpo.config import GroupConfig, GRPOConfig, RLOOConfig
 from trl_recipes.grpo.describe import describe_check, describe_run
 from trl_recipes.grpo.inputs import (
     causal_model,
+    copy_weights,
     count_positions,
     fitting_tokenizer,
     made_up_sample,
@@ -172,7 +173,7 @@ class GroupTrainer:
             reference = self.accelerator.unwrap_model(self.ref_model)
             count_positions(reference)
             if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-                reference.load_state_dict(policy.state_dict())
+                copy_weights(policy, reference)
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
         self.log_completions = args.log_completions

@@ -145,11 +145,15 @@ def fuse_activations(model: nn.Module) -> None:
 def spare_embedding_gradient(model: nn.Module) -> None:
     """Add the few rows that an embedding's gradient has to that of the head that shares its weight.
 
-    Autograd would fill a second tensor of the vocabulary's size with zeros, and add all of it.
+    Autograd would fill a second tensor of the vocabulary's size with zeros, and add all of it. With
+    several processes it does so all the same: what averages gradients wants to know beforehand
+    whether they are sparse.
 
     Args:
         model: changed in place where embedding and head are one weight.
     """
+    if PartialState().num_processes > 1:
+        return
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, nn.Embedding) and embedding.weight is getattr(head, "weight", None):
         embedding.sparse = True  # the sum with the head's gradient is dense
