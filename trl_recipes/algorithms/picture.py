@@ -1,6 +1,6 @@
 """One picture of a comparison of algorithms: reward against tokens, time and KL."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from trl_recipes.plots import COLORS, GREY, Picture, save_figure, style_axes
 INK = dict(zip(ALGORITHMS, (COLORS[0], COLORS[1], COLORS[2]), strict=True))
 POINTS = 50  # of the shared grid on which the seeds' curves are averaged
 LABEL_GAP = 0.075  # between two labels, as a share of the panel's height
+LABEL = {"fontsize": 13, "fontweight": "bold", "va": "center"}
 
 
 def plot_algorithms(results: Results, path: str | Path | None = None) -> Figure:
@@ -32,32 +33,35 @@ def plot_algorithms(results: Results, path: str | Path | None = None) -> Figure:
     unit, scale = ("thousand tokens", 1e-3) if results.work.tokens >= 10_000 else ("tokens", 1)
     ends: list[dict[Algorithm, tuple[float, float, str]]] = [{}, {}, {}]
     for name, runs in results.runs.items():
-        tokens = _draw_band(axes[0], runs, "tokens", INK[name], scale)
-        seconds = _draw_band(axes[1], runs, "seconds", INK[name])
-        kl = _draw_paths(axes[2], runs, INK[name])
-        ends[0][name] = (*tokens, f"{NAMES[name]} {tokens[1]:.2f}")
-        ends[1][name] = (*seconds, f"{NAMES[name]} {seconds[0]:.0f} s")
-        ends[2][name] = (*kl, f"{NAMES[name]} {round(kl[0], 1) + 0.0:.1f} nats")
-    for panel, title, below, labels in zip(
+        reward, seconds, kl = (results.spread(name, f).mean for f in ("reward", "seconds", "kl"))
+        own = f"{NAMES[name]} "
+        end = _draw_band(axes[0], runs, "tokens", INK[name], scale)
+        ends[0][name] = (*end, f"{own}{reward:.2f}")
+        end = _draw_band(axes[1], runs, "seconds", INK[name])
+        ends[1][name] = (*end, f"{own}{seconds:.0f} s")
+        end = _draw_paths(axes[2], runs, INK[name])
+        ends[2][name] = (*end, f"{own}{round(kl, 1) + 0.0:.1f} nats")
+    for panel, title, below in zip(
         axes,
         ("How high with the same tokens?", "How fast?", "How far from the start?"),
         (f"{unit} generated", "seconds of training", "KL from the start, nats per response"),
-        ends,
         strict=True,
     ):
         style_axes(panel, title, grid="y")
         panel.title.set_fontsize(14)
         panel.tick_params(labelsize=12)
         panel.set_xlabel(below, fontsize=13)
-        right = max(max(end for end, _, _ in labels.values()), 1e-3)
-        ticks = [tick for tick in MaxNLocator(nbins=5).tick_values(0, right) if tick <= right]
-        panel.set_xticks(ticks)
-        panel.set_xlim(0, 1.5 * right)  # room for the labels
         panel.axhline(results.before["reward"], color=GREY, linestyle=(0, (4, 3)), linewidth=1.2)
     low, high = axes[0].get_ylim()
-    axes[0].set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
-    for panel, labels in zip(axes, ends, strict=True):
-        _label_ends(panel, labels)
+    axes[0].set_ylim(low - 0.04 * (high - low), high + 0.12 * (high - low))  # room for labels
+    for panel, labels in zip(axes[:2], ends, strict=False):
+        right = max(max(end for end, _, _ in labels.values()), 1e-3)
+        locator = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])
+        panel.set_xticks([tick for tick in locator.tick_values(0, right) if tick <= right])
+        panel.set_xlim(0, 1.5 * right)  # room for the labels
+        _label_right(panel, labels)
+    axes[2].set_xlim(left=min(0, axes[2].get_xlim()[0] / 9))
+    _label_above_left(axes[2], ends[2])
     axes[0].set_ylabel(f"{results.measures[0]}, held-out prompts", fontsize=13)
     axes[2].annotate(
         "before training",
@@ -139,12 +143,23 @@ def _interpolated(run: Finished, along: str, name: str, grid: np.ndarray) -> np.
     return np.interp(grid, [row[along] for row in run.curve], [row[name] for row in run.curve])
 
 
-def _label_ends(axes: Axes, ends: Mapping[Algorithm, tuple[float, float, str]]) -> None:
-    """Name each line at its end; names that would overlap are moved apart."""
+def _label_right(axes: Axes, ends: Mapping[Algorithm, tuple[float, float, str]]) -> None:
+    """Name each line to the right of its end; names that would overlap are moved apart."""
     low, high = axes.get_ylim()
     heights = spread_labels([y for _, y, _ in ends.values()], LABEL_GAP * (high - low))
-    place: Callable[[float], float] = lambda x: x + 0.035 * axes.get_xlim()[1]  # noqa: E731
     for (name, (x, _, text)), height in zip(ends.items(), heights, strict=True):
-        axes.text(
-            place(x), height, text, color=INK[name], fontsize=13, fontweight="bold", va="center"
-        )
+        axes.text(x + 0.035 * axes.get_xlim()[1], height, text, color=INK[name], **LABEL)
+
+
+def _label_above_left(axes: Axes, ends: Mapping[Algorithm, tuple[float, float, str]]) -> None:
+    """Name each line to the left of its end, and none lower than it: no line comes from there."""
+    low, high = axes.get_ylim()
+    left, right = axes.get_xlim()
+    values = [y for _, y, _ in ends.values()]
+    heights = spread_labels(values, LABEL_GAP * (high - low))
+    lift = max(value - height for value, height in zip(values, heights, strict=True))
+    for (name, (x, _, text)), height in zip(ends.items(), heights, strict=True):
+        place, side = (x - 0.03 * (right - left), "right")
+        if place < left + 0.35 * (right - left):  # an end near the start has no room there
+            place, side = (x + 0.03 * (right - left), "left")
+        axes.text(place, height + lift, text, color=INK[name], ha=side, **LABEL)

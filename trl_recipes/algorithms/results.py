@@ -115,15 +115,12 @@ class Results:
         best, level = _leaders(reward, highest=True)
         if len(self.runs) == 1:
             return f"{NAMES[best]}, {tokens} tokens: {what} {reward[best].mean:.2f}"
-        if len(level) == len(reward):
-            means = sorted(f"{spread.mean:.2f}" for spread in reward.values())
-            at = means[0] if means[0] == means[-1] else f"{means[0]} to {means[-1]}"
-            first = f"With {tokens} tokens each, {_listed(level)} end level: {what} {at}"
-        else:
-            first = (
-                f"With {tokens} tokens each, {_listed(level)} {_verb(level, 'end')} highest: "
-                f"{what} {reward[best].mean:.2f}"
-            )
+        means = [f"{reward[name].mean:.2f}" for name in level]
+        first = (
+            f"With {tokens} tokens each, {_listed(level)} "
+            f"{'end level' if len(level) == len(reward) else _verb(level, 'end') + ' highest'}: "
+            f"{what} {means[0] if len(set(means)) == 1 else _joined(means)}"
+        )
         seconds = {name: self.spread(name, "seconds") for name in self.runs}
         kl = {name: self.spread(name, "kl") for name in self.runs}
         fastest, fast = _leaders(seconds, highest=False)
@@ -199,8 +196,11 @@ def _leaders(spreads: dict[Algorithm, Spread], highest: bool) -> tuple[Algorithm
 
 
 def _listed(names: list[Algorithm]) -> str:
-    shown = [NAMES[name] for name in names]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return _joined([NAMES[name] for name in names])
+
+
+def _joined(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _verb(names: list[Algorithm], verb: str) -> str:

@@ -20,6 +20,7 @@ from trl_recipes import (
     load_prompts,
     load_run,
     load_stats,
+    plot_stats,
 )
 from trl_recipes.algorithms.curve import CURVE_FILE, Curve, figures
 from trl_recipes.algorithms.runner import RESULT_FILE, SETTINGS_FILE, write_json
@@ -118,10 +119,11 @@ def train(prepared: Prepared) -> None:
     run, folder, trainer = prepared.run, prepared.folder, prepared.trainer
     work, reward = run.work, prepared.reward
     trainer.add_callback(Curve(folder, work.tokens, work.batch, work.evaluations, prepared.measure))
-    start_run(**run_options(trainer.args), settings=[trainer.args])
+    begun = start_run(**run_options(trainer.args), settings=[trainer.args])
     write_json(folder / SETTINGS_FILE, run.to_dict())
     trainer.train()
     trainer.save_model()
+    plot_stats(trainer.all_stats, begun.plots / "training.png", title=run.folder_name)
 
     models = {"reference": (prepared.reference, prepared.tokenizer)}
     models[run.folder_name] = load_run(folder)
