@@ -12,6 +12,7 @@ single responses at the start: at 1 the mean response is where one in six stood 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -22,7 +23,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.plots import COLORS, GREY, Picture, moving_average, save_figure, style_axes
+from trl_recipes.plots import (
+    COLORS,
+    GREY,
+    Picture,
+    moving_average,
+    plot_stats,
+    save_figure,
+    style_axes,
+)
 from trl_recipes.printable import printable
 from trl_recipes.stats import steps_of
 
@@ -112,10 +121,11 @@ def overoptimisation(
     if found is None:
         return None
     return (
-        f"Over-optimised: from about step {found.step} on (KL {found.kl:.2g} nats a response) the "
-        f"judge `{_name(judge)}` fell by {found.fall:.2f} spreads of the start's responses while "
-        f"the learnt score rose by {found.rise:.2f}. Past there the policy learns what the reward "
-        "overrates: stop there (--max_steps), raise --init_kl_coef, or better the reward."
+        f"Score and judge part: from about step {found.step} on (KL {found.kl:.2g} nats a "
+        f"response) `{_name(judge)}` fell by {found.fall:.2f} spreads of the start's responses "
+        f"while the learnt score rose by {found.rise:.2f}. If `{_name(judge)}` is what is wanted, "
+        "the policy over-optimises its reward from there on: stop there (--max_steps), raise "
+        "--init_kl_coef, or better the reward."
     )
 
 
@@ -170,6 +180,29 @@ def plot_overoptimisation(
     shown = printable(title).replace("$", r"\$") + ": " if title else ""
     figure.suptitle(shown + (verdict if title else verdict.capitalize()))
     return save_figure(figure, path)
+
+
+def plot_run(
+    all_stats: Sequence[Mapping[str, Any]], folder: str | Path, title: str | None = None
+) -> list[str]:
+    """Draw what the statistics of a run hold: its course, and the score beside each metric.
+
+    Args:
+        all_stats: one row a step.
+        folder: for `training.png` and an `overoptimisation_<name>.png` for each metric.
+        title: what the pictures show, such as the run's name.
+
+    Returns:
+        A sentence for each metric that fell while the score rose.
+    """
+    plot_stats(all_stats, Path(folder) / "training.png", title=title)
+    said = []
+    for judge in judges_of(all_stats):
+        name = re.sub(r"\W+", "_", _name(judge))
+        picture = Path(folder) / f"overoptimisation_{name}.png"
+        plot_overoptimisation(all_stats, judge, path=picture, title=title)
+        said.append(overoptimisation(all_stats, judge))
+    return [sentence for sentence in said if sentence is not None]
 
 
 def judges_of(all_stats: Sequence[Mapping[str, Any]]) -> list[str]:
