@@ -1,7 +1,9 @@
 """The whole chain on one data set: a reward model from some reviews, PPO against it on the others.
 
-accelerate launch recipes/rlhf.py                            # offline: runs/rlhf
-python recipes/rlhf.py --task generate --prompt "The film"   # before and after, scored
+    accelerate launch recipes/rlhf.py                            # offline: runs/rlhf
+    python recipes/rlhf.py --task generate --prompt "The film"   # before and after, scored
+
+Called again it skips what is done, goes on with what was killed and refuses other settings.
 """
 
 from dataclasses import dataclass, field
@@ -9,25 +11,16 @@ from typing import Literal
 
 from trl import ModelConfig, get_peft_config
 
-from trl_recipes import (
-    AutoModelForCausalLMWithValueHead,
-    LengthSampler,
-    PPOConfig,
-    PPOTrainer,
-    load_prompts,
-    load_run,
-    load_stats,
-    load_tokenizer,
-    stages,
-)
+from trl_recipes import PPOConfig, PPOTrainer, load_prompts, load_run, load_stats, load_tokenizer
 from trl_recipes.arguments import model_kwargs, run_recipe
 from trl_recipes.compare import compare
-from trl_recipes.data import one_prompt
+from trl_recipes.data import LengthSampler, one_prompt
 from trl_recipes.embedded import language_model
 from trl_recipes.judges import mood_judges
 from trl_recipes.overoptimisation import plot_run
 from trl_recipes.reward_stage import LearntReward, RewardStage
 from trl_recipes.runs import check_run, is_main_process, run_options, start_run
+from trl_recipes.stages import begin, finish, go_on, settings_of
 
 
 @dataclass
@@ -41,9 +34,7 @@ class RlhfArguments:
     eval_prompts: int = field(default=256, metadata={"help": "Held-out prompts to judge by."})
 
 
-def main(
-    args: RlhfArguments, stage: RewardStage, config: PPOConfig, model_config: ModelConfig
-) -> None:
+def main(args: RlhfArguments, stage: RewardStage, config: PPOConfig, model_config: ModelConfig):
     config.save_to("runs/rlhf")
 
     # Models
@@ -65,43 +56,41 @@ def main(
     judges = mood_judges(args.label, stage.dataset_name, args.judge, **trusted)
 
     # Trainer
-    settings = stages.settings_of(args, stage, config, model_config, without=("task", "prompt"))
-    settings["reward"], looking = reward.settings, args.task == "generate"
-    done = stages.go_on(config, settings, "a policy", must_be_done=looking)
+    looking = args.task == "generate"
+    settings = settings_of(args, config, model_config) | {"reward": reward.settings}
+    done = go_on(config, settings, "a policy", must_be_done=looking)
     run = check_run(**run_options(config))
     if not done:
         trainer = PPOTrainer(
             args=config,
-            model=AutoModelForCausalLMWithValueHead.from_pretrained(name, **loading),
+            model=load_run(name, **loading)[0],
             reward_funcs=reward,
             metrics=judges,
             train_dataset=reward.unseen(prompts),
             processing_class=tokenizer,
             peft_config=get_peft_config(model_config),
         )
-        tell = trainer.accelerator.print
-        tell(reward.describe(), trainer.describe(), sep="\n")
+        trainer.accelerator.print(reward.describe(), trainer.describe(), sep="\n")
         if config.check:
-            return tell(reward.rehearse(), trainer.check(), sep="\n")
+            return trainer.accelerator.print(reward.rehearse(), trainer.check(), sep="\n")
         start_run(**run_options(config), settings=(args, stage, config, model_config))
-        stages.begin(run.path, settings)
-        tell(reward.train().sentences())
+        begin(run.path, settings)
+        reward.train()
         trainer.train()
         trainer.save_model()
-        stages.finish(run.path, settings, {"steps": len(trainer.all_stats)})
+        finish(run.path, settings, {"steps": len(trainer.all_stats)})
 
     # Results
+    reward.train()  # takes what is there
     if is_main_process():
-        figures, said = reward.train(), plot_run(load_stats(run.path), run.plots, run.path.name)
-        sources = {"reference": name, run.path.name: run.path}
-        models = {source: load_run(path, **loading) for source, path in sources.items()}
-        measures = {"learnt score": reward} | {judge.__name__: judge for judge in judges}
+        said = plot_run(load_stats(run.path), run.plots, run.path.name)
+        models = {"reference": load_run(name, **loading), "rlhf": load_run(run.path, **loading)}
+        measures = {"learnt score": reward} | {f"judge ({j.__name__})": j for j in judges}
         asked = one_prompt(args.prompt, tokenizer, copies=3) if looking else held_out
         results = compare(models, asked, measures, max_new_tokens=config.response_length)
         if looking:
             return print(results.with_scores())
-        parts = [results.side_by_side(3), figures.sentences(), results.table(), *said]
-        print(*parts, run.places(), sep="\n\n")
+        print(results.side_by_side(3), results.table(), *said, run.places(), sep="\n\n")
 
 
 if __name__ == "__main__":

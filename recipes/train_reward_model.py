@@ -14,12 +14,11 @@ from typing import Literal
 
 from trl_recipes import load_rows, load_tokenizer
 from trl_recipes.arguments import run_recipe
-from trl_recipes.embedded import language_model
 from trl_recipes.pretrain import ClassifierSizes
 from trl_recipes.rehearsal import rehearse
 from trl_recipes.reward_data import read_reward_data
 from trl_recipes.reward_figures import measure, write_card
-from trl_recipes.reward_training import RewardModelConfig, train_reward_model
+from trl_recipes.reward_training import RewardModelConfig, base_model, train_reward_model
 from trl_recipes.runs import check_run, is_main_process, run_options, start_run
 
 
@@ -32,25 +31,18 @@ class RewardModelArguments:
     )
     kind: Literal["classes", "number", "pairs"] | None = field(
         default=None,
-        metadata={
-            "help": "What to learn; found in the columns when left out. pairs: from chosen and"
-            " rejected, or made of labelled texts."
-        },
+        metadata={"help": "What to learn; else found. pairs may be made of labelled texts."},
     )
     text_column: str | None = field(default=None, metadata={"help": "Column that holds the text."})
     label_column: str = field(default="label", metadata={"help": "Column that holds the label."})
     class_names: list[str] | None = field(
-        default=None,
-        metadata={"help": "Names of label 0, label 1 and so on, worst first; else those found."},
+        default=None, metadata={"help": "Names of label 0, 1 and so on, worst first; else found."}
     )
     pairs_per_text: int = field(
-        default=2, metadata={"help": "Pairs that each labelled text begins, with --kind pairs."}
+        default=1, metadata={"help": "Pairs that each labelled text begins, with --kind pairs."}
     )
     model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Base model, or `embedded` for this project's; from scratch if left out."
-        },
+        default=None, metadata={"help": "Base model, or `embedded`; from scratch when left out."}
     )
 
 
@@ -59,9 +51,7 @@ def main(args: RewardModelArguments, sizes: ClassifierSizes, config: RewardModel
 
     # Models
     source = args.dataset_name or "the embedded reviews"
-    base = (
-        str(language_model()) if args.model_name_or_path == "embedded" else args.model_name_or_path
-    )
+    base = base_model(args.model_name_or_path)
     tokenizer = load_tokenizer(base) if base else None
 
     # Texts

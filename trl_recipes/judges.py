@@ -32,25 +32,24 @@ def mood_judges(
         trust_remote_code: run the code that it brings along.
 
     Returns:
-        A classifier's probability (`judge_classifier`) and VADER's compound (`judge_vader`); either
-        is left out where it does not apply, and having none is said.
+        A classifier's probability (`classifier`) and VADER's compound (`vader`); either is left out
+        where it does not apply, and having none is said.
 
     Raises:
         RecipeError: no such classifier, or it has no such label.
     """
     judges: list[RewardFunc] = []
     if judge is not None or (dataset_name is None and label.upper() in MOODS):
-        name = "judge_classifier"
-        chosen = {"label": label, "score": "probability", "name": name}
+        chosen = {"label": label, "score": "probability", "name": "classifier"}
         judges.append(SentimentReward(judge, trust_remote_code=trust_remote_code, **chosen))
-    vader = vader_judge() if label.upper() in MOODS else None
-    if vader is not None:
+    compound = vader_judge() if label.upper() in MOODS else None
+    if compound is not None:
         sign = 1 if label.upper() == "POSITIVE" else -1
 
-        def judge_vader(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-            return [sign * value for value in vader(prompts, completions)]
+        def vader(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+            return [sign * value for value in compound(prompts, completions)]
 
-        judges.append(judge_vader)
+        judges.append(vader)
     if not judges:
         _log.warning(
             "No judge: nothing here that was not trained on these reviews knows the label %s. Name "

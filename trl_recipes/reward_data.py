@@ -84,7 +84,7 @@ def read_reward_data(
     text_column: str | None = None,
     label_column: str = "label",
     names: Sequence[str] | None = None,
-    pairs_per_text: int = 2,
+    pairs_per_text: int = 1,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     seed: int = 0,
 ) -> tuple[Labelled | Pairs, Labelled | Pairs]:

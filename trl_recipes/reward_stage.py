@@ -20,7 +20,7 @@ from trl_recipes.pretrain import ClassifierSizes
 from trl_recipes.rehearsal import rehearse
 from trl_recipes.reward_data import read_reward_data
 from trl_recipes.reward_figures import Figures, measure, write_card
-from trl_recipes.reward_training import RewardModelConfig, check_base, train_reward_model
+from trl_recipes.reward_training import RewardModelConfig, base_model, train_reward_model
 from trl_recipes.rewards import RewardFunc, RewardModelReward, SentimentReward
 from trl_recipes.runs import RunFolder, is_main_process, start_run
 
@@ -44,7 +44,7 @@ class RewardStage:
         default=0.5, metadata={"help": "Share of the reviews that teach it; the rest are prompts."}
     )
     reward_base: str | None = field(
-        default=None, metadata={"help": "Model that it starts from; from scratch when left out."}
+        default=None, metadata={"help": "Base model, or `embedded`; from scratch when left out."}
     )
     reward_epochs: float = field(default=3.0, metadata={"help": "Its passes over the rows."})
     reward_batch_size: int = field(default=16, metadata={"help": "Its rows in a step."})
@@ -107,8 +107,7 @@ class LearntReward:
         self.figures: Figures | None = None
         self.__name__ = "reward_model"
         self._function: RewardFunc | None = None
-        if stage.reward_base:
-            check_base(stage.reward_base)
+        base = base_model(stage.reward_base)
         name = stage.dataset_name
         rows = load_rows(name, split="train" if name else "prompts")
         self._seen, _ = divide(rows, stage.reward_share, config.seed)
@@ -119,7 +118,7 @@ class LearntReward:
             kind=stage.reward_kind,
             text_column=stage.text_column,
             label_column=stage.label_column,
-            tokenizer=load_tokenizer(stage.reward_base) if stage.reward_base else None,
+            tokenizer=load_tokenizer(base) if base else None,
             seed=config.seed,
         )
         names = getattr(self._data, "names", None)
@@ -150,7 +149,7 @@ class LearntReward:
         self._train = partial(
             train_reward_model,
             self._data,
-            model_name_or_path=stage.reward_base,
+            model_name_or_path=base,
             sizes=ClassifierSizes(vocab_size=4000, context_length=stage.reward_context_length),
         )
 
@@ -199,6 +198,8 @@ class LearntReward:
         else:
             bins = [Bin(*entry) for entry in self._result["bins"]]
             self.figures = Figures(**self._result | {"bins": bins})
+        if is_main_process():
+            print(f"Reward model: {self.figures.sentences()}", flush=True)  # noqa: T201  its result
         model = str(self.run.model)
         self._function = (
             SentimentReward(model, label=self.label, score="log_odds")

@@ -33,6 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from trl import RewardConfig, RewardTrainer
 
 from trl_recipes import hub
+from trl_recipes.embedded import language_model
 from trl_recipes.errors import RecipeError
 from trl_recipes.pretrain import (
     ClassifierConfig,
@@ -116,7 +117,7 @@ def train_reward_model(
         data: labelled texts or pairs.
         output_dir: folder for both, in the hub's format.
         config: settings; `seed` covers weights, order and fragments.
-        model_name_or_path: base model, its head made anew; None starts from scratch.
+        model_name_or_path: what `base_model` gave; its head is made anew.
         sizes: sizes from scratch, and of the fragments; the defaults when None.
         before_training: called when all was found fit for training.
 
@@ -127,8 +128,6 @@ def train_reward_model(
         RecipeError: a base model that cannot be loaded or takes no such head.
     """
     sizes = sizes or ClassifierSizes()
-    if model_name_or_path is not None:
-        check_base(model_name_or_path)
     chosen = {"model_name_or_path": model_name_or_path, "sizes": sizes}
     if isinstance(data, Pairs):
         return _train_pairs(data, output_dir, config, before_training=before_training, **chosen)
@@ -272,11 +271,10 @@ def _scorer(
             )
         )
     else:
-        path = hub.resolve(name, "model")
-        with hub.loading(path, "model"):
-            tokenizer = AutoTokenizer.from_pretrained(path)
+        with hub.loading(name, "model"):
+            tokenizer = AutoTokenizer.from_pretrained(name)
             model = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=torch.float32, ignore_mismatched_sizes=True, **labels
+                name, dtype=torch.float32, ignore_mismatched_sizes=True, **labels
             )
         if tokenizer.pad_token_id is None:  # GPT-2 and its like
             tokenizer.pad_token = tokenizer.eos_token
@@ -286,15 +284,22 @@ def _scorer(
     return model, tokenizer
 
 
-def check_base(name: str) -> None:
-    """Refuse a base model to which no head that scores texts can be put.
+def base_model(name: str | None) -> str | None:
+    """Find the base model of a reward model, and refuse one that takes no head that scores texts.
 
     Args:
-        name: folder or hub name.
+        name: folder or hub name; `embedded` for this project's language model; None for none.
+
+    Returns:
+        Folder or hub name; None where it starts from scratch.
 
     Raises:
-        RecipeError: says what the model is.
+        RecipeError: there is no such model, or says what it is.
     """
+    if name is None:
+        return None
+    if name == "embedded":
+        return str(language_model())
     path = hub.resolve(name, "model")
     with hub.loading(path, "model"):
         config = AutoConfig.from_pretrained(path)
@@ -309,6 +314,7 @@ def check_base(name: str) -> None:
             "put no head that scores texts. Give an encoder such as BERT, or a decoder such as "
             "GPT-2."
         )
+    return path
 
 
 def _encode(
