@@ -127,9 +127,9 @@ class LearntReward:
                 f"--label: {self.source} has no label {label!r}. Its labels are: "
                 f"{', '.join(names)}."
             )
-        shown = dataclasses.astuple(self._data)
+        content = (*dataclasses.astuple(self._data), *dataclasses.astuple(self._heldout))
         self.settings = stages.settings_of(stage) | {"seed": config.seed}
-        self.settings["data"] = stages.digest(shown)
+        self.settings["data"] = stages.digest(content)
         self._begun = stages.has_begun(self.run.path) and not config.overwrite_output_dir
         self._result = None
         if self._begun:

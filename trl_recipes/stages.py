@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.runs import is_main_process
+from trl_recipes.runs import RunFolder, is_main_process
 
-FILE = "stage.json"
 # Settings that change nothing of what a stage leaves.
 NEUTRAL = {
     "task",
@@ -52,24 +51,21 @@ def settings_of(*objects: Any) -> dict[str, Any]:
     return json.loads(json.dumps(settings, default=str))
 
 
-def digest(content: Iterable[Any] | Path) -> str:
+def digest(content: Iterable[Any]) -> str:
     """Give 16 hexadecimal digits that tell one content from another.
 
     Args:
-        content: a file, or rows whose texts count.
+        content: plain data, such as lists of texts.
     """
     found = hashlib.sha256()
-    if isinstance(content, Path):
-        found.update(content.read_bytes())
-    else:
-        for row in content:
-            found.update(repr(row).encode("utf-8", errors="replace"))
+    for part in content:
+        found.update(repr(part).encode("utf-8", errors="replace"))
     return found.hexdigest()[:16]
 
 
 def has_begun(folder: Path) -> bool:
     """Whether a stage was begun in a folder, finished or not."""
-    return (folder / FILE).is_file()
+    return RunFolder(folder).stage.is_file()
 
 
 def result_of(folder: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any] | None:
@@ -85,7 +81,7 @@ def result_of(folder: Path, settings: Mapping[str, Any], name: str) -> dict[str,
     """
     if not has_begun(folder):
         return None
-    path = folder / FILE
+    path = RunFolder(folder).stage
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         before, result = kept["settings"], kept["result"]
@@ -161,6 +157,7 @@ def _write(folder: Path, content: dict[str, Any]) -> None:
     """Write the note whole or not at all, in the main process."""
     if not is_main_process():
         return
-    unfinished = folder / f"{FILE}.tmp"
+    path = RunFolder(folder).stage
+    unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(folder / FILE)
+    unfinished.replace(path)
