@@ -122,12 +122,19 @@ def runs_from_elsewhere(path: Path, models: Models) -> None:
     run(more=f"model_name_or_path: {models['t5']}\n")(path, models)
 
 
+def begun(path: Path, models: Models) -> None:
+    """A stage of a chain that was begun with other settings."""
+    path.mkdir(parents=True)
+    (path / "stage.json").write_text('{"settings": {"reward_epochs": 9}, "result": null}')
+
+
 def without_model(path: Path, models: Models) -> None:
     """A run that was killed before it saved its model."""
     run()(path, models)
     shutil.rmtree(path / "model")
 
 
+SAID = {"role": "assistant", "content": "Yes."}
 PPO = (
     "ppo_sentiment.py --model_name_or_path {gpt2} --reward_model {classifier} --output_dir out "
     "--dataset_name data.jsonl --max_steps 1 --batch_size 4 --eval_prompts 4 --response_length 6 "
@@ -137,6 +144,11 @@ COMPARE = "compare.py --runs run --max_prompts 4 --output_dir out "
 PLOT = "plot.py --runs run "
 LM = "pretrain_lm.py --dataset_name data.jsonl --output_dir out "
 CLASSIFIER = "train_classifier.py --dataset_name data.jsonl --output_dir out "
+REWARD_MODEL = "train_reward_model.py --dataset_name data.jsonl --output_dir out "
+RLHF = (
+    "rlhf.py --model_name_or_path {gpt2} --dataset_name data.jsonl --output_dir out --max_steps 1 "
+    "--batch_size 4 --response_length 6 "
+)
 ONE_RUN = {"run": run()}
 
 FLAGS = [
@@ -625,6 +637,56 @@ REWARDS = [
     BadInput("an unknown version", CUSTOM + "--version 3", ("--version", "1, 2")),
 ]
 
+REWARD_MODELS = [
+    BadInput(
+        "pairs that are equal",
+        REWARD_MODEL,
+        ("16 of 16 pairs", "chosen equal to rejected", "no pair is left"),
+        {"data.jsonl": rows(chosen="Yes.", rejected="Yes.")},
+    ),
+    BadInput(
+        "pairs without one side",
+        REWARD_MODEL + "--kind pairs --label_column none",
+        ("no column chosen", "text, label, split", "Give preference pairs"),
+    ),
+    BadInput(
+        "a number that is none",
+        REWARD_MODEL + "--kind number",
+        ("row 1", "nan", "Mend or delete"),
+        {"data.jsonl": rows(label=float("nan"))},
+    ),
+    BadInput(
+        "a reward model of one class",
+        REWARD_MODEL + "--kind pairs",
+        ("every text", "POSITIVE", "both or more labels"),
+        {"data.jsonl": rows(label=1)},
+    ),
+    BadInput(
+        "an encoder-decoder to score texts",
+        REWARD_MODEL + "--model_name_or_path {t5}",
+        ("encoder-decoder (t5)", "such as BERT"),
+    ),
+    BadInput(
+        "conversations without a chat template",
+        REWARD_MODEL,
+        ("row 1", "no chat template", "--model_name_or_path"),
+        {"data.jsonl": rows(chosen=[SAID], rejected=[SAID])},
+    ),
+    BadInput("a label to reward that is none", RLHF + "--label HAPPY", ("HAPPY", "NEGATIVE, POS")),
+    BadInput("no share of the reviews", RLHF + "--reward_share 1", ("--reward_share", "between 0")),
+    BadInput(
+        "nothing to generate with",
+        RLHF + "--task generate --prompt 'The film'",
+        ("no finished run", "Train first"),
+    ),
+    BadInput(
+        "a chain of other settings",
+        RLHF + "--output_dir run",
+        ("holds a reward model of other settings", "reward_epochs was 9", "--overwrite"),
+        {"run/reward": begun},
+    ),
+]
+
 BENCHMARK = [
     BadInput("an unknown size", "benchmark.py --size huge", ("--size", "tiny", "small")),
     BadInput("no batch", "benchmark.py --size tiny --batch 0", ("batch", "at least 1")),
@@ -632,4 +694,4 @@ BENCHMARK = [
 ]
 
 BAD_INPUTS = [*FLAGS, *YAML, *DATA, *MODELS, *FOLDERS, *RUNS, *RESUMING]
-BAD_INPUTS += [*PRETRAINING, *REWARDS, *BENCHMARK]
+BAD_INPUTS += [*PRETRAINING, *REWARDS, *REWARD_MODELS, *BENCHMARK]

@@ -10,6 +10,7 @@ from trl_recipes.overoptimisation import (
     judges_of,
     overoptimisation,
     plot_overoptimisation,
+    plot_run,
 )
 
 JUDGE = "metrics/true/mean"
@@ -144,3 +145,14 @@ def test_the_picture_shows_gains_against_kl_and_marks_the_parting(tmp_path):
     assert (image < 0.9).any(axis=-1).mean() > 0.01
     calm = plot_overoptimisation(rows(np.linspace(0, 1, 50)), JUDGE)
     assert calm.get_suptitle() == "Score and judge do not part"
+
+
+def test_a_run_is_drawn_with_each_of_its_metrics(tmp_path):
+    run = [row | {"metrics/my: own/mean": row["step"]} for row in rows(gao(60))]
+    said = plot_run(run, tmp_path, "a run")
+    pictures = {"training.png", "overoptimisation_true.png", "overoptimisation_my_own.png"}
+    assert {path.name for path in tmp_path.iterdir()} == pictures
+    assert said == [overoptimisation(run, JUDGE)]
+    bare = [{k: v for k, v in row.items() if "metrics" not in k} for row in run]
+    assert plot_run(bare, tmp_path / "bare") == []
+    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["training.png"]

@@ -140,6 +140,10 @@ def test_a_stage_of_other_settings_is_refused(finished, tiny_gpt2, reviews):
         call(reward_share=0.4)
     with pytest.raises(RecipeError, match="a policy of other settings: learning_rate was left out"):
         call(learning_rate=0.5)
+    with pytest.raises(RecipeError, match="--label NEGATIVE: a model of pairs or numbers"):
+        call(reward_kind="pairs", label="NEGATIVE")
+    with pytest.raises(RecipeError, match="--reward_funcs LengthPenalty: this recipe trains"):
+        call(reward_funcs="LengthPenalty")
     assert len(rows_of(finished)) == 4
 
 

@@ -43,10 +43,10 @@ def test_a_stage_is_reused_only_when_it_finished_with_the_same_settings(tmp_path
 
 def test_a_stage_that_is_needed_must_have_finished(tmp_path):
     config = Settings(output_dir=str(tmp_path))
-    with pytest.raises(RecipeError, match="holds no finished run. Train first"):
+    with pytest.raises(RecipeError, match=r"holds no finished run. Train first"):
         stages.go_on(config, {}, "a policy", must_be_done=True)
     stages.begin(tmp_path, {})
-    with pytest.raises(RecipeError, match="holds no finished run. Train first"):
+    with pytest.raises(RecipeError, match=r"holds no finished run. Train first"):
         stages.go_on(config, {}, "a policy", must_be_done=True)
     stages.finish(tmp_path, {}, {})
     assert stages.go_on(config, {}, "a policy", must_be_done=True)

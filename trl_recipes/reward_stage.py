@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from trl_recipes import stages
 from trl_recipes.calibration import Bin
@@ -26,6 +26,8 @@ from trl_recipes.runs import RunFolder, is_main_process, start_run
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from trl_recipes.ppo import PPOConfig
 
 
 @dataclass
@@ -83,24 +85,23 @@ class LearntReward:
         stage: settings of the model.
         config: of the run that it belongs to. The folder `reward` in the run's becomes a run folder
             of its own, whose `model/` is what rewards take.
-        label: the class whose score is the reward; does not matter to a model of one score.
+        label: the class whose score is the reward.
 
     Attributes:
         settings: what its result depends on.
         figures: what was measured; None until `train`.
 
     Raises:
-        RecipeError: the rows teach nothing, the base model is none, there is no such label, or the
-            folder holds a reward model of other settings.
+        RecipeError: the rows teach nothing, the base model is none, there is no such label, other
+            reward functions were named, or the folder holds a reward model of other settings.
     """
 
-    def __init__(
-        self,
-        stage: RewardStage,
-        config: TrainingArguments,
-        *,
-        label: str,
-    ):
+    def __init__(self, stage: RewardStage, config: "PPOConfig", *, label: str):
+        if config.reward_funcs:
+            raise RecipeError(
+                f"--reward_funcs {' '.join(map(str, config.reward_funcs))}: this recipe trains its "
+                "own reward. Leave them out, or use recipes/ppo_sentiment.py."
+            )
         self.run = RunFolder(Path(config.output_dir) / "reward")
         self.stage, self.label, self.seed = stage, label, config.seed
         self.source = stage.dataset_name or "the embedded reviews"
@@ -126,6 +127,11 @@ class LearntReward:
             raise RecipeError(
                 f"--label: {self.source} has no label {label!r}. Its labels are: "
                 f"{', '.join(names)}."
+            )
+        if names is None and label.upper() != "POSITIVE":
+            raise RecipeError(
+                f"--label {label}: a model of pairs or numbers has one score, which is higher for "
+                "the better text. Leave --label out, or use --reward_kind classes."
             )
         content = (*dataclasses.astuple(self._data), *dataclasses.astuple(self._heldout))
         self.settings = stages.settings_of(stage) | {"seed": config.seed}
