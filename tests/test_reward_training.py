@@ -8,7 +8,13 @@ import random
 import pytest
 import torch
 from datasets import Dataset
-from transformers import T5Config, T5ForConditionalGeneration, ViTConfig, ViTForImageClassification
+from transformers import (
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.pretrain import ClassifierSizes
@@ -149,6 +155,32 @@ def test_one_seed_gives_one_model(tmp_path):
         train_reward_model(data_of("pairs"), tmp_path / name, config, sizes=SIZES)
         weights.append((tmp_path / name / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("kind", ["number", "pairs"])
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(kind, tmp_path, monkeypatch):
+    steps = {"max_steps": 9, "save_strategy": "steps", "save_steps": 4}
+
+    def train(name, **changes):
+        config = settings(tmp_path / name, **steps, **changes)
+        train_reward_model(data_of(kind), tmp_path / name / "model", config, sizes=SIZES)
+
+    def killed(*args, calls=[], **kwargs):  # noqa: B006  counts its calls
+        calls.append(args)
+        if len(calls) == 7:
+            raise MemoryError
+        return step(*args, **kwargs)
+
+    train("whole")
+    step = Trainer.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "training_step", killed)
+        with pytest.raises(MemoryError):
+            train("killed")
+    assert not (tmp_path / "killed" / "model").exists()
+    train("killed", resume_from_checkpoint="true")
+    files = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_model_that_cannot_score_texts_is_refused(tmp_path):

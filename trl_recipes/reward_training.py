@@ -84,6 +84,7 @@ class RewardModelConfig(ClassifierConfig, RewardConfig):
             )
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        self.dataloader_pin_memory &= torch.cuda.is_available()  # else torch warns
         super().__post_init__()
 
 
