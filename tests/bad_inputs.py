@@ -134,7 +134,6 @@ def without_model(path: Path, models: Models) -> None:
     shutil.rmtree(path / "model")
 
 
-SAID = {"role": "assistant", "content": "Yes."}
 PPO = (
     "ppo_sentiment.py --model_name_or_path {gpt2} --reward_model {classifier} --output_dir out "
     "--dataset_name data.jsonl --max_steps 1 --batch_size 4 --eval_prompts 4 --response_length 6 "
@@ -645,35 +644,16 @@ REWARD_MODELS = [
         {"data.jsonl": rows(chosen="Yes.", rejected="Yes.")},
     ),
     BadInput(
-        "pairs without one side",
-        REWARD_MODEL + "--kind pairs --label_column none",
-        ("no column chosen", "text, label, split", "Give preference pairs"),
-    ),
-    BadInput(
         "a number that is none",
         REWARD_MODEL + "--kind number",
         ("row 1", "nan", "Mend or delete"),
         {"data.jsonl": rows(label=float("nan"))},
     ),
     BadInput(
-        "a reward model of one class",
-        REWARD_MODEL + "--kind pairs",
-        ("every text", "POSITIVE", "both or more labels"),
-        {"data.jsonl": rows(label=1)},
-    ),
-    BadInput(
         "an encoder-decoder to score texts",
         REWARD_MODEL + "--model_name_or_path {t5}",
         ("encoder-decoder (t5)", "such as BERT"),
     ),
-    BadInput(
-        "conversations without a chat template",
-        REWARD_MODEL,
-        ("row 1", "no chat template", "--model_name_or_path"),
-        {"data.jsonl": rows(chosen=[SAID], rejected=[SAID])},
-    ),
-    BadInput("a label to reward that is none", RLHF + "--label HAPPY", ("HAPPY", "NEGATIVE, POS")),
-    BadInput("no share of the reviews", RLHF + "--reward_share 1", ("--reward_share", "between 0")),
     BadInput(
         "nothing to generate with",
         RLHF + "--task generate --prompt 'The film'",

@@ -140,6 +140,10 @@ def test_a_stage_of_other_settings_is_refused(finished, tiny_gpt2, reviews):
         call(reward_share=0.4)
     with pytest.raises(RecipeError, match="a policy of other settings: learning_rate was left out"):
         call(learning_rate=0.5)
+    with pytest.raises(RecipeError, match=r"no label 'HAPPY'. Its labels are: NEGATIVE, POSITIVE"):
+        call(label="HAPPY")
+    with pytest.raises(RecipeError, match=r"--reward_share is 1.0. Give a share between 0 and 1"):
+        call(reward_share=1)
     with pytest.raises(RecipeError, match="--label NEGATIVE: a model of pairs or numbers"):
         call(reward_kind="pairs", label="NEGATIVE")
     with pytest.raises(RecipeError, match="--reward_funcs LengthPenalty: this recipe trains"):
