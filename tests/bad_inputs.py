@@ -122,6 +122,12 @@ def runs_from_elsewhere(path: Path, models: Models) -> None:
     run(more=f"model_name_or_path: {models['t5']}\n")(path, models)
 
 
+def begun(path: Path, models: Models) -> None:
+    """A stage of a chain that was begun with other settings."""
+    path.mkdir(parents=True)
+    (path / "stage.json").write_text('{"settings": {"reward_epochs": 9}, "result": null}')
+
+
 def without_model(path: Path, models: Models) -> None:
     """A run that was killed before it saved its model."""
     run()(path, models)
@@ -142,6 +148,11 @@ VERSUS = (
     "--dataset_name data.jsonl --tokens 400 --batch 8 --response_length 6 --eval_prompts 4 "
 )
 OTHER = '{"algorithm": "ppo", "seed": 0, "work": {"tokens": 9}}'
+REWARD_MODEL = "train_reward_model.py --dataset_name data.jsonl --output_dir out "
+RLHF = (
+    "rlhf.py --model_name_or_path {gpt2} --dataset_name data.jsonl --output_dir out --max_steps 1 "
+    "--batch_size 4 --response_length 6 "
+)
 ONE_RUN = {"run": run()}
 
 FLAGS = [
@@ -683,6 +694,37 @@ GROUPS = [
     ),
 ]
 
+REWARD_MODELS = [
+    BadInput(
+        "pairs that are equal",
+        REWARD_MODEL,
+        ("16 of 16 pairs", "chosen equal to rejected", "no pair is left"),
+        {"data.jsonl": rows(chosen="Yes.", rejected="Yes.")},
+    ),
+    BadInput(
+        "a number that is none",
+        REWARD_MODEL + "--kind number",
+        ("row 1", "nan", "Mend or delete"),
+        {"data.jsonl": rows(label=float("nan"))},
+    ),
+    BadInput(
+        "an encoder-decoder to score texts",
+        REWARD_MODEL + "--model_name_or_path {t5}",
+        ("encoder-decoder (t5)", "such as BERT"),
+    ),
+    BadInput(
+        "nothing to generate with",
+        RLHF + "--task generate --prompt 'The film'",
+        ("no finished run", "Train first"),
+    ),
+    BadInput(
+        "a chain of other settings",
+        RLHF + "--output_dir run",
+        ("holds a reward model of other settings", "reward_epochs was 9", "--overwrite"),
+        {"run/reward": begun},
+    ),
+]
+
 BENCHMARK = [
     BadInput("an unknown size", "benchmark.py --size huge", ("--size", "tiny", "small")),
     BadInput("no batch", "benchmark.py --size tiny --batch 0", ("batch", "at least 1")),
@@ -724,4 +766,4 @@ ALGORITHMS = [
 ]
 
 BAD_INPUTS = [*FLAGS, *YAML, *DATA, *MODELS, *FOLDERS, *RUNS, *RESUMING]
-BAD_INPUTS += [*PRETRAINING, *REWARDS, *GROUPS, *BENCHMARK, *ALGORITHMS]
+BAD_INPUTS += [*PRETRAINING, *REWARDS, *GROUPS, *REWARD_MODELS, *BENCHMARK, *ALGORITHMS]

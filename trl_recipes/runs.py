@@ -10,6 +10,7 @@
         report.html
         model/             policy, value head and tokenizer
         checkpoints/step-N/
+        stage.json         of a chain: the settings of this stage, and what it found
 
 What is no flag (recipe, versions, date) stands in comment lines of config.yaml, so that the file
 is exactly what --config reads.
@@ -114,6 +115,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of `step-N` folders."""
         return self.path / "checkpoints"
+
+    @property
+    def stage(self) -> Path:
+        """What a stage of a chain runs with, and what it found."""
+        return self.path / "stage.json"
 
     def places(self) -> str:
         """Where what a run leaves lies, in three lines."""
@@ -442,6 +448,7 @@ def _holds_something(path: Path) -> bool:
 
 def _remove_run(run: RunFolder) -> None:
     """Remove what a run writes; files of others, even inside its folders, stay."""
+    run.stage.unlink(missing_ok=True)  # first: it says that the others are there
     _remove_matching(run.plots, ("*.png",))
     _remove_matching(run.model, _MODEL_FILES)
     _remove_matching(run.checkpoints, ("step-*", "checkpoint-*"))
