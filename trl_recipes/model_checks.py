@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from trl_recipes.errors import RecipeError
+from trl_recipes.forward import context_length
 
 # Heads that answer something else than which token comes next.
 _OTHER_HEADS = r"For(\w+Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$"
@@ -69,4 +70,29 @@ def check_vocabulary(tokenizer: Any, model: nn.Module) -> None:
             f"The tokenizer knows {len(tokenizer)} tokens, the model only {size}. Use the "
             "model's own tokenizer, or `model.resize_token_embeddings(len(tokenizer))` before "
             "training."
+        )
+
+
+def check_lengths(longest_query: int, response_length: int, model: nn.Module) -> None:
+    """Refuse prompts that leave no room for a response, before any training.
+
+    Args:
+        longest_query: tokens of the longest prompt.
+        response_length: most tokens of a response.
+        model: the transformers model.
+
+    Raises:
+        RecipeError: says which number to lower, and to what.
+    """
+    context = context_length(model.config)
+    if context is None or model.config.is_encoder_decoder:
+        return
+    room = context - longest_query
+    if response_length > room:
+        raise RecipeError(
+            f"The longest prompt ({longest_query} tokens) and `response_length` "
+            f"({response_length}) need {longest_query + response_length} tokens, but the model's "
+            f"context holds {context}. "
+            + (f"Lower `response_length` to {room}, or cut" if room > 0 else "Cut")
+            + f" the prompts to {max(context - response_length, 0)} tokens."
         )

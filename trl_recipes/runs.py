@@ -206,6 +206,26 @@ def check_folder(path: str | os.PathLike) -> Path:
     return folder
 
 
+def check_disk(folder: Path, needed: int) -> None:
+    """Refuse a run whose checkpoints will not fit on the disk.
+
+    Args:
+        folder: that it will write to; it need not be there yet.
+        needed: bytes.
+
+    Raises:
+        RecipeError: says how much is free and how much is needed.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise RecipeError(
+            f"--output_dir: `{folder}` lies on a disk with {free / 1e9:.1f} GB free, but "
+            f"checkpoints and model need about {needed / 1e9:.1f} GB. Free some space, choose "
+            "another folder, or keep fewer: --save_total_limit 1, or --save_steps 0 for none."
+        )
+
+
 def start_run(
     output_dir: str | os.PathLike,
     *,

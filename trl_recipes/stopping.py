@@ -86,7 +86,9 @@ def stop_run(received: signal.Signals, step: int, steps: int) -> NoReturn:
 
 
 def train_or_stop(
-    trainer: Trainer, before_training: Callable[[], Any] | None = None
+    trainer: Trainer,
+    before_training: Callable[[], Any] | None = None,
+    train: Callable[..., TrainOutput] | None = None,
 ) -> TrainOutput:
     """Run a transformers trainer in a run folder, with its checkpoints in `checkpoints/`.
 
@@ -94,23 +96,24 @@ def train_or_stop(
         trainer: its `args` say where, how often it saves, and whether to resume: from a
             checkpoint's folder, or `true` for the newest whole one.
         before_training: called when all was found fit for training, to make the run folder ready.
+        train: called with `resume_from_checkpoint`; None takes the trainer's own `train`.
 
     Raises:
         RecipeError: there is no such checkpoint.
         RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
     """
-    args = trainer.args
+    args, train = trainer.args, train or trainer.train
     run, wanted = RunFolder(Path(args.output_dir)), args.resume_from_checkpoint
     checkpoint = _find_checkpoint(run.checkpoints, str(wanted)) if wanted else None
     if before_training is not None:
         before_training()
     if args.save_strategy == "no":
-        return trainer.train(resume_from_checkpoint=checkpoint)
+        return train(resume_from_checkpoint=checkpoint)
     args.output_dir = str(run.checkpoints)
     try:
         with StopSignals() as signals:
             trainer.add_callback(StopOnSignal(signals))
-            result = trainer.train(resume_from_checkpoint=checkpoint)
+            result = train(resume_from_checkpoint=checkpoint)
     finally:
         args.output_dir = str(run.path)
     if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:

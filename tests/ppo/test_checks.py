@@ -5,6 +5,7 @@ import torch
 from test_trainer import VOCAB, Tokens, build, gpt2, rollout_of
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError
+from trl_recipes.model_checks import check_lengths
 from trl_recipes.ppo import checks
 
 
@@ -144,7 +145,7 @@ def test_attention_only_and_an_adapter_do_not_go_together():
 
 def test_a_prompt_that_leaves_no_room_is_refused_before_training():
     with pytest.raises(RecipeError, match=r"context holds 64\. Lower `response_length` to 14"):
-        checks.check_lengths(50, 20, gpt2())
+        check_lengths(50, 20, gpt2())
 
 
 def test_a_reference_that_should_agree_but_does_not_stops_the_run(trainer):

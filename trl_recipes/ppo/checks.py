@@ -1,9 +1,7 @@
 """What is checked before anything is trained: inputs, models, tokenizer, and the first batch."""
 
 import logging
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -110,51 +108,6 @@ def check_token_ids(
                 f"{len(response)}), but the model's context holds {context}. Shorten the one or "
                 "the other."
             )
-
-
-def check_lengths(longest_query: int, response_length: int, model: nn.Module) -> None:
-    """Refuse prompts that leave no room for a response, before any training.
-
-    Args:
-        longest_query: tokens of the longest prompt.
-        response_length: most tokens of a response.
-        model: the transformers model.
-
-    Raises:
-        RecipeError: says which number to lower, and to what.
-    """
-    context = context_length(model.config)
-    if context is None or model.config.is_encoder_decoder:
-        return
-    room = context - longest_query
-    if response_length > room:
-        raise RecipeError(
-            f"The longest prompt ({longest_query} tokens) and `response_length` "
-            f"({response_length}) need {longest_query + response_length} tokens, but the model's "
-            f"context holds {context}. "
-            + (f"Lower `response_length` to {room}, or cut" if room > 0 else "Cut")
-            + f" the prompts to {max(context - response_length, 0)} tokens."
-        )
-
-
-def check_disk(folder: Path, needed: int) -> None:
-    """Refuse a run whose checkpoints will not fit on the disk.
-
-    Args:
-        folder: that it will write to; it need not be there yet.
-        needed: bytes.
-
-    Raises:
-        RecipeError: says how much is free and how much is needed.
-    """
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed:
-        raise RecipeError(
-            f"--output_dir: `{folder}` lies on a disk with {free / 1e9:.1f} GB free, but "
-            f"checkpoints and model need about {needed / 1e9:.1f} GB. Free some space, choose "
-            "another folder, or keep fewer: --save_total_limit 1, or --save_steps 0 for none."
-        )
 
 
 def prepare_tokenizer(tokenizer, model: nn.Module) -> None:

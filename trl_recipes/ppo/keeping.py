@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.ppo import checkpoint, snapshot
+from trl_recipes.random_states import random_states
 from trl_recipes.runs import RunFolder
 from trl_recipes.stats import keep_steps
 from trl_recipes.stopping import StopSignals, stop_run
@@ -124,7 +125,7 @@ def save_or_stop(trainer: "PPOTrainer", signals: StopSignals) -> None:
         every = max(1, round(every * trainer.state.max_steps))
     last = step == trainer.state.max_steps
     if number or (every and (step % every == 0 or last)):
-        save(trainer, snapshot.random_states())
+        save(trainer, random_states())
     if number and not last:
         stop_run(signal.Signals(number), step, trainer.state.max_steps)
 
@@ -144,7 +145,7 @@ def stop_not_finite(
     """
     where = ""
     if trainer.args.saves:
-        save(trainer, snapshot.random_states())
+        save(trainer, random_states())
         path = RunFolder(Path(trainer.args.output_dir)).failure
         where = f" What is known of the step lies in `{path}`."
         if trainer.args.should_save:

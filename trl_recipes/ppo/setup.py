@@ -173,22 +173,6 @@ def keep_freed_memory() -> None:
         mallopt(mmap_threshold, most)
 
 
-def save_policy(policy: nn.Module, folder: Path, merge_adapter: bool) -> None:
-    """Save the language model in the hub's format, or its adapter.
-
-    Args:
-        policy: transformers or PEFT model.
-        folder: exists already.
-        merge_adapter: write the base model with the adapter merged into it instead.
-    """
-    if not hasattr(policy, "merge_and_unload"):
-        policy.save_pretrained(folder)
-    elif merge_adapter:
-        copy.deepcopy(policy).merge_and_unload().save_pretrained(folder)
-    else:
-        policy.save_pretrained(folder, selected_adapters=["default"])
-
-
 def checkpoint_activations(policy: nn.Module, kwargs: dict | None) -> None:
     """Trade compute for memory in the backward pass.
 

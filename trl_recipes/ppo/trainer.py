@@ -19,6 +19,7 @@ from trl_recipes.data import LengthSampler, collator, stream_rows
 from trl_recipes.errors import RecipeError
 from trl_recipes.forward import decoder_start_token_id, response_logits
 from trl_recipes.generation import generate_responses
+from trl_recipes.model_checks import check_lengths
 from trl_recipes.padding import length_groups, unpack
 from trl_recipes.ppo import checks, keeping, objective, setup, snapshot
 from trl_recipes.ppo.actor_critic import ActorCritic, switch_off_dropout
@@ -26,7 +27,6 @@ from trl_recipes.ppo.alarms import Alarms
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.describe import describe_check, describe_run
 from trl_recipes.ppo.kl_control import AdaptiveKLController, FixedKLController
-from trl_recipes.ppo.progress import StepProgress
 from trl_recipes.ppo.reference import (
     frozen_reference_adapter,
     reference_is_start,
@@ -35,7 +35,7 @@ from trl_recipes.ppo.reference import (
 from trl_recipes.ppo.rollout import Rollout, Targets, collate
 from trl_recipes.ppo.running_moments import RunningMoments
 from trl_recipes.ppo.sampling import generation_settings
-from trl_recipes.ppo.scoring import made_up_batch, reward_inputs, rewards_of
+from trl_recipes.ppo.scoring import made_up_batch, reward_inputs
 from trl_recipes.ppo.step_stats import (
     UpdateStats,
     average_updates,
@@ -47,11 +47,15 @@ from trl_recipes.ppo.step_stats import (
     to_plain,
     update_stats,
 )
-from trl_recipes.ppo.trainable import select_trainable
 from trl_recipes.ppo.value_head import create_reference_model, save_value_head
+from trl_recipes.progress import StepProgress
+from trl_recipes.random_states import random_states, set_random_states
+from trl_recipes.rewards.loading import rewards_of
+from trl_recipes.runs import check_disk
 from trl_recipes.sampling import Samples, can_sample, sample_responses
 from trl_recipes.stats import append_alarms, append_samples, append_stats
 from trl_recipes.stopping import StopSignals
+from trl_recipes.trainable import save_policy, select_trainable
 
 logger = get_logger(__name__)
 
@@ -594,7 +598,7 @@ class PPOTrainer(TRLPPOTrainer):
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         with StopSignals() if self.args.saves else nullcontext() as signals:
             while self.state.global_step < self.state.max_steps:
-                self._step_began = snapshot.random_states()
+                self._step_began = random_states()
                 batch = self._next_batch()
                 try:
                     stats = self._train_on(batch)
@@ -644,7 +648,7 @@ class PPOTrainer(TRLPPOTrainer):
         """
         self._check_before_training()
         self._training = True
-        before, randomness = snapshot.copy_of(self), snapshot.random_states()
+        before, randomness = snapshot.copy_of(self), random_states()
         seconds = []
         for _ in range(CHECK_STEPS):
             started = time.perf_counter()
@@ -654,7 +658,7 @@ class PPOTrainer(TRLPPOTrainer):
             seconds.append(time.perf_counter() - started)
         self._training = False
         snapshot.restore(self, before)
-        snapshot.set_random_states(randomness)
+        set_random_states(randomness)
         return describe_check(seconds, self.args.num_total_batches, batch)
 
     def _train_on(self, batch: dict[str, list]) -> dict[str, Any]:
@@ -765,14 +769,14 @@ class PPOTrainer(TRLPPOTrainer):
         prompts, completions, columns = reward_inputs(rows, self.tokenizer)
         self.rewards.check(prompts, completions, columns=columns, trainer_state=self.state)
         longest = max(len(ids) for ids in self.dataset["input_ids"])
-        checks.check_lengths(longest, self.args.response_length, self._policy())
+        check_lengths(longest, self.args.response_length, self._policy())
         keeping.found_checkpoint(self, self.args.resume_from_checkpoint)
         if self.args.should_save and self.args.save_steps:
             trained = snapshot.trained_parameters(self._actor_critic()).values()
             kept = self.args.save_total_limit or 1
             weights = sum(parameter.numel() * 4 for parameter in trained)
             # weights and two moments a checkpoint, one more while it is written, and the model
-            checks.check_disk(Path(self.args.output_dir), weights * (3 * (kept + 1) + 1))
+            check_disk(Path(self.args.output_dir), weights * (3 * (kept + 1) + 1))
 
     def _next_batch(self) -> dict[str, list]:
         """This process's part of the prompts that come next."""
@@ -828,7 +832,7 @@ class PPOTrainer(TRLPPOTrainer):
             return
         folder = Path(output_dir or Path(self.args.output_dir) / "model")
         folder.mkdir(parents=True, exist_ok=True)
-        setup.save_policy(self._policy(), folder, self.args.merge_adapter)
+        save_policy(self._policy(), folder, self.args.merge_adapter)
         save_value_head(self._actor_critic().value_head, folder)
         self.tokenizer.save_pretrained(folder)
 

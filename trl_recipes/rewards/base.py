@@ -164,6 +164,27 @@ class Rewards:
         ids = completion_ids or [[0, 1]] * len(prompts)
         self(list(prompts), list(completions), ids, columns, **extras)
 
+    def for_trl(self) -> list[RewardFunc]:
+        """Give the reward functions as TRL's own trainers take them.
+
+        They are checked and their exceptions told as by a call, and go by their names here;
+        asynchronous ones stay so. The trainer wants `weights` as its `reward_weights`.
+        """
+        pairs = zip(self.reward_funcs, self.names, strict=True)
+        return [_for_trl(func, name) for func, name in pairs]
+
+    def measure(self, **arguments: Any) -> dict[str, list[float | None]]:
+        """Call the metrics alone; their values by name.
+
+        Args:
+            **arguments: prompts, completions, completion_ids and columns, as TRL gives them.
+        """
+        returned = _call_all(self.metrics, self.metric_names, arguments)
+        return {
+            name: _checked_values(values, name, arguments["prompts"], arguments["completions"])
+            for name, values in zip(self.metric_names, returned, strict=True)
+        }
+
     def _weighted(
         self,
         raw: Mapping[str, Sequence[float | None]],
@@ -221,6 +242,26 @@ def _call_all(
         awaited = await_all([returned[index] for index in pending])
     returned |= dict(zip(pending, awaited, strict=True))
     return [returned[index] for index in range(len(functions))]
+
+
+def _for_trl(func: RewardFunc, name: str) -> RewardFunc:
+    """A function that checks what `func` returns; async where `func` is."""
+    if _is_async(func):
+
+        async def checked(**arguments: Any) -> list[float | None]:
+            chosen = _chosen_arguments(func, name, arguments)
+            with _told_of(None, name, arguments):
+                values = await func(**chosen)
+            return _checked_values(values, name, arguments["prompts"], arguments["completions"])
+
+    else:
+
+        def checked(**arguments: Any) -> list[float | None]:
+            (values,) = _call_all([func], [name], arguments)
+            return _checked_values(values, name, arguments["prompts"], arguments["completions"])
+
+    checked.__name__ = name
+    return checked
 
 
 @contextmanager

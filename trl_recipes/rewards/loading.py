@@ -15,14 +15,14 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from trl_recipes import rewards
 from trl_recipes.errors import RecipeError
-from trl_recipes.rewards.base import RewardFunc
+from trl_recipes.rewards.base import RewardFunc, Rewards
 
 
 def load_reward_funcs(
@@ -44,6 +44,38 @@ def load_reward_funcs(
             does not take the settings.
     """
     return [_load(spec, source) for spec in specs]
+
+
+def rewards_of(
+    config: Any,
+    reward_funcs: Callable | list[Callable] | None,
+    reward_weights: list[float] | None,
+    metrics: Callable | list[Callable] | None,
+) -> Rewards | None:
+    """Collect reward functions and metrics; those that the configuration names go first.
+
+    Args:
+        config: of a trainer; its `reward_funcs` stand in place of those passed, its
+            `reward_weights` likewise, its `metrics` beside them.
+        reward_funcs: one reward function or several.
+        reward_weights: weight of each.
+        metrics: one function or several that are only logged.
+
+    Returns:
+        None where there is no reward function.
+
+    Raises:
+        RecipeError: as `Rewards` and `load_reward_funcs`.
+    """
+    if config.reward_funcs:
+        reward_funcs, reward_weights = load_reward_funcs(config.reward_funcs), None
+    if reward_funcs is None:
+        return None
+    if config.reward_weights is not None:
+        reward_weights = config.reward_weights
+    own = [] if metrics is None else metrics if isinstance(metrics, list | tuple) else [metrics]
+    named = load_reward_funcs(config.metrics or [], source="--metrics")
+    return Rewards(reward_funcs, reward_weights, [*own, *named])
 
 
 def kinds() -> list[str]:

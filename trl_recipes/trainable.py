@@ -1,6 +1,8 @@
-"""What is trained: everything, the attention projections, or an adapter."""
+"""What is trained: everything, the attention projections, or an adapter; and how it is saved."""
 
+import copy
 import re
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel
@@ -15,7 +17,7 @@ ATTENTION = re.compile(
 
 
 def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None) -> Any:
-    """Freeze what is not to be trained; the value head always is.
+    """Freeze what is not to be trained; a value head always is.
 
     Args:
         policy: transformers or PEFT model; changed in place.
@@ -51,6 +53,22 @@ def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None)
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(name in set(chosen))
     return None
+
+
+def save_policy(policy: nn.Module, folder: Path, merge_adapter: bool) -> None:
+    """Save the language model in the hub's format, or its adapter.
+
+    Args:
+        policy: transformers or PEFT model.
+        folder: exists already.
+        merge_adapter: write the base model with the adapter merged into it instead.
+    """
+    if not hasattr(policy, "merge_and_unload"):
+        policy.save_pretrained(folder)
+    elif merge_adapter:
+        copy.deepcopy(policy).merge_and_unload().save_pretrained(folder)
+    else:
+        policy.save_pretrained(folder, selected_adapters=["default"])
 
 
 def _check_target_modules(policy: nn.Module, peft_config: Any) -> None:

@@ -3,9 +3,16 @@
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+# What the bar shows of a step's statistics, where it is known.
+SHOWN = (
+    ("score", "env/reward_mean", "6.2f"),
+    ("KL", "objective/kl", "6.2f"),
+    ("length", "tokens/responses_len_mean", "4.1f"),
+)
+
 
 class StepProgress(TrainerCallback):
-    """Shows one bar of PPO steps, on the main process."""
+    """Shows one bar of training steps, on the main process."""
 
     def __init__(self):
         self.bar = None
@@ -24,11 +31,8 @@ class StepProgress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Lead with what tells whether the run goes well."""
         if self.bar is not None and logs is not None and "env/reward_mean" in logs:
-            self.bar.set_description_str(
-                f"score {logs['env/reward_mean']:6.2f}  KL {logs['objective/kl']:6.2f}  "
-                f"length {logs['tokens/responses_len_mean']:4.1f} ",
-                refresh=False,
-            )
+            parts = [f"{name} {logs[key]:{form}}" for name, key, form in SHOWN if key in logs]
+            self.bar.set_description_str("  ".join(parts) + " ", refresh=False)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Advance the bar."""

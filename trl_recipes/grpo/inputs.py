@@ -1,0 +1,158 @@
+"""Turning what users pass to GRPOTrainer and RLOOTrainer into what TRL's constructors expect."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.forward import unwrap_adapter
+from trl_recipes.generation import load_run, load_tokenizer
+from trl_recipes.model_checks import check_language_model, check_vocabulary
+from trl_recipes.rewards.text import is_conversation
+
+# Columns that are another form of the prompt, and names that TRL gives to reward functions itself.
+_NO_COLUMNS = ("query", "input_ids", "attention_mask")
+_TAKEN = ("prompts", "completions", "completion", "completion_ids", "trainer_state")
+_TAKEN += ("log_extra", "log_metric")
+_MADE_UP = (" was a joy to watch.", " made no sense at all.")
+
+
+def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
+    """Load a policy where it is a name, and refuse what TRL's trainers cannot train.
+
+    Args:
+        model: hub name, folder, or a transformers or PEFT model.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        RecipeError: it is no causal language model.
+    """
+    name = str(model)
+    if isinstance(model, str | Path):
+        model, _ = load_run(model, trust_remote_code=trust_remote_code)
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise RecipeError(
+            f"`model` must be a name, a folder, or a language model, got {type(model).__name__}."
+        )
+    if hasattr(model, "v_head"):
+        raise RecipeError(
+            f"`model` is a {type(model).__name__}: GRPO and RLOO have no value head. Pass what is "
+            "inside, `model.pretrained_model`."
+        )
+    name = name if isinstance(name, str) and len(name) < 200 else type(model).__name__
+    check_language_model(model.config, model.config._name_or_path or type(model).__name__)
+    if model.config.is_encoder_decoder:
+        raise RecipeError(
+            f"`model` is an encoder-decoder ({type(unwrap_adapter(model)).__name__}), which TRL's "
+            "GRPO and RLOO trainers do not train. Use PPO (recipes/ppo_seq2seq.py), or a causal "
+            "model such as GPT-2."
+        )
+    return model
+
+
+def fitting_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | None, name: Any, model: nn.Module
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer where none was passed, and fill in a missing pad token.
+
+    Args:
+        tokenizer: the model's, or None.
+        name: what was passed as model.
+        model: the policy.
+
+    Raises:
+        RecipeError: there is none, it has no end token, or more tokens than the model.
+    """
+    if tokenizer is None:
+        if not isinstance(name, str | Path):
+            raise RecipeError("`processing_class` is missing. Pass the model's tokenizer.")
+        tokenizer = load_tokenizer(name)
+    if tokenizer.eos_token_id is None:
+        raise RecipeError(
+            "The tokenizer has no eos token, by which TRL tells where a response ends. Set "
+            "`tokenizer.eos_token` to the token that ends a text."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:  # else transformers says at length that it does
+        for settings in (model.config, model.generation_config):
+            settings.pad_token_id = tokenizer.pad_token_id
+    check_vocabulary(tokenizer, model)
+    return tokenizer
+
+
+def prompt_rows(rows: Any) -> Any:
+    """Give a data set the column `prompt` that TRL reads.
+
+    `load_prompts` gives prompts as `query`; a column `prompt` beside it is the text that they were
+    cut from, unless it holds conversations, which are prompts as they are. Other columns reach
+    reward functions under their own names.
+
+    Args:
+        rows: the data set; what is no `datasets.Dataset` is left to TRL.
+
+    Raises:
+        RecipeError: there are no prompts in it.
+    """
+    if not isinstance(rows, Dataset):
+        return rows
+    columns = rows.column_names
+    if len(rows) == 0:
+        raise RecipeError("`train_dataset` holds no rows. Give at least one prompt.")
+    conversations = "prompt" in columns and is_conversation(rows[0]["prompt"])
+    if not conversations and "query" not in columns and "prompt" not in columns:
+        raise RecipeError(
+            f"`train_dataset` has no prompts: its columns are {', '.join(columns) or 'none'}. Make "
+            "it with load_prompts, or name the column of prompts `prompt`."
+        )
+    if not conversations and "query" in columns:
+        rows = rows.remove_columns([name for name in ("prompt",) if name in columns])
+        rows = rows.rename_column("query", "prompt")
+    unwanted = {*_NO_COLUMNS, *_TAKEN}
+    return rows.remove_columns([name for name in rows.column_names if name in unwanted])
+
+
+def made_up_sample(rows: Dataset, processing_class: Any) -> dict[str, list]:
+    """Give the first two rows with responses, to try the reward functions on.
+
+    Args:
+        rows: from `prompt_rows`.
+        processing_class: the tokenizer.
+
+    Returns:
+        prompts, completions, completion_ids and the further columns, as TRL gives them.
+    """
+    few = rows[:2]
+    prompts = few.pop("prompt")
+    texts = list(_MADE_UP[: len(prompts)])
+    completions = texts
+    if is_conversation(prompts[0]):
+        completions = [[{"role": "assistant", "content": text}] for text in texts]
+    ids = processing_class(text=texts)["input_ids"]
+    return {"prompts": prompts, "completions": completions, "completion_ids": ids, "columns": few}
+
+
+@contextmanager
+def named(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Lend a model that was never saved a name, by which TRL loads the reference model.
+
+    Args:
+        model: the policy.
+        wanted: whether TRL will load one.
+    """
+    if not wanted or model.config._name_or_path:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        model.config._name_or_path = folder
+        try:
+            yield
+        finally:
+            model.config._name_or_path = ""

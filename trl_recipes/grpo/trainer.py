@@ -1,0 +1,588 @@
+"""GRPOTrainer and RLOOTrainer: TRL's own, in a run folder and with our rewards."""
+
+import functools
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl
+from accelerate.logging import get_logger
+from datasets import Dataset
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import (
+    DefaultFlowCallback,
+    GenerationConfig,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.forward import unwrap_adapter
+from trl_recipes.grpo.alarms import alarms
+from trl_recipes.grpo.config import GroupConfig, GRPOConfig, RLOOConfig
+from trl_recipes.grpo.describe import describe_check, describe_run
+from trl_recipes.grpo.inputs import (
+    causal_model,
+    fitting_tokenizer,
+    made_up_sample,
+    named,
+    prompt_rows,
+)
+from trl_recipes.grpo.keeping import EpochSampler, Place, read_place, write_place
+from trl_recipes.model_checks import check_lengths
+from trl_recipes.packed_weights import packed_weights
+from trl_recipes.progress import StepProgress
+from trl_recipes.random_states import random_states, set_random_states
+from trl_recipes.rewards.loading import rewards_of
+from trl_recipes.rewards.text import plain_text
+from trl_recipes.runs import RunFolder, check_disk
+from trl_recipes.stats import (
+    append_alarms,
+    append_samples,
+    append_stats,
+    distinct_n,
+    keep_steps,
+)
+from trl_recipes.stopping import train_or_stop
+from trl_recipes.trainable import save_policy, select_trainable
+
+logger = get_logger(__name__)
+
+CHECK_STEPS = 4  # the first one warms up; the others tell how long a step takes
+NOT_FINITE_ENDS = 3  # optimizer steps in a row without a finite gradient
+
+
+class _Steps(TrainerCallback):
+    """Tells a trainer where in its steps it is.
+
+    Args:
+        trainer: the trainer that it is a callback of.
+    """
+
+    def __init__(self, trainer: "GroupTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """The state is that of the checkpoint now, if there is one."""
+        self.trainer._begin()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        """Gradients are clipped now."""
+        self.trainer._leave_out_if_not_finite()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """The weights are those of a whole step now."""
+        self.trainer._after_step()
+
+
+class GroupTrainer:
+    """What our GRPOTrainer and RLOOTrainer add to TRL's, whose algorithms stay as they are.
+
+    Args:
+        model: hub name, folder, or a causal transformers or PEFT model.
+        reward_funcs: one reward function or several.
+        args: settings; None takes the defaults.
+        train_dataset: prompts, as `load_prompts` gives them or as TRL wants them: a column `prompt`
+            of texts or conversations. Further columns reach reward functions.
+        processing_class: the model's tokenizer; None loads it by the model's name.
+        reward_weights: weight of each; None weighs all 1, and penalties -1.
+        metrics: functions like `reward_funcs` that are called and logged, and never optimised.
+        callbacks: further transformers callbacks.
+        peft_config: trains an adapter instead of the full model.
+        **kwargs: further arguments of TRL's trainer, such as `eval_dataset` or `tools`.
+
+    Attributes:
+        all_stats: one row for each logged step, with all that TRL logs.
+
+    Raises:
+        RecipeError: what was passed cannot be trained; says why and what to do.
+
+    Differs from TRL's: the reference model has the very weights that the policy starts with, where
+    TRL loads them by the model's name; the model's own generation settings are set aside; the order
+    of prompts follows from seed and epoch, so that it is the same after a resume.
+    """
+
+    config_class: type[GroupConfig]
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Callable | list[Callable] | None = None,
+        args: GroupConfig | None = None,
+        train_dataset: Any = None,
+        *,
+        processing_class: Any = None,
+        reward_weights: list[float] | None = None,
+        metrics: Callable | list[Callable] | None = None,
+        callbacks: list | None = None,
+        peft_config: Any = None,
+        **kwargs: Any,
+    ):
+        args = self.config_class() if args is None else args
+        if not isinstance(args, self.config_class):
+            raise RecipeError(
+                f"`args` must be a trl_recipes.{self.config_class.__name__}, got "
+                f"{type(args).__module__}.{type(args).__name__}. Change the import."
+            )
+        set_seed(args.seed)
+        policy = causal_model(model, args.trust_remote_code)
+        tokenizer = fitting_tokenizer(processing_class, model, policy)
+        self.rewards = rewards_of(args, reward_funcs, reward_weights, metrics)
+        if self.rewards is None:
+            raise RecipeError("`reward_funcs` is missing. Pass one function or a list of them.")
+        args.reward_weights = self.rewards.weights
+        if train_dataset is None and "environment_factory" not in kwargs:
+            raise RecipeError("`train_dataset` is missing: prompts, in a column `prompt`.")
+        if "eval_dataset" in kwargs:
+            kwargs["eval_dataset"] = prompt_rows(kwargs["eval_dataset"])
+        peft_config = select_trainable(policy, args.trainable, peft_config)
+        adapted = peft_config is not None or isinstance(policy, PeftModel)
+        loads_reference = args.beta != 0 and not adapted
+        with named(policy, loads_reference), _writes_nothing(args), _without_renamings():
+            super().__init__(
+                model=policy,
+                reward_funcs=self.rewards.for_trl(),
+                args=args,
+                train_dataset=prompt_rows(train_dataset),
+                processing_class=tokenizer,
+                callbacks=[*(callbacks or []), _Steps(self)],
+                peft_config=peft_config,
+                **kwargs,
+            )
+        if self.ref_model is not None and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(policy.state_dict())
+        self.log_completions = args.log_completions
+        self._folder = Path(args.output_dir)  # `args` names the checkpoints' while it trains
+        self._forget()
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        if not args.disable_tqdm:
+            self.add_callback(StepProgress)
+
+    def _forget(self) -> None:
+        """Be as before the first step, but for the weights."""
+        self.all_stats: list[dict[str, Any]] = []
+        self.state, self.control = TrainerState(), TrainerControl()
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        self.state.is_local_process_zero = self.is_local_process_zero()
+        self._step, self._buffered_inputs = 0, None
+        self._episodes = self._generated = self._not_finite = 0
+        self._samples: tuple[list, list, list] | None = None
+        self._said: set[str] = set()  # names of alarms
+        self._between: tuple[Place, dict] | None = None  # where and how the last step ended
+        self._checkpoint: str | None = None
+        self._trying = False
+
+    # What TRL calls: what it does is its own, what goes in and what is seen of it is ours
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        """Give TRL's sampler, with an order that a resumed run finds again."""
+        sampler = super()._get_train_sampler(dataset)
+        sampler.__class__ = EpochSampler
+        return sampler
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """Sample from the policy itself: the model's own generation settings are set aside."""
+        started = time.perf_counter()
+        model = unwrap_adapter(self.accelerator.unwrap_model(self.model))
+        own, model.generation_config = model.generation_config, GenerationConfig()
+        try:
+            with packed_weights(model), _without_renamings():
+                return super()._generate_single_turn(*args, **kwargs)
+        finally:
+            model.generation_config = own
+            self._note("time/generation", time.perf_counter() - started)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
+        """Let TRL call the reward functions, and note what the batch looks like."""
+        started = time.perf_counter()
+        by_function = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._note("time/scoring", time.perf_counter() - started)
+        if self.model.training:
+            self._note_scores(by_function)
+            self._note_texts(completions, completion_ids_list)
+            self._note_metrics(inputs, prompts, completions, completion_ids_list)
+            self._keep_samples(prompts, completions, by_function)
+        return by_function
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what TRL logs, and keep the row of a training step in the run folder."""
+        if self.log_completions:  # TRL writes a file there for each step
+            (Path(self.args.output_dir) / "completions").mkdir(parents=True, exist_ok=True)
+        super().log(logs, start_time)
+        if "loss" in logs:
+            self._record(logs)
+
+    # What a step leaves
+
+    def _note(self, name: str, value: float) -> None:
+        """Add a value to those that TRL averages and logs."""
+        self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    def _totals(self, by_function: Tensor) -> Tensor:
+        """Weighted sums, (all B,); nan where no function scored."""
+        weights = self.reward_weights.to(by_function.device)
+        totals = (by_function * weights).nansum(1)
+        return totals.masked_fill(by_function.isnan().all(1), torch.nan)
+
+    def _note_scores(self, by_function: Tensor) -> None:
+        """Note score and spread of a sampled batch, and how many groups have none.
+
+        Args:
+            by_function: what each reward function gave, over all processes, (all B, functions).
+        """
+        totals = self._totals(by_function)
+        scored = totals[~totals.isnan()]
+        groups = totals.view(-1, self.num_generations)
+        groups = torch.where(groups.isnan(), groups.nanmean(1, keepdim=True), groups).nan_to_num()
+        spread = groups.amax(1) - groups.amin(1)
+        equal = spread <= 1e-6 * groups.abs().amax(1).clamp(min=1.0)  # float32's rounding
+        self._note("env/reward_mean", scored.mean().item())
+        self._note("env/reward_std", scored.std(correction=0).item())
+        self._note("groups/reward_std", groups.std(1, correction=0).mean().item())
+        self._note("groups/equal", equal.float().mean().item())
+
+    def _note_texts(self, completions: list, ids: list[list[int]]) -> None:
+        """Note length and variety of B completions, and count them."""
+        device = self.accelerator.device
+        lengths = self.accelerator.gather(torch.tensor([len(row) for row in ids], device=device))
+        self._episodes += len(lengths)
+        self._generated += int(lengths.sum())
+        self._note("tokens/responses_len_mean", lengths.float().mean().item())
+        texts = [plain_text(text) for text in completions]
+        self._note("samples/distinct_2", distinct_n(ids, 2))
+        self._note("samples/unique", len(set(texts)) / len(texts))
+        if self.mask_truncated_completions:
+            ends = (self._tokenizer.eos_token_id, self._tokenizer.pad_token_id)
+            self._note("tokens/masked_share", sum(row[-1] not in ends for row in ids) / len(ids))
+
+    def _note_metrics(self, inputs, prompts, completions, ids) -> None:
+        """Call the functions that are only logged."""
+        if not self.rewards.metrics:
+            return
+        columns = {name: [row[name] for row in inputs] for name in inputs[0] if name != "prompt"}
+        values_of = self.rewards.measure(
+            prompts=prompts, completions=completions, completion_ids=ids, **columns
+        )
+        for name, values in values_of.items():
+            known = torch.tensor([value for value in values if value is not None])
+            if len(known):
+                self._note(f"metrics/{name}/mean", known.mean().item())
+                self._note(f"metrics/{name}/std", known.std(correction=0).item())
+
+    def _keep_samples(self, prompts: list, completions: list, by_function: Tensor) -> None:
+        """Keep one response of each of the first groups, for samples.jsonl."""
+        first = self.accelerator.process_index * len(prompts)
+        scores = self._totals(by_function)[first : first + len(prompts)].tolist()
+        one_each = slice(0, self.num_generations * self.args.log_samples, self.num_generations)
+        self._samples = (
+            [plain_text(prompt) for prompt in prompts[one_each]],
+            [plain_text(completion) for completion in completions[one_each]],
+            scores[one_each],
+        )
+
+    def _note_kl(self, mask: Tensor) -> None:
+        """From TRL's KL a token make that of a response.
+
+        TRL has just averaged over all tokens of a batch, so that times tokens over responses is the
+        sum over a response's tokens, averaged over responses.
+
+        Args:
+            mask: 1 at the tokens that TRL counted, (B, R).
+        """
+        kls = self._metrics["train"].get("kl")
+        if self.model.training and kls:
+            counts = torch.stack([mask.sum(), torch.tensor(len(mask), device=mask.device)])
+            tokens, responses = self.accelerator.reduce(counts, reduction="sum").tolist()
+            self._note("objective/kl", kls[-1] * tokens / responses)
+
+    def _record(self, logs: dict[str, Any]) -> None:
+        """Keep the row of a step, and write it to disk at once."""
+        row = {"step": self.state.global_step, "episode": self._episodes}
+        row["tokens/generated"] = self._generated
+        row |= {key: value for key, value in logs.items() if isinstance(value, int | float)}
+        self.all_stats.append(row)
+        new = {
+            name: what for name, what in alarms(self.all_stats).items() if name not in self._said
+        }
+        self._said |= set(new)
+        if self._trying:
+            return
+        for sentence in new.values():
+            logger.warning(sentence)
+        if self.args.should_save:
+            run = RunFolder(self._folder)
+            append_stats(run.all_stats, row)
+            append_alarms(run.alarms, row["step"], list(new.values()))
+            if self._samples is not None:
+                append_samples(run.samples, row["step"], *self._samples)
+        self._samples = None  # a batch that is used again is written once
+
+    # Training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train for `max_steps` steps, with rows, samples and checkpoints in the run folder.
+
+        Args:
+            resume_from_checkpoint: go on from this checkpoint, or from the newest whole one (True);
+                None does what the configuration says.
+            **kwargs: further arguments of TRL's `train`.
+
+        Raises:
+            RecipeError: reward functions, data set, lengths or checkpoint are not fit for training,
+                a reward function failed, or gradients stopped being finite.
+            RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
+        """
+        self._check_before_training()
+        if resume_from_checkpoint is not None:
+            self.args.resume_from_checkpoint = resume_from_checkpoint
+        self._folder = Path(self.args.output_dir)  # a recipe may have proposed it meanwhile
+        train = functools.partial(self._train, **kwargs)
+        if self.args.saves:
+            return train_or_stop(self, train=train)
+        if self.args.resume_from_checkpoint:
+            raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
+        self.args.save_strategy = "no"
+        return train()
+
+    def _train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """TRL's training; of what a failing reward function ends, the last whole step is kept."""
+        self._checkpoint = resume_from_checkpoint
+        try:
+            with _without_renamings():
+                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except RecipeError:
+            one_process = self.accelerator.num_processes == 1  # several save together or not
+            if self._between is not None and self.args.saves and one_process:
+                set_random_states(self._between[1])
+                self._save_checkpoint(self.model, trial=None)
+            raise
+
+    def _begin(self) -> None:
+        """Before the first step, drop what was logged after the checkpoint, and go to its place."""
+        self._between = None
+        if self._trying or not self.args.resume_from_checkpoint:
+            return
+        run, step = RunFolder(self._folder), self.state.global_step
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.all_stats = keep_steps(run.all_stats, step)
+            for path in (run.samples, run.alarms):
+                keep_steps(path, step)
+        for count in range(1, len(self.all_stats) + 1):
+            self._said |= set(alarms(self.all_stats[:count]))
+        if self._checkpoint is not None:
+            process, device = self.accelerator.process_index, self.accelerator.device
+            place = read_place(Path(self._checkpoint), process, device)
+            self._step, self._buffered_inputs = place.passes, place.batch
+            self._episodes, self._generated = place.episodes, place.generated
+
+    def _leave_out_if_not_finite(self) -> None:
+        """Leave a step out that would turn weights into nan; several in a row end the run."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return  # gradients are not here
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        finite = bool(nn.utils.get_total_norm(gradients).isfinite())
+        self._not_finite = 0 if finite else self._not_finite + 1
+        self._note("skipped_steps", float(not finite))
+        if not finite:
+            self.model.zero_grad(set_to_none=True)
+        if self._not_finite >= NOT_FINITE_ENDS:
+            raise RecipeError(
+                f"{self._not_finite} optimizer steps in a row had a gradient that is not finite, "
+                f"the last in step {self.state.global_step + 1}; none of them changed a weight. "
+                "Usual causes: a learning rate that is too high, rewards of very different size, "
+                "or a max_grad_norm of 0."
+            )
+
+    def _after_step(self) -> None:
+        """Note where the run is, in case that the next step fails."""
+        unused = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        batch = None if unused else self._buffered_inputs
+        place = Place(self._step, self._episodes, self._generated, batch)
+        self._between = (place, random_states())
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save what transformers saves, and the place between two sampled batches.
+
+        A disk that takes no more ends no run.
+        """
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        try:
+            write_place(folder, self._between[0], self.accelerator.process_index)
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError) as error:
+            logger.warning(
+                "`%s` could not be written (%s). The run goes on, and the checkpoints before it "
+                "are whole. Free some space.",
+                folder,
+                error,
+            )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: TRL would put one into the run folder with each checkpoint."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save policy and tokenizer to a folder in the hub's format.
+
+        Args:
+            output_dir: None takes `model/` in the run folder.
+            _internal_call: transformers' own argument, for checkpoints.
+        """
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+        elif self.accelerator.is_main_process:
+            folder = Path(output_dir or RunFolder(Path(self.args.output_dir)).model)
+            folder.mkdir(parents=True, exist_ok=True)
+            policy = self.accelerator.unwrap_model(self.model)
+            save_policy(policy, folder, self.args.merge_adapter)
+            self.processing_class.save_pretrained(folder)
+
+    # Before training
+
+    def describe(self) -> str:
+        """Say in one paragraph what `train` is about to do, with the batch arithmetic in words.
+
+        Raises:
+            RecipeError: reward functions, data set or lengths are not fit for training.
+        """
+        lengths = self._check_before_training()
+        return describe_run(
+            self._name,
+            self.args,
+            unwrap_adapter(self.accelerator.unwrap_model(self.model)),
+            self.rewards.names,
+            lengths,
+            self._number_of_steps(),
+            str(self.accelerator.device),
+        )
+
+    def check(self) -> str:
+        """Make the first steps of `train`, write nothing, and put everything back.
+
+        Returns:
+            What was checked, and the time and memory that the whole run will take.
+
+        Raises:
+            RecipeError: as `train`.
+        """
+        self._check_before_training()
+        steps = self._number_of_steps()
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        reference = None if self.ref_model is None else self.ref_model.state_dict()
+        reference = {name: tensor.clone() for name, tensor in (reference or {}).items()}
+        randomness, listeners = random_states(), self.callback_handler.callbacks
+        lent = {"max_steps": min(CHECK_STEPS, steps), "save_strategy": "no", "eval_strategy": "no"}
+        lent |= {"logging_steps": 1, "resume_from_checkpoint": None}
+        own = {name: getattr(self.args, name) for name in lent}
+        self._trying, self.log_completions = True, False
+        kept = (DefaultFlowCallback, _Steps)  # neither trackers nor bars
+        self.callback_handler.callbacks = [c for c in listeners if isinstance(c, kept)]
+        vars(self.args).update(lent)
+        try:
+            self._train()
+            seconds = [row["step_time"] for row in self.all_stats]
+            sample = self._samples and tuple(column[0] for column in self._samples)
+        finally:
+            vars(self.args).update(own)
+            self.callback_handler.callbacks = listeners
+            self.log_completions = self.args.log_completions
+            self.optimizer = self.lr_scheduler = None
+            self._forget()
+            self._metrics["train"].clear()
+            with torch.no_grad():
+                for name, parameter in trained.items():
+                    parameter.copy_(before[name])
+            if reference:
+                self.ref_model.load_state_dict(reference)
+            set_random_states(randomness)
+        return describe_check(seconds, steps, sample)
+
+    def _number_of_steps(self) -> int:
+        return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+
+    def _check_before_training(self) -> list[int]:
+        """Hold rewards, prompts, lengths and disk to what training needs; lengths of prompts."""
+        rows = self.train_dataset
+        if not isinstance(rows, Dataset):
+            return [0]
+        sample = made_up_sample(rows, self.processing_class)
+        extras = {name: lambda *args: None for name in ("log_extra", "log_metric")}
+        self.rewards.check(**sample, **extras, trainer_state=self.state)
+        if len(rows) < self.args.groups:
+            raise RecipeError(
+                f"The data set has {len(rows)} prompts, fewer than the {self.args.groups} of one "
+                f"batch ({self.args.generation_batch_size} responses, {self.num_generations} to "
+                "each). Lower `batch_size` or give more prompts."
+            )
+        lengths = [len(ids) for ids in self._tokenize_prompts(rows["prompt"][:])[0]]
+        check_lengths(max(lengths), self.args.response_length, self.model)
+        if self.args.should_save and self.args.save_strategy != "no":
+            trained = sum(p.numel() * 4 for p in self.model.parameters() if p.requires_grad)
+            kept = self.args.save_total_limit or 1
+            # weights and two moments a checkpoint, one more while it is written, and the model
+            check_disk(Path(self.args.output_dir), trained * (3 * (kept + 1) + 1))
+        return lengths
+
+
+@contextmanager
+def _writes_nothing(args: GroupConfig) -> Iterator[None]:
+    """Keep TRL's constructor from making folders before all was found fit for training."""
+    saves, log_completions = args.saves, args.log_completions
+    args.saves = False
+    if getattr(args, "log_completions_hub_repo", None) is None:
+        args.log_completions = False
+    try:
+        yield
+    finally:
+        args.saves, args.log_completions = saves, log_completions
+
+
+@contextmanager
+def _without_renamings() -> Iterator[None]:
+    """TRL 1.12 reads a property that transformers renamed in 5.23."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
+
+
+class GRPOTrainer(GroupTrainer, trl.GRPOTrainer):
+    """Group relative policy optimisation: TRL's trainer, in a run folder.
+
+    [`GroupTrainer`] tells its arguments and what differs from TRL's.
+    """
+
+    config_class = GRPOConfig
+
+    def compute_loss(self, model, inputs, *args: Any, **kwargs: Any) -> Any:
+        """Compute TRL's loss, and note the KL of a response."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        mask = inputs["completion_mask"]
+        self._note_kl(mask * inputs["tool_mask"] if "tool_mask" in inputs else mask)
+        return loss
+
+
+class RLOOTrainer(GroupTrainer, trl.RLOOTrainer):
+    """REINFORCE with the mean of the others as baseline: TRL's trainer, in a run folder.
+
+    [`GroupTrainer`] tells its arguments and what differs from TRL's.
+    """
+
+    config_class = RLOOConfig
+
+    def _generate_and_score_completions(self, inputs: list) -> dict:
+        """Let TRL sample and score a batch, and note the KL of a response."""
+        batch = super()._generate_and_score_completions(inputs)
+        self._note_kl(batch["completion_mask"])
+        return batch
