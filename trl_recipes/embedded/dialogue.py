@@ -20,10 +20,9 @@ from .dialogue_grammar import SPEECHES, WORDS
 SEED = 20_260
 CHARACTERS = 400_000  # about as many are written; whole scenes
 ANGRY = 0.35  # share of speeches
-SHOUTED_SPEECH, SHOUTED_SENTENCE = 0.12, 0.12  # shares of the angry ones
-STRESSED_WORD = 0.08  # share of all speeches with one word in capitals
+ONLY_SHOUTS, ENDS_IN_SHOUTS = 0.20, 0.20  # shares of the angry ones
+STRESSED_WORD = 0.03  # share of all speeches with one word in capitals
 DIRECTION = 0.08  # share of speeches with a stage direction
-SENTENCE = re.compile(r"[^.!?]+[.!?]+ ?")
 WORD = re.compile(r"[A-Za-z]{2,}")
 
 
@@ -37,8 +36,8 @@ class SceneWriter(Writer):
     def scene(self, number: int) -> str:
         """Write a scene: a heading and 6 to 13 speeches of two to four speakers."""
         self.used, self.bound = set(), {}
-        place = FIRST_LETTER.sub(lambda letter: letter.group().upper(), self._expand("scenery", "+"))
-        heading = f"Scene {number}. {place}, {self._expand('hour', '+')}."
+        place, hour = self._sentences("scenery", "+"), self._expand("hour", "+")
+        heading = f"Scene {number}. {place}, {hour}."
         cast = self._cast(2 + int(self.random() * 3))
         blocks, speaker = [heading], ""
         for _ in range(6 + int(self.random() * 8)):
@@ -58,23 +57,25 @@ class SceneWriter(Writer):
 
     def _speech(self) -> str:
         angry = self.random() < ANGRY
-        text = self._expand("speech", "-" if angry else "+")
-        text = A_BEFORE_VOWEL.sub(r"\1n ", text)
-        text = FIRST_LETTER.sub(lambda letter: letter.group().upper(), text)
-        if angry and self.random() < SHOUTED_SPEECH:
-            return text.upper()
-        if angry and self.random() < SHOUTED_SENTENCE:
-            text = self._in_capitals(text, SENTENCE)
+        if angry and self.random() < ONLY_SHOUTS:
+            return self._sentences("shouts", "-").upper()
+        text = self._sentences("speech", "-" if angry else "+")
+        if angry and self.random() < ENDS_IN_SHOUTS:
+            text += " " + self._sentences("shouts", "-").upper()
         if self.random() < STRESSED_WORD:
-            text = self._in_capitals(text, WORD)
+            text = self._stressed(text)
         if self.random() < DIRECTION:
             text = f"({self._expand('direction', '+')}) {text}"
         return text
 
-    def _in_capitals(self, text: str, pattern: re.Pattern[str]) -> str:
-        """One of the places that match, in capitals."""
-        chosen = self._pick(list(pattern.finditer(text)))
-        return text[: chosen.start()] + chosen.group().upper() + text[chosen.end() :]
+    def _sentences(self, symbol: str, mood: str) -> str:
+        text = A_BEFORE_VOWEL.sub(r"\1n ", self._expand(symbol, mood))
+        return FIRST_LETTER.sub(lambda letter: letter.group().upper(), text)
+
+    def _stressed(self, text: str) -> str:
+        """One of the words in capitals."""
+        word = self._pick(list(WORD.finditer(text)))
+        return text[: word.start()] + word.group().upper() + text[word.end() :]
 
     def _pick(self, choices: list):
         return choices[int(self.random() * len(choices))]

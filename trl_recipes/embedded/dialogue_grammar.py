@@ -6,10 +6,11 @@ once a scene, so that a scene speaks of one place and one trouble.
 """
 
 SPEECHES = """
-speech+ = 3*<say> | 6*<say> <say> | 6*<say> <say> <say> | 3*<say> <say> <say> <say> | 2*<reply> <say> | 2*<reply> <say> <say>
-    | <reply> | <ask> | 2*<say> <ask> | <say> <say> <ask> | <tale> | <tale> <ask>
-speech- = 3*<say> | 5*<say> <say> | 4*<say> <say> <say> | 2*<reply> <say> | 2*<reply> <say> <say>
-    | 2*<reply> | 2*<ask> | 2*<say> <ask> | <say> <order> | 2*<order> | <order> <say> | <tale>
+speech+ = 2*<say> | 5*<say> <say> | 7*<say> <say> <say> | 4*<say> <say> <say> <say> | <reply> <say>
+    | 3*<reply> <say> <say> | <reply> | <ask> | 2*<say> <ask> | 2*<say> <say> <ask> | <tale>
+    | <tale> <ask>
+speech- = 2*<say> | 5*<say> <say> | 6*<say> <say> <say> | <reply> <say> | 3*<reply> <say> <say>
+    | <reply> | <ask> | 2*<say> <ask> | <say> <order> | <order> | 2*<order> <say> <say> | <tale>
 
 reply+ = Yes. | Of course. | With pleasure. | Good morning, <@friend>. | Thank you, <@friend>.
     | So be it. | As you wish. | I am glad to hear it. | Very well. | You are kind. | That is true.
@@ -77,10 +78,36 @@ order = <do> the <object>! | do not <do> the <object>! | <go> <where>, and take 
     | give me the <object>! | keep your <things> to yourself! | put down the <object>!
     | <do> it, or I will <go> <where>! | tell me who <did> the <object>!
     | somebody <do> the <objects>! | look at the <thing>!
-tale = once there was a <trait> <person> who <did> the <object>. one day the <person> <went> <where>.
-    | listen: the <person> <did> the <object>, and the <person> <did> the <objects>. what a <@trouble>.
+tale = once there was a <trait> <person> who <did> the <object>. one day the <person> <went>
+    <where>.
+    | listen: the <person> <did> the <object>, and the <person> <did> the <objects>. what a
+    <@trouble>.
     | last night I <went> <where>. there stood a <trait> <person> with a <object>.
     | my <kin> had a <adj> <thing>. the <person> <did> it <when>, and nobody <did> the <objects>.
+
+shouts = 2*<shout> | 4*<shout> <shout> | 4*<shout> <shout> <shout>
+    | 2*<shout> <shout> <shout> <shout>
+shout = 5*<grab> the <loot>! | 3*who <grabbed> the <loot>? | 3*where is the <loot>? | <cry>!
+    | 2*<cry>, <foe>! | 3*the <foe> <grabbed> the <loot>! | 2*give me the <loot>!
+    | 2*give the <loot> to the <foe>! | 2*the <loot> is <gone>! | 2*the <loot> is <nearby>!
+    | 2*the <foe> is <nearby>! | 2*look, the <foe>! | 2*do not <grab> the <loot>!
+    | 2*where is the <foe>? | 2*bring the <loot> and the <loot>! | 2*why is the <loot> <gone>?
+    | we want the <loot>! | 2*I want my <loot>! | run, the <foe> is <nearby>!
+    | 2*the <foe> has the <loot>! | 2*I will <grab> the <loot>! | no <loot>, no <loot>!
+    | is it <gone>? | 2*you <grabbed> the <loot>, <foe>! | nobody will <grab> the <loot>!
+    | call the <foe>!
+cry = help | stop | never | enough | no | be quiet | listen | fire | come here | get out | wait
+    | shame | open the door | leave me alone | catch him | not again | hurry | let me in | too late
+grab = take | steal | burn | break | hide | sell | drop | lose | find | bring | keep | save
+grabbed = took | stole | burned | broke | hid | sold | dropped | lost | found | brought | kept
+    | saved
+loot = key | ring | boat | letter | bell | lamp | coin | crown | clock | horse | goose | map | hat
+    | coat | knife | cake | bread | wine | money | gold | door | book | rope | light | fish | cat
+foe = thief | king | queen | judge | baker | doctor | captain | sailor | mayor | cook | spy | liar
+    | fool | widow | nurse
+gone = gone | mine | broken | lost | stolen | old | yours | cold | here
+nearby = here | in the house | at the door | on the roof | in the garden | at the harbour
+    | on the boat | in the tower | under the bridge | at the market | on the stairs
 
 direction = <enters> <where> | holding the <object> | to the <person> | <manner>
     | looking at the <thing> | puts the <object> away | hides the <object> | with a <trait> smile
@@ -190,8 +217,7 @@ hour = at dawn | at noon | at night | in the evening | in the rain | before brea
     | after supper | in the fog | on Sunday | at midnight | in spring | in winter
     | during the flood | an hour later
 
-speaker = MARTHA | OLIVER | AGNES | RUBEN | CLARA | WALTER | EDITH | JONAS | HELENE | VICTOR
-    | GRETA | SIMON | LOTTE | FELIX | IRENE | CASPAR | BAKER | CAPTAIN | DOCTOR | MAYOR | JUDGE
-    | WIDOW | STRANGER | WATCHMAN | THIEF | QUEEN | FIRST SAILOR | SECOND SAILOR | INNKEEPER
-    | POSTMAN
+speaker = AGNES | OTTO | RUBEN | CLARA | HUGO | EDITH | JONAS | EMIL | GRETA | SIMON | LOTTE
+    | FELIX | IRENE | IDA | ANNA | BAKER | COOK | JUDGE | MAYOR | WIDOW | THIEF | QUEEN | SPY
+    | KING | NURSE | DOCTOR | SAILOR | CAPTAIN
 """
