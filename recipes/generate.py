@@ -13,6 +13,7 @@ from trl_recipes import RecipeError, SentimentReward, generate_responses, load_r
 from trl_recipes.compare import check_context, mean_interval
 from trl_recipes.embedded import language_model
 from trl_recipes.printable import printable
+from trl_recipes.tokenizers import check_characters
 
 
 @dataclass
@@ -59,6 +60,7 @@ def main(args: GenerateArguments) -> None:
     model.to(PartialState().device)
 
     # Prompts
+    check_characters(args.prompt, tokenizer, "--prompt")
     query = torch.tensor(tokenizer(args.prompt)["input_ids"], dtype=torch.long)
     if len(query) == 0:
         raise RecipeError("--prompt is empty. Give at least one word to continue.")
