@@ -1,7 +1,7 @@
 """A decoder-only transformer over characters, trained from scratch on random windows of a text."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import (
 from trl_recipes.characters import RandomWindows, encode
 from trl_recipes.errors import RecipeError
 from trl_recipes.pretrain import LossBar, PretrainConfig
+from trl_recipes.ranges import check_range
 from trl_recipes.runs import RunFolder
 from trl_recipes.stats import append_stats, keep_steps
 from trl_recipes.stopping import train_or_stop
@@ -48,6 +49,8 @@ class BaselineConfig:
     )
 
     def __post_init__(self):
+        for setting in fields(self):
+            check_range(setting.name, getattr(self, setting.name))
         if self.n_embd % (2 * self.n_head):
             raise RecipeError(
                 f"--n_embd ({self.n_embd}) must be a multiple of twice --n_head ({self.n_head}): "
@@ -55,9 +58,6 @@ class BaselineConfig:
                 f"{_numbers(_near_multiples(self.n_embd, 2 * self.n_head))}, or --n_head to "
                 f"{_numbers(_near_divisors(self.n_embd // 2, self.n_head))}."
             )
-        for name in ("baseline_steps", "baseline_batch_size"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"--{name} is {getattr(self, name)}. Use 1 or more.")
 
     def training(self, output_dir: str | Path, **shared: Any) -> PretrainConfig:
         """Settings of the training, for transformers' Trainer.
