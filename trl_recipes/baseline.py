@@ -78,6 +78,7 @@ class BaselineConfig:
             eval_strategy="steps",
             eval_steps=every,
             prediction_loss_only=True,
+            dataloader_pin_memory=torch.accelerator.is_available(),  # else torch warns
             **shared,
         )
 
