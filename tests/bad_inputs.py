@@ -153,7 +153,9 @@ RLHF = (
     "rlhf.py --model_name_or_path {gpt2} --dataset_name data.jsonl --output_dir out --max_steps 1 "
     "--batch_size 4 --response_length 6 "
 )
+SHOUT = "grpo_shouting.py --text_file text.txt --output_dir out "
 ONE_RUN = {"run": run()}
+TEXT = {"text.txt": "A line of text that is long enough.\n" * 20}
 
 FLAGS = [
     BadInput("misspelt flag", PLOT + "--outptu a.png", ("`--outptu`", "`--output`")),
@@ -765,5 +767,50 @@ ALGORITHMS = [
     ),
 ]
 
+SHOUTING = [
+    BadInput("no text file", SHOUT, ("--text_file", "no file `text.txt`", "Check the path")),
+    BadInput("an empty text", SHOUT, ("holds no text", "Give a text file"), {"text.txt": "\n"}),
+    BadInput("no text but bytes", SHOUT, ("byte 1 is 0", "UTF-8"), {"text.txt": b"a\0b"}),
+    BadInput("a text in Latin-1", SHOUT, ("not UTF-8 at byte 4", "Save"), {"text.txt": b"caf\xe9"}),
+    BadInput(
+        "a text shorter than its contexts",
+        SHOUT,
+        ("`text.txt` has 9 characters", "need 192", "--context_length (96)"),
+        {"text.txt": "too short"},
+    ),
+    BadInput(
+        "heads that do not divide the width",
+        SHOUT + "--n_embd 130",
+        ("--n_embd (130)", "--n_head (4)", "128 or 136", "1 or 5 or 13"),
+        TEXT,
+    ),
+    BadInput(
+        "a context that holds no completion",
+        SHOUT + "--context_length 80",
+        ("--context_length (80)", "--prompt_length 40", "88 or more"),
+        TEXT,
+    ),
+    BadInput(
+        "a reward to shout for that is none",
+        SHOUT + "--reward_funcs LoudReward",
+        ("--reward_funcs", "LoudReward", "UppercaseReward"),
+        TEXT,
+    ),
+    BadInput(
+        "a group that does not divide the batch of shouts",
+        SHOUT + "--num_generations 7",
+        ("`num_generations` (7)", "63 or 70"),
+        TEXT,
+    ),
+    BadInput(
+        "a stage before its time",
+        SHOUT + "--stage grpo",
+        ("--stage grpo needs the tokenizer", "--stage tokenizer first"),
+        TEXT,
+    ),
+    BadInput("a stage that is none", SHOUT + "--stage shout", ("--stage", "tokenizer"), TEXT),
+]
+
 BAD_INPUTS = [*FLAGS, *YAML, *DATA, *MODELS, *FOLDERS, *RUNS, *RESUMING]
 BAD_INPUTS += [*PRETRAINING, *REWARDS, *GROUPS, *REWARD_MODELS, *BENCHMARK, *ALGORITHMS]
+BAD_INPUTS += SHOUTING

@@ -6,6 +6,7 @@ import pytest
 
 from trl_recipes import PPOConfig, RecipeError
 from trl_recipes.arguments import parse_arguments
+from trl_recipes.baseline import BaselineConfig
 from trl_recipes.pretrain import ClassifierSizes, LanguageModelSizes, PretrainConfig
 from trl_recipes.ranges import RANGES, check_range, check_trackers
 
@@ -39,6 +40,7 @@ def test_what_lies_within_or_is_not_given_passes(name, value):
     [
         (LanguageModelSizes, "n_head", "0"),  # its __post_init__ would divide by it
         (ClassifierSizes, "num_heads", "0"),
+        (BaselineConfig, "n_head", "0"),
         (PretrainConfig, "per_device_train_batch_size", "0"),
         (PPOConfig, "log_samples", "-1"),
     ],
@@ -60,7 +62,13 @@ def test_a_config_made_in_python_is_held_to_the_same():
 
 
 def test_every_default_lies_within_its_range():
-    for settings in (PPOConfig, PretrainConfig, LanguageModelSizes, ClassifierSizes):
+    for settings in (
+        PPOConfig,
+        PretrainConfig,
+        LanguageModelSizes,
+        ClassifierSizes,
+        BaselineConfig,
+    ):
         fields = [field for field in dataclasses.fields(settings) if field.name in RANGES]
         assert fields
         for field in fields:

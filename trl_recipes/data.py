@@ -300,6 +300,8 @@ def _tokenize(
     texts: Sequence[Any], order: list[int], tokenizer: "PreTrainedTokenizerBase", where: str
 ) -> Iterator[tuple[int, list[int]]]:
     """Row number and token ids of each text, in the given order."""
+    from trl_recipes.tokenizers import check_characters
+
     for start in range(0, len(order), 1000):
         rows = order[start : start + 1000]
         batch = [texts[row] for row in rows]
@@ -310,6 +312,7 @@ def _tokenize(
                     f"({type(text).__name__}), which is no text. Choose a column of texts with "
                     "--text_column."
                 )
+        check_characters([text or "" for text in batch], tokenizer, f"{_SOURCE}: {where}")
         # verbose=False: whole reviews are longer than the model's context, prompts are not.
         ids = tokenizer([text or "" for text in batch], verbose=False)["input_ids"]
         yield from zip(rows, ids, strict=True)

@@ -17,6 +17,7 @@ from trl_recipes.forward import unwrap_adapter
 from trl_recipes.generation import load_run, load_tokenizer
 from trl_recipes.model_checks import check_language_model, check_vocabulary
 from trl_recipes.rewards.text import is_conversation
+from trl_recipes.tokenizers import is_character_tokenizer
 
 # Columns that are another form of the prompt, and names that TRL gives to reward functions itself.
 _NO_COLUMNS = ("query", "input_ids", "attention_mask")
@@ -173,6 +174,8 @@ def made_up_sample(rows: Dataset, processing_class: Any) -> dict[str, list]:
     few = rows[:2]
     prompts = few.pop("prompt")
     texts = list(_MADE_UP[: len(prompts)])
+    if is_character_tokenizer(processing_class):  # which may not know every letter of English
+        texts = prompts
     completions = texts
     if is_conversation(prompts[0]):
         completions = [[{"role": "assistant", "content": text}] for text in texts]

@@ -8,9 +8,11 @@ from trl_recipes.rewards.perplexity import PerplexityReward
 from trl_recipes.rewards.reward_model import RewardModelReward
 from trl_recipes.rewards.sentiment import SentimentReward
 from trl_recipes.rewards.similarity import SimilarityReward
+from trl_recipes.rewards.words import KnownWordsReward
 
 __all__ = [
     "KeywordReward",
+    "KnownWordsReward",
     "LengthPenalty",
     "PerplexityReward",
     "RegexReward",

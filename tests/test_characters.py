@@ -1,0 +1,91 @@
+"""Reading, dividing and cutting a text: no character is lost, and prompts are whole words."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trl_recipes.characters import RandomWindows, cut_prompts, divide_text, encode, read_text
+from trl_recipes.errors import RecipeError
+from trl_recipes.tokenizers import character_tokenizer
+
+LINES = "".join(f"Line {i} says that it is number {i}.\n" for i in range(60))
+
+
+def test_a_file_is_read_without_changing_a_character(tmp_path):
+    content = "\ufeffone\r\ntwo\n\tthree\x0b é e\u0301\r"
+    (tmp_path / "a.txt").write_bytes(content.encode())
+    assert read_text(str(tmp_path / "a.txt")) == content
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "holds no text"),
+        (b" \n\t\n", "holds no text"),
+        (b"abc\0def", "byte 3 is 0"),
+        ("text".encode("utf-16"), "is 0, as in binary files or in UTF-16"),
+        (b"one\ntw\xffo", "not UTF-8 at byte 6, line 2"),
+    ],
+)
+def test_what_is_no_text_is_refused(content, says, tmp_path):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(RecipeError, match=says):
+        read_text(str(tmp_path / "a.txt"))
+
+
+def test_a_folder_and_a_missing_file_are_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "no.txt"):
+        with pytest.raises(RecipeError, match=r"--text_file: .*Give|Check"):
+            read_text(str(path))
+
+
+@given(st.text("ab \n", min_size=2, max_size=400), st.integers(1, 50))
+def test_both_parts_are_the_text_and_each_holds_a_context(text, shortest):
+    try:
+        train, heldout = divide_text(text, shortest, "a.txt")
+    except RecipeError:
+        assert len(text) < 2 * shortest
+    else:
+        assert train + heldout == text
+        assert min(len(train), len(heldout)) >= shortest
+        assert len(heldout) >= 0.1 * len(text) - 1
+
+
+def test_the_held_out_part_starts_at_a_line():
+    train, heldout = divide_text(LINES, 20, "a.txt")
+    assert train.endswith("\n")
+    assert 0.1 <= len(heldout) / len(LINES) < 0.13
+
+
+def test_prompts_are_whole_words_of_the_text_up_to_the_next_word():
+    tokenizer = character_tokenizer(LINES)
+    prompts = cut_prompts(LINES, tokenizer, 24, 50, seed=0)
+    words = set(LINES.split())
+    assert len(set(prompts["query"])) > 25
+    for query, ids in zip(prompts["query"], prompts["input_ids"], strict=True):
+        assert query in LINES
+        assert len(query) <= 24
+        assert set(query.split()) <= words
+        assert re.search(r"\s$", query)
+        assert tokenizer.decode(ids) == query
+    assert cut_prompts(LINES, tokenizer, 24, 50, seed=0)["query"][:] == prompts["query"][:]
+    assert cut_prompts(LINES, tokenizer, 24, 50, seed=1)["query"][:] != prompts["query"][:]
+
+
+def test_a_text_without_spaces_has_prompts_too():
+    text = "字符" * 30
+    prompts = cut_prompts(text, character_tokenizer(text), 8, 5, seed=0)
+    assert all(len(query) == 8 for query in prompts["query"])
+
+
+def test_windows_lie_anywhere_in_the_text_and_follow_from_the_seed():
+    ids = encode(LINES[:200], character_tokenizer(LINES))
+    windows = RandomWindows(ids, 10, 3000, seed=0)
+    assert len(windows) == 3000
+    assert set(windows.starts) == set(range(191))  # every place, the first and the last too
+    assert torch.equal(windows[7]["input_ids"], ids[windows.starts[7] :][:10])
+    assert RandomWindows(ids, 10, 3000, seed=0).starts == windows.starts
+    assert RandomWindows(ids, 10, 3000, seed=1).starts != windows.starts

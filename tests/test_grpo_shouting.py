@@ -1,0 +1,246 @@
+"""recipes/grpo_shouting.py: its stages, with a tiny text and tiny sizes through the real recipe."""
+
+import importlib.util
+import json
+import os
+import random
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_recipes import load_stats
+from trl_recipes.arguments import run_recipe
+from trl_recipes.baseline import BaselineConfig, LossCurve, mean_loss, new_model
+from trl_recipes.characters import divide_text, encode, read_text
+from trl_recipes.errors import RecipeError
+from trl_recipes.rewards import UppercaseReward
+from trl_recipes.tokenizers import character_tokenizer
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "grpo_shouting.py"
+SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 32, "context_length": 24}
+WORDS = ["--prompt_length", "8", "--response_length", "16", "--eval_prompts", "32"]
+WORDS += ["--baseline_steps", "120", "--max_steps", "12", "--batch_size", "32", "--beta", "0.01"]
+WORDS += ["--learning_rate", "5e-3", "--num_generations", "8", "--save_steps", "3"]
+WORDS += ["--use_cpu", "true", "--disable_tqdm", "true"]
+WORDS += [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
+WEIGHTS = ("baseline/model/model.safetensors", "model/model.safetensors")
+
+
+def launch(text_file, folder, *more):
+    """The recipe as its command line runs it, in this process; its exit code."""
+    spec = importlib.util.spec_from_file_location("grpo_shouting", RECIPE)
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    types = (recipe.ShoutingArguments, recipe.BaselineConfig, recipe.GRPOConfig)
+    argv = ["--text_file", str(text_file), "--output_dir", str(folder), *WORDS, *more]
+    try:
+        run_recipe(recipe.main, *types, argv=argv, default_config="grpo_shouting")
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def weights(folder):
+    return [load_file(folder / name) for name in WEIGHTS]
+
+
+def contents(folder):
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    """Lines that are mostly soft and sometimes loud, so that loudness can be learned."""
+    draw = random.Random(0)
+    words = ["rain", "snow", "wind", "sun", "moon"]
+    lines = [" ".join(draw.choice(words) for _ in range(4)) + "\n" for _ in range(500)]
+    lines = [line.upper() if draw.random() < 0.2 else line for line in lines]
+    path = tmp_path_factory.mktemp("text") / "weather.txt"
+    path.write_text("".join(lines), newline="")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(text_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "loud"
+    assert launch(text_file, folder) == 0
+    return folder
+
+
+def test_it_learns_to_shout_on_held_out_prompts(finished):
+    found = json.loads((finished / "evaluation" / "comparison.json").read_text())
+    before, after = (found["models"][name]["uppercase"] for name in ("baseline", "GRPO"))
+    assert before["n"] == after["n"] == 32
+    assert after["mean"] - after["half_width_95"] > before["mean"] + before["half_width_95"]
+    responses = [row["response"] for row in found["models"]["GRPO"]["responses"]]
+    shares = UppercaseReward()(completions=responses)
+    assert sum(shares) / 32 == pytest.approx(after["mean"])
+
+
+def test_every_stage_leaves_its_result(finished):
+    for name in ("tokenizer", "baseline", ".", "evaluation"):
+        assert json.loads((finished / name / "stage.json").read_text())["result"] == {}
+    pictures = ("plots/training.png", "baseline/plots/training.png", "evaluation/comparison.png")
+    for name in pictures:
+        assert (finished / name).stat().st_size > 10_000
+    told = (finished / "evaluation" / "comparison.txt").read_text()
+    assert "n = 32 responses of each model" in told
+    assert "GRPO: " in told
+    assert "pairs of words are distinct" in told
+    assert [row["step"] for row in load_stats(finished)] == list(range(1, 13))
+
+
+def test_model_and_tokenizer_load_like_any_other(finished, text_file):
+    text = read_text(str(text_file))
+    for folder in (finished / "baseline" / "model", finished / "model"):
+        tokenizer, model = (
+            kind.from_pretrained(folder) for kind in (AutoTokenizer, AutoModelForCausalLM)
+        )
+        assert tokenizer.decode(tokenizer(text[:300])["input_ids"]) == text[:300]
+        assert model.config.num_hidden_layers == 1
+        assert model.config.num_attention_heads == 2
+        assert model.get_input_embeddings().weight.shape == (len(tokenizer), 32)
+        assert model.config.max_position_embeddings == 24
+
+
+def test_the_baselines_losses_fall_and_are_those_of_the_held_out_text(finished, text_file):
+    rows = load_stats(finished / "baseline")
+    heldout = [row["loss/heldout"] for row in rows if "loss/heldout" in row]
+    train = [row["loss/train"] for row in rows if "loss/train" in row]
+    assert len(heldout) == 8
+    assert heldout[-1] < heldout[0]
+    assert train[-1] < train[0]
+    # by hand: one window after another, one character after another
+    model = AutoModelForCausalLM.from_pretrained(finished / "baseline" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "tokenizer")
+    _, text = divide_text(read_text(str(text_file)), 24, "")
+    windows = encode(text, tokenizer)[: len(text) // 24 * 24].view(-1, 24)[:128]
+    nats = []
+    with torch.no_grad():
+        for window in windows:
+            logprobs = model(window[None]).logits[0].log_softmax(-1)
+            nats += [-float(logprobs[i - 1, window[i]]) for i in range(1, 24)]
+    assert sum(nats) / len(nats) == pytest.approx(mean_loss(model, windows), abs=1e-5)
+    assert sum(nats) / len(nats) == pytest.approx(heldout[-1], abs=1e-4)
+
+
+def test_again_nothing_is_done_again(finished, text_file, capfd):
+    before = contents(finished)
+    assert launch(text_file, finished) == 0
+    assert contents(finished) == before
+    out = capfd.readouterr().out
+    assert "tokenizer: there, baseline: there, grpo: there, evaluation: there" in out
+    assert "n = 32 responses of each model" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--n_embd", "64"], "the baseline in `{folder}/baseline` was made with other settings: "
+         "n_embd was 32, is 64."),
+        (["--baseline_steps", "121"], "baseline_steps was 120, is 121"),
+        (["--seed", "1"], "seed was 0, is 1"),
+        (["--beta", "0.5"], "the grpo in `{folder}` was made with other settings: beta was 0.01"),
+        (["--eval_prompts", "16"], "the evaluation in"),
+    ],
+)  # fmt: skip
+def test_other_settings_are_refused_and_nothing_is_lost(finished, text_file, flags, says, capfd):
+    before = contents(finished)
+    assert launch(text_file, finished, *flags) == 2
+    assert contents(finished) == before
+    assert says.format(folder=finished) in capfd.readouterr().err
+
+
+def test_another_text_is_refused(finished, text_file, tmp_path, capfd):
+    other = tmp_path / "weather.txt"
+    other.write_bytes(text_file.read_bytes().replace(b"rain", b"hail"))
+    assert launch(other, finished) == 2
+    assert "the tokenizer in" in capfd.readouterr().err
+
+
+def test_stages_alone_make_what_all_of_them_make(finished, text_file, tmp_path, capfd):
+    folder = tmp_path / "loud"
+    assert launch(text_file, folder, "--stage", "grpo") == 2
+    assert "--stage grpo needs the tokenizer" in capfd.readouterr().err
+    assert not folder.exists()
+    for stage in ("tokenizer", "baseline", "grpo"):
+        assert launch(text_file, folder, "--stage", stage) == 0
+    for ours, whole in zip(weights(folder), weights(finished), strict=True):
+        assert all(torch.equal(ours[name], whole[name]) for name in whole)
+    assert not (folder / "evaluation").exists()
+
+
+def test_a_stopped_run_ends_as_one_that_was_left_alone(
+    finished, text_file, tmp_path, monkeypatch, capfd
+):
+    folder = tmp_path / "loud"
+
+    def stop_after(kind, method, step):
+        """SIGTERM to this process, once, when training is there."""
+        own = getattr(kind, method)
+
+        def stopping(self, args, state, control, **kwargs):
+            own(self, args, state, control, **kwargs)
+            if state.global_step == step:
+                monkeypatch.setattr(kind, method, own)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(kind, method, stopping)
+
+    stop_after(LossCurve, "on_log", 60)
+    assert launch(text_file, folder) == 143
+    assert not (folder / "model").exists()
+    from trl_recipes.grpo.trainer import _Steps
+
+    stop_after(_Steps, "on_step_end", 5)
+    assert launch(text_file, folder, "--resume_from_checkpoint", "true") == 143
+    assert "baseline: go on" in capfd.readouterr().out
+    assert (folder / "checkpoints" / "checkpoint-5").is_dir()
+    assert launch(text_file, folder) == 0
+    for ours, whole in zip(weights(folder), weights(finished), strict=True):
+        assert all(torch.equal(ours[name], whole[name]) for name in whole)
+    steps = [[row["step"] for row in load_stats(path)] for path in (folder, folder / "baseline")]
+    assert steps[0] == list(range(1, 13))
+    assert steps[1] == [row["step"] for row in load_stats(finished / "baseline")]
+
+
+def test_a_check_writes_nothing(text_file, tmp_path, capfd):
+    assert launch(text_file, tmp_path / "loud", "--check", "true") == 0
+    assert not (tmp_path / "loud").exists()
+    out = capfd.readouterr().out
+    assert "120 steps" in out
+    assert "12 steps" in out
+
+
+def test_there_is_nothing_to_go_on_with(text_file, tmp_path, capfd):
+    assert launch(text_file, tmp_path / "loud", "--resume_from_checkpoint", "true") == 2
+    assert "holds no run to go on with" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("width", "heads", "says"), [
+    (130, 4, "Set --n_embd to 128 or 136, or --n_head to 1 or 5 or 13."),
+    (4, 8, "Set --n_embd to 16, or --n_head to 1 or 2."),
+    (96, 32, "Set --n_embd to 64 or 128, or --n_head to 16 or 24 or 48."),
+])  # fmt: skip
+def test_heads_that_do_not_divide_the_width(width, heads, says):
+    with pytest.raises(RecipeError) as error:
+        BaselineConfig(n_embd=width, n_head=heads)
+    assert says in str(error.value)
+    for number in map(int, re.findall(r"\d+", says.split("--n_head to")[1])):
+        BaselineConfig(n_embd=width, n_head=number)
+
+
+def test_the_seed_decides_the_first_weights():
+    tokenizer, sizes = character_tokenizer("abc"), BaselineConfig(**SIZES)
+    first, same, other = (new_model(sizes, tokenizer, seed).lm_head.weight for seed in (0, 0, 1))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)

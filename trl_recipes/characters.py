@@ -1,0 +1,134 @@
+"""A text as characters: read from a file, divided, cut into windows and prompts."""
+
+import random
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from trl_recipes.embedded.dialogue import write_dialogue
+from trl_recipes.errors import RecipeError
+
+HELD_OUT_SHARE = 0.1  # of the text: its end
+_SOURCE = "--text_file"
+
+
+def read_text(path: str | None) -> str:
+    """Read a text file without changing a character of it, line ends included.
+
+    Args:
+        path: a file in UTF-8; None takes the embedded dialogue.
+
+    Raises:
+        RecipeError: no such file, or it is empty, no text or not UTF-8.
+    """
+    if path is None:
+        return write_dialogue()
+    file = Path(path).expanduser()
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError as error:
+        raise RecipeError(f"{_SOURCE}: there is no file `{file}`. Check the path.") from error
+    except OSError as error:
+        raise RecipeError(
+            f"{_SOURCE}: `{file}` could not be read ({error.strerror}). Give a text file in UTF-8."
+        ) from error
+    if not data.strip():
+        raise RecipeError(f"{_SOURCE}: `{file}` holds no text. Give a text file in UTF-8.")
+    if b"\0" in data:
+        raise RecipeError(
+            f"{_SOURCE}: `{file}` is no text: byte {data.index(0)} is 0, as in binary files or in "
+            "UTF-16. Give a text file in UTF-8."
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise RecipeError(
+            f"{_SOURCE}: `{file}` is not UTF-8 at byte {error.start}, line {line}. Save it as "
+            "UTF-8."
+        ) from error
+
+
+def divide_text(text: str, shortest: int, source: str | None) -> tuple[str, str]:
+    """Divide a text: its beginning to train on, its last tenth to measure on.
+
+    Args:
+        text: the whole text.
+        shortest: characters that each part needs: one context.
+        source: its file, for messages.
+
+    Returns:
+        Both parts; the second starts at a line where there is one near.
+
+    Raises:
+        RecipeError: a part would be shorter than that.
+    """
+    cut = len(text) - max(round(len(text) * HELD_OUT_SHARE), shortest)
+    line = text.rfind("\n", 0, max(cut, 0)) + 1
+    cut = line if cut - line < 1000 and line >= shortest else cut
+    if cut < shortest:
+        raise RecipeError(
+            f"{_SOURCE}: `{source}` has {len(text)} characters. One context to train on and one "
+            f"held out to measure on need {2 * shortest}. Give a longer text, or lower "
+            f"--context_length ({shortest})."
+        )
+    return text[:cut], text[cut:]
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Token ids of a long text, (characters,): a look-up, much quicker than the tokenizer."""
+    tokens = tokenizer.get_vocab()
+    return torch.tensor([tokens[character] for character in text])
+
+
+class RandomWindows(torch.utils.data.Dataset):
+    """Windows that start anywhere in a text, the same ones for the same seed.
+
+    Args:
+        ids: the text, (characters,).
+        length: of a window.
+        count: number of windows.
+        seed: of the places.
+    """
+
+    def __init__(self, ids: Tensor, length: int, count: int, seed: int):
+        draw = torch.Generator().manual_seed(seed)
+        self.starts = torch.randint(len(ids) - length + 1, (count,), generator=draw).tolist()
+        self.ids, self.length = ids, length
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        start = self.starts[index]
+        return {"input_ids": self.ids[start : start + self.length]}
+
+
+def cut_prompts(
+    text: str, tokenizer: PreTrainedTokenizerBase, length: int, count: int, seed: int
+) -> Dataset:
+    """Cut prompts out of a text: whole words, from anywhere, up to the start of a word.
+
+    Args:
+        text: longer than a prompt.
+        tokenizer: of characters.
+        length: most characters of a prompt.
+        count: number of prompts.
+        seed: of the places.
+
+    Returns:
+        Columns `query` (text) and `input_ids`, as `load_prompts` gives them.
+    """
+    draw, queries = random.Random(seed), []
+    while len(queries) < count:
+        start = draw.randrange(len(text) - length + 1)
+        window = text[start : start + length]
+        spaces = [place + 1 for place, character in enumerate(window) if character.isspace()]
+        cut = window[spaces[0] : spaces[-1]] if len(spaces) > 1 else window
+        queries.append(cut if cut.strip() else window)  # a script without spaces, or only spaces
+    return Dataset.from_dict(
+        {"query": queries, "input_ids": [encode(query, tokenizer).tolist() for query in queries]}
+    )

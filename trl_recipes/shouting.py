@@ -1,0 +1,188 @@
+"""What recipes/grpo_shouting.py is made of: its text, its stages, its evaluation."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from trl_recipes.baseline import BaselineConfig
+from trl_recipes.characters import divide_text, read_text
+from trl_recipes.compare import Comparison, compare
+from trl_recipes.errors import RecipeError
+from trl_recipes.generation import load_run
+from trl_recipes.grpo import GRPOConfig
+from trl_recipes.loss_curve import plot_losses
+from trl_recipes.plots import plot_comparison
+from trl_recipes.pretrain import PretrainConfig
+from trl_recipes.rewards import RewardFunc
+from trl_recipes.rewards.words import known_share, whole_words
+from trl_recipes.runs import RunFolder, check_run, kept_settings
+from trl_recipes.stage_plan import Stages
+from trl_recipes.stats import distinct_n, load_stats
+
+RESULTS = "comparison.txt"  # what the recipe prints at its end
+
+# Flags that decide where and how often a run writes, not how it turns out.
+_INDIFFERENT = {
+    *("output_dir", "save_steps", "save_total_limit", "save_strategy", "logging_steps"),
+    *("log_samples", "report_to", "check", "disable_tqdm", "run_name", "project"),
+}
+
+
+@dataclass(frozen=True)
+class CharacterText:
+    """A text in two parts; `train` and `heldout` together are `whole`."""
+
+    whole: str
+    train: str
+    heldout: str
+
+    @classmethod
+    def read(cls, text_file: str | None, context_length: int) -> "CharacterText":
+        """Read a text, each part at least one context long.
+
+        Args:
+            text_file: in UTF-8; None takes the embedded dialogue.
+            context_length: of the model, in characters.
+
+        Raises:
+            RecipeError: the file is missing, empty, no text or too short.
+        """
+        whole = read_text(text_file)
+        source = text_file or "the embedded dialogue"
+        return cls(whole, *divide_text(whole, context_length, source))
+
+    @property
+    def digest(self) -> str:
+        """Size and checksum, which tell it from any other text."""
+        checksum = hashlib.sha256(self.whole.encode()).hexdigest()[:16]
+        return f"{len(self.whole)} characters, {checksum}"
+
+
+def plan_stages(
+    text: CharacterText, args: Any, sizes: BaselineConfig, config: GRPOConfig
+) -> Stages:
+    """Find out which stages are there and which are to do; nothing is written.
+
+    Args:
+        text: what everything is made from.
+        args: of the recipe: `stage`, `prompt_length` and `eval_prompts`.
+        sizes: of the model, and its training.
+        config: of the GRPO run; its `resume_from_checkpoint` is set where that run was begun.
+
+    Raises:
+        RecipeError: the folder holds something else, or nothing to go on with; sizes that do not
+            fit together.
+    """
+    needed = args.prompt_length + config.response_length
+    if needed > sizes.context_length:
+        raise RecipeError(
+            f"--context_length ({sizes.context_length}) must hold a prompt (--prompt_length "
+            f"{args.prompt_length}) and a completion (--response_length {config.response_length}):"
+            f" {needed} characters. Set it to {needed} or more, or shorten the others."
+        )
+    run = RunFolder(Path(config.output_dir))
+    grpo = {k: v for k, v in kept_settings(config).items() if k not in _INDIFFERENT}
+    stages = Stages(args.stage, anew=config.overwrite_output_dir)
+    stages.add("tokenizer", run.path / "tokenizer", {"text": text.digest})
+    baseline = kept_settings(sizes) | {"seed": grpo.pop("seed", config.seed)}
+    stages.add("baseline", run.path / "baseline", baseline)
+    stages.add("grpo", run.path, {"prompt_length": args.prompt_length} | grpo)
+    stages.add("evaluation", run.path / "evaluation", {"eval_prompts": args.eval_prompts})
+    resume, going_on = config.resume_from_checkpoint, stages.todo("grpo")
+    if resume and not stages.begun:
+        raise RecipeError(
+            f"--resume_from_checkpoint: `{run}` holds no run to go on with. Check --output_dir."
+        )
+    begun = going_on is not None and going_on.begun
+    config.resume_from_checkpoint = (resume or "true") if begun else None
+    if going_on is not None:
+        check_run(run.path, overwrite=config.overwrite_output_dir, resume=begun)
+    return stages
+
+
+def baseline_training(stages: Stages, sizes: BaselineConfig, config: GRPOConfig) -> PretrainConfig:
+    """Settings of the baseline's training, in its own run folder inside that of the GRPO run.
+
+    Args:
+        stages: as `plan_stages` gave them.
+        sizes: of the model, and its training.
+        config: of the GRPO run: folder, seed, checkpoints, device.
+    """
+    stage = stages.todo("baseline")
+    return sizes.training(
+        Path(config.output_dir) / "baseline",
+        seed=config.seed,
+        save_steps=10 * config.save_steps,  # its steps are as much quicker
+        save_strategy=config.save_strategy,
+        resume_from_checkpoint="true" if stage is not None and stage.begun else None,
+        overwrite_output_dir=stages.anew,
+        use_cpu=config.use_cpu,
+        report_to=config.report_to,
+        disable_tqdm=config.disable_tqdm,
+    )
+
+
+def tell_baseline(folder: Path, losses: dict[str, float]) -> str:
+    """Draw the baseline's losses, and say how well it came out.
+
+    Args:
+        folder: its run folder.
+        losses: what `train_baseline` gave.
+    """
+    run = RunFolder(folder)
+    plot_losses(load_stats(run.path), run.plots / "training.png")
+    nats, count = losses["heldout_loss"], losses["heldout_characters"]
+    return f"baseline: held-out loss {nats:.3f} nats per character (n = {count} characters)"
+
+
+def evaluate(
+    run: RunFolder,
+    folder: Path,
+    held_out: Dataset,
+    rewards: Sequence[RewardFunc],
+    max_new_tokens: int,
+) -> None:
+    """Compare the GRPO model with the baseline on held-out prompts: numbers, texts, a picture.
+
+    Args:
+        run: the GRPO run, which has the baseline's in it.
+        folder: gets comparison.json, comparison.txt and comparison.png.
+        held_out: prompts, as `cut_prompts` gives them.
+        rewards: what to measure; the first is called the score, the last is a KnownWordsReward.
+        max_new_tokens: length of a completion.
+    """
+    measures = {reward.__name__: reward for reward in rewards}
+    models = {"baseline": load_run(run.path / "baseline"), "GRPO": load_run(run.path)}
+    results = compare(
+        models, held_out, measures, max_new_tokens=max_new_tokens, reference="baseline"
+    )
+    results.save(folder / "comparison.json")
+    plot_comparison(results, folder / "comparison.png")
+    told = [
+        results.side_by_side(5, width=100),
+        results.table(),
+        word_figures(results, rewards[-1].words),
+    ]
+    (folder / RESULTS).write_text("\n\n".join(told) + "\n", encoding="utf-8")
+
+
+def word_figures(results: Comparison, known_words: set[str]) -> str:
+    """Say whether completions still are text: words that it knows, and distinct pairs of words.
+
+    Args:
+        results: models on the same prompts.
+        known_words: as `words_of` gives them.
+    """
+    lines = []
+    for result in results.results:
+        share = known_share(result.responses, known_words)
+        pairs = distinct_n([whole_words(response) for response in result.responses], 2)
+        lines.append(
+            f"{result.name}: {share:.1%} of all words are words of the training text, {pairs:.1%} "
+            "of the pairs of words are distinct."
+        )
+    return "\n".join(lines)
