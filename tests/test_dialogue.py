@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import itertools
 import re
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def test_no_speaker_answers_himself(text):
     for scene in re.split(r"Scene \d+\.", text)[1:]:
         speakers = re.findall(r"^([A-Z]+):$", scene, re.MULTILINE)
         assert len(set(speakers)) >= 2
-        assert all(a != b for a, b in zip(speakers, speakers[1:], strict=False))
+        assert all(a != b for a, b in itertools.pairwise(speakers))
 
 
 def test_its_words_are_many_and_few_speeches_repeat(text):
