@@ -16,7 +16,6 @@ from trl_recipes.data import one_prompt
 from trl_recipes.embedded import language_model
 from trl_recipes.printable import printable
 from trl_recipes.rewards.inputs import reward_inputs
-from trl_recipes.tokenizers import check_characters
 
 
 @dataclass
@@ -66,7 +65,6 @@ def main(args: GenerateArguments) -> None:
     model.to(PartialState().device)
 
     # Prompts
-    check_characters(args.prompt, tokenizer, "--prompt")
     batch = collator(one_prompt(args.prompt, tokenizer, args.num_return_sequences, args.chat))
     check_context(model, len(batch["input_ids"][0]), args.max_new_tokens)
 

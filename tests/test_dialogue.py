@@ -1,8 +1,8 @@
 """The embedded dialogue: large, varied, mostly lower case, the same everywhere."""
 
 import hashlib
-import os
 import itertools
+import os
 import re
 import subprocess
 import sys

@@ -21,6 +21,7 @@ from trl_recipes.conversations import (
 )
 from trl_recipes.errors import RecipeError
 from trl_recipes.forward import context_length
+from trl_recipes.tokenizers import check_characters
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -272,10 +273,12 @@ def one_prompt(
         chat: whether the text is a user's message to answer, rather than a text to continue.
 
     Raises:
-        RecipeError: the prompt is empty, or the tokenizer has no chat template for a message.
+        RecipeError: the prompt is empty or has characters that the tokenizer never saw, or the
+            tokenizer has no chat template for a message.
     """
     if not text.strip():
         raise RecipeError("--prompt is empty. Give at least one word to continue.")
+    check_characters(text, tokenizer, "--prompt")
     if chat:
         messages = [{"role": "user", "content": text}]
         ((_, ids, query),) = encode_conversations([messages], [0], tokenizer, "--prompt")
