@@ -19,6 +19,7 @@ CYCLES = {
     "a batch for two steps": {"steps_per_generation": 2},
     "accumulated, sampled at once": {"mini_batch_size": 4},
     "accumulated, sampled in parts": {"mini_batch_size": 4, "steps_per_generation": 1},
+    "a reference that follows": {"sync_ref_model": True, "ref_model_sync_steps": 1, "beta": 0.5},
     "a batch for two steps, twice": {"steps_per_generation": 2, "num_iterations": 2},
 }
 STEPS = 7  # the prompts are gone through more than once

@@ -54,7 +54,9 @@ def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
             "model such as GPT-2."
         )
     if isinstance(model, PeftModel) and not any(p.requires_grad for p in model.parameters()):
-        model.set_adapter(model.active_adapter)  # an adapter is loaded frozen
+        for name in model.active_adapters:  # an adapter is loaded frozen
+            model.peft_config[name].inference_mode = False
+        model.set_adapter(model.active_adapter)
     return model
 
 

@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Sampler
+from transformers import PreTrainedModel
 
 from trl_recipes.errors import RecipeError
 
 PLACE_FILE = "sampling_state.json"
+REFERENCE_FOLDER = "reference"
 EPOCH_SEEDS = 1_000_003  # far apart, so that epoch 1 of one seed is not epoch 0 of the next
 
 
@@ -90,6 +92,34 @@ def read_place(folder: Path, process: int, device: torch.device) -> Place:
             number, _, key = name.partition(".")
             batch[int(number)][key] = value.to(device)
     return place._replace(batch=batch)
+
+
+def write_weights(folder: Path, reference: PreTrainedModel) -> None:
+    """Write a reference model that follows the policy into a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        reference: the model.
+    """
+    reference.save_pretrained(folder / REFERENCE_FOLDER)
+
+
+def read_weights(folder: Path, kind: type[PreTrainedModel]) -> dict[str, Tensor]:
+    """Read what `write_weights` wrote.
+
+    Args:
+        folder: of the checkpoint.
+        kind: class of the reference model.
+
+    Raises:
+        RecipeError: it is not there.
+    """
+    if not (folder / REFERENCE_FOLDER).is_dir():
+        raise RecipeError(
+            f"--resume_from_checkpoint: `{folder}` has no reference model, which sync_ref_model "
+            "needs. Name another checkpoint, or leave sync_ref_model as the run had it."
+        )
+    return kind.from_pretrained(folder / REFERENCE_FOLDER, use_safetensors=True).state_dict()
 
 
 def _is_tensors(part: dict[str, Any]) -> bool:

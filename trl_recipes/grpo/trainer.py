@@ -41,7 +41,14 @@ from trl_recipes.grpo.inputs import (
     named,
     prompt_rows,
 )
-from trl_recipes.grpo.keeping import Place, begin_epoch, read_place, write_place
+from trl_recipes.grpo.keeping import (
+    Place,
+    begin_epoch,
+    read_place,
+    read_weights,
+    write_place,
+    write_weights,
+)
 from trl_recipes.model_checks import check_lengths
 from trl_recipes.packed_weights import packed_weights
 from trl_recipes.progress import StepProgress
@@ -198,6 +205,8 @@ class GroupTrainer:
         self._sampler: Sampler | None = None  # none for a stream of prompts
         self._checkpoint: str | None = None
         self._trying = False
+        if hasattr(self, "entropy_coef"):  # which TRL may adapt
+            self.entropy_coef, self._last_world_entropy = self.args.entropy_coef, float("inf")
 
     # What TRL calls: what it does is its own, what goes in and what is seen of it is ours
 
@@ -387,6 +396,9 @@ class GroupTrainer:
             place = read_place(Path(self._checkpoint), process, device)
             self._step, self._buffered_inputs = place.passes, place.batch
             self._episodes, self._generated = place.episodes, place.generated
+            if self.args.sync_ref_model:
+                reference = self.accelerator.unwrap_model(self.ref_model)
+                reference.load_state_dict(read_weights(Path(self._checkpoint), type(reference)))
 
     def _leave_out_if_not_finite(self) -> None:
         """Leave a step out that would turn weights into nan; several in a row end the run."""
@@ -414,13 +426,15 @@ class GroupTrainer:
         self._between = (place, random_states(), self.state.num_input_tokens_seen)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save what transformers saves, and the place between two sampled batches.
+        """Save what transformers saves, the place between two sampled batches, and the reference.
 
         A disk that takes no more ends no run.
         """
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         try:
             write_place(folder, self._between[0], self.accelerator.process_index)
+            if self.args.sync_ref_model and self.args.should_save:  # else it is the start model
+                write_weights(folder, self.accelerator.unwrap_model(self.ref_model))
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
