@@ -296,11 +296,6 @@ DATA = [
         ("`prompt` holds conversations", "no chat template", "Use a chat model"),
         {"data.jsonl": rows(prompt=[{"role": "user", "content": "Hello"}])},
     ),
-    BadInput(
-        "a message without a chat template",
-        GENERATE + "--chat true",
-        ("--prompt", "no chat template", "Use a chat model"),
-    ),
     BadInput("one row", PPO, ("only 1 row", "more rows"), {"data.jsonl": '{"text": "A film."}\n'}),
     BadInput("fewer prompts than a batch", PPO + "--batch_size 64", ("16 prompts", "Lower `batch")),
     BadInput(
@@ -733,32 +728,8 @@ BENCHMARK = [
     BadInput("an unknown precision", "benchmark.py --precision fp8", ("--precision", "bf16")),
 ]
 
-ALGORITHMS = [
-    BadInput("an unknown algorithm", VERSUS + "--algorithms ppo dqn", ("`dqn`", "ppo, grpo, rloo")),
-    BadInput("a seed twice", VERSUS + "--seeds 1 1", ("--seeds is 1 1", "once")),
-    BadInput("fewer tokens than a batch", VERSUS + "--tokens 20", ("--tokens 20", "Raise it")),
-    BadInput(
-        "a setting misspelt",
-        VERSUS + "--ppo '{{\"lerning_rate\": 1}}'",
-        ("--ppo", "`lerning_rate`", "Mend"),
-    ),
-    BadInput(
-        "a setting of the task",
-        VERSUS + "--rloo '{{\"batch_size\": 4}}'",
-        ("--rloo", "`batch_size`", "same for every"),
-    ),
-    BadInput("settings that are no JSON", VERSUS + "--ppo 3", ("--ppo", "no JSON object", "YAML")),
-    BadInput(
-        "groups that do not divide the batch",
-        VERSUS + "--grpo '{{\"num_generations\": 3}}'",
-        ("`num_generations` (3)", "Set num_generations"),
-    ),
+ALGORITHMS = [  # more of them, without a process each, in test_algorithms.py
     BadInput("no data for the algorithms", VERSUS + "--dataset_name no.csv", ("`no.csv`", "path")),
-    BadInput(
-        "a prompt and response beyond the context",
-        VERSUS + "--response_length 63 --algorithms ppo",
-        ("context holds 64", "Lower `response_length`"),
-    ),
     BadInput(
         "runs of another comparison",
         VERSUS + "--output_dir versus --seeds 0",

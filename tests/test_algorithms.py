@@ -337,19 +337,27 @@ def test_runs_without_a_result_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("own", "message"),
+    ("changes", "message"),
     [
-        ({"ppo": "[1]"}, r"--ppo is '\[1\]', which is no JSON object"),
-        ({"ppo": "{"}, "no JSON object"),
-        ({"ppo": {"lerning_rate": 1}}, "--ppo: PPOConfig has no setting `lerning_rate`"),
-        ({"ppo": {"batch_size": 1}}, "`batch_size` is the same for every algorithm"),
-        ({"grpo": {"num_generations": 3}}, "num_generations"),
+        ({"own": {"ppo": "[1]"}}, r"--ppo is '\[1\]', which is no JSON object"),
+        ({"own": {"ppo": "{"}}, "no JSON object"),
+        ({"own": {"ppo": {"lerning_rate": 1}}}, "--ppo: PPOConfig has no setting `lerning_rate`"),
+        ({"own": {"rloo": {"batch_size": 1}}}, "`batch_size` is the same for every algorithm"),
+        ({"own": {"grpo": {"num_generations": 3}}}, "`num_generations` .3. must divide"),
+        ({"own": {"ppo": {"learning_rate": -1.0}}}, "`learning_rate` is -1.0"),
+        ({"algorithms": ["ppo", "dqn"]}, "`dqn` is unknown. Use ppo, grpo, rloo"),
+        ({"algorithms": []}, "--algorithms is nothing"),
+        ({"seeds": [1, 1]}, "--seeds is 1 1. Give each value once"),
+        ({"tokens": 15}, "--tokens 15 is less than"),
+        ({"eval_prompts": 0}, "`eval_prompts` is 0"),
     ],
 )
-def test_settings_of_an_algorithm_are_checked_before_anything_runs(own, message):
-    work = Work(64, 8, 4, 2, 4, evaluations=2, eval_prompts=4)
+def test_what_is_asked_for_is_checked_before_anything_runs(changes, message):
+    asked = {"algorithms": ["ppo", "grpo", "rloo"], "seeds": [0], "own": {}} | changes
+    sizes = {"batch": 8, "response": 4, "shortest": 2, "longest": 4, "evaluations": 2}
+    sizes |= {"tokens": asked.pop("tokens", 64), "eval_prompts": asked.pop("eval_prompts", 4)}
     with pytest.raises(RecipeError, match=message):
-        make_runs(work, list(own), [0], own)
+        make_runs(Work(**sizes), **asked)
 
 
 def test_a_damaged_result_says_what_to_do(tmp_path):
