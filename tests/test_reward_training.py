@@ -203,6 +203,7 @@ def test_pairs_alike_up_to_the_context_are_left_out(tmp_path, caplog):
     done = train_reward_model(pairs, tmp_path, settings(tmp_path, max_steps=1), sizes=SIZES)
     assert done["rows"] == 10
     assert "1 of 11 pairs differ only behind the context of 32 tokens" in caplog.text
+    assert "2 of 22 texts are longer than 32 tokens and cut there" in caplog.text
     assert measure(tmp_path, pairs).cut == 2
     with pytest.raises(RecipeError, match="same up to 32 tokens"):
         train_reward_model(

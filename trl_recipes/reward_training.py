@@ -157,6 +157,7 @@ def _train_pairs(
     set_seed(config.seed)
     texts = [*data.chosen, *data.rejected]
     model, tokenizer = _scorer(model_name_or_path, texts, sizes, problem_type=None)
+    _warn_of_cut(tokenizer, texts)
     encode = partial(_encode, tokenizer, special=not data.rendered)
     rows = list(zip(encode(data.chosen), encode(data.rejected), strict=True))
     rows = [pair for pair in rows if pair[0] != pair[1]]  # alike once they are cut
@@ -197,6 +198,7 @@ def _train_numbers(
     """Least squares in units of the labels' spread, which the head's weights then take in."""
     set_seed(config.seed)
     model, tokenizer = _scorer(model_name_or_path, data.texts, sizes, problem_type="regression")
+    _warn_of_cut(tokenizer, data.texts)
     spread = float(torch.tensor(data.labels).std())
     draw = random.Random(config.seed)
     rows = [
@@ -324,6 +326,18 @@ def _encode(
     """Tokenize as the rewards do: the tokenizer's own special tokens, cut at its longest input."""
     settings = {"truncation": True, "max_length": tokenizer.model_max_length}
     return tokenizer(list(texts), add_special_tokens=special, **settings)["input_ids"]
+
+
+def _warn_of_cut(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+    longest = tokenizer.model_max_length
+    cut = sum(len(ids) > longest for ids in tokenizer(list(texts), verbose=False)["input_ids"])
+    if cut:
+        _log.warning(
+            "%d of %d texts are longer than %d tokens and cut there (--context_length).",
+            cut,
+            len(texts),
+            longest,
+        )
 
 
 def _with_fragments(
