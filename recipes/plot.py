@@ -1,4 +1,4 @@
-"""Draw score, KL and loss of a run, or lay several runs over each other.
+"""Draw score, KL and what else explains a run, or lay several runs over each other.
 
 Needs nothing but the run folder, so it works while the run is still going and long after.
 

@@ -627,6 +627,48 @@ REWARDS = [
     BadInput("an unknown version", CUSTOM + "--version 3", ("--version", "1, 2")),
 ]
 
+GRPO = PPO.replace("ppo_sentiment.py", "grpo_sentiment.py") + "--num_generations 2 "
+RLOO = GRPO.replace("grpo_sentiment.py", "rloo_sentiment.py")
+
+GROUPS = [
+    BadInput(
+        "groups that do not fill the batch",
+        GRPO + "--num_generations 3",
+        ("`num_generations` (3)", "the 4 responses", "2 or 4", "3 or 6"),
+    ),
+    BadInput(
+        "groups of one", RLOO + "--num_generations 1", ("`num_generations` is 1", "2 or more")
+    ),
+    BadInput(
+        "groups of an encoder-decoder",
+        GRPO + "--model_name_or_path {t5}",
+        ("encoder-decoder", "recipes/ppo_seq2seq.py"),
+    ),
+    BadInput(
+        "no room for a group's responses",
+        RLOO + "--response_length 70",
+        ("holds 64", "Lower `response_length`"),
+    ),
+    BadInput(
+        "fewer prompts than groups",
+        GRPO + "--batch_size 64",
+        ("16 prompts", "32 of one batch", "Lower `batch_size`"),
+    ),
+    BadInput("a KL that is rewarded", RLOO + "--beta -1", ("`beta` is -1", "0 or more")),
+    BadInput("no such loss weight", GRPO + "--bta 1", ("`--bta`", "`--beta`")),
+    BadInput(
+        "a reward of nan in groups",
+        GRPO + "--reward_funcs mine.py:short",
+        ("`short`", "nan", "finite number"),
+        {"mine.py": SHORT.replace("0.0", "float('nan')")},
+    ),
+    BadInput(
+        "no group run to go on with",
+        GRPO + "--resume_from_checkpoint true",
+        ("holds no run to go on with", "--output_dir"),
+    ),
+]
+
 BENCHMARK = [
     BadInput("an unknown size", "benchmark.py --size huge", ("--size", "tiny", "small")),
     BadInput("no batch", "benchmark.py --size tiny --batch 0", ("batch", "at least 1")),
@@ -678,4 +720,4 @@ SHOUTING = [
 ]
 
 BAD_INPUTS = [*FLAGS, *YAML, *DATA, *MODELS, *FOLDERS, *RUNS, *RESUMING]
-BAD_INPUTS += [*PRETRAINING, *REWARDS, *BENCHMARK, *SHOUTING]
+BAD_INPUTS += [*PRETRAINING, *REWARDS, *GROUPS, *BENCHMARK, *SHOUTING]

@@ -66,6 +66,60 @@ def test_points_and_their_moving_average_are_the_raw_scores():
     assert line.get_ydata()[0] == pytest.approx((scores[0] + scores[1]) / 2)
 
 
+def group_rows(count=30):
+    kept = ("step", "env/reward_mean", "objective/kl")
+    return [
+        {key: row[key] for key in kept}
+        | {"groups/reward_std": 1 / row["step"], "groups/equal": row["step"] / count}
+        | {"tokens/responses_len_mean": 12.0, "entropy": 2 - row["step"] / count}
+        for row in rows(count)
+    ]
+
+
+def titles(figure):
+    return [axes.get_title(loc="left") for axes in figure.axes]
+
+
+def test_a_grpo_run_shows_what_its_groups_have_to_learn_from():
+    figure = plot_stats(group_rows(), title="grpo-good")
+    assert titles(figure) == [
+        "Mean score of each step",
+        "Score's spread in a group",
+        "Groups without any spread",
+        "KL from the reference",
+        "Length of the responses",
+        "Entropy of the next token",
+    ]
+    assert {axes.get_xlabel() for axes in figure.axes} == {"step"}
+    share, entropy = panel(figure, "Groups without"), panel(figure, "Entropy")
+    assert list(share.lines[0].get_ydata()) == [step / 30 for step in range(1, 31)]
+    assert share.get_ylim()[1] > 1
+    assert list(entropy.lines[0].get_ydata()) == [2 - step / 30 for step in range(1, 31)]
+    points, _ = panel(figure, "Score's spread").lines
+    assert list(points.get_ydata()) == [1 / step for step in range(1, 31)]
+
+
+def test_ppo_beside_grpo_shows_the_panels_that_both_have():
+    both = {"tokens/responses_len_mean": 9.0, "ppo/policy/entropy": 1.5}
+    figure = plot_runs({"ppo": [row | both for row in rows()], "grpo": group_rows()})
+    assert titles(figure)[1:] == [
+        "KL from the reference",
+        "Length of the responses",
+        "Entropy of the next token",
+    ]
+    ppo, grpo = panel(figure, "Entropy").lines
+    assert set(ppo.get_ydata()) == {1.5}
+    assert list(grpo.get_ydata()) == [2 - step / 30 for step in range(1, 31)]
+    assert len(titles(plot_runs({"a": group_rows(), "b": group_rows()}))) == 6
+
+
+def test_a_grpo_run_without_reference_says_that_kl_was_not_recorded(tmp_path):
+    without = [{k: v for k, v in row.items() if k != "objective/kl"} for row in group_rows()]
+    figure = plot_stats(without, tmp_path / "a.png", kl_target=6)
+    assert [text.get_text() for text in panel(figure, "KL from").texts] == ["not recorded"]
+    not_blank(tmp_path / "a.png")
+
+
 def test_every_panel_names_its_unit_and_the_title_says_what_the_score_did():
     figure = plot_stats(rows(30), title="ppo-good", kl_target=6)
     assert all(axes.get_ylabel() and axes.get_xlabel() == "PPO step" for axes in figure.axes)

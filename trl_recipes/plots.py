@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,6 +31,34 @@ SCORE_KEYS = ("env/reward_mean", "ppo/mean_scores")  # the raw score where it wa
 DPI = 150
 
 
+class Panel(NamedTuple):
+    """One of the panels below the score."""
+
+    title: str
+    unit: str
+    keys: tuple[str, ...]  # the first that a run has is drawn
+    points: bool = False  # every step and a moving average, in the place of a line
+    share: bool = False  # from 0 to 100 percent
+
+
+KL = Panel("KL from the reference", "nats per response", ("objective/kl",))
+LENGTH = Panel("Length of the responses", "tokens", ("tokens/responses_len_mean",))
+ENTROPY = Panel("Entropy of the next token", "nats per token", ("entropy", "ppo/policy/entropy"))
+PPO_PANELS = (
+    KL,
+    Panel("KL coefficient", "score per nat", ("objective/kl_coef",)),
+    Panel("Total loss", "loss", ("ppo/loss/total",), points=True),
+)
+GROUP_PANELS = (  # of GRPO and RLOO, whose loss is near 0 and tells nothing
+    Panel("Score's spread in a group", "standard deviation", ("groups/reward_std",), points=True),
+    Panel("Groups without any spread", "share of groups", ("groups/equal",), share=True),
+    KL,
+    LENGTH,
+    ENTROPY,
+)
+SHARED_PANELS = (KL, LENGTH, ENTROPY)  # what every algorithm logs
+
+
 class Picture(Figure):
     """A matplotlib Figure that a notebook shows without pyplot."""
 
@@ -46,7 +74,10 @@ def plot_stats(
     title: str | None = None,
     kl_target: float | None = None,
 ) -> Figure:
-    """Draw one run: mean score with its moving average, KL, KL coefficient and total loss.
+    """Draw one run: mean score with its moving average, and what explains it.
+
+    That is KL, KL coefficient and total loss for PPO; the score's spread in a group, the share of
+    groups without any, KL, length and entropy for GRPO and RLOO.
 
     Args:
         all_stats: one row a step, as `load_stats` reads them or as a hand-written loop collects
@@ -69,7 +100,9 @@ def plot_runs(
     path: str | Path | None = None,
     kl_target: float | None = None,
 ) -> Figure:
-    """Lay several runs over each other: a colour each, the same four panels as `plot_stats`.
+    """Lay several runs over each other: a colour each, the same panels as `plot_stats`.
+
+    Where PPO stands beside GRPO or RLOO, they are those that both have: KL, length and entropy.
 
     Args:
         runs: the name of each run and its all_stats.
@@ -141,26 +174,43 @@ def moving_average(values: Sequence[float], window: int) -> np.ndarray:
 
 
 def _draw_runs(runs: Mapping[str, Any], kl_target: float | None) -> Picture:
-    """Four panels: the score wide on top, what explains it below."""
-    figure = Picture(figsize=(9, 6.4), layout="constrained")
-    grid = figure.add_gridspec(2, 3, height_ratios=[1.45, 1])
+    """The score wide on top, what explains it below."""
+    chosen = _panels(runs)
+    rows = [chosen[i : i + 3] for i in range(0, len(chosen), 3)]
+    figure = Picture(figsize=(9, 3.8 + 2.6 * len(rows)), layout="constrained")
+    grid = figure.add_gridspec(1 + len(rows), 6, height_ratios=[1.45] + [1] * len(rows))
     score = figure.add_subplot(grid[0, :])
-    kl, coefficient, loss = (figure.add_subplot(grid[1, i]) for i in range(3))
+    panels = {}
+    for row, in_row in enumerate(rows, 1):
+        width = 6 // len(in_row)
+        for i, panel in enumerate(in_row):
+            panels[panel] = figure.add_subplot(grid[row, width * i : width * (i + 1)])
     for all_stats, (color, line) in zip(runs.values(), _styles(len(runs)), strict=True):
         steps, look = steps_of(all_stats), {"color": color, "linestyle": line}
         _draw_points(score, steps, _score(all_stats), look)
-        _draw_points(loss, steps, _values(all_stats, "ppo/loss/total"), look)
-        _draw_line(kl, steps, _values(all_stats, "objective/kl"), look)
-        _draw_line(coefficient, steps, _values(all_stats, "objective/kl_coef"), look)
+        for panel, axes in panels.items():
+            draw = _draw_points if panel.points else _draw_line
+            draw(axes, steps, _values(all_stats, _key(all_stats, panel.keys)), look)
     if len(runs) == 1 and score.lines:
         score.legend(loc="best", frameon=False)
-    if kl_target is not None and kl.lines:
-        _draw_target(kl, kl_target)
-    _label(score, "Mean score of each step", "mean score")
-    _label(kl, "KL from the reference", "nats per response")
-    _label(coefficient, "KL coefficient", "score per nat")
-    _label(loss, "Total loss", "loss")
+    if kl_target is not None and panels[KL].lines:
+        _draw_target(panels[KL], kl_target)
+    step = "PPO step" if chosen is PPO_PANELS else "step"
+    _label(score, "Mean score of each step", "mean score", step)
+    for panel, axes in panels.items():
+        _label(axes, panel.title, panel.unit, step)
+        if panel.share and axes.lines:
+            axes.set_ylim(-0.04, 1.04)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure
+
+
+def _panels(runs: Mapping[str, Any]) -> tuple[Panel, ...]:
+    """The panels that fit the algorithms of all runs."""
+    grouped = {any("groups/equal" in row for row in rows) for rows in runs.values()}
+    if grouped == {True}:
+        return GROUP_PANELS
+    return SHARED_PANELS if True in grouped else PPO_PANELS
 
 
 def _draw_points(axes: Axes, steps: list[int], values: np.ndarray, look: dict[str, Any]) -> None:
@@ -274,9 +324,9 @@ def _draw_histogram(
     style_axes(axes, f"Distribution over the responses: {_label_text(measure)}", grid="y")
 
 
-def _label(axes: Axes, title: str, unit: str) -> None:
+def _label(axes: Axes, title: str, unit: str, step: str) -> None:
     style_axes(axes, title, grid="y")
-    axes.set_xlabel("PPO step")
+    axes.set_xlabel(step)
     axes.set_ylabel(unit)
     if axes.lines:
         last = max(max(line.get_xdata()) for line in axes.lines)
@@ -318,8 +368,12 @@ def _values(all_stats: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
 
 
 def _score(all_stats: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    key = next((key for key in SCORE_KEYS if any(key in row for row in all_stats)), SCORE_KEYS[-1])
-    return _values(all_stats, key)
+    return _values(all_stats, _key(all_stats, SCORE_KEYS))
+
+
+def _key(all_stats: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
+    """The first of the keys that a run has."""
+    return next((key for key in keys if any(key in row for row in all_stats)), keys[-1])
 
 
 def _window(count: int) -> int:

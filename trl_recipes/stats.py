@@ -30,7 +30,7 @@ class StatKey(NamedTuple):
 
 STAT_KEYS: dict[str, StatKey] = {
     # where we are
-    "step": StatKey("steps", "Number of this PPO step, counted from 1."),
+    "step": StatKey("steps", "Number of this step, counted from 1."),
     "episode": StatKey("responses", "Responses sampled since the start, over all processes."),
     # what was asked for
     "env/reward_mean": StatKey(
@@ -64,7 +64,8 @@ STAT_KEYS: dict[str, StatKey] = {
         "nats per sequence",
         "KL from the reference model, estimated on the samples with the chosen `kl_penalty`."
         " Healthy: 0 at the first step, then near the target; clearly below 0 means that sampling"
-        " and training disagree.",
+        " and training disagree. For GRPO and RLOO the log-ratio over a response's tokens, where"
+        " `beta` is not 0; for a batch that is gone over several times, at its first use.",
     ),
     "objective/kl_coef": StatKey(
         "score per nat", "Weight of the KL penalty, as used for this step's rewards."
@@ -126,7 +127,77 @@ STAT_KEYS: dict[str, StatKey] = {
         "Minibatches left out of this step: ratio above `ratio_threshold` or a loss that is not"
         " finite. Healthy: 0.",
     ),
+    # of GRPO and RLOO: what tells whether groups have anything to learn from
+    "groups/reward_std": StatKey(
+        "score", "Spread of the scores in a group, the responses to one prompt; mean over groups."
+    ),
+    "groups/equal": StatKey(
+        "share of groups",
+        "Groups whose scores are all equal, which teach nothing. Healthy: near 0; 1 means that"
+        " nothing is learnt at all.",
+    ),
+    "skipped_steps": StatKey(
+        "steps", "1 where this step was left out, because its gradient was not finite. Healthy: 0."
+    ),
+    # of GRPO and RLOO: what TRL logs, under its own names
+    "loss": StatKey(
+        "loss",
+        "The loss that TRL minimises; near 0 whatever is learnt, because the advantages in a group"
+        " add up to 0 and the ratio is 1 at a batch's first use. Read the score instead. GRPO adds"
+        " `beta` times `kl`.",
+    ),
+    "grad_norm": StatKey("norm", "Norm of the gradient before it is clipped."),
+    "learning_rate": StatKey("learning rate", "Learning rate of this step."),
+    "epoch": StatKey("passes", "Passes over the prompts so far."),
+    "num_tokens": StatKey("tokens", "Tokens of prompts and responses so far, over all processes."),
+    "reward": StatKey("score", "TRL's name of `env/reward_mean`."),
+    "reward_std": StatKey(
+        "score", "TRL's name of `env/reward_std`, divided by one less than the number of responses."
+    ),
+    "frac_reward_zero_std": StatKey(
+        "share of groups",
+        "TRL's `groups/equal`, of what advantages are made of: RLOO takes the KL off first, and"
+        " with `scale_rewards: batch` it is 0 or 1 for the whole batch.",
+    ),
+    "kl": StatKey(
+        "nats per token",
+        "KL from the reference as the algorithm uses it. GRPO: an estimate that is never negative,"
+        " ratio less 1 less log-ratio of reference over policy, whose mean a few odd tokens can"
+        " raise far. RLOO: the log-ratio. `objective/kl` is comparable across algorithms.",
+    ),
+    "entropy": StatKey("nats per token", "Entropy of the policy's next-token distribution."),
+    "completions/<which>_terminated_length": StatKey(
+        "tokens",
+        "Mean, least or greatest length of the responses that ended by themselves; 0 where there"
+        " are none.",
+    ),
+    "completions/<which>_length": StatKey(
+        "tokens", "Mean, least or greatest length of all responses, EOS counted."
+    ),
+    "completions/clipped_ratio": StatKey("share", "Responses that were cut at `response_length`."),
+    "clip_ratio/<which>_mean": StatKey(
+        "share",
+        "Ratios that were clipped from below (low), from above (high), or either (region): of"
+        " tokens in GRPO, of responses in RLOO. 0 where each batch is used once.",
+    ),
+    "clip_ratio/low_min": StatKey("share", "The least of any one response clipped from below."),
+    "clip_ratio/high_max": StatKey("share", "The most of any one response clipped from above."),
+    "clip_ratio": StatKey("share of tokens", "With `use_liger_kernel: true`: ratios clipped."),
+    "cispo_clip_ratio": StatKey("share of tokens", "With `loss_type: cispo`: ratios clipped."),
+    "vespo/phi_seq_mean": StatKey("weight", "With `loss_type: vespo`: mean weight of a response."),
+    "policy_loss": StatKey("loss", "With an entropy bonus: the loss without it."),
+    "entropy_coef": StatKey("loss per nat", "With an entropy bonus: its weight."),
+    "aux_loss": StatKey("loss", "Of mixture-of-experts models: TRL's load-balancing loss."),
+    "tools/<name>": StatKey("share", "With tools: calls a response, or calls that failed."),
+    "sampling/<name>": StatKey(
+        "nats or ratio", "With vLLM: how far its probabilities are from the policy's."
+    ),
+    "step_time": StatKey("seconds", "The whole step, as TRL measures it."),
     # the text
+    "tokens/generated": StatKey("tokens", "GRPO and RLOO: tokens of all responses so far."),
+    "tokens/masked_share": StatKey(
+        "share", "With `mask_truncated_completions`: responses that were cut, and so left out."
+    ),
     "tokens/queries_len_mean": StatKey("tokens", "Mean length of the queries."),
     "tokens/queries_len_std": StatKey("tokens", "Spread of the query lengths."),
     "tokens/queries_dist": StatKey("tokens, array", "Length of each query."),

@@ -1,7 +1,8 @@
 """Alarms: what goes wrong in GRPO and RLOO without any error, each with its usual cause."""
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # Rows running before an alarm rings: one odd batch is chance, three alike are a state.
@@ -85,10 +86,9 @@ def _skipped(rows: Rows) -> str | None:
 
 
 def _falling_diversity(rows: Rows) -> str | None:
-    fresh = [row for row in rows if "env/reward_mean" in row]
-    if len(fresh) < 2 * WINDOW:
+    first, last = _fresh(rows), _fresh(reversed(rows))[::-1]
+    if len(first) < WINDOW or last[0]["step"] <= first[-1]["step"]:
         return None
-    first, last = fresh[:WINDOW], fresh[-WINDOW:]
     scores = [_mean(part, "env/reward_mean") for part in (first, last)]
     if not scores[1] > scores[0]:
         return None
@@ -105,6 +105,11 @@ def _falling_diversity(rows: Rows) -> str | None:
                 "too low, a learning rate too high, or a reward that one phrase satisfies."
             )
     return None
+
+
+def _fresh(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first rows of freshly sampled batches."""
+    return list(itertools.islice((row for row in rows if "env/reward_mean" in row), WINDOW))
 
 
 def _running(rows: Rows, key: str) -> list[float]:

@@ -61,7 +61,7 @@ class GroupConfig:
     )
 
     # The response.
-    response_length: int | None = _field(None, "Longest response, in tokens (default 16).")
+    response_length: int = _field(16, "Longest response, in tokens.")
     max_completion_length: int | None = _field(
         None, "TRL's name of response_length (default: as there)."
     )
@@ -111,6 +111,8 @@ class GroupConfig:
 
     def __post_init__(self):
         self.saves = self.output_dir is not None  # without a folder nothing is written
+        if self.max_completion_length is not None and self.response_length == 16:
+            self.response_length = self.max_completion_length
         self._unite("response_length", "max_completion_length", 16)
         self._unite("activation_checkpointing", "gradient_checkpointing", False)
         self._resolve_batch()

@@ -1,5 +1,6 @@
 """Turning what users pass to GRPOTrainer and RLOOTrainer into what TRL's constructors expect."""
 
+import inspect
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -34,7 +36,6 @@ def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
     Raises:
         RecipeError: it is no causal language model.
     """
-    name = str(model)
     if isinstance(model, str | Path):
         model, _ = load_run(model, trust_remote_code=trust_remote_code)
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
@@ -46,7 +47,6 @@ def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
             f"`model` is a {type(model).__name__}: GRPO and RLOO have no value head. Pass what is "
             "inside, `model.pretrained_model`."
         )
-    name = name if isinstance(name, str) and len(name) < 200 else type(model).__name__
     check_language_model(model.config, model.config._name_or_path or type(model).__name__)
     if model.config.is_encoder_decoder:
         raise RecipeError(
@@ -54,6 +54,10 @@ def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
             "GRPO and RLOO trainers do not train. Use PPO (recipes/ppo_seq2seq.py), or a causal "
             "model such as GPT-2."
         )
+    if isinstance(model, PeftModel) and not any(p.requires_grad for p in model.parameters()):
+        for name in model.active_adapters:  # an adapter is loaded frozen
+            model.peft_config[name].inference_mode = False
+        model.set_adapter(model.active_adapter)
     return model
 
 
@@ -86,6 +90,46 @@ def fitting_tokenizer(
             settings.pad_token_id = tokenizer.pad_token_id
     check_vocabulary(tokenizer, model)
     return tokenizer
+
+
+def count_positions(model: nn.Module) -> None:
+    """Let a model number its positions from the first token that is no padding.
+
+    TRL's forward pass over a batch padded on the left gives a mask and no positions, and a model
+    with position embeddings, such as GPT-2, then counts the padding: its log-probabilities are not
+    those that `generate` sampled with, and depend on the longest prompt beside them.
+
+    Args:
+        model: transformers or PEFT model; gets a hook.
+    """
+
+    def with_positions(module, args, kwargs):
+        mask = kwargs.get("attention_mask")
+        if kwargs.get("position_ids") is None and mask is not None and mask.dim() == 2:
+            length = kwargs["input_ids"].shape[1]
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
+            kwargs = kwargs | {"position_ids": positions}
+        return args, kwargs
+
+    language_model = unwrap_adapter(model)
+    if "position_ids" in inspect.signature(language_model.forward).parameters:
+        language_model.register_forward_pre_hook(with_positions, with_kwargs=True)
+
+
+def copy_weights(policy: nn.Module, reference: nn.Module) -> None:
+    """Give the reference model the weights that the policy has now.
+
+    TRL loads the reference by the policy's name, which says nothing of another revision, of weights
+    that were changed since, or of tokens that were added.
+
+    Args:
+        policy: transformers model.
+        reference: a model of the same kind.
+    """
+    size = policy.get_input_embeddings().weight.shape[0]
+    if reference.get_input_embeddings().weight.shape[0] != size:
+        reference.resize_token_embeddings(size, mean_resizing=False)
+    reference.load_state_dict(policy.state_dict())
 
 
 def prompt_rows(rows: Any) -> Any:

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from trl.trainer.utils import RepeatSampler
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel
 
 from trl_recipes.errors import RecipeError
 
 PLACE_FILE = "sampling_state.json"
+REFERENCE_FOLDER = "reference"
 EPOCH_SEEDS = 1_000_003  # far apart, so that epoch 1 of one seed is not epoch 0 of the next
 
 
@@ -29,16 +31,15 @@ class Place(NamedTuple):
     batch: list[dict[str, Tensor]] | None  # the sampled batch, where it is not used up
 
 
-class EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that follows from the epoch alone, also in a resumed run.
+def begin_epoch(sampler: Sampler, epoch: int) -> None:
+    """Make the order of an epoch's prompts follow from the epoch alone, also in a resumed run.
 
-    The first epoch's is TRL's own.
+    Args:
+        sampler: TRL's; its first epoch stays as it is.
+        epoch: counted from 0.
     """
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch; accelerate calls this."""
-        if self.shuffle:
-            self.generator.manual_seed((self.seed or 0) + EPOCH_SEEDS * epoch)
+    if sampler.shuffle:
+        sampler.generator.manual_seed((sampler.seed or 0) + EPOCH_SEEDS * epoch)
 
 
 def write_place(folder: Path, place: Place, process: int) -> None:
@@ -91,6 +92,34 @@ def read_place(folder: Path, process: int, device: torch.device) -> Place:
             number, _, key = name.partition(".")
             batch[int(number)][key] = value.to(device)
     return place._replace(batch=batch)
+
+
+def write_weights(folder: Path, reference: PreTrainedModel) -> None:
+    """Write a reference model that follows the policy into a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        reference: the model.
+    """
+    reference.save_pretrained(folder / REFERENCE_FOLDER)
+
+
+def read_weights(folder: Path, kind: type[PreTrainedModel]) -> dict[str, Tensor]:
+    """Read what `write_weights` wrote.
+
+    Args:
+        folder: of the checkpoint.
+        kind: class of the reference model.
+
+    Raises:
+        RecipeError: it is not there.
+    """
+    if not (folder / REFERENCE_FOLDER).is_dir():
+        raise RecipeError(
+            f"--resume_from_checkpoint: `{folder}` has no reference model, which sync_ref_model "
+            "needs. Name another checkpoint, or leave sync_ref_model as the run had it."
+        )
+    return kind.from_pretrained(folder / REFERENCE_FOLDER, use_safetensors=True).state_dict()
 
 
 def _is_tensors(part: dict[str, Any]) -> bool:

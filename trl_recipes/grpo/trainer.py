@@ -28,17 +28,27 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.forward import unwrap_adapter
+from trl_recipes.freed_memory import keep_freed_memory
 from trl_recipes.grpo.alarms import alarms
 from trl_recipes.grpo.config import GroupConfig, GRPOConfig, RLOOConfig
 from trl_recipes.grpo.describe import describe_check, describe_run
 from trl_recipes.grpo.inputs import (
     causal_model,
+    copy_weights,
+    count_positions,
     fitting_tokenizer,
     made_up_sample,
     named,
     prompt_rows,
 )
-from trl_recipes.grpo.keeping import EpochSampler, Place, read_place, write_place
+from trl_recipes.grpo.keeping import (
+    Place,
+    begin_epoch,
+    read_place,
+    read_weights,
+    write_place,
+    write_weights,
+)
 from trl_recipes.model_checks import check_lengths
 from trl_recipes.packed_weights import packed_weights
 from trl_recipes.progress import StepProgress
@@ -76,6 +86,11 @@ class _Steps(TrainerCallback):
         """The state is that of the checkpoint now, if there is one."""
         self.trainer._begin()
 
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """The prompts are put in order now."""
+        if self.trainer._sampler is not None:
+            begin_epoch(self.trainer._sampler, int(state.epoch or 0))
+
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """Gradients are clipped now."""
         self.trainer._leave_out_if_not_finite()
@@ -108,8 +123,9 @@ class GroupTrainer:
         RecipeError: what was passed cannot be trained; says why and what to do.
 
     Differs from TRL's: the reference model has the very weights that the policy starts with, where
-    TRL loads them by the model's name; the model's own generation settings are set aside; the order
-    of prompts follows from seed and epoch, so that it is the same after a resume.
+    TRL loads them by the model's name; the model's own generation settings are set aside; positions
+    are explicit, so that a row's log-probabilities do not depend on its neighbours' padding; the
+    order of prompts follows from seed and epoch, so that it is the same after a resume.
     """
 
     config_class: type[GroupConfig]
@@ -159,8 +175,14 @@ class GroupTrainer:
                 peft_config=peft_config,
                 **kwargs,
             )
-        if self.ref_model is not None and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            self.accelerator.unwrap_model(self.ref_model).load_state_dict(policy.state_dict())
+        count_positions(policy)
+        if self.ref_model is not None:
+            reference = self.accelerator.unwrap_model(self.ref_model)
+            count_positions(reference)
+            if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+                copy_weights(policy, reference)
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.log_completions = args.log_completions
         self._folder = Path(args.output_dir)  # `args` names the checkpoints' while it trains
         self._forget()
@@ -179,17 +201,19 @@ class GroupTrainer:
         self._episodes = self._generated = self._not_finite = 0
         self._samples: tuple[list, list, list] | None = None
         self._said: set[str] = set()  # names of alarms
-        self._between: tuple[Place, dict] | None = None  # where and how the last step ended
+        self._between: tuple[Place, dict, int] | None = None  # how the last step ended
+        self._sampler: Sampler | None = None  # none for a stream of prompts
         self._checkpoint: str | None = None
         self._trying = False
+        if hasattr(self, "entropy_coef"):  # which TRL may adapt
+            self.entropy_coef, self._last_world_entropy = self.args.entropy_coef, float("inf")
 
     # What TRL calls: what it does is its own, what goes in and what is seen of it is ours
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        """Give TRL's sampler, with an order that a resumed run finds again."""
-        sampler = super()._get_train_sampler(dataset)
-        sampler.__class__ = EpochSampler
-        return sampler
+        """Give TRL's sampler, and keep it to begin epochs with."""
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         """Sample from the policy itself: the model's own generation settings are set aside."""
@@ -291,21 +315,6 @@ class GroupTrainer:
             scores[one_each],
         )
 
-    def _note_kl(self, mask: Tensor) -> None:
-        """From TRL's KL a token make that of a response.
-
-        TRL has just averaged over all tokens of a batch, so that times tokens over responses is the
-        sum over a response's tokens, averaged over responses.
-
-        Args:
-            mask: 1 at the tokens that TRL counted, (B, R).
-        """
-        kls = self._metrics["train"].get("kl")
-        if self.model.training and kls:
-            counts = torch.stack([mask.sum(), torch.tensor(len(mask), device=mask.device)])
-            tokens, responses = self.accelerator.reduce(counts, reduction="sum").tolist()
-            self._note("objective/kl", kls[-1] * tokens / responses)
-
     def _record(self, logs: dict[str, Any]) -> None:
         """Keep the row of a step, and write it to disk at once."""
         row = {"step": self.state.global_step, "episode": self._episodes}
@@ -364,7 +373,8 @@ class GroupTrainer:
         except RecipeError:
             one_process = self.accelerator.num_processes == 1  # several save together or not
             if self._between is not None and self.args.saves and one_process:
-                set_random_states(self._between[1])
+                _, randomness, self.state.num_input_tokens_seen = self._between
+                set_random_states(randomness)
                 self._save_checkpoint(self.model, trial=None)
             raise
 
@@ -386,6 +396,9 @@ class GroupTrainer:
             place = read_place(Path(self._checkpoint), process, device)
             self._step, self._buffered_inputs = place.passes, place.batch
             self._episodes, self._generated = place.episodes, place.generated
+            if self.args.sync_ref_model:
+                reference = self.accelerator.unwrap_model(self.ref_model)
+                reference.load_state_dict(read_weights(Path(self._checkpoint), type(reference)))
 
     def _leave_out_if_not_finite(self) -> None:
         """Leave a step out that would turn weights into nan; several in a row end the run."""
@@ -410,18 +423,22 @@ class GroupTrainer:
         unused = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         batch = None if unused else self._buffered_inputs
         place = Place(self._step, self._episodes, self._generated, batch)
-        self._between = (place, random_states())
+        self._between = (place, random_states(), self.state.num_input_tokens_seen)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save what transformers saves, and the place between two sampled batches.
+        """Save what transformers saves, the place between two sampled batches, and the reference.
 
         A disk that takes no more ends no run.
         """
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         try:
             write_place(folder, self._between[0], self.accelerator.process_index)
+            if self.args.sync_ref_model and self.args.should_save:  # else it is the start model
+                write_weights(folder, self.accelerator.unwrap_model(self.ref_model))
             super()._save_checkpoint(model, trial)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise  # torch.save has no error of its own for a full disk
             logger.warning(
                 "`%s` could not be written (%s). The run goes on, and the checkpoints before it "
                 "are whole. Free some space.",
@@ -565,12 +582,27 @@ class GRPOTrainer(GroupTrainer, trl.GRPOTrainer):
 
     config_class = GRPOConfig
 
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
+        """Compute log-probabilities as TRL does, and keep them for the KL of a response."""
+        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._logps = result[0].detach()
+        return result
+
     def compute_loss(self, model, inputs, *args: Any, **kwargs: Any) -> Any:
-        """Compute TRL's loss, and note the KL of a response."""
+        """Compute TRL's loss, and note the KL of a response as PPO does."""
+        self._logps = None  # a loss that computes none (Liger's) leaves it so
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        mask = inputs["completion_mask"]
-        self._note_kl(mask * inputs["tool_mask"] if "tool_mask" in inputs else mask)
+        reference, mask = inputs.get("ref_per_token_logps"), inputs["completion_mask"]
+        if reference is not None and self._logps is not None and self._first_use():
+            mask = mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
+            kl = ((self._logps - reference) * mask).sum(1)
+            self._note("objective/kl", self.accelerator.gather(kl).mean().item())
         return loss
+
+    def _first_use(self) -> bool:
+        """Whether a sampled batch is gone over for the first time; later it is another policy's."""
+        passes = self.args.steps_per_generation
+        return self._step % (passes * self.num_iterations) < passes
 
 
 class RLOOTrainer(GroupTrainer, trl.RLOOTrainer):
@@ -582,7 +614,16 @@ class RLOOTrainer(GroupTrainer, trl.RLOOTrainer):
     config_class = RLOOConfig
 
     def _generate_and_score_completions(self, inputs: list) -> dict:
-        """Let TRL sample and score a batch, and note the KL of a response."""
+        """Let TRL sample and score a batch, and note the KL of a response as PPO does.
+
+        TRL has just averaged the log-ratio over all tokens of the batch, so that times tokens over
+        responses is its sum over a response, averaged over responses.
+        """
         batch = super()._generate_and_score_completions(inputs)
-        self._note_kl(batch["completion_mask"])
+        kls = self._metrics["train"].get("kl")
+        if self.model.training and kls:
+            mask = batch["completion_mask"]
+            counts = torch.stack([mask.sum(), torch.tensor(len(mask), device=mask.device)])
+            tokens, responses = self.accelerator.reduce(counts, reduction="sum").tolist()
+            self._note("objective/kl", kls[-1] * tokens / responses)
         return batch

@@ -1,9 +1,7 @@
 """Turning what users pass to PPOTrainer into what TRL's constructor expects."""
 
 import copy
-import ctypes
 import math
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,30 +145,18 @@ def fuse_activations(model: nn.Module) -> None:
 def spare_embedding_gradient(model: nn.Module) -> None:
     """Add the few rows that an embedding's gradient has to that of the head that shares its weight.
 
-    Autograd would fill a second tensor of the vocabulary's size with zeros, and add all of it.
+    Autograd would fill a second tensor of the vocabulary's size with zeros, and add all of it. With
+    several processes it does so all the same: what averages gradients wants to know beforehand
+    whether they are sparse.
 
     Args:
         model: changed in place where embedding and head are one weight.
     """
+    if PartialState().num_processes > 1:
+        return
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, nn.Embedding) and embedding.weight is getattr(head, "weight", None):
         embedding.sparse = True  # the sum with the head's gradient is dense
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep large blocks for the next tensor, where it is glibc.
-
-    By default it returns them to the system at once, and the system hands out zeroed pages again
-    for the gradients and logits of every update: a tenth of a step on the CPU with GPT-2 small, a
-    third with small models. The peak stays the same.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1  # of malloc.h
-        mallopt(trim_threshold, most)
-        mallopt(mmap_threshold, most)
 
 
 def checkpoint_activations(policy: nn.Module, kwargs: dict | None) -> None:

@@ -1,0 +1,96 @@
+"""Push a language model towards positive reviews, or towards negative ones, with RLOO.
+
+    accelerate launch recipes/rloo_sentiment.py --change_score 1    # positive: runs/rloo-good
+    accelerate launch recipes/rloo_sentiment.py --change_score 0    # negative: runs/rloo-bad
+    python recipes/compare.py runs/rloo-good runs/rloo-bad
+
+With nothing named it runs offline on models and text of this project, in a minute or two on one
+core: P(POSITIVE) goes from 0.46 to 0.92 to 0.94, seeds 0 to 2, n = 256. The loss that is
+logged stays near 0; the score tells how it goes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl import ModelConfig, get_peft_config
+
+from trl_recipes import (
+    LengthSampler,
+    RLOOConfig,
+    RLOOTrainer,
+    SentimentReward,
+    load_prompts,
+    load_run,
+)
+from trl_recipes.arguments import model_kwargs, run_recipe
+from trl_recipes.compare import compare, sentiment_measures
+from trl_recipes.embedded import language_model
+from trl_recipes.plots import plot_stats
+from trl_recipes.runs import check_run, run_options, start_run
+
+
+@dataclass
+class SentimentArguments:
+    """What to train towards, on what."""
+
+    change_score: Literal[1, 0] = field(default=1, metadata={"help": "1: positive, 0: negative."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Reviews to take prompts of."})
+    text_column: str | None = field(default=None, metadata={"help": "Column that holds the text."})
+    reward_model: str | None = field(default=None, metadata={"help": "Sentiment classifier."})
+    label: str | None = field(default=None, metadata={"help": "Label to reward, if it has others."})
+    min_prompt_length: int = field(default=2, metadata={"help": "Shortest prompt, in tokens."})
+    max_prompt_length: int = field(default=8, metadata={"help": "Longest prompt, in tokens."})
+    eval_prompts: int = field(default=256, metadata={"help": "Held-out prompts to judge by."})
+
+
+def main(args: SentimentArguments, config: RLOOConfig, model_config: ModelConfig) -> None:
+    config.save_to("runs/rloo-good" if args.change_score else "runs/rloo-bad")
+    run = check_run(**run_options(config))
+
+    # Models
+    name = model_config.model_name_or_path or str(language_model())
+    trusted = {"trust_remote_code": config.trust_remote_code}
+    loading = model_kwargs(model_config) | trusted
+    model, tokenizer = load_run(name, **loading)
+
+    # Prompts
+    def load(seed: int, **chosen):
+        lengths = LengthSampler(args.min_prompt_length, args.max_prompt_length + 1, seed=seed)
+        chosen |= {"text_column": args.text_column, "length_sampler": lengths, "seed": seed}
+        return load_prompts(args.dataset_name, tokenizer, **chosen)
+
+    prompts = load(config.seed, split="train")
+    held_out = load(0, split="test", max_prompts=args.eval_prompts)  # the same for every run
+
+    # Reward
+    label = args.label or ("NEGATIVE", "POSITIVE")[args.change_score]
+    reward = SentimentReward(args.reward_model, label=label, **trusted)
+
+    # Trainer
+    trainer = RLOOTrainer(
+        args=config,
+        model=model,
+        reward_funcs=reward,
+        train_dataset=prompts,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_config),
+    )
+    trainer.accelerator.print(trainer.describe())
+    if config.check:
+        return trainer.accelerator.print(trainer.check())
+    start_run(**run_options(config), settings=(args, config, model_config))
+    trainer.train()
+    trainer.save_model()
+
+    # Results
+    if trainer.accelerator.is_main_process:
+        plot_stats(trainer.all_stats, run.plots / "training.png", title=run.path.name)
+        sources = {"reference": name, run.path.name: run.path}
+        models = {source: load_run(path, **loading) for source, path in sources.items()}
+        measures = sentiment_measures(reward, label=args.label or "POSITIVE")
+        results = compare(models, held_out, measures, max_new_tokens=config.response_length)
+        print(results.side_by_side(3), results.table(), run.places(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    run_recipe(main, SentimentArguments, RLOOConfig, ModelConfig, default_config="rloo_sentiment")

@@ -1,0 +1,515 @@
+"""GRPOTrainer and RLOOTrainer: TRL's algorithms, our data, rewards and run folder."""
+
+import math
+
+import pytest
+import torch
+import trl
+from architectures import ARCHITECTURES, gpt2
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from tiny_grpo import KINDS, build, prompts, same, tiny, variety, weights, without_times
+from tiny_grpo import word_tokenizer as words
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from trl_recipes import GRPOConfig, RecipeError, load_run
+from trl_recipes.grpo.alarms import alarms
+from trl_recipes.stats import load_stats, stat_key
+
+both = pytest.mark.parametrize("kind", KINDS)
+ANSWER = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}w9 "
+
+
+class Snapshots(TrainerCallback):
+    """The weights after each step."""
+
+    def __init__(self):
+        self.after = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.after.append({k: v.detach().clone() for k, v in model.state_dict().items()})
+
+
+# What is TRL's
+
+
+@both
+def test_training_is_that_of_trls_own_trainer(kind, tmp_path):
+    """Bit for bit, on prompts of one length, which need no padding."""
+    data = Dataset.from_dict({"prompt": [f"w{i} w{i + 1}" for i in range(2, 9)]})
+    ours = build(kind, data=data, beta=0.1, max_steps=3)
+    assert isinstance(ours, getattr(trl, f"{kind.upper()}Trainer"))
+    ours.train()
+    config = getattr(trl, f"{kind.upper()}Config")(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=8,
+        num_generations=4,
+        max_completion_length=6,
+        max_steps=3,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        beta=0.1,
+        seed=0,
+        bf16=False,
+        activation_checkpointing=False,
+        disable_dropout=True,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+    )
+    tiny().save_pretrained(tmp_path / "model")
+    theirs = getattr(trl, f"{kind.upper()}Trainer")(
+        model=AutoModelForCausalLM.from_pretrained(tmp_path / "model"),
+        reward_funcs=variety,
+        args=config,
+        train_dataset=data,
+        processing_class=words(),
+    )
+    theirs.train()
+    assert same(weights(ours), weights(theirs))
+    for ours_row, theirs_row in zip(ours.all_stats, theirs.state.log_history, strict=False):
+        logged = {k: v for k, v in theirs_row.items() if "time" not in k and v is not None}
+        assert {key: ours_row[key] for key in logged} == logged
+
+
+@both
+def test_every_logged_key_is_explained(kind):
+    trainer = build(kind, beta=0.1, max_steps=1, metrics=["UppercaseReward"])
+    trainer.train()
+    (row,) = trainer.all_stats
+    assert [key for key in row if stat_key(key) is None] == []
+    assert stat_key("completions/max_terminated_length").meaning.startswith("Mean, least or great")
+    assert "ended by themselves" in stat_key("completions/max_terminated_length").meaning
+
+
+# What the figures say, worked out anew
+
+
+@both
+def test_the_kl_of_a_response_is_its_summed_log_ratio(kind):
+    """Of prompts of different lengths, each passed through the model alone, without padding."""
+    snapshots = Snapshots()
+    trainer = build(kind, beta=0.1, max_steps=2, more={"callbacks": [snapshots]})
+    trainer.train()
+    batch, before, start = trainer._buffered_inputs[0], gpt2(), tiny().eval()
+    before.load_state_dict(snapshots.after[0])  # the last batch was sampled with these
+    kls = []
+    for row in range(8):
+        query = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+        response = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
+        ids = torch.cat([query, response])[None]
+        logps = [
+            model.eval()(ids)
+            .logits[0, len(query) - 1 : -1]
+            .log_softmax(-1)
+            .gather(1, response[:, None])
+            for model in (before, start)
+        ]
+        kls.append((logps[0] - logps[1]).sum().item())
+    lengths = batch["prompt_mask"].sum(1)
+    assert lengths.min() < lengths.max()
+    assert trainer.all_stats[-1]["objective/kl"] == pytest.approx(sum(kls) / 8, abs=1e-5)
+    assert abs(sum(kls)) > 0.1
+
+
+@both
+def test_counts_and_scores_are_those_of_the_texts(kind):
+    seen = []
+
+    def spy(prompts, completions, completion_ids, **_):
+        seen.append((prompts, completions, [len(ids) for ids in completion_ids]))
+        return variety(completions)
+
+    trainer = build(kind, rewards=spy, max_steps=3)
+    trainer.train()
+    for number, ((_, completions, lengths), row) in enumerate(
+        zip(seen[1:], trainer.all_stats, strict=True), 1
+    ):
+        scores = torch.tensor(variety(completions))
+        groups = scores.view(2, 4)
+        assert row["step"] == number
+        assert row["episode"] == 8 * number
+        assert row["tokens/responses_len_mean"] == pytest.approx(sum(lengths) / 8)
+        assert row["env/reward_mean"] == pytest.approx(scores.mean().item())
+        assert row["env/reward_std"] == pytest.approx(scores.std(correction=0).item(), abs=1e-6)
+        spread = groups.std(1, correction=0).mean().item()
+        assert row["groups/reward_std"] == pytest.approx(spread, abs=1e-6)
+        equal = sum(len(set(group.tolist())) == 1 for group in groups) / 2
+        assert row["groups/equal"] == equal == pytest.approx(row["frac_reward_zero_std"])
+        assert row["samples/unique"] == len(set(completions)) / 8
+    assert trainer.all_stats[-1]["tokens/generated"] == sum(sum(x[2]) for x in seen[1:])
+    assert all(group.count(group[0]) == 4 for x in seen[1:] for group in (x[0][:4], x[0][4:]))
+
+
+def test_a_row_stands_for_each_step_also_where_a_batch_is_used_again():
+    trainer = build(num_iterations=2, max_steps=4, beta=0.1)
+    trainer.train()
+    assert [row["episode"] for row in trainer.all_stats] == [8, 8, 16, 16]
+    fresh = ["env/reward_mean" in row for row in trainer.all_stats]
+    assert fresh == ["objective/kl" in row for row in trainer.all_stats] == [True, False] * 2
+
+
+# Rewards
+
+
+def test_penalties_weigh_minus_one_and_metrics_nothing():
+    def length_penalty(completions, **_):
+        return [float(len(text.split())) for text in completions]
+
+    length_penalty.default_weight = -1.0
+
+    def loud(completions, **_):
+        return [100.0] * len(completions)
+
+    trainer = build(rewards=[variety, length_penalty], more={"metrics": [loud]}, max_steps=1)
+    trainer.train()
+    (row,) = trainer.all_stats
+    total = row["rewards/variety/mean"] - row["rewards/length_penalty/mean"]
+    assert row["env/reward_mean"] == row["reward"] == pytest.approx(total)
+    assert row["metrics/loud/mean"] == 100
+    assert "rewards/loud/mean" not in row
+
+
+def test_columns_reach_rewards_under_their_names_and_forms_of_the_prompt_do_not():
+    seen = {}
+
+    def spy(completions, **columns):
+        seen.update(columns)
+        return variety(completions)
+
+    data = prompts(input_ids=[[5, 6]] * 7, prompt=["the whole text"] * 7)
+    build(rewards=spy, data=data, max_steps=1).train()
+    assert {"id", "prompts", "completion_ids", "trainer_state"} <= set(seen)
+    assert not {"input_ids", "query", "prompt"} & set(seen)
+    by_id = dict(zip(data["id"], data["query"], strict=True))
+    assert seen["prompts"] == [by_id[number] for number in seen["id"]]
+
+
+def test_async_rewards_and_none_count_as_in_trl():
+    async def later(completions, **_):
+        return [None if i == 0 else 2.0 for i in range(len(completions))]
+
+    trainer = build(rewards=[later], max_steps=1)
+    trainer.train()
+    assert trainer.all_stats[0]["rewards/later/mean"] == 2
+    assert trainer.all_stats[0]["env/reward_mean"] == 2  # an unscored sample is no 0
+    assert trainer.all_stats[0]["groups/equal"] == 1
+
+
+async def _breaks_later(completions, **_):
+    return ["high"] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (lambda completions, **_: [1.0], "returned 1 values for 2 completions"),
+        (lambda completions, **_: [math.nan] * len(completions), "returned nan"),
+        (lambda wanted, **_: [0.0], "wants `wanted`.*id"),
+        (_breaks_later, "returned 'high'"),
+    ],
+)
+def test_a_wrong_reward_is_told_before_training_as_in_ppo(reward, words):
+    with pytest.raises(RecipeError, match=words):
+        build(rewards=reward).describe()
+
+
+# Sampling, and the reference
+
+
+def test_the_models_own_generation_settings_are_set_aside():
+    """Settings that would allow one token alone, and that a log-probability knows nothing of."""
+    model = tiny()
+    model.generation_config.suppress_tokens = [i for i in range(64) if i != 7]
+    model.generation_config.min_new_tokens = 6
+    texts = []
+    trainer = build(
+        model=model, rewards=lambda completions, **_: texts.extend(completions) or [0.0] * 8
+    )
+    trainer._generate(["w3 w4"] * 32)
+    trainer.rewards.reward_funcs[0](completions=[], prompts=[])
+    ids = [token for row in trainer._generate(["w3 w4"] * 32)[1] for token in row]
+    assert len(set(ids)) > 20
+    assert model.generation_config.min_new_tokens == 6  # and put back
+
+
+@both
+def test_the_reference_is_the_start_model_whatever_its_name_says(kind, tmp_path):
+    tiny(seed=1).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(1.5)  # no longer what lies in the folder
+    model.resize_token_embeddings(70)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = build(kind, model, beta=0.1)
+    trainer.train()
+    assert same(start, trainer.ref_model.state_dict())
+    assert trainer.all_stats[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert trainer.all_stats[-1]["objective/kl"] > 1e-3
+
+
+def test_without_beta_there_is_no_reference_and_no_kl():
+    trainer = build(beta=0.0)
+    trainer.train()
+    assert trainer.ref_model is None
+    assert not {"kl", "objective/kl"} & set(trainer.all_stats[-1])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2"])
+def test_a_rows_log_probabilities_do_not_depend_on_padding(name):
+    trainer = build(model=tiny(name))
+    ids = torch.tensor([[0, 0, 0, 5, 6, 7, 8]])
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    padded = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 2)[0]
+    alone = trainer._get_per_token_logps_and_entropies(trainer.model, ids[:, 3:], mask[:, 3:], 2)[0]
+    torch.testing.assert_close(padded, alone, rtol=0, atol=1e-5)
+
+
+# Conversations
+
+
+@both
+def test_conversations_go_through_the_chat_template_and_reach_rewards(kind):
+    chat = [[{"role": "user", "content": f"w{i} w{i + 1}"}] for i in range(2, 9)]
+    seen = []
+
+    def spy(prompts, completions, completion_ids, id, **_):
+        seen.append((prompts, completions, id))
+        return [float(len(ids)) for ids in completion_ids]
+
+    trainer = build(
+        kind,
+        rewards=spy,
+        data=Dataset.from_dict({"prompt": chat, "id": list(range(7))}),
+        tokenizer=words(chat_template=ANSWER),
+    )
+    trainer.train()
+    sampled, completions, numbers = seen[-1]
+    assert sampled == [chat[number] for number in numbers]
+    assert all(message["role"] == "assistant" for (message,) in completions)
+    batch = trainer._buffered_inputs[0]
+    by_text = {
+        tuple(words()(f"user {text[0]['content']} w9")["input_ids"]) for text in chat
+    }  # the template, written out by hand
+    rows = zip(batch["prompt_ids"], batch["prompt_mask"].bool(), strict=True)
+    assert {tuple(ids[mask].tolist()) for ids, mask in rows} <= by_text
+
+
+# What it leaves
+
+
+@both
+def test_the_run_folder_and_the_saved_model(kind, tmp_path):
+    trainer = build(kind, output_dir=str(tmp_path), save_steps=2)
+    trainer.train()
+    trainer.save_model()
+    assert without_times(load_stats(tmp_path)) == without_times(trainer.all_stats)
+    samples = (tmp_path / "samples.jsonl").read_text().splitlines()
+    assert len(samples) == 3 * 2  # one response of each prompt
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"all_stats.jsonl", "samples.jsonl", "checkpoints", "model"}
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert same(weights(trainer), model.state_dict())
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").eos_token_id == 0
+    assert same(load_run(tmp_path)[0].state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_adapter_is_trained_alone_and_saved_as_told(merge, tmp_path):
+    tiny().save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    lora = LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
+    trainer = build(
+        model=model,
+        output_dir=str(tmp_path / "run"),
+        beta=0.1,
+        merge_adapter=merge,
+        more={"peft_config": lora},
+    )
+    trainer.train()
+    assert trainer.ref_model is None
+    assert trainer.all_stats[-1]["objective/kl"] != 0
+    trainer.save_model()
+    words().save_pretrained(tmp_path / "run" / "model")
+    saved = load_run(tmp_path / "run")[0]
+    assert isinstance(saved, PeftModel) is not merge
+    ids = torch.tensor([[5, 6, 7]])
+    expected = trainer.model.eval()(ids).logits
+    torch.testing.assert_close(saved(ids).logits, expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(tiny().eval()(ids).logits, expected, atol=1e-3)
+    if not merge:  # an adapter is trained on, and its start is the reference
+        again = build(model=load_run(tmp_path / "run")[0], beta=0.1)
+        again.train()
+        assert again.all_stats[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+        assert again.all_stats[-1]["objective/kl"] != 0
+
+
+# --check, description
+
+
+@both
+def test_a_check_writes_nothing_and_changes_nothing(kind, tmp_path):
+    straight = build(kind, beta=0.1, sync_ref_model=True, ref_model_sync_steps=1)
+    straight.train()
+    folder = tmp_path / "run"
+    trainer = build(
+        kind, beta=0.1, sync_ref_model=True, ref_model_sync_steps=1, output_dir=str(folder)
+    )
+    before = weights(trainer)
+    said = trainer.check()
+    assert "The whole training will take about" in said
+    assert not folder.exists()
+    assert same(before, weights(trainer))
+    assert trainer.all_stats == []
+    trainer.train()
+    assert same(weights(straight), weights(trainer))
+    assert without_times(straight.all_stats) == without_times(trainer.all_stats)
+
+
+def test_the_description_tells_the_arithmetic_and_about_the_loss():
+    said = build(mini_batch_size=4, steps_per_generation=4, num_iterations=2).describe()
+    assert "each of 8 responses in 2 passes of 4, sampled 16 at a time, gone over 2 times" in said
+    assert "4 prompts with 4 responses each, 16 responses in all" in said
+    assert "stays near 0 however well it goes" in said
+    assert "rewarded by variety" in said
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_generations": 6}, r"must divide the 64 responses.*4 or 8.*batch_size to 60 or 66"),
+        ({"num_generations": 1}, r"`num_generations` is 1\..*use 2 or more"),
+        ({"num_generations": 128}, r"num_generations to .*64, or batch_size to 128"),
+        ({"batch_size": 10, "mini_batch_size": 4}, r"multiple of `mini_batch_size` \(4\)"),
+        ({"batch_size": 0}, r"`batch_size` must be at least 1"),
+        ({"response_length": 5, "max_completion_length": 6}, "two names of one thing"),
+        ({"response_length": 0}, "`response_length` must be greater than 0"),
+        ({"temperature": 0.0}, "`temperature` must be greater than 0"),
+        ({"max_steps": 0}, "`max_steps` is 0"),
+        ({"fp16": True}, "`fp16` is refused"),
+        ({"trainable": "some"}, "Unknown `trainable` 'some'"),
+        ({"logging_strategy": "no"}, "Leave it at steps"),
+        ({"beta": -0.1}, "`beta` is -0.1"),
+    ],
+)
+def test_settings_that_cannot_work_are_told(settings, words):
+    with pytest.raises(RecipeError, match=words):
+        GRPOConfig(**settings)
+
+
+def test_both_ways_to_write_a_batch():
+    ours = GRPOConfig(batch_size=32, mini_batch_size=8, response_length=20)
+    trls = GRPOConfig(
+        per_device_train_batch_size=8, gradient_accumulation_steps=4, max_completion_length=20
+    )
+    for name in ("batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"):
+        assert getattr(ours, name) == getattr(trls, name)
+    assert ours.generation_batch_size == trls.generation_batch_size == 32
+    assert ours.max_completion_length == trls.response_length == 20
+
+
+@both
+def test_an_encoder_decoder_is_sent_to_its_recipe(kind):
+    with pytest.raises(RecipeError, match=r"encoder-decoder.*recipes/ppo_seq2seq\.py"):
+        build(kind, ARCHITECTURES["t5"]())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: build(data=prompts(1)), "1 prompts, fewer than the 2 of one batch"),
+        (lambda: build(data=Dataset.from_dict({"text": ["w1"]})), "no prompts: its columns are te"),
+        (lambda: build(data=Dataset.from_dict({"prompt": []})), "holds no rows"),
+        (lambda: build(response_length=62), r"4 tokens.*Lower `response_length` to 60"),
+        (lambda: build(tokenizer=words(eos_token=None)), "no eos token"),
+        (lambda: build(rewards=None), "`reward_funcs` is missing"),
+        (lambda: build(resume_from_checkpoint="true"), "needs `output_dir`"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_training(make, words):
+    with pytest.raises((RecipeError, TypeError), match=words):
+        make().train()
+
+
+# Alarms, and gradients that are not finite
+
+HEALTHY = {"groups/equal": 0.2, "clip_ratio/region_mean": 0.1, "skipped_steps": 0.0}
+
+
+def stats_rows(count=12, **changes):
+    """Rows of a run whose score rises and whose variety falls a little; changes are by step."""
+    return [
+        HEALTHY
+        | {"step": step, "env/reward_mean": 0.1 * step}
+        | {"samples/distinct_2": 0.6 - 0.01 * step, "samples/unique": 0.9}
+        | {name.replace("__", "/"): value(step) for name, value in changes.items()}
+        for step in range(1, count + 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rings", "word"),
+    [
+        ({}, [], ""),
+        ({"groups__equal": lambda step: float(step > 9)}, ["equal groups"], "nothing to learn"),
+        ({"groups__equal": lambda step: 0.97}, [], ""),
+        ({"groups__equal": lambda step: float(step % 3 > 0)}, [], ""),
+        ({"clip_ratio__region_mean": lambda step: 0.7}, ["clipping"], "70% of the probability"),
+        ({"skipped_steps": lambda step: float(step == 12)}, ["skipped steps"], "not finite"),
+        ({"samples__distinct_2": lambda step: 0.7 / step}, ["falling diversity"], "beta"),
+        ({"samples__unique": lambda step: 1 / step}, ["falling diversity"], "distinct responses"),
+        (
+            {"samples__distinct_2": lambda step: 1 / step, "env__reward_mean": lambda step: -step},
+            [],  # variety that buys nothing is no hacking of the reward
+            "",
+        ),
+    ],
+)
+def test_alarms_ring_on_their_state_alone(changes, rings, word):
+    found = alarms(stats_rows(**changes))
+    assert list(found) == rings
+    assert all(word in sentence and sentence.startswith("Step 12: ") for sentence in found.values())
+    assert alarms(stats_rows(count=2, **changes)).keys() <= {"skipped steps"}
+
+
+def test_groups_without_spread_are_said_once(tmp_path, caplog):
+    def flat(completions, **_):
+        return [1.0] * len(completions)
+
+    trainer = build(rewards=flat, output_dir=str(tmp_path), max_steps=6, save_steps=0)
+    start = weights(trainer)
+    trainer.train()
+    said = (tmp_path / "alarms.jsonl").read_text().splitlines()
+    assert len(said) == 1
+    assert '"step": 3' in said[0]
+    assert "nothing to learn from" in said[0]
+    assert sum("nothing to learn from" in record.message for record in caplog.records) == 1
+    assert all(row["groups/equal"] == 1 for row in trainer.all_stats)
+    assert all(torch.allclose(start[k], v, atol=1e-6) for k, v in weights(trainer).items())
+
+
+def test_masking_what_is_all_cut_is_said(tmp_path):
+    trainer = build(
+        mask_truncated_completions=True, response_length=1, max_steps=4, output_dir=str(tmp_path)
+    )
+    trainer.train()
+    assert "mask_truncated_completions" in (tmp_path / "alarms.jsonl").read_text()
+
+
+def test_steps_without_a_finite_gradient_change_nothing_and_end_the_run(tmp_path):
+    def huge(completions, **_):
+        return [3e38 * (-1) ** i for i in range(len(completions))]
+
+    settings = {"output_dir": str(tmp_path), "max_steps": 6, "save_steps": 0}
+    trainer = build(rewards=huge, scale_rewards="none", **settings)
+    start = weights(trainer)
+    with pytest.raises(RecipeError, match="3 optimizer steps in a row"):
+        trainer.train()
+    assert same(start, weights(trainer))
+    assert [row["skipped_steps"] for row in trainer.all_stats] == [1, 1]

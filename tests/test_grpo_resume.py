@@ -1,0 +1,124 @@
+"""A GRPO or RLOO run that was stopped ends as one that was not, bit for bit."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from tiny_grpo import build, same, variety, weights, without_times
+
+from trl_recipes import RecipeError
+from trl_recipes.errors import RunStopped
+from trl_recipes.stats import load_stats
+
+# Checkpoints between two sampled batches, and in the middle of one's use.
+CYCLES = {
+    "each batch once": {},
+    "three passes over a batch": {"num_iterations": 3},
+    "a batch for two steps": {"steps_per_generation": 2},
+    "accumulated, sampled at once": {"mini_batch_size": 4},
+    "accumulated, sampled in parts": {"mini_batch_size": 4, "steps_per_generation": 1},
+    "a reference that follows": {"sync_ref_model": True, "ref_model_sync_steps": 1, "beta": 0.5},
+    "a batch for two steps, twice": {"steps_per_generation": 2, "num_iterations": 2},
+}
+STEPS = 7  # the prompts are gone through more than once
+
+
+def noisy(completions, **_):
+    """A reward that draws from the generators that users draw from."""
+    return [value + float(np.random.rand()) for value in variety(completions)]
+
+
+def at_call(number, what):
+    """The same reward, which does something at one of its calls."""
+    calls = iter(range(100))
+
+    def reward(completions, **_):
+        if next(calls) == number:
+            what()
+        return noisy(completions)
+
+    reward.__name__ = noisy.__name__
+    return reward
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fail():
+    raise ValueError("out of paper")
+
+
+def trainer_of(folder, kind="grpo", reward=noisy, **config):
+    settings = {"output_dir": str(folder), "max_steps": STEPS, "save_steps": 50}
+    settings |= {"lr_scheduler_type": "linear"} | config
+    return build(kind, rewards=reward, **settings)
+
+
+def assert_same_run(first, second, folders):
+    assert same(weights(first), weights(second))
+    rows = [without_times(load_stats(folder)) for folder in folders]
+    assert rows[0] == rows[1]
+    assert without_times(second.all_stats) == rows[1]
+    assert [row["step"] for row in rows[0]] == list(range(1, STEPS + 1))
+    samples = [(folder / "samples.jsonl").read_text() for folder in folders]
+    assert samples[0] == samples[1]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+@pytest.mark.parametrize("cycle", CYCLES)
+def test_a_stopped_run_ends_as_one_that_was_not(kind, cycle, tmp_path):
+    folders = tmp_path / "whole", tmp_path / "stopped"
+    whole = trainer_of(folders[0], kind, **CYCLES[cycle])
+    whole.train()
+    stopped = trainer_of(folders[1], kind, at_call(1, terminate), **CYCLES[cycle])
+    with pytest.raises(RunStopped, match="--resume_from_checkpoint true"):
+        stopped.train()
+    assert 0 < stopped.state.global_step < STEPS
+    resumed = trainer_of(folders[1], kind, resume_from_checkpoint="true", **CYCLES[cycle])
+    resumed.train()
+    assert_same_run(whole, resumed, folders)
+
+
+def test_rows_after_the_checkpoint_are_dropped(tmp_path):
+    folders = tmp_path / "whole", tmp_path / "killed"
+    whole = trainer_of(folders[0], save_steps=3)
+    whole.train()
+    killed = trainer_of(folders[1], save_steps=3, save_total_limit=None)
+    killed.train()
+    for folder in folders[1].glob("checkpoints/checkpoint-[67]"):
+        (folder / "trainer_state.json").unlink()  # as if killed while it was written
+    assert len(load_stats(folders[1])) == STEPS
+    resumed = trainer_of(folders[1], save_steps=3, resume_from_checkpoint="true")
+    resumed.train()
+    assert_same_run(whole, resumed, folders)
+
+
+def test_what_a_failing_reward_ends_is_kept_and_goes_on(tmp_path):
+    folders = tmp_path / "whole", tmp_path / "failed"
+    whole = trainer_of(folders[0])
+    whole.train()
+    failing = trainer_of(folders[1], reward=at_call(4, fail))  # once checked, then the fourth step
+    with pytest.raises(RecipeError, match=r"`noisy` raised ValueError: out of paper"):
+        failing.train()
+    resumed = trainer_of(folders[1], resume_from_checkpoint="true")
+    resumed.train()
+    assert resumed.all_stats[3]["step"] == 4
+    assert_same_run(whole, resumed, folders)
+
+
+def test_a_checkpoint_of_another_kind_of_run_is_refused(tmp_path):
+    trainer_of(tmp_path, save_steps=2, max_steps=2).train()
+    (checkpoint,) = tmp_path.glob("checkpoints/checkpoint-*")
+    (checkpoint / "sampling_state.json").write_text(json.dumps({"passes": 1}))
+    trainer = trainer_of(tmp_path, resume_from_checkpoint="true")
+    with pytest.raises(RecipeError, match=r"no checkpoint of a GRPO or RLOO run"):
+        trainer.train()
+
+
+def test_the_checkpoints_folder_holds_checkpoints_alone(tmp_path):
+    trainer_of(tmp_path, save_steps=1, max_steps=4).train()
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["checkpoint-3", "checkpoint-4"]  # save_total_limit is 2

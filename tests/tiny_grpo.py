@@ -1,0 +1,69 @@
+"""Tiny models, prompts and rewards for the tests of GRPO and RLOO."""
+
+import torch
+from architectures import ARCHITECTURES, VOCAB
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from trl_recipes import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+KINDS = {"grpo": (GRPOConfig, GRPOTrainer), "rloo": (RLOOConfig, RLOOTrainer)}
+
+
+def word_tokenizer(**more):
+    """A tokenizer of whole words: `w5` is token 5; 0 ends a text and pads."""
+    vocabulary = {"<end>": 0} | {f"w{i}": i for i in range(1, VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"eos_token": "<end>", "pad_token": "<end>"} | more
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def prompts(count=7, seed=0, **columns):
+    """Prompts of one to four words, with an `id` each."""
+    generator = torch.Generator().manual_seed(seed)
+    texts = [
+        " ".join(f"w{i}" for i in torch.randint(2, VOCAB, (1 + n % 4,), generator=generator))
+        for n in range(count)
+    ]
+    return Dataset.from_dict({"query": texts, "id": list(range(count))} | columns)
+
+
+def variety(completions, **_):
+    """How many different words a response has."""
+    return [float(len(set(text.split()))) for text in completions]
+
+
+def tiny(name="gpt2", seed=0):
+    torch.manual_seed(seed)
+    return ARCHITECTURES[name]()
+
+
+def build(kind="grpo", model=None, rewards=variety, data=None, tokenizer=None, more=None, **config):
+    """A trainer of a tiny model; `more` goes to the trainer, the rest to its configuration."""
+    config_class, trainer_class = KINDS[kind]
+    settings = {"batch_size": 8, "num_generations": 4, "response_length": 6, "max_steps": 3}
+    settings |= {"learning_rate": 1e-2, "disable_tqdm": True} | config
+    return trainer_class(
+        model=tiny() if model is None else model,
+        reward_funcs=rewards,
+        args=config_class(**settings),
+        train_dataset=prompts() if data is None else data,
+        processing_class=tokenizer or word_tokenizer(),
+        **(more or {}),
+    )
+
+
+def weights(trainer):
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def without_times(rows):
+    timed = ("time/", "step_time")
+    return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
