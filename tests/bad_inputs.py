@@ -122,6 +122,12 @@ def runs_from_elsewhere(path: Path, models: Models) -> None:
     run(more=f"model_name_or_path: {models['t5']}\n")(path, models)
 
 
+def begun(path: Path, models: Models) -> None:
+    """A stage of a chain that was begun with other settings."""
+    path.mkdir(parents=True)
+    (path / "stage.json").write_text('{"settings": {"reward_epochs": 9}, "result": null}')
+
+
 def without_model(path: Path, models: Models) -> None:
     """A run that was killed before it saved its model."""
     run()(path, models)
@@ -138,6 +144,11 @@ PLOT = "plot.py --runs run "
 LM = "pretrain_lm.py --dataset_name data.jsonl --output_dir out "
 CLASSIFIER = "train_classifier.py --dataset_name data.jsonl --output_dir out "
 SHOUT = "grpo_shouting.py --text_file text.txt --output_dir out "
+REWARD_MODEL = "train_reward_model.py --dataset_name data.jsonl --output_dir out "
+RLHF = (
+    "rlhf.py --model_name_or_path {gpt2} --dataset_name data.jsonl --output_dir out --max_steps 1 "
+    "--batch_size 4 --response_length 6 "
+)
 ONE_RUN = {"run": run()}
 TEXT = {"text.txt": "A line of text that is long enough.\n" * 20}
 
@@ -666,6 +677,35 @@ GROUPS = [
         "no group run to go on with",
         GRPO + "--resume_from_checkpoint true",
         ("holds no run to go on with", "--output_dir"),
+
+REWARD_MODELS = [
+    BadInput(
+        "pairs that are equal",
+        REWARD_MODEL,
+        ("16 of 16 pairs", "chosen equal to rejected", "no pair is left"),
+        {"data.jsonl": rows(chosen="Yes.", rejected="Yes.")},
+    ),
+    BadInput(
+        "a number that is none",
+        REWARD_MODEL + "--kind number",
+        ("row 1", "nan", "Mend or delete"),
+        {"data.jsonl": rows(label=float("nan"))},
+    ),
+    BadInput(
+        "an encoder-decoder to score texts",
+        REWARD_MODEL + "--model_name_or_path {t5}",
+        ("encoder-decoder (t5)", "such as BERT"),
+    ),
+    BadInput(
+        "nothing to generate with",
+        RLHF + "--task generate --prompt 'The film'",
+        ("no finished run", "Train first"),
+    ),
+    BadInput(
+        "a chain of other settings",
+        RLHF + "--output_dir run",
+        ("holds a reward model of other settings", "reward_epochs was 9", "--overwrite"),
+        {"run/reward": begun},
     ),
 ]
 
@@ -720,4 +760,5 @@ SHOUTING = [
 ]
 
 BAD_INPUTS = [*FLAGS, *YAML, *DATA, *MODELS, *FOLDERS, *RUNS, *RESUMING]
-BAD_INPUTS += [*PRETRAINING, *REWARDS, *GROUPS, *BENCHMARK, *SHOUTING]
+BAD_INPUTS += [*PRETRAINING, *REWARDS, *REWARD_MODELS, *GROUPS]
+BAD_INPUTS += [*BENCHMARK, *SHOUTING]

@@ -1,85 +1,67 @@
-"""A stage is skipped where its result is there, and never where it was made from something else."""
+import json
+from dataclasses import dataclass, field
 
 import pytest
 
+from trl_recipes import stages
 from trl_recipes.errors import RecipeError
-from trl_recipes.stages import RECORD, Stages
 
 
-def plan(folder, wanted="all", anew=False, **settings):
-    """Two stages, the first made from a, the second from a and b."""
-    chosen = {"a": 1, "b": 2} | settings
-    stages = Stages(wanted, anew=anew)
-    stages.add("first", folder / "first", {"a": chosen["a"]})
-    stages.add("second", folder / "second", {"b": chosen["b"]})
-    return stages
+@dataclass
+class Settings:
+    output_dir: str = "runs/x"
+    overwrite_output_dir: bool = False
+    resume_from_checkpoint: str | None = None
+    learning_rate: float = 1e-3
+    names: list[str] = field(default_factory=list)
+    save_steps: int = 50
 
 
-@pytest.fixture
-def finished(tmp_path):
-    stages = plan(tmp_path)
-    for name in ("first", "second"):
-        stages.todo(name).begin()
-        stages.todo(name).finish()
-    return tmp_path
+def test_settings_are_what_differs_and_matters():
+    assert stages.settings_of(Settings()) == {}
+    chosen = Settings(output_dir="runs/y", save_steps=1, learning_rate=0.5, names=["a"])
+    assert stages.settings_of(chosen) == {"learning_rate": 0.5, "names": ["a"]}
 
 
-def test_a_plan_writes_nothing(tmp_path):
-    stages = plan(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    assert not stages.begun
-    assert stages.describe() == "first: to do, second: to do"
+def test_a_stage_is_reused_only_when_it_finished_with_the_same_settings(tmp_path):
+    config = Settings(output_dir=str(tmp_path))
+    before = stages.settings_of(Settings(learning_rate=0.5))
+    assert not stages.go_on(config, before, "a policy")
+    assert config.resume_from_checkpoint is None  # there is nothing to go on with
+    stages.begin(tmp_path, before)
+    assert not stages.go_on(config, before, "a policy")
+    assert config.resume_from_checkpoint == "true"
+    stages.finish(tmp_path, before, {"steps": 3})
+    assert stages.go_on(config, before, "a policy")
+    assert stages.result_of(tmp_path, before, "a policy") == {"steps": 3}
+    now = stages.settings_of(Settings(learning_rate=0.1, names=["a"]))
+    with pytest.raises(RecipeError, match=r"learning_rate was 0.5 and is 0.1; names was left out"):
+        stages.go_on(config, now, "a policy")
+    config.overwrite_output_dir = True
+    assert not stages.go_on(config, now, "a policy")
 
 
-def test_what_is_finished_is_not_to_do(finished):
-    stages = plan(finished)
-    assert stages.todo("first") is None
-    assert stages.todo("second") is None
-    assert stages.describe() == "first: there, second: there"
+def test_a_stage_that_is_needed_must_have_finished(tmp_path):
+    config = Settings(output_dir=str(tmp_path))
+    with pytest.raises(RecipeError, match=r"holds no finished run. Train first"):
+        stages.go_on(config, {}, "a policy", must_be_done=True)
+    stages.begin(tmp_path, {})
+    with pytest.raises(RecipeError, match=r"holds no finished run. Train first"):
+        stages.go_on(config, {}, "a policy", must_be_done=True)
+    stages.finish(tmp_path, {}, {})
+    assert stages.go_on(config, {}, "a policy", must_be_done=True)
 
 
-def test_what_was_interrupted_is_gone_on_with(tmp_path):
-    plan(tmp_path).todo("first").begin()
-    stages = plan(tmp_path)
-    assert stages.todo("first").begun
-    assert not stages.todo("second").begun
-    assert stages.describe() == "first: go on, second: to do"
+def test_a_damaged_note_is_named(tmp_path):
+    stages.begin(tmp_path, {})
+    (tmp_path / "stage.json").write_text(json.dumps(["no", "settings"]))
+    with pytest.raises(RecipeError, match=r"stage.json. is damaged.*--overwrite_output_dir"):
+        stages.result_of(tmp_path, {}, "a policy")
 
 
-@pytest.mark.parametrize("done", [True, False])
-def test_other_settings_are_refused_with_their_names(tmp_path, done):
-    stage = plan(tmp_path).todo("first")
-    stage.begin()
-    if done:
-        stage.finish()
-    with pytest.raises(RecipeError, match="first in .* other settings: a was 1, is 3. Choose"):
-        plan(tmp_path, a=3)
-
-
-def test_a_setting_of_the_first_decides_the_second_too(finished):
-    (finished / "first" / RECORD).unlink()
-    with pytest.raises(RecipeError, match="the second in .*: a was 1, is 3"):
-        plan(finished, a=3)
-
-
-def test_what_lies_behind_the_wanted_stage_is_not_looked_at(finished):
-    assert plan(finished, wanted="first", b=5).todo("second") is None
-
-
-def test_one_stage_needs_those_before_it(tmp_path):
-    with pytest.raises(RecipeError, match="--stage second needs the first, .*--stage first"):
-        plan(tmp_path, wanted="second")
-
-
-def test_overwriting_does_what_is_wanted_anew_and_nothing_else(finished):
-    assert plan(finished, anew=True, a=3).todo("first") is not None
-    stages = plan(finished, wanted="second", anew=True, b=7)
-    assert stages.todo("first") is None
-    assert not stages.todo("second").begun
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"finished": true}', '{"made_from": {}}'])
-def test_a_damaged_record_is_told(finished, content):
-    (finished / "first" / RECORD).write_text(content)
-    with pytest.raises(RecipeError, match=r"made_from.json` is damaged"):
-        plan(finished)
+def test_other_content_has_another_digest():
+    digests = {
+        stages.digest(c) for c in ([["a", "b"]], [["b", "a"]], [["a"], ["b"]], [["a", "b "]])
+    }
+    assert len(digests) == 4
+    assert stages.digest([["a", "b"]]) == stages.digest([["a", "b"]])

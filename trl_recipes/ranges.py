@@ -45,6 +45,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "vocab_size": (257, INFINITY),  # 256 bytes and a special token
     "dropout": (0, 0.99999999),
     "fragments_per_text": (0, INFINITY),
+    "pairs_per_text": (1, INFINITY),
+    "reward_epochs": (0, INFINITY),
+    "reward_batch_size": (1, INFINITY),
+    "reward_learning_rate": (0, INFINITY),
+    "reward_context_length": (2, INFINITY),
 }
 
 

@@ -10,6 +10,7 @@
         report.html
         model/             policy, value head and tokenizer
         checkpoints/step-N/
+        stage.json         of a chain: the settings of this stage, and what it found
 
 What is no flag (recipe, versions, date) stands in comment lines of config.yaml, so that the file
 is exactly what --config reads.
@@ -114,6 +115,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of `step-N` folders."""
         return self.path / "checkpoints"
+
+    @property
+    def stage(self) -> Path:
+        """What a stage of a chain runs with, and what it found."""
+        return self.path / "stage.json"
 
     def places(self) -> str:
         """Where what a run leaves lies, in three lines."""
@@ -280,10 +286,12 @@ def write_config(run: RunFolder, *dataclass_objects: Any, recipe: str | None = N
     """
     if not is_main_process():
         return
-    values = kept_settings(*dataclass_objects)
+    values: dict[str, Any] = {}
     derived: dict[str, Any] = {}
     for settings in dataclass_objects:
-        derived.update(_settings(settings)[1])
+        kept, worked_out = _settings(settings)
+        values.update(kept)
+        derived.update(worked_out)
     versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     if any(hasattr(settings, "output_dir") for settings in dataclass_objects):
@@ -299,18 +307,6 @@ def write_config(run: RunFolder, *dataclass_objects: Any, recipe: str | None = N
         header += f"# worked out: {name} = {value}\n"
     body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True) if values else ""
     _write(run.config, header + body)
-
-
-def kept_settings(*dataclass_objects: Any) -> dict[str, Any]:
-    """Give the settings that config.yaml keeps, by the name of their flag.
-
-    Args:
-        *dataclass_objects: the parsed arguments.
-    """
-    values: dict[str, Any] = {}
-    for settings in dataclass_objects:
-        values.update(_settings(settings)[0])
-    return values
 
 
 def read_config(run: RunFolder | str | os.PathLike) -> dict[str, Any]:
@@ -452,6 +448,7 @@ def _holds_something(path: Path) -> bool:
 
 def _remove_run(run: RunFolder) -> None:
     """Remove what a run writes; files of others, even inside its folders, stay."""
+    run.stage.unlink(missing_ok=True)  # first: it says that the others are there
     _remove_matching(run.plots, ("*.png",))
     _remove_matching(run.model, _MODEL_FILES)
     _remove_matching(run.checkpoints, ("step-*", "checkpoint-*"))

@@ -1,152 +1,163 @@
-"""Stages of a recipe: each done once, and never taken for one that was made from something else."""
+"""Stages of a chain: done once, gone on with after a kill, never reused under other settings.
 
+A stage's folder holds `stage.json`: the settings that it runs with, written when it begins, and
+what it found, added when all else is on disk. Of settings counts what differs from their defaults.
+"""
+
+import dataclasses
+import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.runs import is_main_process
+from trl_recipes.runs import RunFolder, is_main_process
 
-RECORD = "made_from.json"
+# Settings that change nothing of what a stage leaves.
+NEUTRAL = {
+    "task",
+    "prompt",
+    "eval_prompts",
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "check",
+    "report_to",
+    "log_with",
+    "hub_token",
+    "disable_tqdm",
+    "logging_steps",
+    "log_samples",
+    "save_steps",
+    "save_total_limit",
+}
 
 
-class Stage:
-    """A folder with the result of a stage, and the record of what it is made from.
+def settings_of(*objects: Any) -> dict[str, Any]:
+    """Give the settings that differ from their defaults and matter to the result.
 
     Args:
-        name: for messages.
-        folder: where its result is.
-        made_from: all that decides how it turns out, by the name of its flag where it has one.
-        anew: take it as not begun, whatever is there.
+        *objects: dataclass objects, such as the parsed arguments.
+    """
+    settings: dict[str, Any] = {}
+    for item in objects:
+        for field in dataclasses.fields(item):
+            made = field.default_factory
+            default = field.default if made is dataclasses.MISSING else made()
+            value = getattr(item, field.name)
+            if field.init and field.name not in NEUTRAL and value != default:
+                settings[field.name] = value
+    return json.loads(json.dumps(settings, default=str))
 
-    Attributes:
-        begun: there is a record, of a stage that was finished or interrupted.
-        finished: there is a result.
+
+def digest(content: Iterable[Any]) -> str:
+    """Give 16 hexadecimal digits that tell one content from another.
+
+    Args:
+        content: plain data, such as lists of texts.
+    """
+    found = hashlib.sha256()
+    for part in content:
+        found.update(repr(part).encode("utf-8", errors="replace"))
+    return found.hexdigest()[:16]
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a stage was begun in a folder, finished or not."""
+    return RunFolder(folder).stage.is_file()
+
+
+def result_of(folder: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """Give what a stage found; None where it has not finished yet.
+
+    Args:
+        folder: of the stage.
+        settings: those that it is wanted with.
+        name: of the stage, for the message.
 
     Raises:
-        RecipeError: the folder holds what was made from something else.
+        RecipeError: it was begun with other settings; names each with both values.
     """
-
-    def __init__(self, name: str, folder: Path, made_from: dict[str, Any], *, anew: bool = False):
-        self.name, self.folder = name, folder
-        self.made_from = json.loads(json.dumps(made_from, default=str))  # as a file gives it back
-        record = None if anew else self._read()
-        self.begun, self.finished = record is not None, bool(record and record["finished"])
-        if record is not None:
-            self._compare(record["made_from"])
-
-    def begin(self) -> None:
-        """Record what the stage is made from; its work starts now."""
-        self._write(finished=False)
-
-    def finish(self) -> None:
-        """Record that the result is whole."""
-        self._write(finished=True)
-
-    def _read(self) -> dict[str, Any] | None:
-        path = self.folder / RECORD
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            return {"finished": bool(record["finished"]), "made_from": dict(record["made_from"])}
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RecipeError(
-                f"`{path}` is damaged, so nobody knows what the {self.name} beside it was made "
-                "from. Choose another --output_dir, or use --overwrite_output_dir to make it anew."
-            ) from error
-
-    def _write(self, finished: bool) -> None:
-        self.begun, self.finished = True, finished
-        if not is_main_process():
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        record = {"finished": finished, "made_from": self.made_from}
-        unfinished = self.folder / f"{RECORD}.tmp"
-        text = json.dumps(record, indent=1, ensure_ascii=False)
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(self.folder / RECORD)
-
-    def _compare(self, before: dict[str, Any]) -> None:
-        now = self.made_from
-        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if names:
-            changes = "; ".join(
-                f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}"
-                for name in names
-            )
-            raise RecipeError(
-                f"--output_dir: the {self.name} in `{self.folder}` was made with other settings: "
-                f"{changes}. Choose another --output_dir, or use --overwrite_output_dir to replace "
-                "it."
-            )
+    if not has_begun(folder):
+        return None
+    path = RunFolder(folder).stage
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        before, result = kept["settings"], kept["result"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise RecipeError(
+            f"`{path}` is damaged ({error}). Use --overwrite_output_dir to run all stages anew, or "
+            "choose another --output_dir."
+        ) from error
+    names = dict.fromkeys([*before, *settings])
+    changed = [
+        f"{key} was {before.get(key, 'left out')} and is {settings.get(key, 'left out')}"
+        for key in names
+        if before.get(key) != settings.get(key)
+    ]
+    if changed:
+        raise RecipeError(
+            f"--output_dir: `{folder}` holds {name} of other settings: {'; '.join(changed[:5])}. "
+            "Give the former settings (they stand in its config.yaml), choose another folder, or "
+            "use --overwrite_output_dir to run all stages anew."
+        )
+    return result
 
 
-class Stages:
-    """Several stages in turn; what decides one decides all behind it.
+def go_on(
+    config: Any, settings: Mapping[str, Any], name: str, *, must_be_done: bool = False
+) -> bool:
+    """Say whether a trainer's stage has finished; one that was begun will resume.
 
     Args:
-        wanted: the one to do, or "all"; those before it must be there then, those behind it are not
-            looked at.
-        anew: do what is wanted again, whatever is there.
+        config: transformers' TrainingArguments with `overwrite_output_dir`; its
+            `resume_from_checkpoint` is set where the stage was begun.
+        settings: those that it is wanted with.
+        name: of the stage, for the message.
+        must_be_done: whether it is needed rather than to be run.
+
+    Raises:
+        RecipeError: see `result_of`; or it is needed and has not finished.
     """
-
-    def __init__(self, wanted: str, *, anew: bool = False):
-        self.wanted, self.anew = wanted, anew
-        self._stages: dict[str, Stage] = {}
-        self._made_from: dict[str, Any] = {}
-
-    def add(self, name: str, folder: Path, made_from: dict[str, Any]) -> None:
-        """Add the next stage, and hold what its folder has to what would be made now.
-
-        Args:
-            name: its name.
-            folder: of its result.
-            made_from: what decides it beside what decides the stages before it.
-
-        Raises:
-            RecipeError: as `Stage`, or the wanted stage needs this one and it is not there.
-        """
-        if self.wanted in self._stages:
-            return
-        self._made_from |= made_from
-        wanted = self.wanted in ("all", name)
-        stage = Stage(name, folder, dict(self._made_from), anew=self.anew and wanted)
-        if not wanted and not stage.finished:
-            raise RecipeError(
-                f"--stage {self.wanted} needs the {name}, and `{folder}` holds none that is "
-                f"finished. Run --stage {name} first, or leave --stage out to run all."
-            )
-        self._stages[name] = stage
-
-    def todo(self, name: str) -> Stage | None:
-        """Give a stage that is wanted and not finished; None for others."""
-        stage = self._stages.get(name)
-        return None if stage is None or stage.finished else stage
-
-    @property
-    def begun(self) -> bool:
-        """Whether any was begun before."""
-        return any(stage.begun for stage in self._stages.values())
-
-    def result(self, name: str, file: str) -> str:
-        """Read a text that a stage left; empty where it is not there.
-
-        Args:
-            name: of the stage.
-            file: in its folder.
-        """
-        stage = self._stages.get(name)
-        return (stage.folder / file).read_text(encoding="utf-8") if stage and stage.finished else ""
-
-    def describe(self) -> str:
-        """Say which stages are there, which is gone on with and which are to do."""
-        states = {True: "go on", False: "to do"}
-        return ", ".join(
-            f"{name}: {'there' if stage.finished else states[stage.begun]}"
-            for name, stage in self._stages.items()
+    folder, done = Path(config.output_dir), False
+    if has_begun(folder) and (must_be_done or not config.overwrite_output_dir):
+        config.resume_from_checkpoint = config.resume_from_checkpoint or "true"
+        done = result_of(folder, settings, name) is not None
+    if must_be_done and not done:
+        raise RecipeError(
+            f"--output_dir: `{folder}` holds no finished run. Train first (--task train), with the "
+            "same settings."
         )
+    return done
 
 
-def _short(value: Any) -> str:
-    return "its default" if value is None else str(value)[:60]
+def begin(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Note with which settings a stage runs.
+
+    Args:
+        folder: of the stage; it is there.
+        settings: see `settings_of`.
+    """
+    _write(folder, {"settings": dict(settings), "result": None})
+
+
+def finish(folder: Path, settings: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Note that a stage has finished; to be called when all that it leaves is on disk.
+
+    Args:
+        folder: of the stage.
+        settings: those that it ran with.
+        result: what it found, ready for JSON.
+    """
+    _write(folder, {"settings": dict(settings), "result": dict(result)})
+
+
+def _write(folder: Path, content: dict[str, Any]) -> None:
+    """Write the note whole or not at all, in the main process."""
+    if not is_main_process():
+        return
+    path = RunFolder(folder).stage
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,344 @@
+"""Reward models: what they read, what they learn, and that the rewards take them as they are."""
+
+import dataclasses
+import json
+import math
+import random
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.pretrain import ClassifierSizes
+from trl_recipes.reward_data import (
+    Labelled,
+    Pairs,
+    kind_of,
+    pairs_of_labels,
+    read_pairs,
+    read_reward_data,
+)
+from trl_recipes.reward_figures import measure, write_card
+from trl_recipes.reward_training import RewardModelConfig, base_model, train_reward_model
+from trl_recipes.rewards import RewardModelReward, SentimentReward
+
+SIZES = ClassifierSizes(
+    num_layers=1,
+    num_heads=2,
+    hidden_size=32,
+    vocab_size=300,
+    dropout=0.0,
+    context_length=32,
+    fragments_per_text=1,
+)
+GOOD, BAD = ("good", "fine", "great"), ("bad", "dull", "poor")
+
+
+def sentences(count, seed):
+    """Texts of which one word says whether they are good; labels 1 and 0 in turn."""
+    draw = random.Random(seed)
+    labels = [i % 2 for i in range(count)]
+    texts = [
+        f"The {draw.choice(['film', 'plot'])} is {draw.choice((BAD, GOOD)[i])}." for i in labels
+    ]
+    return texts, labels
+
+
+def settings(folder, **changes):
+    chosen = {"per_device_train_batch_size": 8, "learning_rate": 3e-3, "save_strategy": "no"}
+    chosen |= {"output_dir": str(folder), "use_cpu": True, "disable_tqdm": True}
+    return RewardModelConfig(**chosen | changes)
+
+
+def data_of(kind, count=200, seed=0):
+    texts, labels = sentences(count, seed)
+    if kind == "classes":
+        return Labelled(texts, labels, ["BAD", "GOOD"])
+    if kind == "number":
+        return Labelled(texts, [3.0 + 4 * label for label in labels], None)
+    return Pairs(texts[1::2], texts[::2])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model of each kind, trained until it knows."""
+    folders = {}
+    for kind in ("classes", "number", "pairs"):
+        folders[kind] = tmp_path_factory.mktemp(kind)
+        train_reward_model(data_of(kind), folders[kind], settings(folders[kind]), sizes=SIZES)
+    return folders
+
+
+def test_separable_data_is_learnt_to_the_end(trained):
+    for kind in ("classes", "pairs"):
+        figures = measure(trained[kind], data_of(kind, seed=1))
+        assert figures.values["accuracy"] == 1.0
+        assert figures.values["margin"] > 1
+        assert figures.values["confidence"] > 0.8
+    numbers = measure(trained["number"], data_of("number", seed=1)).values
+    assert numbers["rmse"] < 0.5  # of numbers 3 and 7
+    assert numbers["correlation"] > 0.95
+
+
+def test_the_loss_is_that_of_bradley_and_terry_and_falls(tmp_path):
+    losses = {}
+    for rate in (0.0, 3e-3):
+        config = settings(
+            tmp_path / str(rate),
+            learning_rate=rate,
+            num_train_epochs=1,
+            per_device_train_batch_size=10,
+        )
+        done = train_reward_model(data_of("pairs"), tmp_path / str(rate), config, sizes=SIZES)
+        losses[rate] = done["train_loss"]
+    reward, pairs = (
+        RewardModelReward(tmp_path / "0.0"),
+        data_of("pairs"),
+    )  # the weights at the start
+    chosen, rejected = (reward([""] * 100, texts) for texts in (pairs.chosen, pairs.rejected))
+    by_hand = [math.log(1 + math.exp(r - c)) for c, r in zip(chosen, rejected, strict=True)]
+    assert losses[0.0] == pytest.approx(sum(by_hand) / 100, abs=1e-4)
+    assert losses[3e-3] < 0.7 * losses[0.0]
+
+
+def test_what_rewards_say_of_a_model_is_what_was_measured(trained):
+    """Round trip, both ways: sentiment from classes, one score from pairs and numbers."""
+    texts, labels = sentences(40, 2)
+    prompts, completions = [text[:5] for text in texts], [text[5:] for text in texts]
+    probabilities = SentimentReward(trained["classes"], label="good", score="probability")
+    said = probabilities(prompts, completions)
+    right = [(p > 0.5) == bool(label) for p, label in zip(said, labels, strict=True)]
+    figures = measure(trained["classes"], Labelled(texts, labels, ["BAD", "GOOD"]))
+    assert sum(right) / len(right) == figures.values["accuracy"]
+    reward = RewardModelReward(trained["pairs"])
+    scores = torch.tensor(reward(prompts, completions))
+    pairs = measure(trained["pairs"], Pairs(texts[1::2], texts[::2]))
+    margins = scores[1::2] - scores[::2]
+    assert pairs.values["margin"] == pytest.approx(float(margins.mean()), abs=1e-4)
+    as_sentiment = SentimentReward(trained["pairs"], label="SCORE")
+    assert as_sentiment(prompts, completions) == pytest.approx(scores.tolist(), abs=1e-4)
+    numbers = RewardModelReward(trained["number"])(prompts, completions)
+    assert numbers == pytest.approx([3.0 + 4 * label for label in labels], abs=1.5)
+    for kind in ("number", "pairs"):
+        with pytest.raises(RecipeError, match="no label 'POSITIVE'"):
+            SentimentReward(trained[kind])
+    with pytest.raises(RecipeError, match="2 labels"):
+        RewardModelReward(trained["classes"])
+
+
+@pytest.mark.parametrize("kind", ["classes", "number", "pairs"])
+def test_a_base_model_without_a_pad_token_is_taken(kind, tiny_gpt2, tmp_path):
+    config = settings(tmp_path, max_steps=2)
+    base = base_model(str(tiny_gpt2))
+    train_reward_model(data_of(kind), tmp_path, config, model_name_or_path=base, sizes=SIZES)
+    reward = (
+        SentimentReward(tmp_path, label="GOOD")
+        if kind == "classes"
+        else RewardModelReward(tmp_path)
+    )
+    alone = [reward(["The"], [text])[0] for text in (" film is good.", " plot")]
+    assert reward(["The"] * 2, [" film is good.", " plot"]) == pytest.approx(alone, abs=1e-4)
+
+
+def test_one_seed_gives_one_model(tmp_path):
+    weights = []
+    for name in ("a", "b"):
+        config = settings(tmp_path / name, max_steps=3)
+        train_reward_model(data_of("pairs"), tmp_path / name, config, sizes=SIZES)
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("kind", ["number", "pairs"])
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(kind, tmp_path, monkeypatch):
+    steps = {"max_steps": 9, "save_strategy": "steps", "save_steps": 4}
+
+    def train(name, **changes):
+        config = settings(tmp_path / name, **steps, **changes)
+        train_reward_model(data_of(kind), tmp_path / name / "model", config, sizes=SIZES)
+
+    def killed(*args, calls=[], **kwargs):  # noqa: B006  counts its calls
+        calls.append(args)
+        if len(calls) == 7:
+            raise MemoryError
+        return step(*args, **kwargs)
+
+    train("whole")
+    step = Trainer.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "training_step", killed)
+        with pytest.raises(MemoryError):
+            train("killed")
+    assert not (tmp_path / "killed" / "model").exists()
+    train("killed", resume_from_checkpoint="true")
+    files = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_model_that_cannot_score_texts_is_refused(tmp_path):
+    t5 = T5Config(vocab_size=20, d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
+    vit = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    ViTForImageClassification(vit).save_pretrained(tmp_path / "vit")
+    with pytest.raises(RecipeError, match=r"encoder-decoder \(t5\).*such as BERT"):
+        base_model(str(tmp_path / "t5"))
+    with pytest.raises(RecipeError, match="is a vit, to which"):
+        base_model(str(tmp_path / "vit"))
+    with pytest.raises(RecipeError, match="--context_length"):
+        settings(tmp_path, max_length=20)
+
+
+def test_pairs_alike_up_to_the_context_are_left_out(tmp_path, caplog):
+    long = "The film is so long that nobody who saw it will ever know how it ended, " * 4
+    texts, _ = sentences(20, 0)
+    pairs = Pairs([*texts[1::2], long + "good"], [*texts[::2], long + "bad"])
+    done = train_reward_model(pairs, tmp_path, settings(tmp_path, max_steps=1), sizes=SIZES)
+    assert done["rows"] == 10
+    assert "1 of 11 pairs differ only behind the context of 32 tokens" in caplog.text
+    assert measure(tmp_path, pairs).cut == 2
+    with pytest.raises(RecipeError, match="same up to 32 tokens"):
+        train_reward_model(
+            Pairs([long + "a"], [long + "b"]), tmp_path, settings(tmp_path), sizes=SIZES
+        )
+
+
+def test_the_card_holds_the_figures_and_code_that_runs(trained):
+    for kind, name in (("classes", "SentimentReward"), ("pairs", "RewardModelReward")):
+        folder = trained[kind]
+        figures = measure(folder, data_of(kind, seed=1))
+        write_card(folder, figures, base="nothing", source="made up", rows=200, seconds=1.0)
+        card = (folder / "README.md").read_text()
+        for part in ("made up, 200 rows", f"{figures.values['ece']:.3f}", "started from: nothing"):
+            assert part.lower() in card.lower()
+        code = card.split("```python")[1].split("```")[0]
+        assert name in code
+        found = {}
+        exec(code.replace("path/to/this/folder", str(folder)), found)
+        assert math.isfinite(found["scores"][0])
+
+
+def rows(**columns):
+    return Dataset.from_dict(columns)
+
+
+def read(train, heldout=None, **chosen):
+    return read_reward_data(train, heldout or train, "data", **chosen)
+
+
+def test_the_kind_is_found_in_the_columns():
+    assert kind_of(rows(chosen=["a"], rejected=["b"]), "label") == "pairs"
+    assert kind_of(rows(text=["a"], label=[0.5]), "label") == "number"
+    assert kind_of(rows(text=["a"], label=[1.0]), "label") == "classes"
+    assert kind_of(rows(text=["a"], label=["x"]), "label") == "classes"
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers"),
+    [
+        ([1, 0, 1], ["NEGATIVE", "POSITIVE"], [1, 0, 1]),
+        ([5, 1, 3], ["1", "3", "5"], [2, 0, 1]),
+        (["pos", "neg", "Pos"], None, None),
+        ([10, 9, 2], ["2", "9", "10"], [2, 1, 0]),
+    ],
+    ids=["mood", "stars", "two spellings", "numbers by size"],
+)
+def test_class_names_are_found(labels, names, numbers):
+    data, _ = read(rows(text=["a", "b", "c"], label=labels))
+    if names is None:
+        assert [data.names[label].lower() for label in data.labels] == ["pos", "neg", "pos"]
+    else:
+        assert (data.names, data.labels) == (names, numbers)
+
+
+def test_pairs_of_labels_put_the_higher_label_first():
+    labels = [random.Random(0).choice([1.0, 2.0, 2.5]) for _ in range(30)] + [1.0, 2.0]
+    texts = [f"text {number}" for number in range(32)]
+    pairs = pairs_of_labels(Labelled(texts, labels, None), per_text=3, seed=0)
+    label_of = dict(zip(texts, labels, strict=True))
+    assert len(pairs.chosen) == 3 * 32
+    assert all(label_of[c] > label_of[r] for c, r in zip(pairs.chosen, pairs.rejected, strict=True))
+    assert {*pairs.chosen, *pairs.rejected} == set(texts)
+    assert pairs_of_labels(Labelled(texts, labels, None), per_text=3, seed=0) == pairs
+
+
+def test_pairs_that_say_nothing_are_counted(caplog):
+    data = rows(
+        prompt=["q", "q", "", None], chosen=["a", "b", " ", "c"], rejected=["x", "b", "y", "d"]
+    )
+    assert read_pairs(data, "data") == Pairs(["qa", "c"], ["qx", "d"])
+    assert "1 of 4 pairs of data have chosen equal to rejected" in caplog.text
+    assert "1 of 4 pairs of data are empty" in caplog.text
+
+
+def test_conversations_go_through_the_chat_template(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+    def said(role, text):
+        return [{"role": role, "content": text}]
+
+    expected = Pairs(["<user>Hi<assistant>Yes"], ["<user>Hi<assistant>No"], rendered=True)
+    asked = rows(
+        prompt=[said("user", "Hi")],
+        chosen=[said("assistant", "Yes")],
+        rejected=[said("assistant", "No")],
+    )
+    whole = rows(
+        chosen=[said("user", "Hi") + said("assistant", "Yes")],
+        rejected=[said("user", "Hi") + said("assistant", "No")],
+    )
+    assert read_pairs(asked, "data", tokenizer) == read_pairs(whole, "data", tokenizer) == expected
+    with pytest.raises(RecipeError, match="chat template"):
+        read_pairs(asked, "data")
+
+
+@pytest.mark.parametrize(
+    ("columns", "chosen", "message"),
+    [
+        ({"text": ["a", "b"], "label": [1, 1]}, {}, "every text of data .train. has the label POS"),
+        ({"text": ["a", "b"], "label": [2.5, 2.5]}, {}, "has the label 2.5"),
+        ({"text": ["", " "], "label": [0, 1]}, {}, "all 2 texts of data"),
+        ({"body": ["a"], "label": [0]}, {}, "no column `text`.*body, label"),
+        ({"text": ["a"], "mood": [0]}, {}, "no column `label`.*text, mood.*chosen and rejected"),
+        (
+            {"text": ["a", "b"], "label": [0.5, math.nan]},
+            {},
+            "row 2 of data .train. has the label nan",
+        ),
+        ({"text": ["a", "b"], "label": [1, None]}, {}, "row 2 of data .train. has the label None"),
+        (
+            {"text": ["a", "b"], "label": ["x", "y"]},
+            {"kind": "number"},
+            "row 1 .* 'x', which is no",
+        ),
+        ({"text": ["a"] * 200, "label": list(range(200))}, {}, "200 different labels"),
+        (
+            {"prompt": ["a"], "chosen": ["b"]},
+            {"kind": "pairs"},
+            "no column rejected.*prompt, chosen",
+        ),
+        ({"chosen": ["b"], "rejected": ["b"]}, {}, "1 of 1 pairs .* no pair is left"),
+        ({"chosen": [3], "rejected": [4]}, {}, "holds '3' .int."),
+    ],
+)
+def test_data_that_teach_nothing_are_refused(columns, chosen, message):
+    with pytest.raises(RecipeError, match=message):
+        read(rows(**columns), **chosen)
+
+
+def test_empty_texts_are_left_out_and_said(caplog):
+    data, _ = read(rows(text=["a", " ", "b"], label=[0, 1, 1]))
+    assert (data.texts, data.labels) == (["a", "b"], [0, 1])
+    assert "1 of 3 texts of data (train) are empty and left out" in caplog.text
+
+
+def test_the_figures_can_be_kept_as_json(trained):
+    figures = measure(trained["pairs"], data_of("pairs", seed=1))
+    assert json.loads(json.dumps(dataclasses.asdict(figures)))["values"] == figures.values

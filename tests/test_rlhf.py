@@ -1,0 +1,210 @@
+"""recipes/rlhf.py: the chain as users run it, killed, gone on with, skipped and refused."""
+
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from trl_recipes.arguments import parse_arguments
+from trl_recipes.data import load_rows
+from trl_recipes.errors import RecipeError
+from trl_recipes.judges import mood_judges
+from trl_recipes.ppo import PPOConfig
+from trl_recipes.reward_stage import LearntReward, RewardStage, divide
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "rlhf.py"
+GOOD, BAD = ("wonderful", "lovely", "great"), ("dull", "awful", "poor")
+
+
+def load_recipe():
+    spec = importlib.util.spec_from_file_location("rlhf", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["rlhf"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+rlhf = load_recipe()
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    """Labelled reviews, some of them twice."""
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("data") / "reviews.jsonl"
+    rows = [
+        {
+            "text": f"The acting was {draw.choice((BAD, GOOD)[i % 2])} and the plot kept me awake.",
+            "label": i % 2,
+            "split": "test" if i < 20 else "train",
+        }
+        for i in range(140)
+    ]
+    rows += [
+        {"text": f"It is {draw.choice((BAD, GOOD)[i % 2])}, said number {i}.", "label": i % 2}
+        | {"split": "train"}
+        for i in range(60)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def flags(tiny_gpt2, reviews, output_dir, **changes):
+    settings = {
+        "model_name_or_path": tiny_gpt2,
+        "dataset_name": reviews,
+        "output_dir": output_dir,
+        "max_steps": 4,
+        "batch_size": 8,
+        "eval_prompts": 8,
+        "response_length": 6,
+        "reward_context_length": 32,
+        "reward_epochs": 2,
+        "save_steps": 1,
+        "disable_tqdm": "true",
+    }
+    return [
+        word for name, value in (settings | changes).items() for word in (f"--{name}", str(value))
+    ]
+
+
+def run(words):
+    types = (rlhf.RlhfArguments, RewardStage, PPOConfig, rlhf.ModelConfig)
+    return rlhf.main(*parse_arguments(*types, argv=words))
+
+
+def rows_of(folder):
+    rows = [json.loads(line) for line in (folder / "all_stats.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_gpt2, reviews):
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("rlhf") / "run"
+    run(flags(tiny_gpt2, reviews, folder))
+    return folder
+
+
+def test_the_chain_leaves_two_models_and_their_figures(finished):
+    assert len(rows_of(finished)) == 4
+    assert AutoModelForCausalLM.from_pretrained(finished / "model").config.n_layer == 2
+    scorer = AutoModelForSequenceClassification.from_pretrained(finished / "reward" / "model")
+    assert scorer.config.id2label == {0: "NEGATIVE", 1: "POSITIVE"}
+    for picture in ("plots/training.png", "plots/overoptimisation_vader.png"):
+        assert (finished / picture).stat().st_size > 10_000
+    assert (finished / "reward" / "plots" / "reliability.png").stat().st_size > 10_000
+    card = (finished / "reward" / "model" / "README.md").read_text()
+    accuracy = json.loads((finished / "reward" / "stage.json").read_text())["result"]["values"]
+    assert f"{accuracy['accuracy']:.3f}" in card
+
+
+def test_the_judge_is_logged_and_not_optimised(finished):
+    row = rows_of(finished)[0]
+    assert row["env/reward_mean"] == pytest.approx(row["rewards/reward_model/mean"], abs=1e-5)
+    assert "metrics/vader/mean" in row
+    assert not [key for key in row if "classifier" in key]  # it knows other reviews
+
+
+def test_called_again_it_trains_nothing_and_generates(finished, tiny_gpt2, reviews, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.suffix == ".safetensors"}
+    words = flags(tiny_gpt2, reviews, finished)
+    run(words)
+    judged = capsys.readouterr().out
+    assert "judge (vader)" in judged
+    assert "Reward model: held-out accuracy" in judged
+    run([*words, "--task", "generate", "--prompt", "The plot"])
+    shown = capsys.readouterr().out
+    assert shown.count("reference: The plot") == shown.count("rlhf: The plot") == 3
+    config = ["--config", str(finished / "config.yaml"), "--task", "generate"]
+    run([*config, "--prompt", "The plot"])
+    assert capsys.readouterr().out == shown  # its YAML says the same as its flags
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_a_stage_of_other_settings_is_refused(finished, tiny_gpt2, reviews):
+    def call(**changes):
+        run(flags(tiny_gpt2, reviews, finished, **changes))
+
+    with pytest.raises(RecipeError, match="a reward model of other settings: reward_epochs was 2"):
+        call(reward_epochs=1)
+    with pytest.raises(RecipeError, match="a reward model of other settings: data was"):
+        call(reward_share=0.4)
+    with pytest.raises(RecipeError, match="a policy of other settings: learning_rate was left out"):
+        call(learning_rate=0.5)
+    with pytest.raises(RecipeError, match=r"no label 'HAPPY'. Its labels are: NEGATIVE, POSITIVE"):
+        call(label="HAPPY")
+    with pytest.raises(RecipeError, match=r"--reward_share is 1.0. Give a share between 0 and 1"):
+        call(reward_share=1)
+    with pytest.raises(RecipeError, match="--label NEGATIVE: a model of pairs or numbers"):
+        call(reward_kind="pairs", label="NEGATIVE")
+    with pytest.raises(RecipeError, match="--reward_funcs LengthPenalty: this recipe trains"):
+        call(reward_funcs="LengthPenalty")
+    assert len(rows_of(finished)) == 4
+
+
+@pytest.mark.parametrize("moment", ["reward model", "policy"])
+def test_a_killed_chain_ends_as_one_that_was_left_alone(
+    moment, finished, tiny_gpt2, reviews, tmp_path
+):
+    words = flags(tiny_gpt2, reviews, tmp_path / "run")
+    process = subprocess.Popen(
+        [sys.executable, str(RECIPE), *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    watched = {
+        "reward model": tmp_path / "run" / "reward" / "stage.json",  # written when it begins
+        "policy": tmp_path / "run" / "checkpoints" / "step-1",
+    }[moment]
+    while not watched.exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    run(words)
+    assert rows_of(tmp_path / "run") == rows_of(finished)
+    for model in ("model", "reward/model"):
+        weights = [
+            (f / model / "model.safetensors").read_bytes() for f in (tmp_path / "run", finished)
+        ]
+        assert weights[0] == weights[1]
+
+
+def test_check_tries_both_stages_and_writes_nothing(tiny_gpt2, reviews, tmp_path, capsys):
+    run(flags(tiny_gpt2, reviews, tmp_path / "run", check="true"))
+    said = capsys.readouterr().out
+    assert said.count("nothing kept") + said.count("nothing was written") >= 1
+    assert "The reward model: Checked" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_reward_model_learns_from_is_no_prompt(tiny_gpt2, reviews, tmp_path):
+    rows = load_rows(str(reviews))
+    seen, rest = divide(rows, 0.3, seed=0)
+    assert (len(seen), len(rest)) == (54, 126)
+    together = sorted([*seen["text"], *rest["text"]])
+    assert together == sorted(rows["text"])
+    config = PPOConfig(output_dir=str(tmp_path), disable_tqdm=True)
+    stage = RewardStage(dataset_name=str(reviews), reward_share=0.3)
+    reward = LearntReward(stage, config, label="POSITIVE")
+    prompts = reward.unseen(rows)
+    assert not set(prompts["text"]) & set(seen["text"])
+    assert len(prompts) < 126  # texts that stand twice are in neither half twice
+
+
+def test_the_judges_point_where_the_reward_points():
+    texts = {"prompts": ["The film"] * 2, "completions": [" is wonderful.", " is awful."]}
+    for label, sign in (("POSITIVE", 1), ("negative", -1)):
+        (judge,) = mood_judges(label, "reviews.jsonl")
+        good, bad = judge(**texts)
+        assert sign * good > 0 > sign * bad
+    assert mood_judges("SPAM", "mails.jsonl") == []
