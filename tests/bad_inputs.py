@@ -677,6 +677,8 @@ GROUPS = [
         "no group run to go on with",
         GRPO + "--resume_from_checkpoint true",
         ("holds no run to go on with", "--output_dir"),
+    ),
+]
 
 REWARD_MODELS = [
     BadInput(

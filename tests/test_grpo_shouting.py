@@ -149,7 +149,7 @@ def test_again_nothing_is_done_again(finished, text_file, capfd):
          "n_embd was 32 and is 64."),
         (["--baseline_steps", "121"], "baseline_steps was 120 and is 121"),
         (["--seed", "1"], "seed was 0 and is 1"),
-        (["--beta", "0.5"], "`{folder}` holds the grpo of other settings: beta was 0.01 and is 0.5"),
+        (["--beta", "0.5"], "`{folder}` holds the grpo of other settings: beta was 0.01"),
         (["--eval_prompts", "16"], "holds the evaluation of other settings"),
     ],
 )  # fmt: skip

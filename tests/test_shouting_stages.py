@@ -58,7 +58,7 @@ def test_other_settings_are_refused_with_their_names(tmp_path, done):
 
 def test_a_setting_of_the_first_decides_the_second_too(finished):
     (finished / "first" / "stage.json").unlink()
-    with pytest.raises(RecipeError, match="the second of .*: a was 1 and is 3"):
+    with pytest.raises(RecipeError, match=r"the second of .*: a was 1 and is 3"):
         plan(finished, a=3)
 
 
@@ -67,7 +67,7 @@ def test_what_lies_behind_the_wanted_stage_is_not_looked_at(finished):
 
 
 def test_one_stage_needs_those_before_it(tmp_path):
-    with pytest.raises(RecipeError, match="--stage second needs the first, .*--stage first"):
+    with pytest.raises(RecipeError, match=r"--stage second needs the first, .*--stage first"):
         plan(tmp_path, wanted="second")
 
 
