@@ -229,9 +229,10 @@ def tell_baseline(folder: Path, losses: dict[str, float]) -> str:
         losses: what `train_baseline` gave.
     """
     run = RunFolder(folder)
-    plot_losses(load_stats(run.path), run.plots / "training.png")
     nats, count = losses["heldout_loss"], losses["heldout_characters"]
-    return f"baseline: held-out loss {nats:.3f} nats per character (n = {count} characters)"
+    told = f"baseline: held-out loss {nats:.3f} nats per character"
+    plot_losses(load_stats(run.path), run.plots / "training.png", told)
+    return f"{told} (n = {count} characters)"
 
 
 def evaluate(
