@@ -88,7 +88,7 @@ def test_it_learns_to_shout_on_held_out_prompts(finished):
 
 def test_every_stage_leaves_its_result(finished):
     for name in ("tokenizer", "baseline", ".", "evaluation"):
-        assert json.loads((finished / name / "stage.json").read_text())["result"] == {}
+        assert json.loads((finished / name / "stage.json").read_text())["result"] is not None
     pictures = ("plots/training.png", "baseline/plots/training.png", "evaluation/comparison.png")
     for name in pictures:
         assert (finished / name).stat().st_size > 10_000
@@ -150,7 +150,7 @@ def test_again_nothing_is_done_again(finished, text_file, capfd):
         (["--baseline_steps", "121"], "baseline_steps was 120 and is 121"),
         (["--seed", "1"], "seed was 0 and is 1"),
         (["--beta", "0.5"], "`{folder}` holds the grpo of other settings: beta was 0.01"),
-        (["--eval_prompts", "16"], "holds the evaluation of"),
+        (["--eval_prompts", "16"], "holds the evaluation of other settings"),
     ],
 )  # fmt: skip
 def test_other_settings_are_refused_and_nothing_is_lost(finished, text_file, flags, says, capfd):
@@ -164,7 +164,7 @@ def test_another_text_is_refused(finished, text_file, tmp_path, capfd):
     other = tmp_path / "weather.txt"
     other.write_bytes(text_file.read_bytes().replace(b"rain", b"hail"))
     assert launch(other, finished) == 2
-    assert "holds the tokenizer of" in capfd.readouterr().err
+    assert "the tokenizer of other settings: text was" in capfd.readouterr().err
 
 
 def test_stages_alone_make_what_all_of_them_make(finished, text_file, tmp_path, capfd):

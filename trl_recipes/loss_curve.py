@@ -11,21 +11,20 @@ from trl_recipes.plots import COLORS, Picture, save_figure, style_axes
 
 
 def plot_losses(
-    all_stats: Sequence[Mapping[str, Any]], path: str | Path | None = None, title: str = "baseline"
+    all_stats: Sequence[Mapping[str, Any]], path: str | Path | None = None, title: str = ""
 ) -> Figure:
     """Draw `loss/train` and `loss/heldout` over the steps.
 
     Args:
         all_stats: rows of `trl_recipes.baseline.LossCurve`, read by `load_stats`.
         path: where to save the PNG; None saves nothing.
-        title: what was trained.
+        title: what was trained, and how it ended.
 
     Returns:
         The figure; a notebook shows it.
     """
     figure = Picture(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
-    last = math.nan
     looks = {"train": (COLORS[0], None), "heldout": (COLORS[1], "o")}
     for name, (color, marker) in looks.items():
         losses = [(row["step"], row.get(f"loss/{name}", math.nan)) for row in all_stats]
@@ -33,11 +32,10 @@ def plot_losses(
         if points:
             label = {"train": "training text", "heldout": "held-out text"}[name]
             axes.plot(*zip(*points, strict=True), color=color, marker=marker, label=label)
-            last = points[-1][1]
     style_axes(axes, "Cross-entropy of the next character", grid="y")
     axes.set_xlabel("step")
     axes.set_ylabel("nats per character")
     axes.set_ylim(bottom=0)
     axes.legend(loc="best", frameon=False)
-    figure.suptitle(f"{title}: held-out loss {last:.3f} nats per character")
+    figure.suptitle(title)
     return save_figure(figure, path)

@@ -286,10 +286,12 @@ def write_config(run: RunFolder, *dataclass_objects: Any, recipe: str | None = N
     """
     if not is_main_process():
         return
-    values = kept_settings(*dataclass_objects)
+    values: dict[str, Any] = {}
     derived: dict[str, Any] = {}
     for settings in dataclass_objects:
-        derived.update(_settings(settings)[1])
+        kept, worked_out = _settings(settings)
+        values.update(kept)
+        derived.update(worked_out)
     versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     if any(hasattr(settings, "output_dir") for settings in dataclass_objects):
@@ -305,18 +307,6 @@ def write_config(run: RunFolder, *dataclass_objects: Any, recipe: str | None = N
         header += f"# worked out: {name} = {value}\n"
     body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True) if values else ""
     _write(run.config, header + body)
-
-
-def kept_settings(*dataclass_objects: Any) -> dict[str, Any]:
-    """Give the settings that config.yaml keeps, by the name of their flag.
-
-    Args:
-        *dataclass_objects: the parsed arguments.
-    """
-    values: dict[str, Any] = {}
-    for settings in dataclass_objects:
-        values.update(_settings(settings)[0])
-    return values
 
 
 def read_config(run: RunFolder | str | os.PathLike) -> dict[str, Any]:

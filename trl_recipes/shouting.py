@@ -1,6 +1,5 @@
 """What recipes/grpo_shouting.py is made of: its text, its stages, its evaluation."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +18,11 @@ from trl_recipes.plots import plot_comparison
 from trl_recipes.pretrain import PretrainConfig
 from trl_recipes.rewards import RewardFunc
 from trl_recipes.rewards.words import known_share, whole_words
-from trl_recipes.runs import RunFolder, check_run, kept_settings
-from trl_recipes.stage_plan import Stages
+from trl_recipes.runs import RunFolder, check_run
+from trl_recipes.stages import begin, digest, finish, has_begun, result_of, settings_of
 from trl_recipes.stats import distinct_n, load_stats
 
 RESULTS = "comparison.txt"  # what the recipe prints at its end
-
-# Flags that decide where and how often a run writes, not how it turns out.
-_INDIFFERENT = {
-    *("output_dir", "save_steps", "save_total_limit", "save_strategy", "logging_steps"),
-    *("log_samples", "report_to", "check", "disable_tqdm", "run_name", "project"),
-}
 
 
 @dataclass(frozen=True)
@@ -58,8 +51,110 @@ class CharacterText:
     @property
     def digest(self) -> str:
         """Size and checksum, which tell it from any other text."""
-        checksum = hashlib.sha256(self.whole.encode()).hexdigest()[:16]
-        return f"{len(self.whole)} characters, {checksum}"
+        return f"{len(self.whole)} characters, {digest([self.whole])}"
+
+
+@dataclass
+class Stage:
+    """One of the recipe's stages, in a folder of its own.
+
+    Attributes:
+        name: of the stage.
+        folder: of its result.
+        settings: all that decides it, with what decides the stages before it.
+        anew: it is to be done again, whatever is there.
+        begun: its folder holds a result, or a part of one.
+        finished: its folder holds the whole result.
+
+    Raises:
+        RecipeError: what the folder holds was made with other settings.
+    """
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    anew: bool = False
+
+    def __post_init__(self):
+        there = has_begun(self.folder) and not self.anew
+        found = result_of(self.folder, self.settings, f"the {self.name}") if there else None
+        self.begun, self.finished = there, found is not None
+
+    def begin(self) -> None:
+        """Note what it is made from; its work starts now."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        begin(self.folder, self.settings)
+
+    def finish(self, **result: Any) -> None:
+        """Note that its result is whole."""
+        finish(self.folder, self.settings, result)
+        self.begun = self.finished = True
+
+
+class Stages:
+    """Stages in turn; what decides one decides all behind it.
+
+    Args:
+        wanted: the one to do, or "all"; those before it must be there then, those behind it are not
+            looked at.
+        anew: do what is wanted again, whatever is there.
+    """
+
+    def __init__(self, wanted: str, *, anew: bool = False):
+        self.wanted, self.anew = wanted, anew
+        self._stages: dict[str, Stage] = {}
+        self._settings: dict[str, Any] = {}
+
+    def add(self, name: str, folder: Path, settings: dict[str, Any]) -> None:
+        """Add the next stage, and hold what its folder has to what would be made now.
+
+        Args:
+            name: its name.
+            folder: of its result.
+            settings: what decides it beside what decides the stages before it.
+
+        Raises:
+            RecipeError: as `Stage`, or the wanted stage needs this one and it is not there.
+        """
+        if self.wanted in self._stages:
+            return
+        self._settings |= settings
+        wanted = self.wanted in ("all", name)
+        stage = Stage(name, folder, dict(self._settings), anew=self.anew and wanted)
+        if not wanted and not stage.finished:
+            raise RecipeError(
+                f"--stage {self.wanted} needs the {name}, and `{folder}` holds none that is "
+                f"finished. Run --stage {name} first, or leave --stage out to run all."
+            )
+        self._stages[name] = stage
+
+    def todo(self, name: str) -> Stage | None:
+        """Give a stage that is wanted and not finished; None for others."""
+        stage = self._stages.get(name)
+        return None if stage is None or stage.finished else stage
+
+    @property
+    def begun(self) -> bool:
+        """Whether any was begun before."""
+        return any(stage.begun for stage in self._stages.values())
+
+    def result(self, name: str, file: str) -> str:
+        """Read a text that a stage left; empty where it is not there.
+
+        Args:
+            name: of the stage.
+            file: in its folder.
+        """
+        stage = self._stages.get(name)
+        return (stage.folder / file).read_text(encoding="utf-8") if stage and stage.finished else ""
+
+    def describe(self) -> str:
+        """Say which stages are there, which is gone on with and which are to do."""
+        states = {True: "go on", False: "to do"}
+        return ", ".join(
+            f"{name}: {'there' if stage.finished else states[stage.begun]}"
+            for name, stage in self._stages.items()
+        )
 
 
 def plan_stages(
@@ -85,10 +180,10 @@ def plan_stages(
             f" {needed} characters. Set it to {needed} or more, or shorten the others."
         )
     run = RunFolder(Path(config.output_dir))
-    grpo = {k: v for k, v in kept_settings(config).items() if k not in _INDIFFERENT}
+    grpo = settings_of(config)
     stages = Stages(args.stage, anew=config.overwrite_output_dir)
     stages.add("tokenizer", run.path / "tokenizer", {"text": text.digest})
-    baseline = kept_settings(sizes) | {"seed": grpo.pop("seed", config.seed)}
+    baseline = settings_of(sizes) | {"seed": config.seed}
     stages.add("baseline", run.path / "baseline", baseline)
     stages.add("grpo", run.path, {"prompt_length": args.prompt_length} | grpo)
     stages.add("evaluation", run.path / "evaluation", {"eval_prompts": args.eval_prompts})
@@ -134,9 +229,10 @@ def tell_baseline(folder: Path, losses: dict[str, float]) -> str:
         losses: what `train_baseline` gave.
     """
     run = RunFolder(folder)
-    plot_losses(load_stats(run.path), run.plots / "training.png")
     nats, count = losses["heldout_loss"], losses["heldout_characters"]
-    return f"baseline: held-out loss {nats:.3f} nats per character (n = {count} characters)"
+    told = f"baseline: held-out loss {nats:.3f} nats per character"
+    plot_losses(load_stats(run.path), run.plots / "training.png", told)
+    return f"{told} (n = {count} characters)"
 
 
 def evaluate(
