@@ -742,7 +742,7 @@ SHOUTING = [
     BadInput("no text file", SHOUT, ("--text_file", "no file `text.txt`", "Check the path")),
     BadInput("an empty text", SHOUT, ("holds no text", "Give a text file"), {"text.txt": "\n"}),
     BadInput("no text but bytes", SHOUT, ("byte 1 is 0", "UTF-8"), {"text.txt": b"a\0b"}),
-    BadInput("a text in Latin-1", SHOUT, ("not UTF-8 at byte 4", "Save"), {"text.txt": b"caf\xe9"}),
+    BadInput("a text in Latin-1", SHOUT, ("not UTF-8 at byte 3", "Save"), {"text.txt": b"caf\xe9"}),
     BadInput(
         "a text shorter than its contexts",
         SHOUT,
