@@ -303,7 +303,6 @@ def _tokenize(
     texts: Sequence[Any], order: list[int], tokenizer: "PreTrainedTokenizerBase", where: str
 ) -> Iterator[tuple[int, list[int]]]:
     """Row number and token ids of each text, in the given order."""
-
     for start in range(0, len(order), 1000):
         rows = order[start : start + 1000]
         batch = [texts[row] for row in rows]
