@@ -2,6 +2,7 @@
 
 python recipes/generate.py --model runs/ppo-good --prompt "The film"
 python recipes/generate.py --prompt "The film"      # the embedded model, before any training
+python recipes/generate.py --model runs/ppo-seq2seq --prompt "The plot was dull."    # rewrites it
 """
 
 from dataclasses import dataclass, field
@@ -9,10 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import PartialState
 
-from trl_recipes import RecipeError, SentimentReward, generate_responses, load_run
+from trl_recipes import RecipeError, generate_responses, load_run
 from trl_recipes.compare import check_context, mean_interval
 from trl_recipes.embedded import language_model
 from trl_recipes.printable import printable
+from trl_recipes.seq2seq.looking import score_of
 
 
 @dataclass
@@ -65,7 +67,7 @@ def main(args: GenerateArguments) -> None:
     check_context(model, len(query), args.max_new_tokens)
 
     # Reward
-    reward = SentimentReward(args.reward_model, label=args.label, **trusted)
+    reward, scale = score_of(args.model, model, args.reward_model, args.label, **trusted)
 
     # Generation
     torch.manual_seed(args.seed)
@@ -81,9 +83,10 @@ def main(args: GenerateArguments) -> None:
     scores = reward(prompts=[args.prompt] * len(completions), completions=completions)
 
     # Results
-    print(f"score   text (score: logit of {printable(reward.label)})")
+    print(f"score   text (score: {printable(scale)})")
+    before = "" if model.config.is_encoder_decoder else args.prompt
     for score, completion in zip(scores, completions, strict=True):
-        print(f"{score:6.2f}  {printable(args.prompt + completion)}")
+        print(f"{score:6.2f}  {printable(before + completion)}")
     mean, half = mean_interval(scores)
     print(f"{mean:6.2f}  mean of {len(scores)}, 95 % interval ± {half:.2f}")
 

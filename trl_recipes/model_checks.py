@@ -11,13 +11,13 @@ from trl_recipes.errors import RecipeError
 _OTHER_HEADS = r"For(\w+Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$"
 
 
-def check_language_model(config: Any, name: str, *, causal: bool = False) -> None:
+def check_language_model(config: Any, name: str, *, causal: bool | None = None) -> None:
     """Refuse a model that continues no text; transformers would give it a head at random.
 
     Args:
         config: transformers configuration of the model.
         name: folder or hub name, for the message.
-        causal: refuse an encoder-decoder too.
+        causal: True refuses an encoder-decoder too, False one that is none; None takes both.
 
     Raises:
         RecipeError: says what the model is.
@@ -28,11 +28,16 @@ def check_language_model(config: Any, name: str, *, causal: bool = False) -> Non
             f"`{name}` is a {architecture}, which is no language model. Give one that continues "
             "text, such as one made by recipes/pretrain_lm.py; a classifier goes to --reward_model."
         )
+    kind = architecture or config.model_type
     if causal and config.is_encoder_decoder:
         raise RecipeError(
-            f"`{name}` is an encoder-decoder ({architecture or config.model_type}), where a causal "
-            "language model is needed. Give a causal one, such as GPT-2; a script of your own can "
-            "use AutoModelForSeq2SeqLMWithValueHead."
+            f"`{name}` is an encoder-decoder ({kind}), where a causal language model is needed. "
+            "Give a causal one, such as GPT-2; encoder-decoders go to recipes/ppo_seq2seq.py."
+        )
+    if causal is False and not config.is_encoder_decoder:
+        raise RecipeError(
+            f"`{name}` is a causal model ({kind}), where an encoder-decoder is needed. Give one, "
+            "such as T5 or BART; causal language models go to recipes/ppo_sentiment.py."
         )
 
 

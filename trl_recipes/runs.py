@@ -115,6 +115,16 @@ class RunFolder:
         """Folder of `step-N` folders."""
         return self.path / "checkpoints"
 
+    @property
+    def pretrained(self) -> Path:
+        """Folder of the stage that a run of several stages starts PPO from."""
+        return self.path / "pretrained"
+
+    @property
+    def reward_model(self) -> Path:
+        """Folder of the stage that trains the reward model."""
+        return self.path / "reward_model"
+
     def places(self) -> str:
         """Where what a run leaves lies, in three lines."""
         return f"Model:    {self.model}\nPictures: {self.plots}\nStats:    {self.all_stats}"

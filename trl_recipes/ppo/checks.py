@@ -124,7 +124,15 @@ def check_lengths(longest_query: int, response_length: int, model: nn.Module) ->
         RecipeError: says which number to lower, and to what.
     """
     context = context_length(model.config)
-    if context is None or model.config.is_encoder_decoder:
+    if context is None:
+        return
+    if model.config.is_encoder_decoder:
+        if max(longest_query, response_length) > context:
+            raise RecipeError(
+                f"The longest prompt has {longest_query} tokens and `response_length` is "
+                f"{response_length}, but the model's encoder and decoder hold {context} each. "
+                "Shorten the one or the other."
+            )
         return
     room = context - longest_query
     if response_length > room:

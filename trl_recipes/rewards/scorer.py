@@ -101,6 +101,32 @@ def batches_by_length(texts: Sequence[Any], batch_size: int) -> Iterator[list[in
         yield order[start : start + batch_size]
 
 
+def encode_pairs(
+    tokenizer: Any, firsts: Sequence[str], seconds: Sequence[str], max_length: int | None
+) -> Any:
+    """Tokenize pairs of texts with the separator that a tokenizer puts between two.
+
+    Args:
+        tokenizer: of a model that reads pairs.
+        firsts: B texts.
+        seconds: B texts.
+        max_length: most tokens of a pair; the longer text is cut first.
+
+    Returns:
+        `input_ids` and `attention_mask`, (B, longest), padded at the right.
+    """
+    return tokenizer(
+        list(firsts),
+        list(seconds),
+        padding=True,
+        padding_side="right",
+        truncation=max_length is not None,
+        max_length=max_length,
+        split_special_tokens=True,  # an end token that a model spelt out is no end of a text
+        return_tensors="pt",
+    )
+
+
 def can_pad(model: Any, tokenizer: Any) -> bool:
     """Whether a classifier knows where a padded text ends."""
     pad_token_id = tokenizer.pad_token_id
