@@ -210,6 +210,10 @@ def test_growth_doubles_one_thing_at_a_time():
     assert works["batch"] == replace(WORK, batch=4)
     assert works["response"] == replace(WORK, response=8)
     assert (works["uneven"].shortest, works["uneven"].response) == (4, 64)
+    even, uneven = (replace(works[name], batch=16).lengths() for name in ("even", "uneven"))
+    assert even == [34] * 16
+    assert uneven == list(range(4, 65, 4))
+    assert sum(even) == sum(uneven)
     assert works["even"].response == 34
 
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from trl_recipes.padding import length_groups, pad_rows, unpack
+from trl_recipes.padding import fill_lines, length_groups, pad_rows, unpack
 
 
 def test_masks_come_from_lengths_though_padding_is_a_token():
@@ -56,3 +56,20 @@ def test_no_other_cut_is_cheaper(seed, pass_cost):
 def test_equal_rows_stay_together_and_the_longest_group_comes_first():
     assert length_groups([7] * 5, 0) == [[0, 1, 2, 3, 4]]
     assert length_groups([2, 50, 2, 49], 5) == [[1, 3], [0, 2]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lines_hold_every_row_once_and_are_near_the_fewest(seed):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 30, (16,), generator=generator).tolist()
+    lines = fill_lines(lengths)
+    assert sorted(itertools.chain(*lines)) == list(range(16))
+    sums = [sum(lengths[row] for row in line) for line in lines]
+    assert max(sums) == max(lengths)
+    fewest = -(-sum(lengths) // max(lengths))  # no packing needs less room than its tokens
+    assert len(lines) <= 11 / 9 * fewest + 1
+
+
+def test_rows_of_one_length_have_a_line_each():
+    assert fill_lines([5, 5, 5]) == [[0], [1], [2]]
+    assert fill_lines([3, 9, 6, 1]) == [[1], [2, 0], [3]]

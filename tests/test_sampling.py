@@ -5,6 +5,7 @@ import torch
 from architectures import ARCHITECTURES, UNUSUAL, VOCAB, gpt2
 from peft import LoraConfig, get_peft_model
 
+from trl_recipes import packed_weights
 from trl_recipes.forward import response_logits
 from trl_recipes.generation import generate_responses
 from trl_recipes.padding import pad_rows
@@ -36,9 +37,11 @@ def of_one_row(model, query, response, temperature=1.0):
     return logits, logprobs.gather(1, response[:, None])[:, 0], hidden
 
 
+@pytest.mark.parametrize("smallest", [packed_weights.SMALLEST, 1], ids=["plain", "packed"])
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_what_sampling_keeps_is_what_a_forward_pass_gives(name):
+def test_what_sampling_keeps_is_what_a_forward_pass_gives(name, smallest, monkeypatch):
+    monkeypatch.setattr(packed_weights, "SMALLEST", smallest)
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     samples = sample(model, temperature=0.7)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from trl_recipes.padding import fill_lines
+
 
 def unwrap_adapter(model: nn.Module) -> nn.Module:
     """Return the transformers model, out of its PEFT wrapper where it has one."""
@@ -15,12 +17,14 @@ def response_logits(
     query_mask: Tensor,
     responses: Tensor,
     response_mask: Tensor,
+    share_lines: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Run a model once and keep what belongs to the response tokens.
 
     The head runs on the N response tokens alone: not on queries, not on padding. A causal model's
-    rows are query and response without a gap, so short ones are padded only behind their end,
-    where causality hides the padding and neither mask nor positions need to know of it.
+    sequences are query and response without a gap, so short ones are padded only behind their
+    end, where causality hides the padding and neither mask nor positions need to know of it; or
+    several short ones stand in one line, in the place of padding.
 
     Args:
         model: transformers language model, or the PEFT model around one.
@@ -28,6 +32,8 @@ def response_logits(
         query_mask: 1 at query tokens, (B, Q).
         responses: token ids, (B, R), without a decoder's start token.
         response_mask: 1 at response tokens, (B, R).
+        share_lines: whether short sequences may stand in one line, which the model must have
+            been found fit for by `shared_lines.can_share_lines`.
 
     Returns:
         logits: float32, (N, V); row after row, each of the response token at its place.
@@ -36,9 +42,10 @@ def response_logits(
     language_model = unwrap_adapter(model)
     if language_model.config.is_encoder_decoder:
         inputs = _encoder_decoder_inputs(language_model, queries, query_mask, responses)
-        kept = response_mask.bool()
+        kept = response_mask.flatten().nonzero()[:, 0]
     else:
-        inputs, kept = _causal_inputs(queries, query_mask, responses, response_mask)
+        rows = (queries, query_mask, responses, response_mask)
+        inputs, kept = _causal_inputs(*rows, share_lines)
 
     states: list[Tensor] = []
     trunk = language_model.get_decoder()
@@ -46,17 +53,19 @@ def response_logits(
     hooks = [
         trunk.register_forward_hook(lambda _, __, output: states.append(output[0])),
         # before the head, so that what a model does to its logits after it is still done
-        head.register_forward_pre_hook(lambda _, inputs: (inputs[0][kept].unsqueeze(0),)),
+        head.register_forward_pre_hook(lambda _, inputs: (_pick(inputs[0], kept).unsqueeze(0),)),
     ]
     try:
         logits = model(**inputs, use_cache=False).logits[0]
     finally:
         for hook in hooks:
             hook.remove()
-    return logits.float(), states[0][kept]
+    return logits.float(), _pick(states[0], kept)
 
 
-def _causal_inputs(queries, query_mask, responses, response_mask) -> tuple[dict, Tensor]:
+def _causal_inputs(
+    queries, query_mask, responses, response_mask, share_lines
+) -> tuple[dict, Tensor]:
     """Query and response of each row side by side, and the places that predict the response.
 
     The last response token predicts nothing that is asked for, and stays out.
@@ -68,8 +77,35 @@ def _causal_inputs(queries, query_mask, responses, response_mask) -> tuple[dict,
     ids = queries.new_zeros(len(queries), len(columns))
     ids[columns < start] = queries[query_mask.bool()]
     ids[(columns >= start) & (columns < end)] = responses[:, :-1][inner]
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return inputs, (columns >= start - 1) & (columns < end)
+    predicts = (columns >= start - 1) & (columns < end)
+    lines = fill_lines(end[:, 0].tolist()) if share_lines else []
+    if not 0 < len(lines) < len(ids):
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return inputs, predicts.flatten().nonzero()[:, 0]
+    places = _places(lines, end[:, 0], len(columns)) + columns
+    inside = columns < end
+    shape = (len(lines), len(columns))
+    shared, positions = ids.new_zeros(shape), ids.new_zeros(shape)
+    shared.view(-1)[places[inside]] = ids[inside]
+    positions.view(-1)[places[inside]] = columns.expand_as(ids)[inside]
+    return {"input_ids": shared, "position_ids": positions}, places[predicts]
+
+
+def _places(lines: list[list[int]], lengths: Tensor, width: int) -> Tensor:
+    """Where each row begins once the lines stand one behind the other, (B, 1)."""
+    rows = [row for line in lines for row in line]
+    taken = lengths[rows].cumsum(0) - lengths[rows]  # before each, over all lines
+    counts = torch.tensor([len(line) for line in lines])
+    firsts = (counts.cumsum(0) - counts).to(lengths.device)
+    line_of = torch.arange(len(lines)).repeat_interleave(counts).to(lengths.device)
+    places = torch.empty_like(lengths)
+    places[rows] = line_of * width + taken - taken[firsts][line_of]
+    return places[:, None]
+
+
+def _pick(states: Tensor, places: Tensor) -> Tensor:
+    """States (B, L, H) at places counted through all rows, (N, H)."""
+    return states.flatten(0, 1)[places]
 
 
 def _encoder_decoder_inputs(language_model, queries, query_mask, responses) -> dict:

@@ -69,3 +69,28 @@ def length_groups(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
         groups.append([row for row, length in enumerate(lengths) if below < length <= top])
         top = below
     return groups
+
+
+def fill_lines(lengths: Sequence[int]) -> list[list[int]]:
+    """Put rows behind one another into as few lines as first fit finds, the longest row's length.
+
+    First fit in falling order takes at most 11/9 of the fewest possible lines, and one (Johnson
+    1973).
+
+    Args:
+        lengths: tokens of each row.
+
+    Returns:
+        Indices of the rows of each line.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    lines: list[list[int]] = []
+    left: list[int] = []  # tokens that still fit each line
+    for row in order:
+        line = next((i for i, room in enumerate(left) if room >= lengths[row]), len(lines))
+        if line == len(lines):
+            lines.append([])
+            left.append(lengths[order[0]])
+        lines[line].append(row)
+        left[line] -= lengths[row]
+    return lines

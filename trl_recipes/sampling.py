@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trl_recipes.forward import decoder_start_token_id, unwrap_adapter
+from trl_recipes.packed_weights import packed_weights
 from trl_recipes.padding import pad_rows
 
 
@@ -88,7 +89,7 @@ def sample_responses(
     mask, logprobs = torch.zeros_like(responses), torch.zeros(shape, device=device)
     hidden = None
     rows = torch.arange(len(queries), device=device)  # which queries are still in the batch
-    with hook, evaluating(language_model):
+    with hook, evaluating(language_model), packed_weights(language_model):
         inputs = _first_inputs(language_model, config, queries, pad_token_id)
         for column in range(shape[1]):
             output = model(**inputs, use_cache=True)

@@ -3,13 +3,16 @@
 python -m trl_recipes.benchmark.contestant ours '{"size": "tiny", "batch": 4, ...}'
 """
 
+import itertools
 import json
 import platform
 import resource
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,6 +41,17 @@ class Result:
     memory: int
     response_tokens: float
     device: str
+
+
+class _GivenLengths(PPOTrainer):
+    """Responses of the same lengths in each batch, where the trainer would draw them."""
+
+    def __init__(self, lengths: list[int], **kwargs: Any):
+        super().__init__(**kwargs)
+        self._lengths = itertools.cycle(lengths)
+
+    def _length_sampler(self) -> Callable[[], int]:
+        return self._lengths.__next__
 
 
 def run(contestant: Contestant, work: Work) -> Result:
@@ -72,7 +86,8 @@ def _run_ours(work: Work, clock: Clock) -> tuple[list[dict], list[float]]:
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = PPOTrainer(
+    trainer = _GivenLengths(
+        work.lengths(),
         args=config,
         model=sizes.language_model(work),
         reward_funcs=length,

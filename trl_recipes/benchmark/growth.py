@@ -20,7 +20,7 @@ def growth_works(work: Work) -> dict[str, Work]:
         work: the step that batch and response are doubled of.
 
     Returns:
-        By name; "uneven" draws lengths from 4 to 64, "even" has 34 throughout, their mean.
+        By name; "uneven" spreads lengths from 4 to 64, "even" has 34 throughout, their mean.
     """
     return {
         "base": work,
@@ -46,8 +46,7 @@ class Growth:
     def ratios(self) -> dict[str, float]:
         """How many times as long the larger step takes: the median over the repeats.
 
-        Uneven lengths are compared by the seconds of a query or response token, since the lengths
-        that were drawn need not have the mean of the even ones.
+        Uneven lengths are compared by the seconds of a query or response token.
         """
         return {
             "twice the batch": self._over("batch", "base"),

@@ -29,7 +29,7 @@ class Work:
         peft: LoRA on the attention projections instead of the full model.
         device: cpu or cuda.
         steps: steps that are timed, after one that warms up.
-        shortest: draws each response's length evenly from here to `response`; None: all equal.
+        shortest: spreads the lengths of a batch evenly from here to `response`; None: all equal.
         seed: of weights, prompts and sampling.
     """
 
@@ -49,6 +49,12 @@ class Work:
     def tokens(self) -> int:
         """Tokens of one row that go through the trunk: the last one's logits nobody needs."""
         return self.query + self.response - 1
+
+    def lengths(self) -> list[int]:
+        """Give the length of each response of a batch, in tokens."""
+        first = self.response if self.shortest is None else self.shortest
+        apart = (self.response - first) / max(1, self.batch - 1)
+        return [round(first + row * apart) for row in range(self.batch)]
 
     def __str__(self) -> str:
         adapter = ", LoRA on attention" if self.peft else ""

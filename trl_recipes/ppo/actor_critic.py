@@ -13,6 +13,9 @@ class ActorCritic(nn.Module):
         policy: transformers model with a language-model head, or the PEFT model around it.
         value_head: maps hidden states (B, R, H) to (B, R, 1); kept in float32.
 
+    Attributes:
+        share_lines: whether short sequences stand in one line; set where the policy was found fit.
+
     It stands where TRL 1.12 has its `PolicyAndValueWrapper`, which runs two models side by side.
     """
 
@@ -23,6 +26,7 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.value_head = value_head
         self.config = policy.config
+        self.share_lines = False
 
     def forward(
         self, queries: Tensor, query_mask: Tensor, responses: Tensor, response_mask: Tensor
@@ -39,7 +43,8 @@ class ActorCritic(nn.Module):
             logits: float32, (N, V); each of the response token at its place.
             values: float32, (N,); each of the state before that token.
         """
-        logits, hidden = response_logits(self.policy, queries, query_mask, responses, response_mask)
+        rows = (queries, query_mask, responses, response_mask)
+        logits, hidden = response_logits(self.policy, *rows, share_lines=self.share_lines)
         return logits, self.values_of(hidden)
 
     def values_of(self, hidden: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ from trl_recipes.ppo.step_stats import (
 from trl_recipes.ppo.trainable import select_trainable
 from trl_recipes.ppo.value_head import create_reference_model, save_value_head
 from trl_recipes.sampling import Samples, can_sample, sample_responses
+from trl_recipes.shared_lines import can_share_lines
 from trl_recipes.stats import append_alarms, append_samples, append_stats
 from trl_recipes.stopping import StopSignals
 
@@ -202,6 +203,8 @@ class PPOTrainer(TRLPPOTrainer):
         self._first_batch = True
         self._trust_sampling: bool | None = None  # found out on the first batch
         self._pass_cost = setup.pass_cost(policy, self.current_device.type)
+        models = [self._policy()] + ([] if self.ref_model is None else [self.ref_model])
+        self._actor_critic().share_lines = all(can_share_lines(model) for model in models)
         self._updated = False
         self._not_finite = 0  # optimizer steps in a row
         self._step_began: dict[str, Any] | None = None  # random states, until weights change
@@ -420,13 +423,15 @@ class PPOTrainer(TRLPPOTrainer):
         if known:
             logprobs, values = samples.logprobs, self._actor_critic().values_of(samples.hidden)
         everything = torch.arange(shape[0], device=self.current_device)
+        share_lines = self._actor_critic().share_lines
         size = self.config.local_rollout_forward_batch_size
         for indices in self._passes(rollout, everything, size):
             rows = rollout.rows(indices)
             mask = rows.response_mask.bool()
             labels, place = rows.responses[mask], (indices, slice(mask.shape[1]))
             with self._autocast(), self._reference() as reference:
-                ref_logits = self._tempered(response_logits(reference, *rows[:4])[0])
+                ref_logits, _ = response_logits(reference, *rows[:4], share_lines=share_lines)
+                ref_logits = self._tempered(ref_logits)
             ref_logprobs[place] = unpack(objective.logprobs_from_logits(ref_logits, labels), mask)
             if known:
                 continue
@@ -462,7 +467,9 @@ class PPOTrainer(TRLPPOTrainer):
                 )
 
     def _passes(self, rollout: Rollout, indices: Tensor, size: int) -> list[Tensor]:
-        """Split rows into forward passes of like length, of at most `size` rows each."""
+        """Split rows into forward passes of at most `size`; of like length, where none share."""
+        if self._actor_critic().share_lines:
+            return list(indices.split(size))
         groups = length_groups(rollout.lengths()[indices].tolist(), self._pass_cost)
         groups = [indices[torch.tensor(group, device=indices.device)] for group in groups]
         return [part for group in groups for part in group.split(size)]

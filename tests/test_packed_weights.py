@@ -1,0 +1,92 @@
+"""Packed weights give the products of the plain ones, and are gone when their block ends."""
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from trl_recipes import packed_weights as packing
+from trl_recipes.packed_weights import packed_weights
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch comes without oneDNN"
+)
+
+
+@pytest.fixture(autouse=True)
+def every_layer(monkeypatch):
+    monkeypatch.setattr(packing, "SMALLEST", 1)
+
+
+def layers():
+    torch.manual_seed(0)
+    conv = Conv1D(40, 24)
+    nn.init.normal_(conv.bias)
+    return {
+        "linear": nn.Linear(24, 40),
+        "without bias": nn.Linear(24, 40, bias=False),
+        "GPT-2's": conv,
+    }
+
+
+def exact(layer, inputs):
+    """The product in float64, written out."""
+    weight = layer.weight.double() if isinstance(layer, Conv1D) else layer.weight.double().t()
+    bias = 0 if layer.bias is None else layer.bias.double()
+    return inputs.double() @ weight + bias
+
+
+@pytest.mark.parametrize("name", layers())
+@pytest.mark.parametrize("shape", [(1, 24), (16, 24), (3, 5, 24)])
+@torch.no_grad()
+def test_packed_weights_give_the_same_product(name, shape):
+    layer, inputs = layers()[name], torch.randn(shape)
+    with packed_weights(layer):
+        assert "forward" in vars(layer)
+        product = layer(inputs)
+    assert product.dtype == torch.float32
+    torch.testing.assert_close(product.double(), exact(layer, inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", layers())
+@torch.no_grad()
+def test_autocast_packs_in_its_precision(name):
+    layer, inputs = layers()[name], torch.randn(4, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = layer(inputs)
+        with packed_weights(layer):
+            packed = layer(inputs)
+    assert packed.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(packed, plain, rtol=2**-7, atol=2**-7)
+
+
+@torch.no_grad()
+def test_after_the_block_a_layer_sees_its_new_weights():
+    layer, inputs = nn.Linear(24, 40), torch.randn(2, 24)
+    with pytest.raises(KeyError), packed_weights(layer):
+        raise KeyError
+    assert "forward" not in vars(layer)
+    layer.weight.zero_()
+    assert layer(inputs).equal(layer.bias.expand(2, 40))
+
+
+def test_layers_that_are_not_plain_stay_as_they_are():
+    class Quantized(nn.Linear):
+        pass
+
+    changed = nn.Linear(24, 40)
+    changed.forward = lambda inputs: inputs
+    own = changed.forward
+    model = nn.Sequential(Quantized(24, 40), nn.Linear(24, 40).half(), changed, nn.LayerNorm(24))
+    with packed_weights(model):
+        assert ["forward" in vars(layer) for layer in model] == [False, False, True, False]
+    assert changed.forward is own
+
+
+def test_small_layers_and_large_models_stay_as_they_are(monkeypatch):
+    layer = nn.Linear(24, 40)
+    for name, value in (("SMALLEST", 24 * 40 + 1), ("MOST", 24 * 40 - 1)):
+        with monkeypatch.context() as patched:
+            patched.setattr(packing, name, value)
+            with packed_weights(layer):
+                assert "forward" not in vars(layer)
