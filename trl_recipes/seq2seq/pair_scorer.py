@@ -82,7 +82,7 @@ def train_pair_scorer(
     model, tokenizer = _classifier(str(start))
     held = [row for number, row in enumerate(comparisons) if number % HELD_OUT == 1]
     rows = [row for number, row in enumerate(comparisons) if number % HELD_OUT != 1]
-    args.remove_unused_columns = False
+    args.remove_unused_columns, args.train_sampling_strategy = False, "random"  # rows are texts
 
     def pad(batch: list[Comparison]) -> dict[str, Tensor]:
         return pad_comparisons(batch, tokenizer)

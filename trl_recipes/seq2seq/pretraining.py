@@ -97,6 +97,7 @@ def training_arguments(
         save_total_limit=1,
         seed=seed,
         disable_tqdm=quiet,
+        dataloader_pin_memory=torch.accelerator.is_available(),
         report_to="none",
     )
 
