@@ -1,7 +1,7 @@
-"""Stages of a chain: each done once, gone on with after a kill, never reused under other settings.
+"""Stages of a chain: done once, gone on with after a kill, never reused under other settings.
 
-A stage's folder holds `stage.json`: the settings that it runs with, written when it begins, and what
-it found, added when all else is on disk. A settings object counts by what differs from its defaults.
+A stage's folder holds `stage.json`: the settings that it runs with, written when it begins, and
+what it found, added when all else is on disk. Of settings counts what differs from their defaults.
 """
 
 import dataclasses
@@ -15,8 +15,11 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.runs import is_main_process
 
 FILE = "stage.json"
-# Settings that change nothing of the result.
+# Settings that change nothing of what a stage leaves.
 NEUTRAL = {
+    "task",
+    "prompt",
+    "eval_prompts",
     "output_dir",
     "overwrite_output_dir",
     "resume_from_checkpoint",
@@ -32,21 +35,19 @@ NEUTRAL = {
 }
 
 
-def settings_of(*objects: Any, without: Iterable[str] = ()) -> dict[str, Any]:
+def settings_of(*objects: Any) -> dict[str, Any]:
     """Give the settings that differ from their defaults and matter to the result.
 
     Args:
         *objects: dataclass objects, such as the parsed arguments.
-        without: names of further settings that do not matter.
     """
-    left_out = NEUTRAL | set(without)
     settings: dict[str, Any] = {}
     for item in objects:
         for field in dataclasses.fields(item):
             made = field.default_factory
             default = field.default if made is dataclasses.MISSING else made()
             value = getattr(item, field.name)
-            if field.init and field.name not in left_out and value != default:
+            if field.init and field.name not in NEUTRAL and value != default:
                 settings[field.name] = value
     return json.loads(json.dumps(settings, default=str))
 

@@ -1,0 +1,97 @@
+"""The whole chain on one data set: a reward model from some reviews, PPO against it on the others.
+
+    accelerate launch recipes/rlhf.py                            # offline: runs/rlhf
+    python recipes/rlhf.py --task generate --prompt "The film"   # before and after, scored
+
+Called again it skips what is done, goes on with what was killed and refuses other settings.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl import ModelConfig, get_peft_config
+
+from trl_recipes import PPOConfig, PPOTrainer, load_prompts, load_run, load_stats, load_tokenizer
+from trl_recipes.arguments import model_kwargs, run_recipe
+from trl_recipes.compare import compare
+from trl_recipes.data import LengthSampler, one_prompt
+from trl_recipes.embedded import language_model
+from trl_recipes.judges import mood_judges
+from trl_recipes.overoptimisation import plot_run
+from trl_recipes.reward_stage import LearntReward, RewardStage
+from trl_recipes.runs import check_run, is_main_process, run_options, start_run
+from trl_recipes.stages import begin, finish, go_on, settings_of
+
+
+@dataclass
+class RlhfArguments:
+    """What to do, towards what, and who judges."""
+
+    task: Literal["train", "generate"] = field(default="train", metadata={"help": "What to do."})
+    prompt: str = field(default="The film", metadata={"help": "Continued by --task generate."})
+    label: str = field(default="POSITIVE", metadata={"help": "Label to reward."})
+    judge: str | None = field(default=None, metadata={"help": "Classifier that judges the result."})
+    eval_prompts: int = field(default=256, metadata={"help": "Held-out prompts to judge by."})
+
+
+def main(args: RlhfArguments, stage: RewardStage, config: PPOConfig, model_config: ModelConfig):
+    config.save_to("runs/rlhf")
+
+    # Models
+    name = model_config.model_name_or_path or str(language_model())
+    trusted = {"trust_remote_code": config.trust_remote_code}
+    loading = model_kwargs(model_config) | trusted
+    tokenizer = load_tokenizer(name, **trusted)
+
+    # Prompts
+    def load(seed: int, **chosen):
+        chosen |= {"text_column": stage.text_column, "length_sampler": LengthSampler(2, 9, seed)}
+        return load_prompts(stage.dataset_name, tokenizer, **chosen)
+
+    prompts = load(config.seed, split="train")
+    held_out = load(0, split="test", max_prompts=args.eval_prompts)  # the same for every run
+
+    # Reward
+    reward = LearntReward(stage, config, label=args.label)
+    judges = mood_judges(args.label, stage.dataset_name, args.judge, **trusted)
+
+    # Trainer
+    looking = args.task == "generate"
+    settings = settings_of(args, config, model_config) | {"reward": reward.settings}
+    done = go_on(config, settings, "a policy", must_be_done=looking)
+    run = check_run(**run_options(config))
+    if not done:
+        trainer = PPOTrainer(
+            args=config,
+            model=load_run(name, **loading)[0],
+            reward_funcs=reward,
+            metrics=judges,
+            train_dataset=reward.unseen(prompts),
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_config),
+        )
+        trainer.accelerator.print(reward.describe(), trainer.describe(), sep="\n")
+        if config.check:
+            return trainer.accelerator.print(reward.rehearse(), trainer.check(), sep="\n")
+        start_run(**run_options(config), settings=(args, stage, config, model_config))
+        begin(run.path, settings)
+        reward.train()
+        trainer.train()
+        trainer.save_model()
+        finish(run.path, settings, {"steps": len(trainer.all_stats)})
+
+    # Results
+    reward.train()  # takes what is there
+    if is_main_process():
+        said = plot_run(load_stats(run.path), run.plots, run.path.name)
+        models = {"reference": load_run(name, **loading), "rlhf": load_run(run.path, **loading)}
+        measures = {"learnt score": reward} | {f"judge ({j.__name__})": j for j in judges}
+        asked = one_prompt(args.prompt, tokenizer, copies=3) if looking else held_out
+        results = compare(models, asked, measures, max_new_tokens=config.response_length)
+        if looking:
+            return print(results.with_scores())
+        print(results.side_by_side(3), results.table(), *said, run.places(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    run_recipe(main, RlhfArguments, RewardStage, PPOConfig, ModelConfig, default_config="rlhf")

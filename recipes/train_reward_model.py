@@ -1,0 +1,93 @@
+"""Train a reward model: from labelled texts, from texts with numbers, or from preference pairs.
+
+python recipes/train_reward_model.py --dataset_name reviews.jsonl          # text, label
+python recipes/train_reward_model.py --dataset_name reviews.jsonl --kind pairs
+python recipes/train_reward_model.py --dataset_name answers.jsonl   # prompt, chosen, rejected
+python recipes/ppo_sentiment.py --reward_funcs runs/reward
+
+"""
+
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from trl_recipes import load_rows, load_tokenizer
+from trl_recipes.arguments import run_recipe
+from trl_recipes.pretrain import ClassifierSizes
+from trl_recipes.rehearsal import rehearse
+from trl_recipes.reward_data import read_reward_data
+from trl_recipes.reward_figures import measure, write_card
+from trl_recipes.reward_training import RewardModelConfig, base_model, train_reward_model
+from trl_recipes.runs import check_run, is_main_process, run_options, start_run
+
+
+@dataclass
+class RewardModelArguments:
+    """What to learn, and where to start."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "File, folder or hub name; embedded when left out."}
+    )
+    kind: Literal["classes", "number", "pairs"] | None = field(
+        default=None,
+        metadata={"help": "What to learn; else found. pairs may be made of labelled texts."},
+    )
+    text_column: str | None = field(default=None, metadata={"help": "Column that holds the text."})
+    label_column: str = field(default="label", metadata={"help": "Column that holds the label."})
+    class_names: list[str] | None = field(
+        default=None, metadata={"help": "Names of label 0, 1 and so on, worst first; else found."}
+    )
+    pairs_per_text: int = field(
+        default=1, metadata={"help": "Pairs that each labelled text begins, with --kind pairs."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Base model, or `embedded`; from scratch when left out."}
+    )
+
+
+def main(args: RewardModelArguments, sizes: ClassifierSizes, config: RewardModelConfig) -> None:
+    run = check_run(**run_options(config))
+
+    # Models
+    source = args.dataset_name or "the embedded reviews"
+    base = base_model(args.model_name_or_path)
+    tokenizer = load_tokenizer(base) if base else None
+
+    # Texts
+    data, heldout = read_reward_data(
+        *(load_rows(args.dataset_name, split=split) for split in ("train", "test")),
+        source,
+        kind=args.kind,
+        text_column=args.text_column,
+        label_column=args.label_column,
+        names=args.class_names,
+        pairs_per_text=args.pairs_per_text,
+        tokenizer=tokenizer,
+        seed=config.seed,
+    )
+
+    # Trainer
+    start = args.model_name_or_path or f"a ModernBERT of {sizes.num_layers} layers from scratch"
+    if is_main_process():
+        print(f"Training {start} on {data.describe()} of {source}: {config.describe()}")
+    train = partial(train_reward_model, data, model_name_or_path=base, sizes=sizes)
+    if config.check:
+        return print(rehearse(train, config))
+    begin = partial(start_run, **run_options(config), settings=(args, sizes, config))
+    began = time.monotonic()
+    trained = train(output_dir=run.model, config=config, before_training=begin)
+
+    # Results
+    if is_main_process():
+        seconds, rows = time.monotonic() - began, trained["rows"]
+        figures = measure(run.model, heldout)
+        figures.plot(run.plots / "reliability.png")
+        write_card(run.model, figures, base=start, source=source, rows=rows, seconds=seconds)
+        print(f"train loss {trained['train_loss']:.3f}, mean over the run")
+        print(figures.sentences())
+        print(f"The model is in {run.model}; recipes take it as --reward_funcs {run}")
+
+
+if __name__ == "__main__":
+    run_recipe(main, RewardModelArguments, ClassifierSizes, RewardModelConfig)

@@ -1,0 +1,146 @@
+import math
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.overoptimisation import (
+    find_parting,
+    judges_of,
+    overoptimisation,
+    plot_overoptimisation,
+)
+
+JUDGE = "metrics/true/mean"
+
+
+def rows(judge, score=None, kl=None, spread=1.0, **more):
+    """Rows of a run whose judge and score are given step by step."""
+    count = len(judge)
+    score = np.linspace(0, 3, count) if score is None else score
+    kl = np.linspace(0, 20, count) if kl is None else kl
+    return [
+        {
+            "step": number,
+            "objective/kl": kl[number - 1],
+            "env/reward_mean": score[number - 1],
+            "env/reward_std": spread,
+            JUDGE: judge[number - 1],
+            "metrics/true/std": spread,
+        }
+        | more
+        for number in range(1, count + 1)
+    ]
+
+
+def gao(count=100, top=0.4):
+    """A judge that rises up to a share of the run and falls by as much afterwards."""
+    x = np.linspace(0, 1, count)
+    return 2 * np.where(x < top, x, 2 * top - x)
+
+
+def test_the_parting_is_where_the_judge_was_highest():
+    found = find_parting(rows(gao(100, 0.4)), JUDGE)
+    # the window of ten steps whose middle is the peak at step 41, KL 20 * 40 / 99
+    assert found.step == pytest.approx(41, abs=2)
+    assert found.kl == pytest.approx(20 * 40 / 99, abs=0.3)
+    # from the peak's window to the last one: the judge falls 2 per run's length, the score rises 3
+    assert found.fall == pytest.approx(2 * (100 - 41 - 7) / 99, abs=0.1)
+    assert found.rise == pytest.approx(3 * (100 - 41 - 5) / 99, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [np.linspace(0, 1, 60), np.zeros(60), np.minimum(np.linspace(0, 2, 60), 1), -np.zeros(60)],
+    ids=["rises", "stays at 0", "levels", "minus 0"],
+)
+def test_a_judge_that_does_not_fall_is_not_spoken_of(judge):
+    assert overoptimisation(rows(judge), JUDGE) is None
+
+
+def test_a_judge_that_falls_with_the_score_is_not_over_optimisation():
+    assert overoptimisation(rows(gao(80), score=gao(80)), JUDGE) is None
+
+
+def test_a_small_fall_is_not_spoken_of_however_certain():
+    assert overoptimisation(rows(0.05 * gao(80)), JUDGE) is None
+    assert overoptimisation(rows(0.05 * gao(80), spread=0.01), JUDGE) is not None  # not small there
+
+
+def test_a_judge_that_only_falls_parts_at_the_start():
+    assert find_parting(rows(np.linspace(1, 0, 60)), JUDGE).step <= 6
+
+
+@pytest.mark.parametrize("trend", [0.0, 1.0], ids=["flat", "rising"])
+def test_chance_alone_seldom_parts_them(trend):
+    draw = np.random.default_rng(0)
+    for count in (30, 100):
+        noise = draw.normal(size=(400, count))
+        runs = [rows(trend * np.linspace(0, 1, count) + row) for row in noise]
+        said = sum(find_parting(run, JUDGE) is not None for run in runs)
+        assert said <= 12  # of 400, where 4 are expected
+
+
+def test_a_fall_well_above_the_noise_is_found():
+    draw = np.random.default_rng(1)
+    noise = draw.normal(scale=0.15, size=(100, 80))
+    said = [find_parting(rows(gao(80) + row), JUDGE) for row in noise]
+    assert all(said)
+    assert np.mean([found.step for found in said]) == pytest.approx(33, abs=4)
+
+
+def test_gains_do_not_depend_on_units():
+    plain = rows(gao(50))
+    scaled = [
+        row | {JUDGE: 7 + 100 * row[JUDGE], "metrics/true/std": 100 * row["metrics/true/std"]}
+        for row in plain
+    ]
+    assert find_parting(scaled, JUDGE) == pytest.approx(find_parting(plain, JUDGE))
+
+
+def test_a_judge_without_spread_at_the_start_is_measured_by_its_own_course():
+    silent = [row | {"metrics/true/std": 0.0} for row in rows(gao(50))]
+    assert find_parting(silent, JUDGE).fall == pytest.approx(
+        find_parting(rows(gao(50)), JUDGE).fall / gao(50).std()
+    )
+
+
+def test_the_sentence_says_where_and_by_how_much():
+    sentence = overoptimisation(rows(gao(100)), JUDGE)
+    found = find_parting(rows(gao(100)), JUDGE)
+    for part in (f"step {found.step}", f"{found.fall:.2f}", f"{found.rise:.2f}", "`true`"):
+        assert part in sentence
+
+
+def test_short_runs_and_missing_values_are_left_out():
+    assert overoptimisation(rows(gao(5)), JUDGE) is None
+    holes = rows(gao(100))
+    for number in (3, 50):
+        holes[number][JUDGE] = math.nan
+    holes[70]["objective/kl"] = None
+    assert find_parting(holes, JUDGE).step == pytest.approx(41, abs=3)
+
+
+def test_a_judge_that_was_not_logged_is_named_with_those_that_were():
+    with pytest.raises(RecipeError, match=r"metrics/vader/mean.*metrics are: metrics/true/mean"):
+        overoptimisation(rows(gao(20)), "metrics/vader/mean")
+    assert judges_of(rows(gao(20))) == [JUDGE]
+
+
+def test_the_picture_shows_gains_against_kl_and_marks_the_parting(tmp_path):
+    run = rows(3 + gao(100), kl=np.linspace(-0.1, 20, 100), spread=2.0)
+    figure = plot_overoptimisation(run, JUDGE, path=tmp_path / "gao.png", title="a $run")
+    (axes,) = figure.axes
+    lines = {line.get_label(): line for line in axes.lines}
+    judge = lines["judge (true), not optimised"]
+    gain = (gao(100) - gao(100)[:10].mean()) / 2.0
+    averages = [gain[i - 4 : i + 6].mean() for i in range(20, 25)]
+    assert np.allclose(judge.get_ydata()[20:25], averages)
+    assert min(judge.get_xdata()) >= 0
+    assert any("part here" in text.get_text() for text in axes.texts)
+    assert "falls while the score rises" in figure.get_suptitle()
+    image = matplotlib.image.imread(tmp_path / "gao.png")[..., :3]
+    assert (image < 0.9).any(axis=-1).mean() > 0.01
+    calm = plot_overoptimisation(rows(np.linspace(0, 1, 50)), JUDGE)
+    assert calm.get_suptitle() == "Score and judge do not part"
