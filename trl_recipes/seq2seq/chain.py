@@ -94,7 +94,9 @@ class Chain:
         if self.scorer is not None:
             self.scorer = resolve(self.scorer, "model", source="--reward_model")
         everything = (data, arguments, sizes, config, model_config)
-        self.settings = stages.settings_of(*everything, without=("stages", "eval_prompts"))
+        self.settings = stages.settings_of(*everything)
+        for name in ("stages", "eval_prompts"):  # which change nothing of the policy
+            self.settings.pop(name, None)
         self.settings["data"] = stages.digest([*self.pairs, *self.sources])
         self.with_ppo = "ppo" in arguments.stages
         self.done = False
