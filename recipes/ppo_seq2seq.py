@@ -40,6 +40,8 @@ def main(
 
     # Models
     name = chain.pretrained()
+    if chain.last == "pretrain":
+        return
     trusted = {"trust_remote_code": config.trust_remote_code}
     loading = model_kwargs(model_config) | trusted
     model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(name, **loading)
@@ -51,7 +53,7 @@ def main(
     # Reward
     reward = RewardModelReward(chain.reward_model(), name="learnt", **trusted)
     metrics = measures_of(data.dataset_name)
-    if not chain.with_ppo:
+    if chain.last == "reward":
         return
 
     # Trainer

@@ -1,19 +1,19 @@
 """The reward model of rewrites: its losses by hand, and the pair that it reads."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_recipes.rewards import RewardModelReward
-from trl_recipes.rewards.scorer import encode_pairs
+from trl_recipes.seq2seq import pair_scorer
 from trl_recipes.seq2seq.comparisons import load_comparisons, preferred, scored
-from trl_recipes.seq2seq.pair_scorer import ComparisonTrainer, train_pair_scorer
+from trl_recipes.seq2seq.pair_scorer import train_pair_scorer
 from trl_recipes.seq2seq.pretraining import (
     Seq2SeqSizes,
     start_model,
-    train_pair_tokenizer,
     training_arguments,
 )
 
@@ -36,34 +36,23 @@ def arguments(folder, steps=60):
     )
 
 
-def loss_of(logits, **more):
-    class Fixed:
-        def __call__(self, **_):
-            return type("Output", (), {"logits": torch.tensor(logits)[:, None]})
-
-    return float(ComparisonTrainer.compute_loss(None, Fixed(), {"input_ids": None, **more}))
-
-
-def test_the_loss_of_scores_is_their_squared_error():
-    assert loss_of([1.0, 2.0], score=torch.tensor([0.0, 4.0])) == pytest.approx((1 + 4) / 2)
+def loss_of(monkeypatch, logits, rows):
+    monkeypatch.setattr(pair_scorer, "row_logits", lambda *_: torch.tensor(logits))
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(unwrap_model=lambda model: model), processing_class=None
+    )
+    return float(pair_scorer.ComparisonTrainer.compute_loss(trainer, None, {"rows": rows}))
 
 
-def test_the_loss_of_preferences_is_that_of_bradley_and_terry():
+def test_the_loss_of_scores_is_their_squared_error(monkeypatch):
+    rows = [{"score": 0}, {"score": 4}]
+    assert loss_of(monkeypatch, [1.0, 2.0], rows) == pytest.approx((1 + 4) / 2)
+
+
+def test_the_loss_of_preferences_is_that_of_bradley_and_terry(monkeypatch):
     # chosen 2 and 0, rejected 1 and 3: -log sigmoid(1), -log sigmoid(-3)
     expected = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(3))) / 2
-    assert loss_of([2.0, 0.0, 1.0, 3.0]) == pytest.approx(expected)
-
-
-def test_a_pair_has_an_end_token_after_each_text():
-    tokenizer = train_pair_tokenizer(TEXTS, 280)
-    end = tokenizer.eos_token_id
-    one, two = (tokenizer(text)["input_ids"] for text in TEXTS[:2])
-    assert encode_pairs(tokenizer, [TEXTS[0]], [TEXTS[1]], None)["input_ids"].tolist() == [
-        one + two
-    ]
-    # an empty output, and one that spells the end token, have two end tokens like any other
-    ids = encode_pairs(tokenizer, TEXTS[:2], ["", "a </s> b"], None)["input_ids"]
-    assert (ids == end).sum(1).tolist() == [2, 2]
+    assert loss_of(monkeypatch, [2.0, 0.0, 1.0, 3.0], [{}, {}]) == pytest.approx(expected)
 
 
 def test_scores_are_learnt_and_given_back_by_the_saved_model(start, tmp_path):
@@ -80,10 +69,17 @@ def test_scores_are_learnt_and_given_back_by_the_saved_model(start, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     for source, output, score in zip(sources, outputs, scores, strict=True):
-        with torch.no_grad():  # one at a time, without padding
-            own = model(**tokenizer(source, output, return_tensors="pt")).logits
-        assert own.shape == (1, 1)
+        source, output = (
+            tokenizer(text, return_tensors="pt").input_ids for text in (source, output)
+        )
+        with torch.no_grad():  # one at a time, without padding; the head by hand
+            start = torch.full_like(output[:, :1], model.config.decoder_start_token_id)
+            read = torch.cat([start, output[:, :-1]], 1)
+            state = model.base_model(source, decoder_input_ids=read).last_hidden_state[:, -1]
+            own = model.classification_head(state)
         assert score == pytest.approx(float(own), abs=1e-4)
+    spelt = reward(["the film </s> was dull"], ["a </s> plot"])  # no end of a text
+    assert len(spelt) == len(reward(["the film was dull"], [""])) == 1
 
 
 def test_preferences_are_learnt(start, tmp_path):

@@ -101,30 +101,43 @@ def batches_by_length(texts: Sequence[Any], batch_size: int) -> Iterator[list[in
         yield order[start : start + batch_size]
 
 
-def encode_pairs(
-    tokenizer: Any, firsts: Sequence[str], seconds: Sequence[str], max_length: int | None
-) -> Any:
-    """Tokenize pairs of texts with the separator that a tokenizer puts between two.
+def pair_logits(
+    model: Any,
+    tokenizer: Any,
+    sources: Sequence[str],
+    outputs: Sequence[str],
+    max_length: int | None,
+) -> torch.Tensor:
+    """Let an encoder-decoder with a classification head read sources and outputs.
+
+    The encoder reads the source and the decoder the output, as when it writes one; the head reads
+    the decoder's state at the output's end token.
 
     Args:
-        tokenizer: of a model that reads pairs.
-        firsts: B texts.
-        seconds: B texts.
-        max_length: most tokens of a pair; the longer text is cut first.
+        model: with a sequence-classification head, such as T5ForSequenceClassification.
+        tokenizer: its own; ends each text with the end token.
+        sources: B texts.
+        outputs: B texts.
+        max_length: most tokens of a text; more are cut.
 
     Returns:
-        `input_ids` and `attention_mask`, (B, longest), padded at the right.
+        (B, labels).
     """
-    return tokenizer(
-        list(firsts),
-        list(seconds),
-        padding=True,
-        padding_side="right",
-        truncation=max_length is not None,
-        max_length=max_length,
-        split_special_tokens=True,  # an end token that a model spelt out is no end of a text
-        return_tensors="pt",
+    source, output = (
+        tokenizer(
+            list(texts),
+            padding=True,
+            padding_side="right",
+            truncation=max_length is not None,
+            max_length=max_length,
+            split_special_tokens=True,  # an end token that a model spelt out is no end of a text
+            return_tensors="pt",
+        ).to(model.device)
+        for texts in (sources, outputs)
     )
+    mask = source["attention_mask"]
+    encoded = model.base_model.get_encoder()(source["input_ids"], attention_mask=mask)
+    return model(output["input_ids"], attention_mask=mask, encoder_outputs=encoded).logits
 
 
 def can_pad(model: Any, tokenizer: Any) -> bool:

@@ -44,7 +44,7 @@ from trl_recipes.seq2seq.pretraining import (
     pretrain,
     training_arguments,
 )
-from trl_recipes.seq2seq.settings import StageArguments
+from trl_recipes.seq2seq.settings import STAGES, StageArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,7 +67,7 @@ class Chain:
 
     Attributes:
         run: the run folder; the stages' folders are `pretrained` and `reward_model` in it.
-        with_ppo: whether PPO is among the stages.
+        last: name of the last of the stages that are run.
         done: whether PPO has been run already with the same settings.
 
     Raises:
@@ -98,10 +98,10 @@ class Chain:
         for name in ("stages", "eval_prompts"):  # which change nothing of the policy
             self.settings.pop(name, None)
         self.settings["data"] = stages.digest([*self.pairs, *self.sources])
-        self.with_ppo = "ppo" in arguments.stages
+        self.last = max(arguments.stages, key=STAGES.index)
         self.done = False
         self.run = RunFolder(check_folder(config.output_dir))
-        if self.with_ppo:
+        if self.last == "ppo":
             self.done = stages.go_on(config, self.settings, "a policy")
             check_run(**run_options(config))
 
@@ -207,6 +207,8 @@ class Chain:
                 f"--stages: `{folder}` holds no finished {name} stage. Run that stage too, or name "
                 f"a model with {flag}."
             )
+        if config.check:
+            folder = _passing_folder() / folder.name
         steps = mine[f"{prefix}steps"]
         args = training_arguments(
             folder,
@@ -217,7 +219,7 @@ class Chain:
             quiet=config.disable_tqdm,
         )
         if config.check:
-            folder, args.save_strategy = _passing_folder() / folder.name, "no"
+            args.save_strategy = "no"
             result = prepare()(output_dir=folder / "model", args=args)
             takes = duration(steps * result["seconds_a_step"])
             _say(f"Checked {name} with {args.max_steps} steps; the whole stage takes {takes}.")

@@ -1,9 +1,9 @@
 """A reward model of rewrites: one number for a source and an output, read together.
 
-It is a standard sequence classifier with one label, so that it loads as any other reward model. It
-reads the source and the output as a pair of texts, with the separator that its tokenizer puts
-between two (`source </s> output </s>` for T5), and `reads_pairs` in its config.json tells
-`RewardModelReward` to give them so.
+It is the pretrained encoder-decoder with the standard classification head of one label in place of
+its vocabulary: the encoder reads the source, the decoder the output, and the head the decoder's
+state at the output's end token. It is saved in the hub's format and loads as any other reward
+model; `reads_pairs` in its config.json tells `RewardModelReward` to give it both texts.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from trl_recipes import hub
-from trl_recipes.forward import context_length
-from trl_recipes.rewards.scorer import encode_pairs
+from trl_recipes.rewards.scorer import longest_input, pair_logits
 from trl_recipes.seq2seq.comparisons import Comparison
 from trl_recipes.seq2seq.pretraining import EVALUATION_BATCH, quiet
 from trl_recipes.stopping import train_or_stop
@@ -42,8 +41,9 @@ class ComparisonTrainer(Trainer):
         Bradley and Terry 1952: a text of logit a wins over one of logit b with probability
         sigmoid(a - b).
         """
-        score = inputs.pop("score", None)
-        logits = model(**inputs).logits[:, 0]
+        rows = inputs["rows"]
+        logits = row_logits(self.accelerator.unwrap_model(model), self.processing_class, rows)
+        score = row_scores(rows, logits)
         if score is None:
             chosen, rejected = logits.chunk(2)
             loss = -nn.functional.logsigmoid(chosen - rejected).mean()
@@ -64,8 +64,7 @@ def train_pair_scorer(
 
     Args:
         comparisons: rows of one kind; every tenth is held out.
-        start: the model to start from: the pretrained encoder-decoder, which knows the texts, or
-            any other that has a sequence-classification class.
+        start: the encoder-decoder to start from: the pretrained one, which knows the texts.
         output_dir: folder for the model and its tokenizer.
         args: transformers' settings.
         before_training: called when all was found fit for training.
@@ -84,10 +83,14 @@ def train_pair_scorer(
     rows = [row for number, row in enumerate(comparisons) if number % HELD_OUT != 1]
     args.remove_unused_columns, args.train_sampling_strategy = False, "random"  # rows are texts
 
-    def pad(batch: list[Comparison]) -> dict[str, Tensor]:
-        return pad_comparisons(batch, tokenizer)
-
-    trainer = quiet(ComparisonTrainer(model, args, data_collator=pad, train_dataset=rows))
+    trainer = ComparisonTrainer(
+        model,
+        args,
+        data_collator=lambda batch: {"rows": batch},
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    quiet(trainer)
     result = train_or_stop(trainer, before_training)
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir)
@@ -96,59 +99,63 @@ def train_pair_scorer(
     return {
         "train_loss": result.training_loss,
         "seconds_a_step": result.metrics["train_runtime"] / trainer.state.global_step,
-        **measure(model, held, pad),
+        **measure(model, tokenizer, held),
         "heldout": len(held),
     }
 
 
-def pad_comparisons(
-    rows: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Tensor]:
-    """Tokenize and pad: B scored outputs with their scores, or B chosen before B rejected texts.
+def row_logits(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]
+) -> Tensor:
+    """Let the reward model read comparisons.
 
     Args:
-        rows: of one kind.
-        tokenizer: the reward model's.
+        model: the reward model.
+        tokenizer: its own.
+        rows: B of one kind.
+
+    Returns:
+        Logits of B outputs, or of B chosen texts and then B rejected ones.
     """
     kinds = ("output",) if "output" in rows[0] else ("chosen", "rejected")
     sources = [row["source"] for _ in kinds for row in rows]
     outputs = [row[kind] for kind in kinds for row in rows]
-    inputs = dict(encode_pairs(tokenizer, sources, outputs, tokenizer.model_max_length))
-    if "score" in rows[0]:
-        inputs["score"] = torch.tensor([float(row["score"]) for row in rows])
-    return inputs
+    return pair_logits(model, tokenizer, sources, outputs, longest_input(model, tokenizer))[:, 0]
+
+
+def row_scores(rows: Sequence[Comparison], like: Tensor) -> Tensor | None:
+    """Give the scores of comparisons, (B,); None for preferences.
+
+    Args:
+        rows: B of one kind.
+        like: a tensor of the device and type wanted.
+    """
+    if "score" not in rows[0]:
+        return None
+    return like.new_tensor([float(row["score"]) for row in rows])
 
 
 @torch.no_grad()
 def measure(
-    model: PreTrainedModel, rows: Sequence[Comparison], pad: Callable[..., dict[str, Tensor]]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]
 ) -> dict[str, float]:
     """Hold a reward model to comparisons that it has not seen.
 
     Args:
         model: the reward model.
+        tokenizer: its own.
         rows: of one kind; two or more.
-        pad: makes a batch of them.
 
     Returns:
         "correlation" for scores, "accuracy" for preferences.
     """
     model.eval()
-    logits, scores, wins = [], [], []
-    for start in range(0, len(rows), EVALUATION_BATCH):
-        batch = {
-            k: v.to(model.device) for k, v in pad(rows[start : start + EVALUATION_BATCH]).items()
-        }
-        score = batch.pop("score", None)
-        values = model(**batch).logits[:, 0]
-        if score is None:
-            chosen, rejected = values.chunk(2)
-            wins.append((chosen > rejected).float())
-        else:
-            logits.append(values)
-            scores.append(score)
-    if wins:
-        return {"accuracy": float(torch.cat(wins).mean())}
+    batches = [rows[i : i + EVALUATION_BATCH] for i in range(0, len(rows), EVALUATION_BATCH)]
+    logits = [row_logits(model, tokenizer, batch) for batch in batches]
+    if "score" not in rows[0]:
+        wins = [chosen > rejected for chosen, rejected in (values.chunk(2) for values in logits)]
+        return {"accuracy": float(torch.cat(wins).float().mean())}
+    scores = [row_scores(batch, logits[0]) for batch in batches]
     both = torch.stack([torch.cat(logits), torch.cat(scores)])
     return {"correlation": float(torch.corrcoef(both)[0, 1])}
 
@@ -167,9 +174,4 @@ def _classifier(start: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     finally:
         transformers_logging.set_verbosity(said)
     model.config.reads_pairs, model.config.problem_type = True, "regression"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    positions = context_length(model.config)
-    longest = positions or 2 * tokenizer.model_max_length  # relative positions take any length
-    tokenizer.model_max_length = min(longest, 1_000_000_000)
     return model, tokenizer

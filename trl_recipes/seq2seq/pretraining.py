@@ -152,7 +152,7 @@ def start_model(
         decoder_attention_heads=heads,
         encoder_ffn_dim=4 * width,
         decoder_ffn_dim=4 * width,
-        max_position_embeddings=2 * sizes.context_length,  # a reward model reads two texts
+        max_position_embeddings=sizes.context_length,
         bos_token_id=None,
         forced_eos_token_id=None,
         dropout=0.0,
@@ -161,7 +161,7 @@ def start_model(
 
 
 def train_pair_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Learn a byte-level BPE tokenizer that ends each text, or each of two, with `</s>`.
+    """Learn a byte-level BPE tokenizer that ends each text with `</s>`.
 
     Args:
         texts: what to learn from.
@@ -184,7 +184,6 @@ def train_pair_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTok
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {END}",
-        pair=f"$A {END} $B {END}",
         special_tokens=[(END, tokenizer.token_to_id(END))],
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
