@@ -69,17 +69,13 @@ def test_scores_are_learnt_and_given_back_by_the_saved_model(start, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     for source, output, score in zip(sources, outputs, scores, strict=True):
-        source, output = (
-            tokenizer(text, return_tensors="pt").input_ids for text in (source, output)
-        )
-        with torch.no_grad():  # one at a time, without padding; the head by hand
-            start = torch.full_like(output[:, :1], model.config.decoder_start_token_id)
-            read = torch.cat([start, output[:, :-1]], 1)
-            state = model.base_model(source, decoder_input_ids=read).last_hidden_state[:, -1]
-            own = model.classification_head(state)
+        ids = [tokenizer(text)["input_ids"] for text in (source, output)]
+        assert [row[-1] for row in ids] == [tokenizer.eos_token_id] * 2
+        with torch.no_grad():  # one at a time, without padding
+            own = model(torch.tensor([ids[0] + ids[1]])).logits
         assert score == pytest.approx(float(own), abs=1e-4)
-    spelt = reward(["the film </s> was dull"], ["a </s> plot"])  # no end of a text
-    assert len(spelt) == len(reward(["the film was dull"], [""])) == 1
+    # an empty output and a spelt end token: neither changes how many texts there are
+    assert len(reward(["the film </s> was dull", "the film"], ["", "a </s> plot"])) == 2
 
 
 def test_preferences_are_learnt(start, tmp_path):

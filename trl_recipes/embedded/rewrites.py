@@ -1,4 +1,4 @@
-"""Short reviews and rewrites of them into the opposite mood, and what a good rewrite is.
+"""Short bad reviews, rewrites of them into the opposite mood, and what a good rewrite is.
 
 The words are those of the embedded grammar; the sentences are of a few forms, so that a program can
 read what a model wrote and say how good it is. The rewrites to learn from are those of a mixed
@@ -29,8 +29,8 @@ _TWO = ("{0} and {1}.", "I thought {0}, and {1}.", "In {title}, {0} and {1}.", "
 _CROWD = (
     *("asked",) * 2,
     *("lukewarm",) * 6,
-    *("other subject",) * 4,
-    *("same mood",) * 5,
+    *("other subject",) * 3,
+    *("same mood",) * 6,
     *("half",) * 3,
 )
 
@@ -82,9 +82,8 @@ def rewrites(split: str) -> list[dict[str, str]]:
     for name, size in SPLITS.items():
         rows = []
         while len(rows) < size:
-            mood = "+-"[len(rows) % 2]
-            source = _review(mood, draw)
-            target = _crowd(source, mood, draw)
+            source = _review("-", draw)
+            target = _crowd(source, "-", draw)
             if source.text() not in seen:
                 seen.add(source.text())
                 rows.append({"source": source.text(), "target": target.text()})

@@ -9,10 +9,10 @@ import torch
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards.scorer import (
     batches_by_length,
+    encode_pairs,
     load_classifier,
     local_device,
     longest_input,
-    pair_logits,
 )
 from trl_recipes.rewards.sentiment import SentimentReward
 from trl_recipes.rewards.text import completion_texts, full_texts, is_conversation
@@ -26,7 +26,7 @@ class RewardModelReward:
     The model has a tokenizer of its own; it need not be the policy's. Texts are joined and get the
     special tokens that this tokenizer gives every text (TRL's GRPOTrainer leaves them out, which
     matters for BERT and its kin); conversations go through its chat template. A model whose
-    config.json says `reads_pairs`, an encoder-decoder, reads the prompt and judges the completion.
+    config.json says `reads_pairs` gets prompt and completion as a pair of texts.
 
     Args:
         model: a folder or hub name, or a ready model with a sequence-classification head.
@@ -106,8 +106,8 @@ class RewardModelReward:
         scores = [0.0] * len(texts)
         for batch in batches_by_length(texts, self.batch_size):
             if self.reads_pairs:
-                pair = [[part[index] for index in batch] for part in (firsts, seconds)]
-                logits = pair_logits(self.model, self.tokenizer, *pair, self.max_length)
+                pairs = [[part[index] for index in batch] for part in (firsts, seconds)]
+                inputs = encode_pairs(self.tokenizer, *pairs, self.max_length)
             else:
                 inputs = self.tokenizer(
                     [texts[index] for index in batch],
@@ -117,9 +117,9 @@ class RewardModelReward:
                     max_length=self.max_length,
                     add_special_tokens=not conversations,  # a chat template brings its own
                     return_tensors="pt",
-                ).to(self.model.device)
-                logits = self.model(**inputs).logits
-            values = logits[:, 0].float().tolist()
+                )
+            inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+            values = self.model(**inputs).logits[:, 0].float().tolist()
             for index, value in zip(batch, values, strict=True):
                 scores[index] = value
         return scores

@@ -7,6 +7,7 @@ import torch
 
 from trl_recipes import hub
 from trl_recipes.errors import RecipeError
+from trl_recipes.padding import pad_rows
 
 
 def load_classifier(name: str, source: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -101,43 +102,31 @@ def batches_by_length(texts: Sequence[Any], batch_size: int) -> Iterator[list[in
         yield order[start : start + batch_size]
 
 
-def pair_logits(
-    model: Any,
-    tokenizer: Any,
-    sources: Sequence[str],
-    outputs: Sequence[str],
-    max_length: int | None,
-) -> torch.Tensor:
-    """Let an encoder-decoder with a classification head read sources and outputs.
-
-    The encoder reads the source and the decoder the output, as when it writes one; the head reads
-    the decoder's state at the output's end token.
+def encode_pairs(
+    tokenizer: Any, firsts: Sequence[str], seconds: Sequence[str], max_length: int | None
+) -> dict[str, torch.Tensor]:
+    """Tokenize pairs of texts, each with its special tokens and an end token where there is one.
 
     Args:
-        model: with a sequence-classification head, such as T5ForSequenceClassification.
-        tokenizer: its own; ends each text with the end token.
-        sources: B texts.
-        outputs: B texts.
-        max_length: most tokens of a text; more are cut.
+        tokenizer: of a model that reads pairs.
+        firsts: B texts.
+        seconds: B texts.
+        max_length: most tokens of a pair; each text is cut to half of it.
 
     Returns:
-        (B, labels).
+        `input_ids` and `attention_mask`, (B, longest), padded at the right.
     """
-    source, output = (
-        tokenizer(
-            list(texts),
-            padding=True,
-            padding_side="right",
-            truncation=max_length is not None,
-            max_length=max_length,
-            split_special_tokens=True,  # an end token that a model spelt out is no end of a text
-            return_tensors="pt",
-        ).to(model.device)
-        for texts in (sources, outputs)
-    )
-    mask = source["attention_mask"]
-    encoded = model.base_model.get_encoder()(source["input_ids"], attention_mask=mask)
-    return model(output["input_ids"], attention_mask=mask, encoder_outputs=encoded).logits
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    room = None if max_length is None else max_length // 2 - len(end)
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        # split_special_tokens: an end token that a model spelt out is no end of a text
+        rows = tokenizer(list(texts), split_special_tokens=True, verbose=False)["input_ids"]
+        return [(row[:-1] if row[-1:] == end else row)[:room] + end for row in rows]
+
+    rows = [torch.tensor(a + b) for a, b in zip(encode(firsts), encode(seconds), strict=True)]
+    ids, mask = pad_rows(rows, tokenizer.pad_token_id, "right")
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def can_pad(model: Any, tokenizer: Any) -> bool:

@@ -246,6 +246,9 @@ class Chain:
         outputs = sampled_outputs(self._start, sources, longest=longest, seed=seed)
         if self.judge is None:
             return preferred(pairs, outputs, seed)
+        swapped = round(len(outputs) * self.arguments.reward_swapped)
+        others = [*sources[swapped:], *sources[:swapped]][:swapped]
+        sources, outputs = [*sources, *others], [*outputs, *outputs[:swapped]]
         return scored(sources, outputs, self.judge, self.arguments.reward_noise, seed)
 
 

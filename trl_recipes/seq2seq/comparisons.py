@@ -96,15 +96,19 @@ def scored(
         outputs: N texts.
         judge: gives each a number; None leaves it out.
         noise: spread of the errors, in the unit of the score.
-        seed: of the errors.
+        seed: of the errors and of the order.
+
+    Returns:
+        Rows {"source", "output", "score"} in an order of chance.
     """
     scores = judge(prompts=list(sources), completions=list(outputs))
-    error = random.Random(seed).gauss
-    return [
-        {"source": source, "output": output, "score": score + error(0.0, noise)}
+    chance = random.Random(seed)
+    rows = [
+        {"source": source, "output": output, "score": score + chance.gauss(0.0, noise)}
         for source, output, score in zip(sources, outputs, scores, strict=True)
         if score is not None
     ]
+    return chance.sample(rows, len(rows))
 
 
 def preferred(pairs: Sequence[Pair], outputs: Sequence[str], seed: int) -> list[Comparison]:

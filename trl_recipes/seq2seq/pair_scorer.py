@@ -1,9 +1,9 @@
 """A reward model of rewrites: one number for a source and an output, read together.
 
-It is the pretrained encoder-decoder with the standard classification head of one label in place of
-its vocabulary: the encoder reads the source, the decoder the output, and the head the decoder's
-state at the output's end token. It is saved in the hub's format and loads as any other reward
-model; `reads_pairs` in its config.json tells `RewardModelReward` to give it both texts.
+It is a standard sequence classifier of one label, on the pretrained model's weights, so that it is
+saved in the hub's format and loads as any other reward model. It reads source and output as a pair
+of texts, with what its tokenizer puts between two (`source </s> output </s>` for T5), and
+`reads_pairs` in its config.json tells `RewardModelReward` to give them so.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from trl_recipes import hub
-from trl_recipes.rewards.scorer import longest_input, pair_logits
+from trl_recipes.forward import context_length
+from trl_recipes.rewards.scorer import encode_pairs, longest_input
 from trl_recipes.seq2seq.comparisons import Comparison
 from trl_recipes.seq2seq.pretraining import EVALUATION_BATCH, quiet
 from trl_recipes.stopping import train_or_stop
@@ -64,7 +65,7 @@ def train_pair_scorer(
 
     Args:
         comparisons: rows of one kind; every tenth is held out.
-        start: the encoder-decoder to start from: the pretrained one, which knows the texts.
+        start: the model to start from: the pretrained encoder-decoder, which knows the texts.
         output_dir: folder for the model and its tokenizer.
         args: transformers' settings.
         before_training: called when all was found fit for training.
@@ -120,7 +121,9 @@ def row_logits(
     kinds = ("output",) if "output" in rows[0] else ("chosen", "rejected")
     sources = [row["source"] for _ in kinds for row in rows]
     outputs = [row[kind] for kind in kinds for row in rows]
-    return pair_logits(model, tokenizer, sources, outputs, longest_input(model, tokenizer))[:, 0]
+    inputs = encode_pairs(tokenizer, sources, outputs, longest_input(model, tokenizer))
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    return model(**inputs).logits[:, 0]
 
 
 def row_scores(rows: Sequence[Comparison], like: Tensor) -> Tensor | None:
@@ -174,4 +177,7 @@ def _classifier(start: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     finally:
         transformers_logging.set_verbosity(said)
     model.config.reads_pairs, model.config.problem_type = True, "regression"
+    positions = context_length(model.config)
+    longest = positions or 2 * tokenizer.model_max_length  # relative positions take any length
+    tokenizer.model_max_length = min(longest, 1_000_000_000)
     return model, tokenizer

@@ -152,7 +152,7 @@ def start_model(
         decoder_attention_heads=heads,
         encoder_ffn_dim=4 * width,
         decoder_ffn_dim=4 * width,
-        max_position_embeddings=sizes.context_length,
+        max_position_embeddings=2 * sizes.context_length,  # a reward model reads two texts
         bos_token_id=None,
         forced_eos_token_id=None,
         dropout=0.0,

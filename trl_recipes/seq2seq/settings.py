@@ -38,6 +38,13 @@ class StageArguments:
     reward_outputs: int = field(
         default=4000, metadata={"help": "Outputs that are compared for the reward model."}
     )
+    reward_swapped: float = field(
+        default=0.4,
+        metadata={
+            "help": "Share of these outputs that is scored once more, beside another source; a "
+            "reward model that never sees one does not learn to look at the source."
+        },
+    )
     reward_noise: float = field(
         default=0.1, metadata={"help": "Spread of the errors in the scores that it learns."}
     )
@@ -58,6 +65,8 @@ class StageArguments:
         for name in ("pretrain_learning_rate", "reward_learning_rate", "reward_noise"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise RecipeError(f"--{name} is {getattr(self, name)}. Use 0 or more.")
+        if not 0 <= self.reward_swapped <= 1:
+            raise RecipeError(f"--reward_swapped is {self.reward_swapped}. Use a share, 0 to 1.")
         if self.reward_outputs < 20:
             raise RecipeError(
                 f"--reward_outputs is {self.reward_outputs}, too few to learn from and to measure "
