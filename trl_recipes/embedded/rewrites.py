@@ -28,8 +28,8 @@ _TWO = ("{0} and {1}.", "I thought {0}, and {1}.", "In {title}, {0} and {1}.", "
 # What the crowd does, in twentieths of its rewrites.
 _CROWD = (
     *("asked",) * 2,
-    *("lukewarm",) * 6,
-    *("other subject",) * 3,
+    *("lukewarm",) * 7,
+    *("other subject",) * 2,
     *("same mood",) * 6,
     *("half",) * 3,
 )
