@@ -18,6 +18,7 @@ from trl_recipes.compare import compare, sentiment_measures
 from trl_recipes.embedded import language_model
 from trl_recipes.plots import plot_comparison
 from trl_recipes.runs import check_folder, read_config, read_number
+from trl_recipes.seq2seq.looking import held_out_sources, measures_of_run, rewrites, start_of
 from trl_recipes.stats import run_names
 
 
@@ -47,7 +48,7 @@ def main(args: CompareArguments) -> None:
 
     # Models
     configs = [read_config(run) for run in args.runs]
-    starts = {config.get("model_name_or_path") for config in configs}
+    starts = {start_of(run, config) for run, config in zip(args.runs, configs, strict=True)}
     if len(starts) > 1 and args.reference is None:
         found = ", ".join(str(start or "the embedded model") for start in starts)
         raise RecipeError(f"The runs started from several models: {found}. Give --reference.")
@@ -63,27 +64,29 @@ def main(args: CompareArguments) -> None:
         model.to(device)
 
     # Prompts
-    shortest = read_number(args.runs[0], "min_prompt_length", 2)
-    longest = read_number(args.runs[0], "max_prompt_length", 8)
     length = read_number(args.runs[0], "response_length", 16)
-    prompts = load_prompts(
-        config.get("dataset_name"),
-        models["reference"][1],
-        split="test",
-        length_sampler=LengthSampler(shortest, longest + 1, seed=args.seed),
-        text_column=config.get("text_column"),
-        max_prompts=args.max_prompts,
-        seed=args.seed,
-        model=models["reference"][0],
-        response_length=length,
-    )
-
-    # Reward
-    label = config.get("label") or "POSITIVE"
-    reward = SentimentReward(config.get("reward_model"), label=label, **trusted)
+    if rewrites(config):
+        prompts = held_out_sources(config, *models["reference"], args.max_prompts)
+        measures = measures_of_run(args.runs[0], config)
+    else:
+        shortest = read_number(args.runs[0], "min_prompt_length", 2)
+        longest = read_number(args.runs[0], "max_prompt_length", 8)
+        prompts = load_prompts(
+            config.get("dataset_name"),
+            models["reference"][1],
+            split="test",
+            length_sampler=LengthSampler(shortest, longest + 1, seed=args.seed),
+            text_column=config.get("text_column"),
+            max_prompts=args.max_prompts,
+            seed=args.seed,
+            model=models["reference"][0],
+            response_length=length,
+        )
+        label = config.get("label") or "POSITIVE"
+        reward = SentimentReward(config.get("reward_model"), label=label, **trusted)
+        measures = sentiment_measures(reward)
 
     # Results
-    measures = sentiment_measures(reward)
     comparison = compare(models, prompts, measures, max_new_tokens=length, seed=args.seed)
     comparison.save(output / "comparison.json")
     plot_comparison(comparison, output / "comparison.png")

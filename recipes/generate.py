@@ -3,6 +3,7 @@
 python recipes/generate.py --model runs/ppo-good --prompt "The film"
 python recipes/generate.py --prompt "The film"      # the embedded model, before any training
 python recipes/generate.py --model runs/chat --chat true --prompt "Say hello."
+python recipes/generate.py --model runs/ppo-seq2seq --prompt "The plot was dull."    # rewrites it
 """
 
 from dataclasses import dataclass, field
@@ -10,12 +11,14 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import PartialState
 
-from trl_recipes import RecipeError, SentimentReward, collator, generate_responses, load_run
+from trl_recipes import RecipeError, collator, generate_responses, load_run
+from trl_recipes.arguments import run_recipe
 from trl_recipes.compare import check_context, mean_interval
 from trl_recipes.data import one_prompt
 from trl_recipes.embedded import language_model
 from trl_recipes.printable import printable
 from trl_recipes.rewards.inputs import reward_inputs
+from trl_recipes.seq2seq.looking import score_of
 
 
 @dataclass
@@ -39,10 +42,7 @@ class GenerateArguments:
     )
     reward_model: str | None = field(
         default=None,
-        metadata={
-            "help": "Sentiment classifier that scores: a folder or a hub name; embedded"
-            " when left out."
-        },
+        metadata={"help": "Classifier that scores: folder or hub name; embedded when left out."},
     )
     label: str = field(
         default="POSITIVE", metadata={"help": "Label of the classifier whose score is shown."}
@@ -69,7 +69,7 @@ def main(args: GenerateArguments) -> None:
     check_context(model, len(batch["input_ids"][0]), args.max_new_tokens)
 
     # Reward
-    reward = SentimentReward(args.reward_model, label=args.label, **trusted)
+    reward, scale = score_of(args.model, model, args.reward_model, args.label, **trusted)
 
     # Generation
     torch.manual_seed(args.seed)
@@ -86,14 +86,13 @@ def main(args: GenerateArguments) -> None:
     scores = reward(prompts=prompts, completions=completions)
 
     # Results
-    print(f"score   text (score: logit of {printable(reward.label)})")
-    for score, query, response in zip(scores, batch["query"], batch["response"], strict=True):
+    print(f"score   text (score: {printable(scale)})")
+    before = [""] * len(scores) if model.config.is_encoder_decoder else batch["query"]
+    for score, query, response in zip(scores, before, batch["response"], strict=True):
         print(f"{score:6.2f}  {printable(query + response)}")
     mean, half = mean_interval(scores)
     print(f"{mean:6.2f}  mean of {len(scores)}, 95 % interval ± {half:.2f}")
 
 
 if __name__ == "__main__":
-    from trl_recipes.arguments import run_recipe
-
     run_recipe(main, GenerateArguments)

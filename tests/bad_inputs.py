@@ -390,7 +390,7 @@ MODELS = [
     BadInput(
         "encoder-decoder for a causal model",
         PPO + "--model_name_or_path {t5}",
-        ("encoder-decoder", "causal"),
+        ("encoder-decoder", "causal", "ppo_seq2seq.py"),
     ),
     BadInput(
         "classifier for a language model",
@@ -722,6 +722,40 @@ REWARD_MODELS = [
     ),
 ]
 
+REWRITE = (
+    "ppo_seq2seq.py --model_name_or_path {t5} --dataset_name data.jsonl --output_dir out "
+    "--pretrain_steps 1 --reward_steps 1 --reward_outputs 20 --max_steps 1 --batch_size 4 "
+    "--response_length 6 "
+)
+PAIRS = {"data.jsonl": rows(source="The film was dull.", target="The film was fine.")}
+SEQ2SEQ = [  # more of them, without a process each, in test_ppo_seq2seq.py
+    BadInput("pairs without sources", REWRITE, ("`source`", "text, label, split", "Name")),
+    BadInput(
+        "an empty target",
+        REWRITE,
+        ("row 17", "`target`", "empty", "Mend"),
+        {"data.jsonl": PAIRS["data.jsonl"] + rows(9, source="A film.", target=" ")},
+    ),
+    BadInput(
+        "pairs of different number",
+        REWRITE + "--dataset_name a.txt --target_file b.txt",
+        ("3 lines", "2", "equal length"),
+        {"a.txt": "a\nb\nc\n", "b.txt": "a\nb\n"},
+    ),
+    BadInput(
+        "a source longer than the encoder's context",
+        REWRITE + "--too_long error",
+        ("source 1", "60", "--too_long cut"),
+        {"data.jsonl": rows(source="A long film. " * 40, target="It was fine.")},
+    ),
+    BadInput(
+        "a causal model for an encoder-decoder",
+        REWRITE + "--model_name_or_path {gpt2}",
+        ("causal model", "encoder-decoder", "ppo_sentiment.py"),
+        PAIRS,
+    ),
+]
+
 BENCHMARK = [
     BadInput("an unknown size", "benchmark.py --size huge", ("--size", "tiny", "small")),
     BadInput("no batch", "benchmark.py --size tiny --batch 0", ("batch", "at least 1")),
@@ -783,5 +817,5 @@ SHOUTING = [
 ]
 
 BAD_INPUTS = [*FLAGS, *YAML, *DATA, *MODELS, *FOLDERS, *RUNS, *RESUMING]
-BAD_INPUTS += [*PRETRAINING, *REWARDS, *GROUPS, *REWARD_MODELS, *BENCHMARK, *ALGORITHMS]
-BAD_INPUTS += SHOUTING
+BAD_INPUTS += [*PRETRAINING, *REWARDS, *SEQ2SEQ, *GROUPS, *REWARD_MODELS, *BENCHMARK]
+BAD_INPUTS += [*ALGORITHMS, *SHOUTING]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from transformers import AutoTokenizer, T5Config
+from transformers import AutoTokenizer, GPT2Config, T5Config
 
 from trl_recipes import AutoModelForCausalLMWithValueHead, RecipeError, load_run
 from trl_recipes.model_checks import check_language_model
@@ -37,3 +37,12 @@ def test_sizes_that_differ_and_a_broken_config_are_one_error(tiny_gpt2, tmp_path
         (tmp_path / "config.json").write_text(json.dumps(broken))
         with pytest.raises(RecipeError, match="do not fit together"):
             load_run(tmp_path)
+
+
+def test_each_kind_of_model_is_sent_to_its_own_recipe():
+    check_language_model(GPT2Config(), "x", causal=True)
+    check_language_model(T5Config(), "x", causal=False)
+    with pytest.raises(RecipeError, match=r"`x` is an encoder-decoder \(t5\).*ppo_seq2seq.py"):
+        check_language_model(T5Config(), "x", causal=True)
+    with pytest.raises(RecipeError, match=r"`x` is a causal model \(gpt2\).*ppo_sentiment.py"):
+        check_language_model(GPT2Config(), "x", causal=False)

@@ -335,7 +335,14 @@ def check_context(model: nn.Module, query_length: int, response_length: int) -> 
     """
     context = context_length(model.config)
     needed = query_length + response_length
-    if context is not None and not model.config.is_encoder_decoder and needed > context:
+    if model.config.is_encoder_decoder:
+        if context is not None and max(query_length, response_length) > context:
+            raise RecipeError(
+                f"A source of {query_length} tokens or a response of {response_length} is longer "
+                f"than the {context} that the model's encoder and decoder hold each. Shorten it."
+            )
+        return
+    if context is not None and needed > context:
         raise RecipeError(
             f"A prompt of {query_length} tokens and a response of {response_length} need {needed},"
             f" but the model's context holds {context}. Shorten the prompt or the response."

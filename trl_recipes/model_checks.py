@@ -12,13 +12,13 @@ from trl_recipes.forward import context_length
 _OTHER_HEADS = r"For(\w+Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$"
 
 
-def check_language_model(config: Any, name: str, *, causal: bool = False) -> None:
+def check_language_model(config: Any, name: str, *, causal: bool | None = None) -> None:
     """Refuse a model that continues no text; transformers would give it a head at random.
 
     Args:
         config: transformers configuration of the model.
         name: folder or hub name, for the message.
-        causal: refuse an encoder-decoder too.
+        causal: True refuses an encoder-decoder too, False one that is none; None takes both.
 
     Raises:
         RecipeError: says what the model is.
@@ -29,11 +29,16 @@ def check_language_model(config: Any, name: str, *, causal: bool = False) -> Non
             f"`{name}` is a {architecture}, which is no language model. Give one that continues "
             "text, such as one made by recipes/pretrain_lm.py; a classifier goes to --reward_model."
         )
+    kind = architecture or config.model_type
     if causal and config.is_encoder_decoder:
         raise RecipeError(
-            f"`{name}` is an encoder-decoder ({architecture or config.model_type}), where a causal "
-            "language model is needed. Give a causal one, such as GPT-2; a script of your own can "
-            "use AutoModelForSeq2SeqLMWithValueHead."
+            f"`{name}` is an encoder-decoder ({kind}), where a causal language model is needed. "
+            "Give a causal one, such as GPT-2; encoder-decoders go to recipes/ppo_seq2seq.py."
+        )
+    if causal is False and not config.is_encoder_decoder:
+        raise RecipeError(
+            f"`{name}` is a causal model ({kind}), where an encoder-decoder is needed. Give one, "
+            "such as T5 or BART; causal language models go to recipes/ppo_sentiment.py."
         )
 
 
@@ -85,7 +90,15 @@ def check_lengths(longest_query: int, response_length: int, model: nn.Module) ->
         RecipeError: says which number to lower, and to what.
     """
     context = context_length(model.config)
-    if context is None or model.config.is_encoder_decoder:
+    if context is None:
+        return
+    if model.config.is_encoder_decoder:
+        if max(longest_query, response_length) > context:
+            raise RecipeError(
+                f"The longest prompt has {longest_query} tokens and `response_length` is "
+                f"{response_length}, but the model's encoder and decoder hold {context} each. "
+                "Shorten the one or the other."
+            )
         return
     room = context - longest_query
     if response_length > room:

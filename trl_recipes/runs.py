@@ -121,6 +121,16 @@ class RunFolder:
         """What a stage of a chain runs with, and what it found."""
         return self.path / "stage.json"
 
+    @property
+    def pretrained(self) -> Path:
+        """Folder of the stage that a run of several stages starts PPO from."""
+        return self.path / "pretrained"
+
+    @property
+    def reward_model(self) -> Path:
+        """Folder of the stage that trains the reward model."""
+        return self.path / "reward_model"
+
     def places(self) -> str:
         """Where what a run leaves lies, in three lines."""
         return f"Model:    {self.model}\nPictures: {self.plots}\nStats:    {self.all_stats}"

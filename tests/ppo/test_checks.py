@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from test_trainer import VOCAB, Tokens, build, gpt2, rollout_of
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError
+from trl_recipes.compare import check_context
 from trl_recipes.model_checks import check_lengths
 from trl_recipes.ppo import checks
 
@@ -158,3 +160,15 @@ def test_a_reference_that_should_agree_but_does_not_stops_the_run(trainer):
 def test_reduced_precision_is_named_as_the_cause(trainer):
     with pytest.raises(RecipeError, match="Precision: the model runs in autocast"):
         checks.check_first_ratio(torch.ones(1, 1), trainer.policy_model, reduced_precision=True)
+
+
+def test_an_encoder_decoders_prompt_and_response_must_each_fit():
+    bart = ARCHITECTURES["bart"]()  # 64 positions
+    checks.check_lengths(64, 64, bart)
+    checks.check_lengths(500, 500, ARCHITECTURES["t5"]())  # which knows distances alone
+    for lengths in ((65, 4), (4, 65)):
+        with pytest.raises(RecipeError, match="encoder and decoder hold 64 each"):
+            checks.check_lengths(*lengths, bart)
+        with pytest.raises(RecipeError, match="encoder and decoder hold each"):
+            check_context(bart, *lengths)
+    check_context(bart, 64, 64)

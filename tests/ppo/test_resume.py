@@ -87,6 +87,7 @@ CASES = {
     "lora": {"trainable": "lora"},
     "attention": {"trainable": "attention"},
     "t5": {"name": "t5"},
+    "bart with lora": {"name": "bart", "trainable": "lora"},
     "another optimizer": {"optim": "sgd"},
     "full KL": {"kl_penalty": "full"},
 }

@@ -9,12 +9,13 @@ import torch
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards.scorer import (
     batches_by_length,
+    encode_pairs,
     load_classifier,
     local_device,
     longest_input,
 )
 from trl_recipes.rewards.sentiment import SentimentReward
-from trl_recipes.rewards.text import full_texts, is_conversation
+from trl_recipes.rewards.text import completion_texts, full_texts, is_conversation
 
 _SOURCE = "RewardModelReward"
 
@@ -24,7 +25,8 @@ class RewardModelReward:
 
     The model has a tokenizer of its own; it need not be the policy's. Texts are joined and get the
     special tokens that this tokenizer gives every text (TRL's GRPOTrainer leaves them out, which
-    matters for BERT and its kin); conversations go through its chat template.
+    matters for BERT and its kin); conversations go through its chat template. A model whose
+    config.json says `reads_pairs` gets prompt and completion as a pair of texts.
 
     Args:
         model: a folder or hub name, or a ready model with a sequence-classification head.
@@ -75,6 +77,7 @@ class RewardModelReward:
         model.config.pad_token_id = tokenizer.pad_token_id  # the score is that of the last other
         self.model = model.eval() if device is None else model.to(device).eval()
         self.tokenizer = tokenizer
+        self.reads_pairs = bool(getattr(model.config, "reads_pairs", False))
         self.batch_size = batch_size
         self.max_length = longest_input(model, tokenizer)
         self.__name__ = name or str(model.name_or_path).rstrip("/").split("/")[-1] or "reward_model"
@@ -93,23 +96,29 @@ class RewardModelReward:
         Returns:
             B scores: the model's one logit, raw.
         """
-        conversations = bool(prompts) and is_conversation(prompts[0])
+        conversations = bool(prompts) and is_conversation(prompts[0]) and not self.reads_pairs
         texts = (
             self._rendered(prompts, completions)
             if conversations
             else full_texts(prompts, completions)
         )
+        firsts, seconds = completion_texts(prompts), completion_texts(completions)
         scores = [0.0] * len(texts)
         for batch in batches_by_length(texts, self.batch_size):
-            inputs = self.tokenizer(
-                [texts[index] for index in batch],
-                padding=True,
-                padding_side="right",  # absolute positions must start at the first token
-                truncation=True,
-                max_length=self.max_length,
-                add_special_tokens=not conversations,  # a chat template brings its own
-                return_tensors="pt",
-            ).to(self.model.device)
+            if self.reads_pairs:
+                pairs = [[part[index] for index in batch] for part in (firsts, seconds)]
+                inputs = encode_pairs(self.tokenizer, *pairs, self.max_length)
+            else:
+                inputs = self.tokenizer(
+                    [texts[index] for index in batch],
+                    padding=True,
+                    padding_side="right",  # absolute positions must start at the first token
+                    truncation=True,
+                    max_length=self.max_length,
+                    add_special_tokens=not conversations,  # a chat template brings its own
+                    return_tensors="pt",
+                )
+            inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
             values = self.model(**inputs).logits[:, 0].float().tolist()
             for index, value in zip(batch, values, strict=True):
                 scores[index] = value

@@ -7,6 +7,7 @@ import torch
 
 from trl_recipes import hub
 from trl_recipes.errors import RecipeError
+from trl_recipes.padding import pad_rows
 
 
 def load_classifier(name: str, source: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -99,6 +100,33 @@ def batches_by_length(texts: Sequence[Any], batch_size: int) -> Iterator[list[in
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
+
+
+def encode_pairs(
+    tokenizer: Any, firsts: Sequence[str], seconds: Sequence[str], max_length: int | None
+) -> dict[str, torch.Tensor]:
+    """Tokenize pairs of texts, each with its special tokens and an end token where there is one.
+
+    Args:
+        tokenizer: of a model that reads pairs.
+        firsts: B texts.
+        seconds: B texts.
+        max_length: most tokens of a pair; each text is cut to half of it.
+
+    Returns:
+        `input_ids` and `attention_mask`, (B, longest), padded at the right.
+    """
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    room = None if max_length is None else max_length // 2 - len(end)
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        # split_special_tokens: an end token that a model spelt out is no end of a text
+        rows = tokenizer(list(texts), split_special_tokens=True, verbose=False)["input_ids"]
+        return [(row[:-1] if row[-1:] == end else row)[:room] + end for row in rows]
+
+    rows = [torch.tensor(a + b) for a, b in zip(encode(firsts), encode(seconds), strict=True)]
+    ids, mask = pad_rows(rows, tokenizer.pad_token_id, "right")
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def can_pad(model: Any, tokenizer: Any) -> bool:

@@ -1,0 +1,225 @@
+"""recipes/ppo_seq2seq.py as users run it, with tiny models; its figures are measured elsewhere."""
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+from trl_recipes.arguments import run_recipe
+from trl_recipes.seq2seq import pretraining
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+TINY = """--hidden_size 16 --num_layers 1 --num_heads 2 --pretrain_steps 8 --pretrain_batch_size 8
+ --reward_outputs 40 --reward_steps 4 --reward_batch_size 8 --max_steps 2 --batch_size 8
+ --mini_batch_size 8 --ppo_epochs 1 --response_length 8 --eval_prompts 8 --disable_tqdm true"""
+
+
+def recipe(name):
+    """A recipe in this process, which saves the seconds that imports take."""
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(folder, *more):
+    module = recipe("ppo_seq2seq")
+    names = ("PairArguments", "StageArguments", "Seq2SeqSizes", "PPOConfig", "ModelConfig")
+    argv = [*TINY.split(), "--output_dir", str(folder), *more]
+    types = [getattr(module, name) for name in names]
+    run_recipe(module.main, *types, argv=argv, default_config="ppo_seq2seq")
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "all_stats.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seq2seq") / "run"
+    run(folder)
+    return folder
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_each_stage_leaves_a_model_that_plain_transformers_loads(finished):
+    for part in (finished / "pretrained", finished):
+        AutoModelForSeq2SeqLM.from_pretrained(part / "model")
+    scorer = AutoModelForSequenceClassification.from_pretrained(finished / "reward_model" / "model")
+    assert scorer.config.num_labels == 1
+    assert (finished / "plots" / "training.png").stat().st_size > 10_000
+
+
+def test_learnt_and_true_reward_stand_side_by_side_in_every_row(finished):
+    rows = rows_of(finished)
+    assert len(rows) == 2
+    for row in rows:
+        assert row["env/reward_mean"] == pytest.approx(row["rewards/learnt/mean"], abs=1e-6)
+        assert 0 <= row["metrics/rewrite_quality/mean"] <= 1
+        assert 0 <= row["metrics/subjects_kept/mean"] <= 1
+        assert row["ppo/skipped_minibatches"] == 0
+
+
+def test_a_second_call_trains_nothing_and_tells_the_same(finished, capsys):
+    weights = [finished / part for part in ("model", "pretrained/model", "reward_model/model")]
+    before = [files(folder) for folder in weights]
+    run(finished)
+    told = capsys.readouterr().out
+    assert told.count("there already, with the same settings") == 2
+    assert "rewrite_quality" in told
+    assert [files(folder) for folder in weights] == before
+    assert len(rows_of(finished)) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--pretrain_steps", "9"], "pretrain_steps"),
+        (["--stages", "reward", "--pretrain_steps", "9"], "pretrain_steps"),
+        (["--stages", "reward", "--reward_noise", "0.5"], "reward_noise"),
+        (["--stages", "reward", "--seed", "1"], "seed"),
+        (["--init_kl_coef", "0.7"], "init_kl_coef"),
+    ],
+)
+def test_what_other_settings_left_is_never_taken(finished, more, told, capsys):
+    before = files(finished)
+    with pytest.raises(SystemExit):
+        run(finished, *more)
+    assert f"{told} was" in capsys.readouterr().err
+    assert files(finished) == before
+
+
+def test_stages_one_by_one_are_all_of_them_at_once(finished, tmp_path):
+    for stage in ("pretrain", "reward", "ppo"):
+        run(tmp_path / "run", "--stages", stage)
+    for part in ("model", "pretrained/model", "reward_model/model"):
+        ours, theirs = (
+            load_file(f / part / "model.safetensors") for f in (tmp_path / "run", finished)
+        )
+        assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_a_stage_that_was_killed_goes_on_to_what_it_would_have_been(
+    finished, tmp_path, monkeypatch
+):
+    pad, calls = pretraining.pad_pairs, []
+
+    def killing(rows, pad_token_id):
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return pad(rows, pad_token_id)
+
+    monkeypatch.setattr(pretraining, "pad_pairs", killing)
+    with pytest.raises(SystemExit) as left:
+        run(tmp_path / "run", "--stages", "pretrain")
+    assert left.value.code == 128 + signal.SIGTERM
+    assert not (tmp_path / "run" / "pretrained" / "model").exists()
+    monkeypatch.setattr(pretraining, "pad_pairs", pad)
+    run(tmp_path / "run", "--stages", "pretrain", "--resume_from_checkpoint", "true")
+    ours, theirs = (
+        load_file(folder / "pretrained/model/model.safetensors")
+        for folder in (tmp_path / "run", finished)
+    )
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_a_check_leaves_nothing(tmp_path, capsys):
+    run(tmp_path / "run", "--check", "true")
+    told = capsys.readouterr().out
+    assert "Checked pretrain with 8 steps" in told
+    assert "Checked reward with 4 steps" in told
+    assert "ratio 1 before" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_bart_with_lora_own_rewards_and_a_length_a_query(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def letters(completions, **columns):\n    return [len(set(c)) for c in completions]\n"
+    )
+    more = ["--architecture", "bart", "--use_peft", "true", "--lora_target_modules", "q_proj"]
+    more += ["--reward_funcs", f"{tmp_path}/mine.py:letters", "--min_response_length", "2"]
+    run(tmp_path / "run", *more)
+    assert (tmp_path / "run" / "model" / "adapter_model.safetensors").is_file()
+    rows = rows_of(tmp_path / "run")
+    assert all("rewards/letters/mean" in row for row in rows)
+    assert all(row["tokens/responses_len_std"] > 0 for row in rows)  # limits from 2 to 8
+    assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
+
+
+def test_compare_and_generate_take_the_run(finished, tmp_path, monkeypatch, capsys):
+    compare, generate = recipe("compare"), recipe("generate")
+    argv = ["--runs", str(finished), "--output_dir", str(tmp_path / "out"), "--max_prompts", "4"]
+    run_recipe(compare.main, compare.CompareArguments, argv=argv)
+    table = capsys.readouterr().out
+    assert all(name in table for name in ("learnt", "rewrite_quality", "subjects_kept"))
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert found["n"] == 4
+    assert found["models"]["reference"]["kl"]["mean"] == pytest.approx(0, abs=1e-4)
+    argv = ["--model", str(finished), "--prompt", "The plot was dull.", "--max_new_tokens", "6"]
+    run_recipe(generate.main, generate.GenerateArguments, argv=argv)
+    told = capsys.readouterr().out
+    assert "the run's reward model" in told
+    assert "The plot was dull." not in told  # a rewrite stands in the place of its source
+
+
+def test_two_files_line_by_line_and_a_count_of_what_was_cut(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text(
+        "".join(f"film {i} was dull {list(range(40)) if i == 3 else ''}\n" for i in range(30))
+    )
+    (tmp_path / "b.txt").write_text("".join(f"film {i} was fine\n" for i in range(30)))
+    more = ["--dataset_name", str(tmp_path / "a.txt"), "--target_file", str(tmp_path / "b.txt")]
+    run(tmp_path / "run", *more, "--stages", "pretrain", "reward", "--vocab_size", "270")
+    assert "1 of 27 sources are cut to 64 tokens." in caplog.text
+    result = json.loads((tmp_path / "run" / "reward_model" / "stage.json").read_text())["result"]
+    assert 0 <= result["accuracy"] <= 1  # there was nothing to score by: preferences
+
+
+SCORES = '{"source": "a", "output": "b", "score": "good"}\n' * 9
+EQUAL = '{"source": "a", "chosen": "b", "rejected": "b"}\n' * 9
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--dataset_name", "a.txt", "--target_file", "empty.txt"], ["line 2", "in both files"]),
+        (["--dataset_name", "a.txt", "--target_file", "none.txt"], ["`none.txt`", "Give a text"]),
+        (["--target_file", "a.txt"], ["--target_file needs --dataset_name"]),
+        (["--dataset_name", "s.jsonl", "--target_column", "new"], ["`new`", "Name the one"]),
+        (["--stages", "train"], ["'train' is no stage", "pretrain, reward, ppo"]),
+        (["--stages", "ppo"], ["no finished pretrain stage", "--model_name_or_path"]),
+        (["--reward_outputs", "3"], ["--reward_outputs is 3", "20 or more"]),
+        (["--pretrain_steps", "0"], ["--pretrain_steps is 0", "1 or more"]),
+        (["--pretrain_learning_rate", "-1"], ["--pretrain_learning_rate is -1", "0 or more"]),
+        (["--hidden_size", "15"], ["multiple of --num_heads", "Use 14"]),
+        (["--vocab_size", "257"], ["--vocab_size is 257", "258 or more"]),
+        (["--comparisons", "a.txt"], ["the columns text", "source, output and score"]),
+        (["--comparisons", "s.jsonl"], ["row 1", "'good'", "Give a number"]),
+        (["--comparisons", "e.jsonl"], ["leaves 0 rows", "Give more"]),
+        (["--score_function", "mine.py:f"], ["--score_function", "`mine.py`"]),
+        (["--reward_model", "./none"], ["--reward_model", "`./none`"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_each_mistake_is_one_message_and_leaves_nothing(tmp_path, monkeypatch, capsys, more, told):
+    monkeypatch.chdir(tmp_path)
+    texts = {"a.txt": "a\nb\nc\n", "empty.txt": "a\n\nc\n", "s.jsonl": SCORES, "e.jsonl": EQUAL}
+    for name, text in texts.items():
+        Path(name).write_text(text)
+    with pytest.raises(SystemExit) as left:
+        run("out", *more)
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("error: ") == 1
+    assert [word for word in told if word not in said] == []
+    assert not Path("out").exists()

@@ -1,0 +1,255 @@
+"""Short bad reviews, rewrites of them into the opposite mood, and what a good rewrite is.
+
+The words are those of the embedded grammar; the sentences are of a few forms, so that a program can
+read what a model wrote and say how good it is. The rewrites to learn from are those of a mixed
+crowd: few do what was asked. A model that is pretrained on them writes as the crowd does.
+"""
+
+import re
+from collections.abc import Sequence
+from random import Random
+from typing import Any, NamedTuple
+
+from trl_recipes.errors import RecipeError
+
+from .corpus import parse_grammar
+from .grammar import FORMS, WORDS
+
+SPLITS = {"train": 6_000, "prompts": 4_000, "heldout": 512}
+SEED = 20_241
+_MOST = {"adj": 20, "thing": 16, "things": 10, "star": 8, "title": 8}  # few words are learnt well
+_LUKEWARM = {
+    "+": ("good enough", "pleasant enough", "not bad at all", "worth a look", "easy to like"),
+    "-": ("not good enough", "nothing special", "not good at all", "hard to like", "hard to bear"),
+}
+# Sentences of one and of two opinions; {title} is a subject too.
+_ONE = ("{0}.", "I thought {0}.", "In {title}, {0}.")
+_TWO = ("{0} and {1}.", "I thought {0}, and {1}.", "In {title}, {0} and {1}.", "{0}, but {1}.")
+# What the crowd does, in twentieths of its rewrites.
+_CROWD = (
+    *("asked",) * 2,
+    *("lukewarm",) * 7,
+    *("other subject",) * 2,
+    *("same mood",) * 6,
+    *("half",) * 3,
+)
+
+
+class Opinion(NamedTuple):
+    """One clause: what it is about, and what it says of it."""
+
+    subject: str
+    verdict: str
+
+
+class Review(NamedTuple):
+    """What a text says: its form, its opinions, and the film's title where it names one."""
+
+    form: str
+    opinions: tuple[Opinion, ...]
+    title: str | None
+
+    @property
+    def subjects(self) -> set[str]:
+        """Everything that the review is about."""
+        return {opinion.subject for opinion in self.opinions} | ({self.title} - {None})
+
+    def text(self) -> str:
+        """Write the review out."""
+        clauses = [f"{o.subject} {_verb(o.subject)} {o.verdict}" for o in self.opinions]
+        text = self.form.format(*clauses, title=self.title)
+        return text[0].upper() + text[1:]
+
+
+def rewrites(split: str) -> list[dict[str, str]]:
+    """Give the pairs of a split, the same on every machine.
+
+    Args:
+        split: "train" (to pretrain on), "prompts" (sources for the reward model and PPO) or
+            "heldout"; no source is in two.
+
+    Returns:
+        Rows {"source": a review, "target": what one of the crowd made of it}.
+
+    Raises:
+        RecipeError: there is no such split.
+    """
+    if split not in SPLITS:
+        raise RecipeError(
+            f"The embedded rewrites have no split {split!r}. Use {', '.join(SPLITS)}."
+        )
+    draw, seen = Random(SEED).random, set()
+    for name, size in SPLITS.items():
+        rows = []
+        while len(rows) < size:
+            source = _review("-", draw)
+            target = _crowd(source, "-", draw)
+            if source.text() not in seen:
+                seen.add(source.text())
+                rows.append({"source": source.text(), "target": target.text()})
+        if name == split:
+            return rows
+    raise AssertionError("unreachable")
+
+
+def read(text: str) -> Review | None:
+    """Read a review of one of the forms; None for any other text.
+
+    Args:
+        text: what a model wrote; upper and lower case do not matter.
+    """
+    for form, pattern in _PATTERNS.items():
+        found = pattern.fullmatch(text.strip())
+        if found is not None:
+            groups = found.groupdict()
+            opinions = tuple(
+                Opinion(_SPELLING[groups[f"subject{i}"].lower()], groups[f"verdict{i}"].lower())
+                for i in range(2)
+                if f"subject{i}" in groups
+            )
+            title = groups.get("title")
+            return Review(form, opinions, title and _SPELLING[title.lower()])
+    return None
+
+
+def rewrite_quality(
+    prompts: Sequence[str], completions: Sequence[str], **_: Any
+) -> list[float | None]:
+    """Say how good rewrites are: the mood that was asked for, less what was lost.
+
+    Mood is the mean over the rewrite's opinions: 1 for a strong one in the opposite of the source's
+    mood, 0.5 for a lukewarm one, 0 for one in the source's own mood. Lost is the share of the
+    source's subjects that the rewrite does not name. A text of no known form is worth 0, and so is
+    one that lost more than it has mood; the best possible rewrite is worth 1.
+
+    Args:
+        prompts: B sources.
+        completions: B rewrites.
+        **_: what else a trainer passes; not used.
+
+    Returns:
+        B numbers from 0 to 1; None where the source itself is of no known form.
+    """
+    return [_quality(*pair) for pair in zip(prompts, completions, strict=True)]
+
+
+def subjects_kept(
+    prompts: Sequence[str], completions: Sequence[str], **_: Any
+) -> list[float | None]:
+    """Say which rewrites still name everything that their source is about.
+
+    Args:
+        prompts: B sources.
+        completions: B rewrites, of any form.
+        **_: what else a trainer passes; not used.
+
+    Returns:
+        1 or 0 each; None where the source is of no known form.
+    """
+    kept: list[float | None] = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        source, low = read(prompt), completion.lower()
+        named = source and all(subject.lower() in low for subject in source.subjects)
+        kept.append(None if source is None else float(named))
+    return kept
+
+
+def _quality(prompt: str, completion: str) -> float | None:
+    source, rewrite = read(prompt), read(completion)
+    if source is None:
+        return None
+    if rewrite is None:
+        return 0.0
+    asked = _OTHER[_MOOD[source.opinions[0].verdict]]
+    values = [
+        0.0 if _MOOD[verdict] != asked else 0.5 if verdict in _LUKEWARM[asked] else 1.0
+        for _, verdict in rewrite.opinions
+    ]
+    lost = len(source.subjects - rewrite.subjects) / len(source.subjects)
+    return max(0.0, sum(values) / len(values) - lost)
+
+
+def _review(mood: str, draw) -> Review:
+    """A review in one mood, mostly in strong words."""
+    form = _pick(_FORMS[:-1], draw)  # "but" joins two moods
+    count = 1 + ("{1}" in form)
+    subjects = _distinct(_SUBJECTS, count, draw)
+    opinions = tuple(Opinion(subject, _verdict(mood, 0.8, draw)) for subject in subjects)
+    return Review(form, opinions, _pick(_TITLES, draw) if "{title}" in form else None)
+
+
+def _crowd(source: Review, mood: str, draw) -> Review:
+    """What one of the crowd makes of a review."""
+    way = _pick(_CROWD, draw)
+    asked, subjects, title, form = _OTHER[mood], [o[0] for o in source.opinions], source.title, None
+    if way == "other subject":
+        lost = int(draw() * (len(subjects) + (title is not None)))
+        if lost == len(subjects):
+            title = _pick(_TITLES, draw)
+        else:
+            subjects[lost] = _distinct(_SUBJECTS, 1, draw, without=subjects)[0]
+    strong = {"asked": 1.0, "lukewarm": 0.0, "half": 1.0}.get(way, 0.5)
+    moods = [mood if way == "same mood" else asked] * len(subjects)
+    if way == "half":
+        moods[-1] = mood
+        form = "{0}, but {1}." if len(subjects) == 2 and title is None else None
+    opinions = [
+        Opinion(subject, _verdict(its_mood, strong, draw))
+        for subject, its_mood in zip(subjects, moods, strict=True)
+    ]
+    return Review(form or source.form, tuple(opinions), title)
+
+
+def _verdict(mood: str, strong: float, draw) -> str:
+    return _pick(_STRONG[mood] if draw() < strong else _LUKEWARM[mood], draw)
+
+
+def _pick(values: Sequence[str], draw) -> str:
+    return values[int(draw() * len(values))]
+
+
+def _distinct(values: Sequence[str], count: int, draw, without: Sequence[str] = ()) -> list[str]:
+    found: list[str] = []
+    while len(found) < count:
+        value = _pick(values, draw)
+        if value not in found and value not in without:
+            found.append(value)
+    return found
+
+
+def _verb(subject: str) -> str:
+    return "were" if subject in _PLURAL else "was"
+
+
+def _words(symbol: str) -> list[str]:
+    """The plain words of a symbol of the embedded grammar, each once."""
+    choices = _GRAMMAR[symbol]
+    words = list(dict.fromkeys(choice.parts[0] for choice in choices if choice.is_word))
+    return words[: _MOST[symbol.rstrip("+-")]]
+
+
+def _any_of(values: Sequence[str]) -> str:
+    return "|".join(re.escape(value) for value in sorted(values, key=len, reverse=True))
+
+
+def _pattern(form: str) -> re.Pattern[str]:
+    singular = [subject for subject in _SUBJECTS if subject not in _PLURAL]
+    about = f"(?:{_any_of(singular)})(?= was )|(?:{_any_of(_PLURAL)})(?= were )"
+    clauses = [
+        f"(?P<subject{i}>{about}) (?:was|were) (?P<verdict{i}>{_any_of(list(_MOOD))})"
+        for i in range(2)
+    ]
+    title = f"(?P<title>{_any_of(_TITLES)})"
+    return re.compile(form.replace(".", r"\.").format(*clauses, title=title), re.IGNORECASE)
+
+
+_GRAMMAR = parse_grammar(FORMS, WORDS)
+_OTHER = {"+": "-", "-": "+"}
+_STRONG = {mood: _words(f"adj{mood}") for mood in "+-"}
+_MOOD = {word: mood for words in (_STRONG, _LUKEWARM) for mood in "+-" for word in words[mood]}
+_PLURAL = [f"the {word}" for word in _words("things+")]
+_SUBJECTS = [*(f"the {word}" for word in _words("thing+")), *_PLURAL, *_words("star+")]
+_TITLES = _words("title+")
+_FORMS = (*_ONE, *_TWO)
+_SPELLING = {name.lower(): name for name in [*_SUBJECTS, *_TITLES]}
+_PATTERNS = {form: _pattern(form) for form in _FORMS}
