@@ -164,11 +164,11 @@ def test_reduced_precision_is_named_as_the_cause(trainer):
 
 def test_an_encoder_decoders_prompt_and_response_must_each_fit():
     bart = ARCHITECTURES["bart"]()  # 64 positions
-    checks.check_lengths(64, 64, bart)
-    checks.check_lengths(500, 500, ARCHITECTURES["t5"]())  # which knows distances alone
+    check_lengths(64, 64, bart)
+    check_lengths(500, 500, ARCHITECTURES["t5"]())  # which knows distances alone
     for lengths in ((65, 4), (4, 65)):
         with pytest.raises(RecipeError, match="encoder and decoder hold 64 each"):
-            checks.check_lengths(*lengths, bart)
+            check_lengths(*lengths, bart)
         with pytest.raises(RecipeError, match="encoder and decoder hold each"):
             check_context(bart, *lengths)
     check_context(bart, 64, 64)
