@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,18 @@ def rows_in(output_dir):
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
+def halt_while_writing(process, checkpoints):
+    """Halt a run at a moment at which a checkpoint is half written, however busy the machine is."""
+    end = time.monotonic() + 20
+    while process.poll() is None and time.monotonic() < end:
+        if any(checkpoints.glob("*.unfinished")):
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.002)
+            if any(checkpoints.glob("*.unfinished")):
+                return
+            process.send_signal(signal.SIGCONT)
+
+
 def torture(flags, output_dir, kills, seed=0):
     """Run to the end through this many kills; how many of them struck a half-written checkpoint."""
     chance, struck, done = random.Random(seed), 0, 0
@@ -96,10 +109,7 @@ def torture(flags, output_dir, kills, seed=0):
         if chance.random() < 0.5:
             time.sleep(chance.uniform(0, 0.5))
         else:
-            end = time.monotonic() + 5
-            while not list(checkpoints.glob("*.unfinished")) and time.monotonic() < end:
-                pass
-            time.sleep(chance.uniform(0, 0.02))
+            halt_while_writing(process, checkpoints)
         if process.poll() is not None:
             raise AssertionError(f"the run ended before kill {done + 1}: {process.stdout.read()}")
         process.kill()
