@@ -6,8 +6,8 @@
 
 With nothing named it rewrites this project's bad reviews as good ones, offline. Seeds 0, 1 and 2,
 n = 256 each: the true quality, 1 at best, goes from 0.34, 0.38 and 0.39 to 0.92, 0.94 and 0.89; the
-share that keeps all subjects from 0.86, 0.88 and 0.90 to 0.94, 0.96 and 0.93. It takes 170 s of one
-core: 65 s of pretraining, 50 s of the reward model, 55 s of PPO and its results.
+share that keeps all subjects from 0.86, 0.88 and 0.90 to 0.94, 0.96 and 0.93. Seed 2 took 167 s of
+one core's time: 65 s of pretraining, 50 s of the reward model, 52 s of PPO and its results.
 """
 
 from trl import ModelConfig, get_peft_config
