@@ -72,6 +72,30 @@ def check_range(name: str, value: Any, where: str = "") -> None:
         raise RecipeError(f"{where}`{name}` is {value}. It must be {allowed}.")
 
 
+def divide_exactly(total: int, part: int | None, total_name: str, part_name: str) -> int:
+    """Divide one size by another, or say which numbers would do.
+
+    Args:
+        total: such as a batch.
+        part: such as a minibatch; None stands for 1.
+        total_name: of its flag.
+        part_name: of its flag, or how it is worked out from several.
+
+    Raises:
+        RecipeError: `total` is not a multiple of `part`.
+    """
+    part = part or 1
+    if total % part == 0:
+        return total // part
+    below, above = total // part * part, (total // part + 1) * part
+    fitting = " or ".join(str(n) for n in (below, above) if n)
+    divisors = [n for n in range(1, total + 1) if total % n == 0]
+    raise RecipeError(
+        f"`{total_name}` ({total}) must be a multiple of `{part_name}` ({part}). Set {total_name} "
+        f"to {fitting}, or {part_name} to a divisor of {total}: {', '.join(map(str, divisors))}."
+    )
+
+
 def check_trackers(report_to: str | Iterable[str] | None) -> None:
     """Refuse a tracker that is not there, before anything is trained.
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from trl_recipes.errors import RecipeError
 
+TRAINABLE = ("all", "attention", "lora")
 ATTENTION = re.compile(
     r"\.(attn|attention|self_attn|self_attention|encoder_attn|SelfAttention|EncDecAttention)\."
 )

@@ -9,9 +9,8 @@ import torch
 import trl
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.ranges import check_range
-
-TRAINABLE = ("all", "attention", "lora")
+from trl_recipes.ranges import check_range, divide_exactly
+from trl_recipes.trainable import TRAINABLE
 
 
 def _field(default: Any, help: str) -> Any:
@@ -171,10 +170,12 @@ class GroupConfig:
             in_pass = self.mini_batch_size
             self.batch_size = 64 if in_pass is None else in_pass * (passes or 1)
         if self.mini_batch_size is None:
-            self.mini_batch_size = _divide(
-                self.batch_size, passes or 1, "gradient_accumulation_steps"
+            self.mini_batch_size = divide_exactly(
+                self.batch_size, passes, "batch_size", "gradient_accumulation_steps"
             )
-        found = _divide(self.batch_size, self.mini_batch_size, "mini_batch_size")
+        found = divide_exactly(
+            self.batch_size, self.mini_batch_size, "batch_size", "mini_batch_size"
+        )
         if passes not in (None, found):
             raise RecipeError(
                 f"`gradient_accumulation_steps` is {passes}, but batch_size {self.batch_size} in "
@@ -235,23 +236,6 @@ class GroupConfig:
             f"together{of}: every prompt gets as many. Set num_generations to "
             f"{' or '.join(map(str, sorted(near)))}, or batch_size to {batches}."
         )
-
-
-def _divide(total: int, part: int, part_name: str) -> int:
-    """Divide the batch exactly, or say which numbers would do.
-
-    Raises:
-        RecipeError: `total` is not a multiple of `part`.
-    """
-    if total % part == 0:
-        return total // part
-    below, above = total // part * part, (total // part + 1) * part
-    fitting = " or ".join(str(n) for n in (below, above) if n)
-    divisors = [n for n in range(1, total + 1) if total % n == 0]
-    raise RecipeError(
-        f"`batch_size` ({total}) must be a multiple of `{part_name}` ({part}). Set batch_size to "
-        f"{fitting}, or {part_name} to a divisor of {total}: {', '.join(map(str, divisors))}."
-    )
 
 
 @dataclass

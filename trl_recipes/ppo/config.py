@@ -10,10 +10,10 @@ import torch
 from trl.experimental.ppo import PPOConfig as TRLPPOConfig
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.ranges import check_range
+from trl_recipes.ranges import check_range, divide_exactly
+from trl_recipes.trainable import TRAINABLE
 
 KL_PENALTIES = ("kl", "abs", "mse", "full", "k3")
-TRAINABLE = ("all", "attention", "lora")
 
 # Classic options that scripts read back and no trainer ever did.
 LABELS = ("model_name", "reward_model", "query_dataset", "task_name", "exp_name")
@@ -287,9 +287,9 @@ class PPOConfig(TRLPPOConfig):
         if self.mini_batch_size is None:
             step = accumulate * (self.num_mini_batches or 1)
             name = "gradient_accumulation_steps * num_mini_batches"
-            self.mini_batch_size = _divide(self.batch_size, step, "batch_size", name)
+            self.mini_batch_size = divide_exactly(self.batch_size, step, "batch_size", name)
         self.gradient_accumulation_steps = accumulate
-        steps = _divide(
+        steps = divide_exactly(
             self.batch_size,
             self.backward_batch_size,
             "batch_size",
@@ -309,7 +309,7 @@ class PPOConfig(TRLPPOConfig):
         """Read the sizes the way of TRL 1.12, where accumulation makes the batch, not the step."""
         passes = self.gradient_accumulation_steps or 1
         self.batch_size = self.mini_batch_size * passes
-        self.gradient_accumulation_steps = _divide(
+        self.gradient_accumulation_steps = divide_exactly(
             passes, self.num_mini_batches, "gradient_accumulation_steps", "num_mini_batches"
         )
 
@@ -343,22 +343,3 @@ class PPOConfig(TRLPPOConfig):
                 "AdamW "
                 "on float16 weights turns to NaN. Use `bf16`, or leave both out for float32."
             )
-
-
-def _divide(total: int, part: int | None, total_name: str, part_name: str) -> int:
-    """Divide exactly, or say which numbers would do.
-
-    Raises:
-        RecipeError: `total` is not a multiple of `part`.
-    """
-    part = part or 1
-    if total % part == 0:
-        return total // part
-    below, above = total // part * part, (total // part + 1) * part
-    fitting = " or ".join(str(n) for n in (below, above) if n)
-    divisors = [n for n in range(1, total + 1) if total % n == 0]
-    raise RecipeError(
-        f"`{total_name}` ({total}) must be a multiple of `{part_name}` ({part}). Set "
-        f"{total_name} to "
-        f"{fitting}, or {part_name} to a divisor of {total}: {', '.join(map(str, divisors))}."
-    )
