@@ -1,13 +1,11 @@
 """Prompts for training: from the hub, a folder, a file or the embedded reviews."""
 
-import csv
 import functools
-import json
 import logging
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ from trl_recipes.conversations import (
     are_conversations,
     encode_conversations,
 )
+from trl_recipes.data_files import SOURCE, columns_of, make_dataset, read_file
 from trl_recipes.errors import RecipeError
 from trl_recipes.forward import context_length
 from trl_recipes.tokenizers import check_characters
@@ -32,7 +31,6 @@ TEXT_COLUMNS = ("text", "prompt", "review", "sentence", "query")
 _TEST_SPLITS = ("test", "heldout", "validation", "valid", "dev")
 _HELD_OUT_SHARE = 0.1
 _HELD_OUT_SEED = 0
-_SOURCE = "--dataset_name"
 
 _log = logging.getLogger(__name__)
 _said: set[str] = set()
@@ -133,7 +131,7 @@ def load_rows(
         return _embedded_rows(split)
     location = hub.resolve(dataset_name, "dataset")
     parts = (
-        {"train": _read_file(Path(location))}
+        {"train": read_file(Path(location))}
         if Path(location).is_file()
         else _load_splits(location, config_name)
     )
@@ -144,7 +142,7 @@ def load_rows(
     rows = _choose_split(parts, split, dataset_name)
     if len(rows) == 0:
         raise RecipeError(
-            f"{_SOURCE}: the split `{split}` of `{dataset_name}` holds no rows. Give a data set "
+            f"{SOURCE}: the split `{split}` of `{dataset_name}` holds no rows. Give a data set "
             "with at least one."
         )
     return rows
@@ -206,7 +204,7 @@ def load_prompts(
     texts = rows[column][:]  # a list, far quicker to index than the column itself
     where, chat = f"{shown} ({split}), column `{column}`", are_conversations(texts)
     made = (
-        encode_conversations(texts, order, tokenizer, f"{_SOURCE}: {where}")
+        encode_conversations(texts, order, tokenizer, f"{SOURCE}: {where}")
         if chat
         else _beginnings(texts, order, tokenizer, where, length_sampler)
     )
@@ -230,7 +228,7 @@ def load_prompts(
     if not kept and not too_long:
         how = " in" if chat else " after cutting"
         raise RecipeError(
-            f"{_SOURCE}: all {empty} prompts of {shown} are empty{how} column `{column}`. "
+            f"{SOURCE}: all {empty} prompts of {shown} are empty{how} column `{column}`. "
             "Give texts that are not empty, or longer prompts (the shortest and longest length are "
             "flags of the recipe)."
         )
@@ -244,7 +242,7 @@ def load_prompts(
         )
         if not kept:
             raise RecipeError(
-                f"{_SOURCE}: {long}, and none is left. Give shorter ones, lower `response_length`, "
+                f"{SOURCE}: {long}, and none is left. Give shorter ones, lower `response_length`, "
                 "or use a model of longer context."
             )
         _say(f"{long}; they are left out.")
@@ -253,7 +251,7 @@ def load_prompts(
         columns["prompt"] = columns[column]
     elif are_conversations(columns.get("prompt", [])):
         del columns["prompt"]  # the texts of another column were asked for
-    return _dataset({**columns, "query": queries, "input_ids": token_lists}, shown)
+    return make_dataset({**columns, "query": queries, "input_ids": token_lists}, shown)
 
 
 def holds_conversations(prompts: "Dataset") -> bool:
@@ -309,11 +307,11 @@ def _tokenize(
         for row, text in zip(rows, batch, strict=True):
             if text is not None and not isinstance(text, str):
                 raise RecipeError(
-                    f"{_SOURCE}: row {row + 1} of {where} holds {text!r} "
+                    f"{SOURCE}: row {row + 1} of {where} holds {text!r} "
                     f"({type(text).__name__}), which is no text. Choose a column of texts with "
                     "--text_column."
                 )
-        check_characters([text or "" for text in batch], tokenizer, f"{_SOURCE}: {where}")
+        check_characters([text or "" for text in batch], tokenizer, f"{SOURCE}: {where}")
         # verbose=False: whole reviews are longer than the model's context, prompts are not.
         ids = tokenizer([text or "" for text in batch], verbose=False)["input_ids"]
         yield from zip(rows, ids, strict=True)
@@ -339,7 +337,7 @@ def _embedded_rows(split: str) -> "Dataset":
             f"The embedded reviews have no split `{split}`. "
             "Choose train, prompts or heldout (also called test)."
         )
-    return _dataset(_columns(embedded.reviews(part)), "the embedded reviews")
+    return make_dataset(columns_of(embedded.reviews(part)), "the embedded reviews")
 
 
 def _load_splits(location: str, config_name: str | None) -> dict[str, "Dataset"]:
@@ -358,7 +356,7 @@ def _load_splits(location: str, config_name: str | None) -> dict[str, "Dataset"]
     except datasets.exceptions.DatasetGenerationError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise RecipeError(
-            f"{_SOURCE}: the files of `{location}` could not be read ({reason[:300]}). Mend the "
+            f"{SOURCE}: the files of `{location}` could not be read ({reason[:300]}). Mend the "
             "file, or give the one file that you mean."
         ) from error
     finally:
@@ -385,7 +383,7 @@ def _choose_split(parts: dict[str, "Dataset"], split: str, name: str) -> "Datase
     train = "train" if "train" in parts else next(iter(parts)) if len(parts) == 1 else None
     if train is None or split not in ("train", *_TEST_SPLITS):
         raise RecipeError(
-            f"{_SOURCE}: `{name}` has no split `{split}`. Its splits are: {', '.join(parts)}."
+            f"{SOURCE}: `{name}` has no split `{split}`. Its splits are: {', '.join(parts)}."
         )
     if test is not None:
         return parts[train]
@@ -399,7 +397,7 @@ def _hold_out(rows: "Dataset", train: bool, name: str) -> "Dataset":
         if train:
             return rows
         raise RecipeError(
-            f"{_SOURCE}: `{name}` has no test split and only {len(rows)} row(s), too few to hold "
+            f"{SOURCE}: `{name}` has no test split and only {len(rows)} row(s), too few to hold "
             "some out. Give a data set with a test split or with more rows."
         )
     _say(f"{name} has no test split: {count} of its {len(rows)} rows are held out of train for it.")
@@ -407,153 +405,6 @@ def _hold_out(rows: "Dataset", train: bool, name: str) -> "Dataset":
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[held_out] = True
     return rows.select(np.flatnonzero(chosen != train))
-
-
-def _read_file(path: Path) -> "Dataset":
-    readers: dict[str, Callable[[Path], dict[str, list[Any]]]] = {
-        ".csv": lambda path: _read_table(path, ","),
-        ".tsv": lambda path: _read_table(path, "\t"),
-        ".json": _read_json,
-        ".jsonl": _read_json,
-        ".parquet": _read_parquet,
-        ".txt": _read_text,
-    }
-    if path.suffix.lower() not in readers:
-        raise RecipeError(
-            f"{_SOURCE}: `{path}` is of no known kind. Known are: {', '.join(readers)}, and "
-            "folders of such files."
-        )
-    try:
-        columns = readers[path.suffix.lower()](path)
-    except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{_SOURCE}: `{path}` is not UTF-8 at byte {error.start}. Save it as UTF-8."
-        ) from error
-    except OSError as error:
-        raise RecipeError(
-            f"{_SOURCE}: `{path}` could not be read ({error.strerror or error}). Check the file "
-            "and its permissions."
-        ) from error
-    if not any(columns.values()):
-        raise RecipeError(
-            f"{_SOURCE}: `{path}` holds no rows. Give a data set with at least one row."
-        )
-    return _dataset(columns, str(path))
-
-
-def _read_table(path: Path, delimiter: str) -> dict[str, list[Any]]:
-    """A csv or tsv file with a header; columns of numbers become numbers."""
-    csv.field_size_limit(2**31 - 1)  # whole reviews exceed the default of 128 KiB
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            lines = [(reader.line_num, line) for line in reader if line]
-        except csv.Error as error:
-            raise RecipeError(
-                f"{_SOURCE}: `{path}`, line {reader.line_num}: {error}. Mend the quotes there."
-            ) from error
-    if not lines:
-        return {}
-    (_, header), *body = lines
-    for number, line in body:
-        if len(line) != len(header):
-            raise RecipeError(
-                f"{_SOURCE}: `{path}`, line {number}: {len(line)} fields where the header has "
-                f"{len(header)} ({', '.join(header)}). Quote fields that hold the delimiter."
-            )
-    values = zip(*(line for _, line in body), strict=True) if body else [[] for _ in header]
-    return {name: _numbers(list(column)) for name, column in zip(header, values, strict=True)}
-
-
-def _numbers(column: list[str]) -> list[Any]:
-    """The column as integers or else floats where all its values are such, else unchanged."""
-    for kind in (int, float):
-        try:
-            return [kind(value) for value in column]
-        except ValueError:
-            continue
-    return column
-
-
-def _read_json(path: Path) -> dict[str, list[Any]]:
-    """A file of one JSON object a line, or one JSON list of objects."""
-    text = path.read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise RecipeError(
-                f"{_SOURCE}: `{path}`, line {error.lineno}: invalid JSON ({error.msg}). Mend it."
-            ) from error
-        return _columns(_checked_objects(enumerate(rows, 1), path, "entry"))
-    numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    rows = []
-    for number, line in numbered:
-        try:
-            rows.append((number, json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise RecipeError(
-                f"{_SOURCE}: `{path}`, row {number}: invalid JSON ({error.msg} at character "
-                f"{error.pos + 1}). Mend or delete the row."
-            ) from error
-    return _columns(_checked_objects(rows, path, "row"))
-
-
-def _checked_objects(
-    rows: Iterable[tuple[int, Any]], path: Path, noun: str
-) -> list[dict[str, Any]]:
-    checked = []
-    for number, row in rows:
-        if not isinstance(row, dict):
-            raise RecipeError(
-                f"{_SOURCE}: `{path}`, {noun} {number}: {str(row)[:60]!r} is no object. Every "
-                f'{noun} must be one, for instance {{"text": "..."}}.'
-            )
-        checked.append(row)
-    return checked
-
-
-def _read_parquet(path: Path) -> dict[str, list[Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    try:
-        return pa.parquet.read_table(path).to_pydict()
-    except pa.ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
-        raise RecipeError(
-            f"{_SOURCE}: `{path}` is no readable parquet file ({reason[:200]}). Write it again."
-        ) from error
-
-
-def _read_text(path: Path) -> dict[str, list[Any]]:
-    """One text a line; empty lines are left out."""
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    return {"text": [line.rstrip() for line in lines if line.strip()]}
-
-
-def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _dataset(columns: dict[str, list[Any]], shown: str) -> "Dataset":
-    """An in-memory data set, which writes no cache files."""
-    import pyarrow as pa
-    from datasets import Dataset
-
-    try:
-        return Dataset.from_dict(columns)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        mixed = {
-            name: sorted({type(value).__name__ for value in values if value is not None})
-            for name, values in columns.items()
-        }
-        several = [f"{name} ({', '.join(kinds)})" for name, kinds in mixed.items() if kinds[1:]]
-        raise RecipeError(
-            f"{_SOURCE}: {shown} mixes types in one column: {'; '.join(several) or error}. Give "
-            "every value of a column the same type."
-        ) from error
 
 
 def _say(message: str) -> None:
