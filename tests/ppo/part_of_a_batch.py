@@ -1,6 +1,6 @@
 """What one process of test_processes.py runs: some steps on its part of given rollouts.
 
-accelerate launch --num_processes N tests/ppo/part_of_a_batch.py FOLDER MODEL STEPS SETTINGS
+accelerate launch --num_processes N tests/ppo/part_of_a_batch.py FOLDER CASES
 """
 
 import json
@@ -11,14 +11,16 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from accelerate import PartialState
+import cpu_as_gpu  # noqa: F401
 from architectures import ARCHITECTURES, VOCAB, Words
 from safetensors.torch import save_file
 
 from trl_recipes import PPOConfig, PPOTrainer
 from trl_recipes.padding import pad_rows
+from trl_recipes.sharding import is_sharded, whole_tensors
 
 GLOBAL_BATCH = 8
+SHARDED = "ACCELERATE_USE_FSDP" in os.environ
 
 
 def rollouts(step):
@@ -34,7 +36,8 @@ def rollouts(step):
     return rows([3, 1, 4, 2, 2, 5, 1, 3]), rows(lengths), list(scores)
 
 
-def main(output, name, steps, settings):
+def run_case(name, steps, settings):
+    """Statistics of each step, and what the model is afterwards."""
     rank, processes = (int(os.environ.get(key, n)) for key, n in (("RANK", 0), ("WORLD_SIZE", 1)))
     size = GLOBAL_BATCH // processes
     mine = slice(rank * size, (rank + 1) * size)
@@ -46,10 +49,11 @@ def main(output, name, steps, settings):
         max_steps=steps,
         report_to="none",
         disable_tqdm=True,
-        **{"learning_rate": 1e-3} | settings,
+        **{"learning_rate": 1e-3, "trl_0_11_quirks": False} | settings,
     )
     trainer = PPOTrainer(config, model, tokenizer=Words())
     assert trainer.accelerator.num_processes == processes
+    assert is_sharded(trainer.model) == SHARDED
     rows = []
     for step in range(steps):
         queries, responses, scores = (part[mine] for part in rollouts(step))
@@ -57,17 +61,23 @@ def main(output, name, steps, settings):
             responses = [torch.cat([torch.zeros(1, dtype=torch.long), row]) for row in responses]
         stats = trainer.step(queries, responses, scores)
         rows.append({key: value for key, value in stats.items() if isinstance(value, int | float)})
-    model = trainer._actor_critic()
     queries, responses, _ = rollouts(0)
     inputs = (*pad_rows(queries, 0, "right"), *pad_rows(responses, 0, "right"))
     with torch.no_grad():
-        logits, values = model(*inputs)
-    found = {"logits": logits, "values": values, **dict(model.named_parameters())}
-    found = {key: value.detach().clone() for key, value in found.items()}
-    save_file(found, Path(output) / f"found-{rank}.safetensors")
-    (Path(output) / f"stats-{rank}.json").write_text(json.dumps(rows))
-    PartialState().destroy_process_group()
+        logits, values = trainer.model(*inputs)
+    weights = whole_tensors(dict(trainer._actor_critic().named_parameters()), keep=True)
+    found = {"logits": logits, "values": values, **weights}
+    return rows, {key: value.detach().clone() for key, value in found.items()}
+
+
+def main(output, cases):
+    for number, case in enumerate(cases):
+        rows, found = run_case(*case)
+        name = f"{number}-{os.environ['RANK']}"
+        save_file(found, Path(output) / f"{name}.safetensors")
+        (Path(output) / f"{name}.json").write_text(json.dumps(rows))
+    os._exit(0)  # torch 2.13 can wait for itself for ever when it takes gloo down
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4]))
+    main(sys.argv[1], json.loads(sys.argv[2]))

@@ -8,33 +8,49 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
+from part_of_a_batch import run_case
 from safetensors.torch import load_file
+from train_in_parts import trainer_of
+from transformers import AutoModelForCausalLM
 
-SCRIPT = Path(__file__).with_name("part_of_a_batch.py")
-ACCELERATE = Path(sys.executable).with_name("accelerate")
-COMMON = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-SETTINGS = {
-    "gpt2": {},
-    "every sum": {
-        "lr_scheduler_type": "linear",
-        "use_score_scaling": True,
-        "use_score_norm": True,
-        "whiten_rewards": True,
-        "max_grad_norm": 1.0,
-        "mini_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-    },
-    "t5": {},
+FOLDER = Path(__file__).parent
+LAUNCH = [Path(sys.executable).with_name("accelerate"), "launch", "--num_processes", "2"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+LAUNCH += ["--main_process_port", "0"]
+WAYS = {
+    "whole": ["--multi_gpu"],
+    "sharded": [
+        *("--use_fsdp", "--fsdp_version", "2", "--fsdp_cpu_ram_efficient_loading", "false"),
+        *("--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
+    ],
+}
+# Batches in parts: two processes take two of these a step, one takes four.
+PARTS = {"mini_batch_size": 2, "gradient_accumulation_steps": 2}
+CASES = {
+    "gpt2": ("gpt2", 3, {}),
+    "every sum": (
+        "gpt2",
+        3,
+        {
+            "lr_scheduler_type": "linear",
+            "use_score_scaling": True,
+            "use_score_norm": True,
+            "whiten_rewards": True,
+            "max_grad_norm": 1.0,
+        }
+        | PARTS,
+    ),
+    "t5": ("t5", 3, {} | PARTS),
+    "lora": ("gpt2", 2, {"trainable": "lora"}),
+    "ten steps": ("gpt2", 10, {"mini_batch_size": 2, "learning_rate": 3e-3}),
 }
 
 
-def launch(processes, folder, name, steps, settings):
-    """Statistics and what was found of each process."""
-    folder.mkdir()
-    several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
-    command = [ACCELERATE, "launch", *several, "--num_processes", str(processes), *COMMON]
+def launch(way, script, *arguments):
+    """Run a script in two processes, which must both end well."""
     done = subprocess.run(
-        [*command, SCRIPT, folder, name, str(steps), json.dumps(settings)],
+        [*LAUNCH, *WAYS[way], FOLDER / script, *arguments],
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -42,35 +58,59 @@ def launch(processes, folder, name, steps, settings):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    stats = [json.loads((folder / f"stats-{i}.json").read_text()) for i in range(processes)]
-    return stats, [load_file(folder / f"found-{i}.safetensors") for i in range(processes)]
+    return done.stderr
 
 
-@pytest.mark.parametrize("case", SETTINGS)
-def test_two_processes_make_the_update_of_one(case, tmp_path):
-    name = case if case == "t5" else "gpt2"
-    settings = {"trl_0_11_quirks": False} | SETTINGS[case]
-    parts = {"gradient_accumulation_steps": 4} if "mini_batch_size" in settings else {}
-    (alone,), (found,) = launch(1, tmp_path / "one", name, 3, settings | parts)
-    (first, second), (found_first, found_second) = launch(2, tmp_path / "two", name, 3, settings)
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_make_the_update_of_one(way, tmp_path):
+    launch(way, "part_of_a_batch.py", tmp_path, json.dumps(list(CASES.values())))
+    for number, (case, (name, steps, settings)) in enumerate(CASES.items()):
+        found_first, found_second = (
+            load_file(tmp_path / f"{number}-{rank}.safetensors") for rank in (0, 1)
+        )
+        for key, value in found_first.items():  # to the bit, also after ten steps
+            assert value.equal(found_second[key]), (case, key)
+            assert torch.isfinite(value).all(), (case, key)
+        if case == "ten steps":
+            continue
+        parts = {"gradient_accumulation_steps": 4} if "mini_batch_size" in settings else {}
+        alone, found = run_case(name, steps, settings | parts)
+        first, second = (
+            json.loads((tmp_path / f"{number}-{rank}.json").read_text()) for rank in (0, 1)
+        )
+        assert len(alone) == len(first) == steps
+        for row, together, other in zip(alone, first, second, strict=True):
+            keys = {key for key in row if not key.startswith("time/")}
+            assert {"ppo/loss/total", "objective/kl", "ppo/returns/var"} <= keys
+            for key in keys:
+                near = pytest.approx(row[key], rel=1e-5, abs=1e-5)
+                assert together[key] == near, (case, key)
+                assert together[key] == other[key], (case, key)  # logged is what all did
+        for key in ("logits", "values"):
+            torch.testing.assert_close(found_first[key], found[key], rtol=0, atol=1e-5)
 
-    assert len(alone) == 3
-    for row, together, other in zip(alone, first, second, strict=True):
-        keys = [key for key in row if not key.startswith("time/")]
-        assert {"ppo/loss/total", "objective/kl", "ppo/returns/var", "ppo/learning_rate"} <= {*keys}
-        for key in keys:
-            assert together[key] == pytest.approx(row[key], rel=1e-5, abs=1e-5), key
-            assert together[key] == other[key], key  # what is logged is of all processes
-    for key in ("logits", "values"):
-        torch.testing.assert_close(found_first[key], found[key], rtol=0, atol=1e-5)
-    for key, value in found_first.items():
-        assert value.equal(found_second[key]), key
 
+def test_a_sharded_run_leaves_one_plain_model_and_goes_on_with_any_number(tmp_path):
+    folder = tmp_path / "run"
+    said = launch("sharded", "train_in_parts.py", folder)
+    assert "draws other responses" not in said
+    texts = ["whole run", "resumed at step 2"]
+    runs = [json.loads((folder / f"{text}.json").read_text()) for text in texts]
+    assert runs[0] == runs[1]  # statistics of steps 3 and 4 but for the times, and responses
+    ended = [load_file(folder / f"{text}.safetensors") for text in texts]
+    assert all(value.equal(ended[1][name]) for name, value in ended[0].items())
 
-def test_processes_hold_the_same_weights_to_the_bit_after_ten_steps(tmp_path):
-    settings = {"mini_batch_size": 2, "learning_rate": 3e-3}
-    _, (first, second) = launch(2, tmp_path / "two", "gpt2", 10, settings)
-    assert len(first) > 20
-    for key, value in first.items():
-        assert value.equal(second[key]), key
-        assert torch.isfinite(value).all()
+    saved = AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
+    checkpoint = load_file(folder / "checkpoints" / "step-4" / "model.safetensors")
+    of_policy = {k.removeprefix("policy."): v for k, v in checkpoint.items() if "policy" in k}
+    assert len(of_policy) == len(list(ARCHITECTURES["gpt2"]().parameters()))
+    assert all(value.equal(saved[name]) for name, value in of_policy.items())
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged").state_dict()
+    torch.manual_seed(0)
+    start = ARCHITECTURES["gpt2"]().state_dict()  # `check` left no trace, the adapter does nothing
+    assert all(value.equal(start[name]) for name, value in merged.items())
+
+    alone = trainer_of(folder, "gpt2", 5, {"resume_from_checkpoint": "true"})
+    alone.train()
+    assert alone.state.global_step == 5
+    assert len(alone.all_stats) == 5

@@ -14,6 +14,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.ppo import checkpoint, snapshot
 from trl_recipes.random_states import random_states
 from trl_recipes.runs import RunFolder
+from trl_recipes.sharding import whole_tensors
 from trl_recipes.stats import keep_steps
 from trl_recipes.stopping import StopSignals, stop_run
 
@@ -90,12 +91,14 @@ def save(trainer: "PPOTrainer", randomness: dict[str, Any]) -> None:
     everyones = [randomness]
     if trainer.accelerator.num_processes > 1:
         everyones = gather_object(everyones)
-    if not trainer.args.should_save:
+    taken, writes = snapshot.take(trainer, everyones), trainer.args.should_save
+    weights, moments = (whole_tensors(part, keep=writes) for part in taken[:2])
+    if not writes:
         return
     folder = RunFolder(Path(trainer.args.output_dir)).checkpoints
     path = checkpoint.step_folder(folder, trainer.state.global_step)
     try:
-        checkpoint.write_checkpoint(path, snapshot.take(trainer, everyones))
+        checkpoint.write_checkpoint(path, checkpoint.Checkpoint(weights, moments, taken.state))
         checkpoint.remove_old(folder, trainer.args.save_total_limit)
     except OSError as error:
         logger.warning(

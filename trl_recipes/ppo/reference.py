@@ -8,6 +8,7 @@ from peft import PeftModel
 from torch import nn
 
 from trl_recipes.forward import unwrap_adapter
+from trl_recipes.sharding import gathered, whole
 
 REFERENCE_ADAPTER = "reference"
 
@@ -24,7 +25,8 @@ def reference_of(
         ref_adapter_name: a frozen adapter of the policy; None switches the adapter off.
     """
     if ref_model is not None:
-        yield ref_model
+        with gathered(ref_model):
+            yield ref_model
     elif ref_adapter_name is None:
         with policy.disable_adapter():
             yield policy
@@ -77,5 +79,6 @@ def reference_is_start(policy: nn.Module, ref_model: nn.Module | None) -> bool:
         return True
     state, others = unwrap_adapter(policy).state_dict(), ref_model.state_dict()
     return state.keys() == others.keys() and all(
-        torch.equal(value, others[key].to(value.device)) for key, value in state.items()
+        torch.equal(whole(value), whole(others[key]).to(value.device))
+        for key, value in state.items()
     )

@@ -2,13 +2,14 @@
 
 import copy
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
@@ -21,6 +22,34 @@ from trl_recipes.ppo.value_head import (
     AutoModelForCausalLMWithValueHead,
     AutoModelForSeq2SeqLMWithValueHead,
 )
+from trl_recipes.sharding import check_loading
+
+
+def check_launch(config: PPOConfig) -> None:
+    """Hold the way a run was launched to what this trainer can do.
+
+    Args:
+        config: settings; what `accelerate launch` was told lies in the environment.
+
+    Raises:
+        RecipeError: the model would be spread over the processes in a way that cannot be trained.
+    """
+    check_loading()
+    if config.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise RecipeError(
+            "PPO does not train under DeepSpeed, which takes the optimizer step within the "
+            "backward pass: PPO decides afterwards whether the step would do harm (see "
+            "`ratio_threshold`). FSDP2 spreads the same over the GPUs: launch with "
+            "`--config_file recipes/accelerate/fsdp2.yaml`."
+        )
+    launched = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    version = os.environ.get("FSDP_VERSION", "1") if launched else "2"
+    version = str((config.fsdp_plugin_args or {}).get("fsdp_version", version))
+    if version != "2":
+        raise RecipeError(
+            f"PPO trains under FSDP version 2, not {version}. Launch with `fsdp_version: 2`, as "
+            "in recipes/accelerate/fsdp2.yaml."
+        )
 
 
 def one_of(first_name: str, first: Any, second_name: str, second: Any) -> Any:
@@ -157,6 +186,16 @@ def spare_embedding_gradient(model: nn.Module) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, nn.Embedding) and embedding.weight is getattr(head, "weight", None):
         embedding.sparse = True  # the sum with the head's gradient is dense
+
+
+def keep_float32_shards(accelerator: Accelerator) -> None:
+    """Gather weights and average gradients in float32; autocast alone is where bfloat16 begins.
+
+    Args:
+        accelerator: before it prepares a model.
+    """
+    if accelerator.is_fsdp2:
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
 
 
 def checkpoint_activations(policy: nn.Module, kwargs: dict | None) -> None:

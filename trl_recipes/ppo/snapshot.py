@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from trl_recipes.errors import RecipeError
 from trl_recipes.ppo.checkpoint import Checkpoint
 from trl_recipes.random_states import set_random_states
+from trl_recipes.sharding import parts_like
 
 if TYPE_CHECKING:
     from trl_recipes.ppo.trainer import PPOTrainer
@@ -108,7 +109,7 @@ def set_trained_parameters(model: nn.Module, saved: dict[str, Tensor]) -> None:
             "`trainable` and LoRA settings that the run began with."
         )
     for name, parameter in current.items():
-        parameter.copy_(saved[name])
+        parameter.copy_(parts_like(saved[name], parameter))
 
 
 def optimizer_state(optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -140,4 +141,9 @@ def set_optimizer_state(optimizer: Any, tensors: dict[str, Tensor], plain: dict[
     for key, value in {**tensors, **plain["numbers"]}.items():
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = value
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, moments in state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameters[number].shape:
+                moments[name] = parts_like(value, parameters[number])
     optimizer.load_state_dict({"state": state, "param_groups": plain["param_groups"]})

@@ -54,6 +54,15 @@ from trl_recipes.rewards.inputs import made_up_batch, reward_inputs
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.runs import check_disk
 from trl_recipes.sampling import Samples, can_sample, sample_responses
+from trl_recipes.sharding import (
+    gathered,
+    is_sharded,
+    settle,
+    shard,
+    whole,
+    whole_model,
+    whole_tensors,
+)
 from trl_recipes.shared_lines import can_share_lines
 from trl_recipes.stats import append_alarms, append_samples, append_stats
 from trl_recipes.stopping import StopSignals
@@ -144,6 +153,7 @@ class PPOTrainer(TRLPPOTrainer):
                 f"`config` must be a trl_recipes.PPOConfig, got {type(config).__module__}."
                 f"{type(config).__name__}. Change the import."
             )
+        setup.check_launch(config)
         set_seed(config.seed)
         self.value_head_model = setup.with_value_head(model)
         policy = self.value_head_model.pretrained_model
@@ -189,6 +199,10 @@ class PPOTrainer(TRLPPOTrainer):
                 "resolves. Launch with `--mixed_precision bf16`, or without."
             )
         self.current_device = self.accelerator.device
+        if is_sharded(self.model):
+            settle(self.model)
+            if self.ref_model is not None:
+                shard(self.ref_model)
         if self.current_device.type == "cpu":
             keep_freed_memory()
         self.kl_ctl = (
@@ -208,8 +222,12 @@ class PPOTrainer(TRLPPOTrainer):
         self._first_batch = True
         self._trust_sampling: bool | None = None  # found out on the first batch
         self._pass_cost = setup.pass_cost(policy, self.current_device.type)
-        models = [self._policy()] + ([] if self.ref_model is None else [self.ref_model])
-        self._actor_critic().share_lines = all(can_share_lines(model) for model in models)
+        with self._gathered():
+            share_lines = can_share_lines(self._policy())
+        if self.ref_model is not None:
+            with self._reference() as reference:
+                share_lines = can_share_lines(reference) and share_lines
+        self._actor_critic().share_lines = share_lines
         self._updated = False
         self._not_finite = 0  # optimizer steps in a row
         self._step_began: dict[str, Any] | None = None  # random states, until weights change
@@ -242,6 +260,7 @@ class PPOTrainer(TRLPPOTrainer):
             switch_off_dropout(self.ref_model)
             setup.fuse_activations(self.ref_model)
             self.ref_model.requires_grad_(False).eval()
+        setup.keep_float32_shards(self.accelerator)
         super().create_optimizer_and_scheduler(num_training_steps)
 
     # Rollout
@@ -295,7 +314,8 @@ class PPOTrainer(TRLPPOTrainer):
             ]
             return responses[0].unsqueeze(0) if single else responses
 
-        response = sample(self._policy())
+        with self._gathered():
+            response = sample(self._policy())
         if not generate_ref_response:
             return response
         with self._reference() as ref_model:
@@ -344,7 +364,8 @@ class PPOTrainer(TRLPPOTrainer):
 
         clock = self._clock()
         rollout = self._collate(queries, responses, response_masks)
-        logprobs, values, ref_logprobs, kl = self._evaluate(rollout, samples)
+        with self._gathered():
+            logprobs, values, ref_logprobs, kl = self._evaluate(rollout, samples)
         timing = {"time/ppo/forward_pass": self._clock() - clock}
 
         clock = self._clock()
@@ -472,8 +493,11 @@ class PPOTrainer(TRLPPOTrainer):
                 )
 
     def _passes(self, rollout: Rollout, indices: Tensor, size: int) -> list[Tensor]:
-        """Split rows into forward passes of at most `size`; of like length, where none share."""
-        if self._actor_critic().share_lines:
+        """Split rows into forward passes of at most `size`; of like length, where none share.
+
+        Processes that hold parts of a model need as many passes each: they split alike.
+        """
+        if self._actor_critic().share_lines or is_sharded(self.model):
             return list(indices.split(size))
         groups = length_groups(rollout.lengths()[indices].tolist(), self._pass_cost)
         groups = [indices[torch.tensor(group, device=indices.device)] for group in groups]
@@ -525,7 +549,8 @@ class PPOTrainer(TRLPPOTrainer):
             tokens, mask = rows.response_mask.bool(), rows.loss_mask
             old = Targets(*(target[rows_of_pass, : mask.shape[1]] for target in targets))
             last = number == len(passes) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
+            averages = last or is_sharded(self.model)  # parts of a gradient take less memory
+            with nullcontext() if averages else self.accelerator.no_sync(self.model):
                 with self._autocast():
                     logits, values = self.model(*rows[:4])
                 logprobs, entropy = objective.logprobs_and_entropy(
@@ -565,6 +590,7 @@ class PPOTrainer(TRLPPOTrainer):
             norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
         else:
             norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = whole(norm)
         finite = bool(torch.isfinite(norm) & torch.isfinite(means["loss/policy"]))
         self._not_finite = 0 if finite else self._not_finite + 1
         healthy = finite and means["ratio"] <= self.config.ratio_threshold
@@ -702,7 +728,7 @@ class PPOTrainer(TRLPPOTrainer):
         settings = generation_settings({}, self.config, self.tokenizer)
         limit = settings.pop("max_new_tokens")
         limits = [sampler() if sampler else limit for _ in queries]
-        with self._autocast():
+        with self._gathered(), self._autocast():
             samples = sample_responses(self._policy(), queries, max_new_tokens=limits, **settings)
         responses = [self._with_prompt(None, row, False) for row in samples.rows()]
         return responses, samples
@@ -840,12 +866,15 @@ class PPOTrainer(TRLPPOTrainer):
             output_dir: None takes `model/` in the run folder.
             _internal_call: transformers' own argument.
         """
-        if not self.accelerator.is_main_process:
+        writes = self.accelerator.is_main_process
+        policy = whole_model(self._policy(), keep=writes)
+        value_head = whole_tensors(self._actor_critic().value_head.summary.state_dict(), writes)
+        if not writes:
             return
         folder = Path(output_dir or Path(self.args.output_dir) / "model")
         folder.mkdir(parents=True, exist_ok=True)
-        save_policy(self._policy(), folder, self.args.merge_adapter)
-        save_value_head(self._actor_critic().value_head, folder)
+        save_policy(policy, folder, self.args.merge_adapter)
+        save_value_head(value_head, folder)
         self.tokenizer.save_pretrained(folder)
 
     def save_pretrained(self, save_directory: str) -> None:
@@ -863,6 +892,12 @@ class PPOTrainer(TRLPPOTrainer):
 
     def _policy(self) -> nn.Module:
         return self._actor_critic().policy
+
+    def _gathered(self) -> AbstractContextManager[None]:
+        """All of the policy's weights in each process, where they lie in parts."""
+        if not is_sharded(self.model):
+            return nullcontext()
+        return gathered(self.model, self.accelerator.state.fsdp_plugin.reshard_after_forward)
 
     def _reference(self) -> AbstractContextManager[nn.Module]:
         return reference_of(self._policy(), self.ref_model, self.ref_adapter_name)

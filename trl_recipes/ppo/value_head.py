@@ -100,7 +100,7 @@ class _ValueHeadModel:
             **kwargs: passed to transformers' or PEFT's `save_pretrained`.
         """
         self.pretrained_model.save_pretrained(save_directory, **kwargs)
-        save_value_head(self.v_head, save_directory)
+        save_value_head(self.v_head.summary.state_dict(), save_directory)
 
 
 class AutoModelForCausalLMWithValueHead(_ValueHeadModel, trl_ppo.AutoModelForCausalLMWithValueHead):
@@ -129,14 +129,14 @@ _TRL_ARGUMENTS = (
 )
 
 
-def save_value_head(value_head: nn.Module, folder: str | Path) -> None:
+def save_value_head(weights: dict[str, torch.Tensor], folder: str | Path) -> None:
     """Write `value_head.safetensors`.
 
     Args:
-        value_head: TRL's `ValueHead`.
+        weights: of the linear layer in TRL's `ValueHead`, by its own names.
         folder: exists already.
     """
-    weights = {key: value.contiguous() for key, value in value_head.summary.state_dict().items()}
+    weights = {key: value.contiguous() for key, value in weights.items()}
     save_file(weights, Path(folder) / VALUE_HEAD_FILE)
 
 
