@@ -52,8 +52,9 @@ def leave_launch() -> None:
     """
     if not is_main_process():
         sys.exit(0)
-    for name in [name for name in os.environ if name.startswith(_LAUNCH)]:
-        del os.environ[name]
+    for name in list(os.environ):
+        if name.startswith(_LAUNCH) and name != _ERROR_FILE:
+            del os.environ[name]
 
 
 def say(*parts: Any, sep: str = " ") -> None:
@@ -218,13 +219,13 @@ def _leave(message: str | None, code: int) -> NoReturn:
     """End with a message for the launcher; the clean-up of connections could wait for others."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if not launched():
-        sys.exit(code)
     path = os.environ.get(_ERROR_FILE)
     if path and message is not None:
         extra = {"timestamp": str(int(time.time()))}
         content = {"message": {"message": message, "extraInfo": extra}}
         Path(path).write_text(json.dumps(content), encoding="utf-8")
+    if not launched():
+        sys.exit(code)
     os._exit(code)
 
 
