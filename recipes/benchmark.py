@@ -89,4 +89,4 @@ def main(args: BenchmarkArguments) -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main, BenchmarkArguments)
+    run_recipe(main, BenchmarkArguments, trains=False)

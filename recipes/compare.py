@@ -95,5 +95,5 @@ def main(args: CompareArguments) -> None:
 
 
 if __name__ == "__main__":
-    bare = sys.argv[1:] and not sys.argv[1].startswith("-")
-    run_recipe(main, CompareArguments, argv=["--runs", *sys.argv[1:]] if bare else None)
+    argv = ["--runs", *sys.argv[1:]] if sys.argv[1:] and not sys.argv[1].startswith("-") else None
+    run_recipe(main, CompareArguments, argv=argv, trains=False)

@@ -94,4 +94,4 @@ def main(args: AlgorithmsArguments) -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main, AlgorithmsArguments, default_config="compare_algorithms")
+    run_recipe(main, AlgorithmsArguments, default_config="compare_algorithms", trains=False)

@@ -95,4 +95,4 @@ def main(args: GenerateArguments) -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main, GenerateArguments)
+    run_recipe(main, GenerateArguments, trains=False)

@@ -20,7 +20,6 @@ from trl_recipes import GRPOConfig, GRPOTrainer, load_run, shouting
 from trl_recipes.arguments import run_recipe
 from trl_recipes.baseline import BaselineConfig, new_model, train_baseline
 from trl_recipes.characters import cut_prompts
-from trl_recipes.plots import plot_stats
 from trl_recipes.rehearsal import rehearse
 from trl_recipes.rewards import KnownWordsReward, UppercaseReward
 from trl_recipes.runs import RunFolder, run_options, start_run
@@ -68,9 +67,7 @@ def main(args: ShoutingArguments, sizes: BaselineConfig, config: GRPOConfig) -> 
         return say(rehearse(train, baseline), trainer.check(), sep="\n\n")
     settings = (args, sizes, config)
     if stage := stages.todo("tokenizer"):
-        stage.begin()
-        tokenizer.save_pretrained(stage.folder)
-        stage.finish()
+        shouting.keep_tokenizer(tokenizer, stage)
     if stage := stages.todo("baseline"):
         start_run(**run_options(baseline), settings=settings)
         stage.begin()
@@ -82,8 +79,7 @@ def main(args: ShoutingArguments, sizes: BaselineConfig, config: GRPOConfig) -> 
         start_run(**run_options(config), settings=settings)
         stage.begin()
         trainer.train()
-        trainer.save_model()
-        plot_stats(trainer.all_stats, run.plots / "training.png", title=run.path.name)
+        shouting.keep_policy(trainer, run)
         stage.finish()
 
     # Results

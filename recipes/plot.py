@@ -57,5 +57,5 @@ def kl_target(run: RunFolder) -> float | None:
 
 
 if __name__ == "__main__":
-    bare = sys.argv[1:] and not sys.argv[1].startswith("-")
-    run_recipe(main, PlotArguments, argv=["--runs", *sys.argv[1:]] if bare else None)
+    argv = ["--runs", *sys.argv[1:]] if sys.argv[1:] and not sys.argv[1].startswith("-") else None
+    run_recipe(main, PlotArguments, argv=argv, trains=False)

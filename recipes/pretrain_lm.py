@@ -24,6 +24,7 @@ from trl_recipes.pretrain import (
     train_language_model,
 )
 from trl_recipes.printable import printable
+from trl_recipes.processes import say
 from trl_recipes.rehearsal import rehearse
 from trl_recipes.runs import check_run, is_main_process, run_options, start_run
 
@@ -68,7 +69,7 @@ def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: Pretra
         sizes=sizes,
     )
     if config.check:
-        return print(rehearse(train, config))
+        return say(rehearse(train, config))
     begin = partial(start_run, **run_options(config), settings=(args, sizes, config))
     metrics = train(output_dir=run.model, config=config, before_training=begin)
 

@@ -22,6 +22,7 @@ from trl_recipes.pretrain import (
     read_texts,
     train_classifier,
 )
+from trl_recipes.processes import say
 from trl_recipes.rehearsal import rehearse
 from trl_recipes.runs import check_run, is_main_process, run_options, start_run
 
@@ -79,7 +80,7 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
         sizes=sizes,
     )
     if config.check:
-        return print(rehearse(train, config))
+        return say(rehearse(train, config))
     begin = partial(start_run, **run_options(config), settings=(args, sizes, config))
     metrics = train(output_dir=run.model, config=config, before_training=begin)
 

@@ -15,6 +15,7 @@ from typing import Literal
 from trl_recipes import load_rows, load_tokenizer
 from trl_recipes.arguments import run_recipe
 from trl_recipes.pretrain import ClassifierSizes
+from trl_recipes.processes import say
 from trl_recipes.rehearsal import rehearse
 from trl_recipes.reward_data import read_reward_data
 from trl_recipes.reward_figures import measure, write_card
@@ -73,7 +74,7 @@ def main(args: RewardModelArguments, sizes: ClassifierSizes, config: RewardModel
         print(f"Training {start} on {data.describe()} of {source}: {config.describe()}")
     train = partial(train_reward_model, data, model_name_or_path=base, sizes=sizes)
     if config.check:
-        return print(rehearse(train, config))
+        return say(rehearse(train, config))
     begin = partial(start_run, **run_options(config), settings=(args, sizes, config))
     began = time.monotonic()
     trained = train(output_dir=run.model, config=config, before_training=begin)

@@ -22,7 +22,7 @@ import transformers
 import yaml
 from trl import ModelConfig, TrlParser
 
-from trl_recipes import runs
+from trl_recipes import processes, runs
 from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.printable import printable
 from trl_recipes.ranges import check_range, check_trackers
@@ -65,6 +65,7 @@ def run_recipe(
     *dataclass_types: type,
     argv: Sequence[str] | None = None,
     default_config: str | None = None,
+    trains: bool = True,
 ) -> None:
     """Parse the arguments, call `main` with them, and turn mistakes into messages.
 
@@ -80,7 +81,10 @@ def run_recipe(
         default_config: what is read when neither --config nor --model_name_or_path is given: the
             name of a YAML file in the folder `configs` beside the script that defines `main`,
             without its suffix.
+        trains: whether several processes of a launch share the work; else the main one does it
+            alone and the others end.
     """
+    processes.join_launch() if trains else processes.leave_launch()
     transformers.logging.disable_progress_bar()  # one bar a run: the one that shows its score
     description = inspect.getdoc(inspect.getmodule(main)) or ""
     config = None
@@ -96,14 +100,17 @@ def run_recipe(
     except RecipeError as error:
         if not runs.is_main_process():
             time.sleep(_OTHERS_WAIT_SECONDS)
-        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)  # noqa: T201  the user's message
-        sys.exit(2)
+        processes.end_of(f"error: {printable(str(error))}", 2)
     except RunStopped as stopped:
         if runs.is_main_process():
             print(stopped, file=sys.stderr, flush=True)  # noqa: T201  the user's message
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if not processes.launched():
+            raise
+        processes.end_of_error(error)
 
 
 def parse_arguments(

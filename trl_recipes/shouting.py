@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from trl_recipes.baseline import BaselineConfig
 from trl_recipes.characters import divide_text, read_text
 from trl_recipes.compare import Comparison, compare
 from trl_recipes.errors import RecipeError
 from trl_recipes.generation import load_run
-from trl_recipes.grpo import GRPOConfig
+from trl_recipes.grpo import GRPOConfig, GRPOTrainer
 from trl_recipes.loss_curve import plot_losses
-from trl_recipes.plots import plot_comparison
+from trl_recipes.plots import plot_comparison, plot_stats
 from trl_recipes.pretrain import PretrainConfig
 from trl_recipes.rewards import RewardFunc
 from trl_recipes.rewards.words import known_share, whole_words
-from trl_recipes.runs import RunFolder, check_run
+from trl_recipes.runs import RunFolder, check_run, is_main_process
 from trl_recipes.stages import begin, digest, finish, has_begun, result_of, settings_of
 from trl_recipes.stats import distinct_n, load_stats
 
@@ -82,7 +83,8 @@ class Stage:
 
     def begin(self) -> None:
         """Note what it is made from; its work starts now."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if is_main_process():
+            self.folder.mkdir(parents=True, exist_ok=True)
         begin(self.folder, self.settings)
 
     def finish(self, **result: Any) -> None:
@@ -139,14 +141,15 @@ class Stages:
         return any(stage.begun for stage in self._stages.values())
 
     def result(self, name: str, file: str) -> str:
-        """Read a text that a stage left; empty where it is not there.
+        """Read a text that a stage left; empty where it is not there, and beside the main process.
 
         Args:
             name: of the stage.
             file: in its folder.
         """
         stage = self._stages.get(name)
-        return (stage.folder / file).read_text(encoding="utf-8") if stage and stage.finished else ""
+        there = stage is not None and stage.finished and is_main_process()
+        return (stage.folder / file).read_text(encoding="utf-8") if there else ""
 
     def describe(self) -> str:
         """Say which stages are there, which is gone on with and which are to do."""
@@ -221,8 +224,33 @@ def baseline_training(stages: Stages, sizes: BaselineConfig, config: GRPOConfig)
     )
 
 
+def keep_tokenizer(tokenizer: PreTrainedTokenizerBase, stage: Stage) -> None:
+    """Save the tokenizer, in the main process.
+
+    Args:
+        tokenizer: of characters.
+        stage: whose result it is.
+    """
+    stage.begin()
+    if is_main_process():
+        tokenizer.save_pretrained(stage.folder)
+    stage.finish()
+
+
+def keep_policy(trainer: GRPOTrainer, run: RunFolder) -> None:
+    """Save the policy and draw how it came about, in the main process.
+
+    Args:
+        trainer: trained.
+        run: its folder.
+    """
+    trainer.save_model()
+    if is_main_process():
+        plot_stats(trainer.all_stats, run.plots / "training.png", title=run.path.name)
+
+
 def tell_baseline(folder: Path, losses: dict[str, float]) -> str:
-    """Draw the baseline's losses, and say how well it came out.
+    """Draw the baseline's losses, in the main process, and say how well it came out.
 
     Args:
         folder: its run folder.
@@ -231,7 +259,8 @@ def tell_baseline(folder: Path, losses: dict[str, float]) -> str:
     run = RunFolder(folder)
     nats, count = losses["heldout_loss"], losses["heldout_characters"]
     told = f"baseline: held-out loss {nats:.3f} nats per character"
-    plot_losses(load_stats(run.path), run.plots / "training.png", told)
+    if is_main_process():
+        plot_losses(load_stats(run.path), run.plots / "training.png", told)
     return f"{told} (n = {count} characters)"
 
 
@@ -244,6 +273,8 @@ def evaluate(
 ) -> None:
     """Compare the GRPO model with the baseline on held-out prompts: numbers, texts, a picture.
 
+    The main process alone does so.
+
     Args:
         run: the GRPO run, which has the baseline's in it.
         folder: gets comparison.json, comparison.txt and comparison.png.
@@ -251,6 +282,8 @@ def evaluate(
         rewards: what to measure; the first is called the score, the last is a KnownWordsReward.
         max_new_tokens: length of a completion.
     """
+    if not is_main_process():
+        return
     measures = {reward.__name__: reward for reward in rewards}
     models = {"baseline": load_run(run.path / "baseline"), "GRPO": load_run(run.path)}
     results = compare(

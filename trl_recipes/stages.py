@@ -8,10 +8,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trl_recipes.errors import RecipeError
+from trl_recipes.processes import of_main
 from trl_recipes.runs import RunFolder, is_main_process
 
 # Settings that change nothing of what a stage leaves.
@@ -64,12 +66,12 @@ def digest(content: Iterable[Any]) -> str:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a stage was begun in a folder, finished or not."""
-    return RunFolder(folder).stage.is_file()
+    """Whether a stage was begun in a folder, finished or not; the main process looks for all."""
+    return of_main(RunFolder(folder).stage.is_file)
 
 
 def result_of(folder: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """Give what a stage found; None where it has not finished yet.
+    """Give what a stage found; None where it has not finished yet. The main process reads for all.
 
     Args:
         folder: of the stage.
@@ -79,9 +81,13 @@ def result_of(folder: Path, settings: Mapping[str, Any], name: str) -> dict[str,
     Raises:
         RecipeError: it was begun with other settings; names each with both values.
     """
-    if not has_begun(folder):
-        return None
+    return of_main(partial(_read_result, folder, settings, name))
+
+
+def _read_result(folder: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     path = RunFolder(folder).stage
+    if not path.is_file():
+        return None
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         before, result = kept["settings"], kept["result"]

@@ -2,20 +2,25 @@
 
 import json
 import logging
+import os
 import re
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from trl_recipes.errors import RecipeError, RunStopped
-from trl_recipes.runs import RunFolder
+from trl_recipes.processes import another_failed, greatest, has_ended, neighbours
+from trl_recipes.runs import RunFolder, is_main_process
 
 _log = logging.getLogger(__name__)
 
@@ -23,32 +28,66 @@ _log = logging.getLogger(__name__)
 class StopSignals:
     """Notes the first SIGTERM or Ctrl-C while its block runs; a second one stops at once.
 
+    Of several processes, one that gets the launcher's SIGTERM because another has ended ends at
+    once too, also in the middle of waiting for that one: there is nothing that it could save.
+
     Attributes:
         received: the signal, or None.
     """
 
     WATCHED = (signal.SIGTERM, signal.SIGINT)
+    PASSED_ON_SECONDS = 1.0  # a launcher passes a Ctrl-C on that its processes have already got
 
     def __init__(self):
         self.received: signal.Signals | None = None
+        self._when = 0.0
+        self._neighbours: list[int] = []
+        self._wakeup: socket.socket | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
+        self._neighbours = neighbours()
         if threading.current_thread() is threading.main_thread():  # python allows no other
             self._handlers = {name: signal.signal(name, self._note) for name in self.WATCHED}
+            if self._neighbours:
+                self._watch()
         return self
 
     def __exit__(self, *error: Any) -> None:
         for name, handler in self._handlers.items():
             signal.signal(name, handler)
+        if self._wakeup is not None:
+            signal.set_wakeup_fd(-1)
+            self._wakeup.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if self._neighbours and time.monotonic() - self._when < self.PASSED_ON_SECONDS:
+                return
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
-        sys.stderr.write(
-            f"\n{self.received.name}: finishing this step, then saving. Once more stops at once.\n"
-        )
+        self.received, self._when = signal.Signals(number), time.monotonic()
+        if is_main_process():
+            sys.stderr.write(
+                f"\n{self.received.name}: finishing this step, then saving. Once more stops at "
+                "once.\n"
+            )
+
+    def _watch(self) -> None:
+        """Look after the neighbours at each signal in a thread: this one may wait for one of them.
+
+        Python runs a signal's handler only when the main thread is back from what it waits for.
+        """
+        woken, self._wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+
+        def look() -> None:
+            with woken:
+                while woken.recv(1):
+                    if another_failed() or any(map(has_ended, self._neighbours)):
+                        os._exit(1)
+
+        threading.Thread(target=look, name="neighbours", daemon=True).start()
 
 
 class StopOnSignal(TrainerCallback):
@@ -62,8 +101,10 @@ class StopOnSignal(TrainerCallback):
         self.signals = signals
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Ask for both where a signal came."""
-        if self.signals.received is not None:
+        """Ask for both where a signal came, to this process or to another."""
+        number = greatest(int(self.signals.received or 0))
+        if number:
+            self.signals.received = signal.Signals(number)
             control.should_save = control.should_training_stop = True
 
 
@@ -107,6 +148,10 @@ def train_or_stop(
     checkpoint = _find_checkpoint(run.checkpoints, str(wanted)) if wanted else None
     if before_training is not None:
         before_training()
+    ddp = trainer.accelerator.ddp_handler
+    if ddp is not None and args.ddp_find_unused_parameters is None:
+        ddp.find_unused_parameters = False  # else torch looks for some at each step, and warns
+    args.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
     if args.save_strategy == "no":
         return train(resume_from_checkpoint=checkpoint)
     args.output_dir = str(run.checkpoints)

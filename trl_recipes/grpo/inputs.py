@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
+from safetensors.torch import save_model
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -198,6 +199,9 @@ def named(model: nn.Module, wanted: bool) -> Iterator[None]:
         return
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
+        if not Path(folder, "config.json").is_file():  # transformers saves in the main process
+            model.config.save_pretrained(folder)
+            save_model(model, str(Path(folder, "model.safetensors")), metadata={"format": "pt"})
         model.config._name_or_path = folder
         try:
             yield

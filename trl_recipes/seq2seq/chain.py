@@ -20,14 +20,8 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.hub import resolve
 from trl_recipes.ppo import PPOConfig
 from trl_recipes.printable import duration
-from trl_recipes.runs import (
-    RunFolder,
-    check_folder,
-    check_run,
-    is_main_process,
-    run_options,
-    start_run,
-)
+from trl_recipes.processes import of_main, say
+from trl_recipes.runs import RunFolder, check_folder, check_run, run_options, start_run
 from trl_recipes.seq2seq.comparisons import (
     Comparison,
     load_comparisons,
@@ -167,7 +161,7 @@ class Chain:
         }
 
         def prepare():
-            return partial(train_pair_scorer, rows or self._compared(), self._start)
+            return partial(train_pair_scorer, rows or of_main(self._compared), self._start)
 
         return self._train(self.run.reward_model, "reward", settings, prepare)
 
@@ -199,7 +193,7 @@ class Chain:
         begun = stages.has_begun(folder) and not anew
         result = stages.result_of(folder, settings, f"the {name} stage") if begun else None
         if result is not None:
-            _say(f"{_told(folder, result)}; there already, with the same settings")
+            say(f"{_told(folder, result)}; there already, with the same settings")
             return str(folder)
         if name not in self.arguments.stages:
             flag = {"pretrain": "--model_name_or_path", "reward": "--reward_model"}[name]
@@ -208,7 +202,7 @@ class Chain:
                 f"a model with {flag}."
             )
         if config.check:
-            folder = _passing_folder() / folder.name
+            folder = of_main(_passing_folder) / folder.name
         steps = mine[f"{prefix}steps"]
         args = training_arguments(
             folder,
@@ -222,7 +216,7 @@ class Chain:
             args.save_strategy = "no"
             result = prepare()(output_dir=folder / "model", args=args)
             takes = duration(steps * result["seconds_a_step"])
-            _say(f"Checked {name} with {args.max_steps} steps; the whole stage takes {takes}.")
+            say(f"Checked {name} with {args.max_steps} steps; the whole stage takes {takes}.")
             return str(folder)
 
         def begin():
@@ -234,7 +228,7 @@ class Chain:
         args.resume_from_checkpoint = "true" if begun else None
         result = prepare()(output_dir=folder / "model", args=args, before_training=begin)
         stages.finish(folder, settings, result)
-        _say(_told(folder, result))
+        say(_told(folder, result))
         return str(folder)
 
     def _compared(self) -> list[Comparison]:
@@ -256,11 +250,6 @@ def _told(folder: Path, result: Mapping[str, float]) -> str:
     """A stage's figures in a line."""
     shown = (f"{k.replace('_', ' ')} {v:.3g}" for k, v in result.items() if k != "seconds_a_step")
     return f"{folder}: {', '.join(shown)}"
-
-
-def _say(text: str) -> None:
-    if is_main_process():
-        print(text, flush=True)  # noqa: T201  what a stage has to tell
 
 
 def _passing_folder() -> Path:

@@ -43,7 +43,7 @@ class ComparisonTrainer(Trainer):
         sigmoid(a - b).
         """
         rows = inputs["rows"]
-        logits = row_logits(self.accelerator.unwrap_model(model), self.processing_class, rows)
+        logits = row_logits(model, self.processing_class, rows)
         score = row_scores(rows, logits)
         if score is None:
             chosen, rejected = logits.chunk(2)
@@ -111,18 +111,19 @@ def row_logits(
     """Let the reward model read comparisons.
 
     Args:
-        model: the reward model.
+        model: the reward model, or what averages its gradients over processes around it.
         tokenizer: its own.
         rows: B of one kind.
 
     Returns:
         Logits of B outputs, or of B chosen texts and then B rejected ones.
     """
+    inner = getattr(model, "module", model)
     kinds = ("output",) if "output" in rows[0] else ("chosen", "rejected")
     sources = [row["source"] for _ in kinds for row in rows]
     outputs = [row[kind] for kind in kinds for row in rows]
-    inputs = encode_pairs(tokenizer, sources, outputs, longest_input(model, tokenizer))
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    inputs = encode_pairs(tokenizer, sources, outputs, longest_input(inner, tokenizer))
+    inputs = {name: tensor.to(inner.device) for name, tensor in inputs.items()}
     return model(**inputs).logits[:, 0]
 
 

@@ -1,0 +1,174 @@
+"""recipes/accelerate/*.yaml: what Accelerate's own launcher makes of each, and of each line."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import (
+    prepare_deepspeed_cmd_env,
+    prepare_multi_gpu_env,
+    prepare_simple_launcher_cmd_env,
+)
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "recipes" / "accelerate"
+BF16 = {"ACCELERATE_MIXED_PRECISION": "bf16"}
+# File: processes, launcher, and what the environment of a process says.
+PROMISED = {
+    "one_gpu": (1, "simple", BF16 | {"ACCELERATE_USE_CPU": "False"}),
+    "several_gpus": (8, "multi", BF16),
+    "fsdp2": (
+        8,
+        "multi",
+        BF16
+        | {
+            "ACCELERATE_USE_FSDP": "true",
+            "FSDP_VERSION": "2",
+            "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+            "FSDP_RESHARD_AFTER_FORWARD": "true",
+            "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+            "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+            "FSDP_OFFLOAD_PARAMS": "false",
+        },
+    ),
+    "deepspeed_zero2": (
+        8,
+        "deepspeed",
+        BF16 | {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    ),
+    "deepspeed_zero3": (
+        8,
+        "deepspeed",
+        BF16
+        | {
+            "ACCELERATE_USE_DEEPSPEED": "true",
+            "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+            "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+            "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+        },
+    ),
+    "several_machines": (32, "multi", BF16),
+    "two_cpu_processes": (
+        2,
+        "multi",
+        {
+            "ACCELERATE_MIXED_PRECISION": "no",
+            "CUDA_VISIBLE_DEVICES": "-1,-1",
+            "OMP_NUM_THREADS": "4",
+        },
+    ),
+}
+
+
+def parsed(path, *more):
+    """Accelerate's launch arguments with the file's values."""
+    args = launch_command_parser().parse_args(["--config_file", str(path), *more, "recipe.py"])
+    args, defaults, _ = _validate_launch_command(args)
+    fields = defaults.deepspeed_config
+    args.deepspeed_fields_from_accelerate_config = ",".join(fields)
+    return args
+
+
+def launcher_and_environment(args):
+    """As `accelerate launch` chooses the launcher, and what it gives to the processes."""
+    if args.use_deepspeed:
+        return "deepspeed", prepare_deepspeed_cmd_env(args)[1]
+    if args.use_fsdp or args.multi_gpu:
+        return "multi", prepare_multi_gpu_env(args)
+    return "simple", prepare_simple_launcher_cmd_env(args)[1]
+
+
+@pytest.fixture
+def eight_cores(monkeypatch):
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def test_every_file_is_promised_something():
+    assert {path.stem for path in FOLDER.iterdir()} == set(PROMISED)
+
+
+@pytest.mark.parametrize("name", PROMISED)
+@pytest.mark.usefixtures("eight_cores")
+def test_accelerate_reads_each_file_and_starts_what_it_promises(name):
+    path = FOLDER / f"{name}.yaml"
+    processes, launcher, environment = PROMISED[name]
+    load_config_from_file(str(path))  # raises where a key is unknown
+    args = parsed(path, "--main_process_ip", "10.0.0.1", "--machine_rank", "3")
+    found, given = launcher_and_environment(args)
+    assert found == launcher
+    assert args.num_processes == processes
+    assert {key: given.get(key) for key in environment} == environment
+    if name == "several_machines":
+        assert (args.nnodes, args.nproc_per_node, args.node_rank) == ("4", "8", 3)
+        assert args.rdzv_endpoint == "10.0.0.1:29500"
+
+
+@pytest.mark.parametrize("name", PROMISED)
+@pytest.mark.usefixtures("eight_cores")
+def test_no_line_of_a_file_is_dead(name, tmp_path):
+    values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    lines = [(key,) for key in values if not isinstance(values[key], dict)]
+    sections = {key: value for key, value in values.items() if isinstance(value, dict)}
+    lines += [(key, inner) for key, section in sections.items() for inner in section]
+    known = vars(parsed(FOLDER / f"{name}.yaml"))
+
+    def outcome(settings):
+        path = tmp_path / "changed.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        try:
+            args = parsed(path)
+        except (ValueError, TypeError) as error:
+            return str(error)
+        kept = (args.num_machines, args.num_processes, args.main_process_port, args.use_cpu)
+        return kept, launcher_and_environment(args)
+
+    for *section, key in lines:
+        assert section == [] or key in known, key
+        less = yaml.safe_load(yaml.safe_dump(values))
+        (less[section[0]] if section else less).pop(key)
+        assert outcome(less) != outcome(values), key
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_each_file_says_how_it_is_launched_and_why_each_line_is_there(name):
+    text = (FOLDER / f"{name}.yaml").read_text()
+    assert f"accelerate launch --config_file recipes/accelerate/{name}.yaml" in text
+    readme = (ROOT / "README.md").read_text()
+    assert f"recipes/accelerate/{name}.yaml" in readme
+    assert max(map(len, text.splitlines())) <= 100
+    plain = ("num_processes", "num_machines", "zero_stage", "distributed_type")  # say it all
+    for line in text.splitlines():
+        said = "#" in line or re.match(rf" *({'|'.join(plain)}|\w+_config):", line)
+        assert said or line.startswith(("  fsdp_auto", "  fsdp_cpu")), line  # reasons stand above
+
+
+def test_the_file_for_cpus_starts_two_processes_that_see_each_other(tmp_path):
+    script = tmp_path / "recipe.py"
+    script.write_text(
+        "import torch\n"
+        "from transformers import TrainingArguments\n"
+        "from trl_recipes.arguments import run_recipe\n"
+        "def main(config):\n"
+        "    sum_of_ranks = torch.tensor(float(config.process_index + 1))\n"
+        "    torch.distributed.all_reduce(sum_of_ranks)\n"
+        "    open(f'{config.output_dir}-{config.process_index}', 'w').write(\n"
+        "        f'{config.world_size} {config.device} {sum_of_ranks:.0f}')\n"
+        "run_recipe(main, TrainingArguments)\n"
+    )
+    launch = [Path(sys.executable).with_name("accelerate"), "launch"]
+    launch += ["--config_file", FOLDER / "two_cpu_processes.yaml", script]
+    subprocess.run(
+        [*launch, "--output_dir", tmp_path / "rank", "--report_to", "none"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=True,
+        timeout=120,
+    )
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["2 cpu:0 3"] * 2
