@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 # Entries from which a weight is packed: below, starting the kernels costs more than the layout.
@@ -45,6 +46,7 @@ def _gains(layer: nn.Module) -> bool:
     weight = layer.weight
     return (
         weight.device.type == "cpu"
+        and not isinstance(weight, DTensor)
         and weight.dtype in (torch.float32, torch.bfloat16)
         and weight.numel() >= SMALLEST
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")

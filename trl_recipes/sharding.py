@@ -1,4 +1,4 @@
-"""Models whose weights lie in parts over several processes (FSDP2): whole when asked for.
+"""Models whose weights lie in parts over several processes: whole when asked for.
 
 Everywhere else the functions give back what they were given.
 """
@@ -94,9 +94,20 @@ def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may lie in parts. All processes ask together.
 
     Args:
-        tensor: any.
+        tensor: any; a parameter under DeepSpeed's ZeRO-3 knows by itself that it lies in parts.
     """
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    if hasattr(tensor, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
+    return tensor
+
+
+def _in_parts(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor) or hasattr(tensor, "ds_id")
 
 
 def whole_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
@@ -108,9 +119,9 @@ def whole_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor
     """
     found = {}
     for name, tensor in tensors.items():
-        full = whole(tensor.detach())
+        full = whole(tensor)
         if keep:
-            found[name] = full.cpu() if isinstance(tensor, DTensor) else full
+            found[name] = full.detach().cpu() if _in_parts(tensor) else full
     return found
 
 
@@ -138,9 +149,9 @@ def whole_model(model: nn.Module, keep: bool) -> nn.Module | None:
     Returns:
         The model itself where it lies whole in each process, a copy on the CPU where it does not.
     """
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if not any(map(_in_parts, model.parameters())):
         return model if keep else None
-    state = whole_tensors(model.state_dict(), keep)
+    state = whole_tensors(model.state_dict(keep_vars=True), keep)
     if not keep:
         return None
     base = unwrap_adapter(model)

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from safetensors.torch import save_model
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -198,10 +198,12 @@ def named(model: nn.Module, wanted: bool) -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        if not Path(folder, "config.json").is_file():  # transformers saves in the main process
-            model.config.save_pretrained(folder)
-            save_model(model, str(Path(folder, "model.safetensors")), metadata={"format": "pt"})
+        # every process needs the same files, and transformers saves in the main one alone
+        once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+        state = {name: t.contiguous() for name, t in model.state_dict().items() if name in once}
+        save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
         model.config._name_or_path = folder
         try:
             yield

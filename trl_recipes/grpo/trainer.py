@@ -56,6 +56,7 @@ from trl_recipes.random_states import random_states, set_random_states
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.rewards.text import plain_text
 from trl_recipes.runs import RunFolder, check_disk
+from trl_recipes.sharding import check_loading, is_sharded, whole, whole_model
 from trl_recipes.stats import (
     append_alarms,
     append_samples,
@@ -150,6 +151,7 @@ class GroupTrainer:
                 f"`args` must be a trl_recipes.{self.config_class.__name__}, got "
                 f"{type(args).__module__}.{type(args).__name__}. Change the import."
             )
+        check_loading()
         set_seed(args.seed)
         policy = causal_model(model, args.trust_remote_code)
         tokenizer = fitting_tokenizer(processing_class, model, policy)
@@ -402,10 +404,10 @@ class GroupTrainer:
 
     def _leave_out_if_not_finite(self) -> None:
         """Leave a step out that would turn weights into nan; several in a row end the run."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self.is_deepspeed_enabled or (self.is_fsdp_enabled and not is_sharded(self.model)):
             return  # gradients are not here
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        finite = bool(nn.utils.get_total_norm(gradients).isfinite())
+        finite = bool(whole(nn.utils.get_total_norm(gradients)).isfinite())
         self._not_finite = 0 if finite else self._not_finite + 1
         self._note("skipped_steps", float(not finite))
         if not finite:
@@ -458,10 +460,12 @@ class GroupTrainer:
         """
         if _internal_call:
             super().save_model(output_dir, _internal_call)
-        elif self.accelerator.is_main_process:
+            return
+        writes = self.accelerator.is_main_process
+        policy = whole_model(self.accelerator.unwrap_model(self.model), keep=writes)
+        if writes:
             folder = Path(output_dir or RunFolder(Path(self.args.output_dir)).model)
             folder.mkdir(parents=True, exist_ok=True)
-            policy = self.accelerator.unwrap_model(self.model)
             save_policy(policy, folder, self.args.merge_adapter)
             self.processing_class.save_pretrained(folder)
 
