@@ -27,6 +27,7 @@ from trl_recipes.ranges import check_range
 from trl_recipes.runs import RunFolder
 from trl_recipes.stats import append_stats, keep_steps
 from trl_recipes.stopping import train_or_stop
+from trl_recipes.trainable import save_trained
 
 INITIAL_SPREAD = 0.06  # of the weights; 0.02, the usual one, learns slower at these widths
 MEASURED = 8  # times on the way
@@ -171,10 +172,7 @@ def train_baseline(
         trainer.add_callback(LossBar)
     result = train_or_stop(trainer, before_training)
     heldout_loss = mean_loss(model, heldout)
-    if trainer.is_world_process_zero():
-        model.save_pretrained(output_dir)
-        tokenizer.save_pretrained(output_dir)
-    trainer.accelerator.wait_for_everyone()
+    save_trained(trainer, tokenizer, output_dir)
     return {
         "train_loss": result.training_loss,
         "heldout_loss": heldout_loss,

@@ -93,7 +93,10 @@ def loading(
     damaged = (SafetensorError, StrictDataclassError, LookupError, TypeError, RuntimeError)
     source = source or _FLAGS[kind]
     try:
-        with _guarded(name, source) if kind == "model" else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if kind == "model":
+                stack.enter_context(_guarded(name, source))
+                stack.enter_context(_whole())
             yield
     except RecipeError:
         raise
@@ -111,6 +114,23 @@ def loading(
             f"{source}: {f'the {part} of ' if part else ''}the {_NOUNS[kind]} `{name}` could not "
             f"be loaded ({type(error).__name__}: {reason[:300]}). {_how_to_mend(name, kind, part)}"
         ) from error
+
+
+@contextlib.contextmanager
+def _whole() -> Iterator[None]:
+    """Load all of a model's weights in each process.
+
+    Under DeepSpeed's ZeRO-3 transformers spreads every model that it loads over the processes, also
+    reward models, which nobody gathers again.
+    """
+    from transformers.integrations import deepspeed
+
+    spread = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = spread
 
 
 @contextlib.contextmanager

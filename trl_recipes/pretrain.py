@@ -37,6 +37,7 @@ from trl_recipes.data import TEXT_COLUMNS
 from trl_recipes.errors import RecipeError
 from trl_recipes.model_checks import check_language_model
 from trl_recipes.stopping import train_or_stop
+from trl_recipes.trainable import save_trained
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -570,10 +571,7 @@ def _train(
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(LossBar)
     result = train_or_stop(trainer, before_training)
-    if trainer.is_world_process_zero():
-        model.save_pretrained(output_dir)
-        tokenizer.save_pretrained(output_dir)
-    trainer.accelerator.wait_for_everyone()
+    save_trained(trainer, tokenizer, output_dir)
     return {
         "train_loss": result.training_loss,
         "rows": len(rows),

@@ -46,6 +46,7 @@ from trl_recipes.pretrain import (
 from trl_recipes.reward_data import Labelled, Pairs
 from trl_recipes.rewards.scorer import longest_input
 from trl_recipes.stopping import train_or_stop
+from trl_recipes.trainable import save_trained
 
 _log = logging.getLogger(__name__)
 
@@ -235,10 +236,7 @@ def _fit(
         trainer.add_callback(LossBar)
     result = train_or_stop(trainer, before_training)
     before_saving()
-    if trainer.is_world_process_zero():
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(output_dir)
-        tokenizer.save_pretrained(output_dir)
-    trainer.accelerator.wait_for_everyone()
+    save_trained(trainer, tokenizer, output_dir)
     return {
         "train_loss": result.training_loss,
         "rows": rows,

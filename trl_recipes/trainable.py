@@ -8,8 +8,10 @@ from typing import Any
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from trl_recipes.errors import RecipeError
+from trl_recipes.sharding import whole_model
 
 TRAINABLE = ("all", "attention", "lora")
 ATTENTION = re.compile(
@@ -70,6 +72,22 @@ def save_policy(policy: nn.Module, folder: Path, merge_adapter: bool) -> None:
         copy.deepcopy(policy).merge_and_unload().save_pretrained(folder)
     else:
         policy.save_pretrained(folder, selected_adapters=["default"])
+
+
+def save_trained(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Save the model that transformers' Trainer has trained, whole and in the hub's format.
+
+    Args:
+        trainer: after training; all processes come here, and the main one writes.
+        tokenizer: the model's.
+        folder: made if it is not there.
+    """
+    writes = trainer.is_world_process_zero()
+    model = whole_model(trainer.accelerator.unwrap_model(trainer.model), keep=writes)
+    if writes:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    trainer.accelerator.wait_for_everyone()
 
 
 def _check_target_modules(policy: nn.Module, peft_config: Any) -> None:

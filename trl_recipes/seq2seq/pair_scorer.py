@@ -29,6 +29,7 @@ from trl_recipes.rewards.scorer import encode_pairs, longest_input
 from trl_recipes.seq2seq.comparisons import Comparison
 from trl_recipes.seq2seq.pretraining import EVALUATION_BATCH, quiet
 from trl_recipes.stopping import train_or_stop
+from trl_recipes.trainable import save_trained
 
 HELD_OUT = 10  # every so-manieth comparison is kept to measure on
 
@@ -93,10 +94,7 @@ def train_pair_scorer(
     )
     quiet(trainer)
     result = train_or_stop(trainer, before_training)
-    if trainer.is_world_process_zero():
-        model.save_pretrained(output_dir)
-        tokenizer.save_pretrained(output_dir)
-    trainer.accelerator.wait_for_everyone()
+    save_trained(trainer, tokenizer, output_dir)
     return {
         "train_loss": result.training_loss,
         "seconds_a_step": result.metrics["train_runtime"] / trainer.state.global_step,

@@ -37,6 +37,7 @@ from trl_recipes.padding import pad_rows
 from trl_recipes.pretrain import IGNORED, LossBar
 from trl_recipes.seq2seq.pairs import Pair, tokenize
 from trl_recipes.stopping import train_or_stop
+from trl_recipes.trainable import save_trained
 
 PAD, END = "<pad>", "</s>"
 EVALUATION_BATCH = 64
@@ -238,10 +239,7 @@ def pretrain(
 
     trainer = quiet(Seq2SeqTrainer(model, args, data_collator=pad, train_dataset=rows))
     result = train_or_stop(trainer, before_training)
-    if trainer.is_world_process_zero():
-        model.save_pretrained(output_dir)
-        tokenizer.save_pretrained(output_dir)
-    trainer.accelerator.wait_for_everyone()
+    save_trained(trainer, tokenizer, output_dir)
     return {
         "train_loss": result.training_loss,
         "heldout_loss": _loss(model, held, pad),
