@@ -78,10 +78,8 @@ def update(kind, folder, **settings):
 
 def spell(completions, words, **_):
     """A reward of None for some, with a column of the data set."""
-    return [
-        None if len(text) < 9 else float(len(text) + word)
-        for text, word in zip(completions, words, strict=True)
-    ]
+    pairs = zip(completions, words, strict=True)
+    return [None if len(text) < 9 else float(len(text) + word) for text, word in pairs]
 
 
 async def patient(prompts, completions, completion_ids, log_extra=None, log_metric=None, **_):
@@ -90,9 +88,8 @@ async def patient(prompts, completions, completion_ids, log_extra=None, log_metr
     if log_extra is not None:
         log_extra("lengths", [len(ids) for ids in completion_ids])
         log_metric("calls", 1.0)
-    return [
-        float(len(prompt) - len(text)) for prompt, text in zip(prompts, completions, strict=True)
-    ]
+    pairs = zip(prompts, completions, strict=True)
+    return [float(len(prompt) - len(text)) for prompt, text in pairs]
 
 
 def counted(function, calls):
@@ -195,8 +192,8 @@ def noisy(completions, **_):
 
 
 def resumed(kind, folder):
-    """A run left alone, and one that went on from its checkpoint: weights of both."""
-    found = {}
+    """A run left alone, and one that went on from its checkpoint: weights and rows of both."""
+    found, told = {}, {}
     make = ppo if kind == "ppo" else partial(group, kind)
     for name in ("whole", "stopped"):
         path = folder / name
@@ -213,69 +210,8 @@ def resumed(kind, folder):
         found |= {f"{name}.{key}": value.clone() for key, value in model.items()}
         stats = path / "all_stats.jsonl"
         rows = [json.loads(line) for line in stats.read_text().splitlines()] if RANK == 0 else []
-        found_rows = [{k: v for k, v in row.items() if "time" not in k} for row in rows]
-        if name == "whole":
-            whole = found_rows
-    return found, {"whole": whole, "stopped": found_rows}
-
-
-def damage(run):
-    """As if the run had been killed while it wrote its last checkpoint."""
-    last = max(run.glob("checkpoints/*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for path in last.iterdir():
-        if path.suffix == ".json":
-            path.unlink()
-
-
-TEXTS = [f"{text} {i}" for i in range(8) for text in SENTENCES]
-
-
-def language_model(folder):
-    config = PretrainConfig(
-        output_dir=str(folder), max_steps=6, per_device_train_batch_size=4, disable_tqdm=True
-    )
-    sizes = LanguageModelSizes(n_layer=1, n_head=2, n_embd=16, vocab_size=300)
-    return trained(lambda: train_language_model(TEXTS, folder / "model", config, sizes=sizes))
-
-
-def reward_model(kind, folder):
-    config = RewardModelConfig(
-        output_dir=str(folder), max_steps=6, per_device_train_batch_size=4, disable_tqdm=True
-    )
-    sizes = ClassifierSizes(num_layers=1, num_heads=2, hidden_size=16, vocab_size=300, dropout=0.1)
-    data = {
-        "classes": lambda: Labelled(TEXTS, [i % 2 for i in range(len(TEXTS))], ("BAD", "GOOD")),
-        "numbers": lambda: Labelled(TEXTS, [float(i % 3) for i in range(len(TEXTS))], None),
-        "pairs": lambda: Pairs(TEXTS, TEXTS[::-1]),
-    }[kind]()
-    return trained(lambda: train_reward_model(data, folder / "model", config, sizes=sizes))
-
-
-def rewriter(folder):
-    """An encoder-decoder from scratch, then a reward model of either kind on it."""
-    pairs = [{"source": text, "target": text[::-1][:20]} for text in TEXTS]
-    sizes = Seq2SeqSizes(num_layers=1, num_heads=2, hidden_size=16, vocab_size=300)
-
-    def settings(name):
-        chosen = {"steps": 5, "batch_size": 4, "learning_rate": 1e-3, "seed": 0, "quiet": True}
-        return training_arguments(folder / name, **chosen)
-
-    def pretrained():
-        return pretrain(pairs, pairs[:4], folder / "start", settings("lm"), sizes=sizes)
-
-    scores = [{"source": t, "output": t[:9], "score": float(i % 5)} for i, t in enumerate(TEXTS)]
-    chosen = [{"source": t, "chosen": t[:9], "rejected": t[3:]} for t in TEXTS]
-    found, _told = trained(pretrained)
-    for name, rows in (("scores", scores), ("preferences", chosen)):
-        args = (rows, folder / "start", folder / name, settings(f"{name}-run"))
-        model, _ = trained(partial(train_pair_scorer, *args))
-        found |= {f"{name}.{key}": value.clone() for key, value in model.items()}
-        stats = path / "all_stats.jsonl"
-        rows = [json.loads(line) for line in stats.read_text().splitlines()] if RANK == 0 else []
-        found_rows = [{k: v for k, v in row.items() if "time" not in k} for row in rows]
-        if name == "whole":
-            whole = found_rows
-    return found, {"whole": whole, "stopped": found_rows}
+        told[name] = [{k: v for k, v in row.items() if "time" not in k} for row in rows]
+    return found, told
 
 
 def damage(run):
@@ -326,11 +262,8 @@ def rewriter(folder):
     chosen = [{"source": t, "chosen": t[:9], "rejected": t[3:]} for t in TEXTS]
     found, told = trained(pretrained)
     for name, rows in (("scores", scores), ("preferences", chosen)):
-        model, _ = trained(
-            lambda: train_pair_scorer(
-                rows, folder / "start", folder / name, settings(f"{name}-run")
-            )
-        )
+        args = (rows, folder / "start", folder / name, settings(f"{name}-run"))
+        model, _ = trained(partial(train_pair_scorer, *args))
         found |= {f"{name}.{key}": value for key, value in model.items()}
     return found, told
 
