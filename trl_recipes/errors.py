@@ -6,7 +6,13 @@ class RecipeError(ValueError):
 
     The message says what was wrong (with the value), where it came from (flag, file and row,
     function) and what to do. A recipe prints it and exits with 2, without a traceback.
+
+    Attributes:
+        everywhere: whether it is raised in every process of a launch, so that what all do together,
+            such as saving, still can be done.
     """
+
+    everywhere = False
 
 
 class RunStopped(Exception):

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import platform
 import sys
 import time
 import traceback
@@ -24,6 +25,11 @@ _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # what a process ended of, for the laun
 def launched() -> bool:
     """Whether this process is one of several of a launch."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def process_index() -> int:
+    """Give the number of this process among those of its launch; 0 is the main one."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def join_launch() -> None:
@@ -89,6 +95,7 @@ def of_main(work: Callable[[], T]) -> T:
             told[1] = error
     dist.broadcast_object_list(told)
     if told[1] is not None:
+        told[1].everywhere = True
         raise told[1]
     return told[0]
 
@@ -115,8 +122,24 @@ def together(work: Callable[[], T]) -> T:
     dist.all_gather_object(errors, error)
     error = next((told for told in errors if told is not None), None)
     if error is not None:
+        error.everywhere = True
         raise error
     return result
+
+
+def of_all(part: list[T]) -> list[T]:
+    """Give the entries that all processes have, in the order of the processes.
+
+    Args:
+        part: this one's, which can be pickled.
+    """
+    if not _meet():
+        return part
+    import torch.distributed as dist
+
+    parts: list[list[T]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(parts, part)
+    return [entry for other in parts for entry in other]
 
 
 def greatest(number: int) -> int:
@@ -140,13 +163,8 @@ def neighbours() -> list[int]:
     """Give the process numbers of the other processes on this machine."""
     if not _meet():
         return []
-    import platform
-
-    import torch.distributed as dist
-
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, (platform.node(), os.getpid()))
     here = platform.node()
+    everyone = of_all([(here, os.getpid())])
     return [number for node, number in everyone if node == here and number != os.getpid()]
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -19,7 +20,14 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from trl_recipes.errors import RecipeError, RunStopped
-from trl_recipes.processes import another_failed, greatest, has_ended, neighbours
+from trl_recipes.processes import (
+    another_failed,
+    greatest,
+    has_ended,
+    neighbours,
+    of_all,
+    of_main,
+)
 from trl_recipes.runs import RunFolder, is_main_process
 
 _log = logging.getLogger(__name__)
@@ -145,7 +153,8 @@ def train_or_stop(
     """
     args, train = trainer.args, train or trainer.train
     run, wanted = RunFolder(Path(args.output_dir)), args.resume_from_checkpoint
-    checkpoint = _find_checkpoint(run.checkpoints, str(wanted)) if wanted else None
+    find = partial(_find_checkpoint, run.checkpoints, str(wanted))
+    checkpoint = of_main(find) if wanted else None
     if before_training is not None:
         before_training()
     ddp = trainer.accelerator.ddp_handler
@@ -153,7 +162,7 @@ def train_or_stop(
         ddp.find_unused_parameters = False  # else torch looks for some at each step, and warns
     args.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
     if args.save_strategy == "no":
-        return train(resume_from_checkpoint=checkpoint)
+        return _of_all(train(resume_from_checkpoint=checkpoint))
     args.output_dir = str(run.checkpoints)
     try:
         with StopSignals() as signals:
@@ -163,7 +172,13 @@ def train_or_stop(
         args.output_dir = str(run.path)
     if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
         stop_run(signals.received, trainer.state.global_step, trainer.state.max_steps)
-    return result
+    return _of_all(result)
+
+
+def _of_all(result: TrainOutput) -> TrainOutput:
+    """The same with the mean loss of all processes: since its last log, transformers' is of one."""
+    losses = of_all([result.training_loss])
+    return result._replace(training_loss=sum(losses) / len(losses))
 
 
 def _find_checkpoint(folder: Path, wanted: str) -> str | None:

@@ -81,6 +81,9 @@ class GroupConfig:
     metrics: list[str] | None = _field(
         None, "Functions, named like reward_funcs, that are logged and never optimised."
     )
+    reward_once: bool = _field(
+        False, "Let the main process call the reward functions once, for all processes."
+    )
 
     # Precision, memory and what is seen.
     trust_remote_code: bool = _field(False, "Run code that a model from the hub brings along.")
@@ -124,6 +127,8 @@ class GroupConfig:
             self.use_cpu = True  # transformers wants to be told
         if self.save_steps == 0:
             self.save_strategy = "no"
+        if self.ddp_find_unused_parameters is None:  # else torch looks for some at each step
+            self.ddp_find_unused_parameters = False
         super().__post_init__()
 
     @property

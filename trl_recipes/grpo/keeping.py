@@ -42,13 +42,14 @@ def begin_epoch(sampler: Sampler, epoch: int) -> None:
         sampler.generator.manual_seed((sampler.seed or 0) + EPOCH_SEEDS * epoch)
 
 
-def write_place(folder: Path, place: Place, process: int) -> None:
+def write_place(folder: Path, place: Place, process: int, processes: int) -> None:
     """Write a place into a checkpoint, before what makes the checkpoint a whole one.
 
     Args:
         folder: of the checkpoint; made if it is not there.
         place: the place; a batch with anything but tensors (images) is left out.
         process: index of this process.
+        processes: how many there are.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if place.batch is not None and all(map(_is_tensors, place.batch)):
@@ -61,11 +62,12 @@ def write_place(folder: Path, place: Place, process: int) -> None:
         save_file(tensors, folder / _batch_file(process))
     if process == 0:
         numbers = {key: getattr(place, key) for key in ("passes", "episodes", "generated")}
+        numbers["processes"] = processes
         (folder / PLACE_FILE).write_text(json.dumps(numbers), encoding="utf-8")
 
 
-def read_place(folder: Path, process: int, device: torch.device) -> Place:
-    """Read what `write_place` wrote.
+def read_place(folder: Path, process: int, device: torch.device) -> tuple[Place, int]:
+    """Read what `write_place` wrote: the place, and how many processes there were.
 
     Args:
         folder: of the checkpoint.
@@ -78,6 +80,7 @@ def read_place(folder: Path, process: int, device: torch.device) -> Place:
     path, batch = folder / PLACE_FILE, None
     try:
         numbers: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        processes = numbers.pop("processes", 1)
         place = Place(**numbers, batch=None)
     except (OSError, ValueError, TypeError) as error:
         raise RecipeError(
@@ -91,7 +94,7 @@ def read_place(folder: Path, process: int, device: torch.device) -> Place:
         for name, value in tensors.items():
             number, _, key = name.partition(".")
             batch[int(number)][key] = value.to(device)
-    return place._replace(batch=batch)
+    return place._replace(batch=batch), processes
 
 
 def write_weights(folder: Path, reference: PreTrainedModel) -> None:

@@ -51,9 +51,11 @@ from trl_recipes.grpo.keeping import (
 )
 from trl_recipes.model_checks import check_lengths
 from trl_recipes.packed_weights import packed_weights
+from trl_recipes.processes import of_all, of_main
 from trl_recipes.progress import StepProgress
 from trl_recipes.random_states import random_states, set_random_states
 from trl_recipes.rewards.loading import rewards_of
+from trl_recipes.rewards.sharing import check_rewards, part_of, score_part
 from trl_recipes.rewards.text import plain_text
 from trl_recipes.runs import RunFolder, check_disk
 from trl_recipes.sharding import check_loading, is_sharded, whole, whole_model
@@ -71,6 +73,7 @@ logger = get_logger(__name__)
 
 CHECK_STEPS = 4  # the first one warms up; the others tell how long a step takes
 NOT_FINITE_ENDS = 3  # optimizer steps in a row without a finite gradient
+_TEXTS = ("prompt", "completion", "completion_ids")  # no columns of the data set's own
 
 
 class _Steps(TrainerCallback):
@@ -161,6 +164,11 @@ class GroupTrainer:
         args.reward_weights = self.rewards.weights
         if train_dataset is None and "environment_factory" not in kwargs:
             raise RecipeError("`train_dataset` is missing: prompts, in a column `prompt`.")
+        if args.reward_once and "environment_factory" in kwargs:
+            raise RecipeError(
+                "`reward_once` lets the main process score for all, but each process has its own "
+                "environments (`environment_factory`). Leave one of them out."
+            )
         if "eval_dataset" in kwargs:
             kwargs["eval_dataset"] = prompt_rows(kwargs["eval_dataset"])
         peft_config = select_trainable(policy, args.trainable, peft_config)
@@ -230,16 +238,46 @@ class GroupTrainer:
             self._note("time/generation", time.perf_counter() - started)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
-        """Let TRL call the reward functions, and note what the batch looks like."""
+        """Call the reward functions as TRL does, and note what the batch looks like.
+
+        Done here, so that an error in one process is told in all, and because TRL would call them
+        in every process.
+        """
         started = time.perf_counter()
-        by_function = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        raw = self._score(inputs, prompts, completions, completion_ids_list)
+        values = torch.tensor([raw[name] for name in self.rewards.names], dtype=torch.float32)
+        by_function = self.accelerator.gather(values.T.contiguous().to(self.accelerator.device))
         self._note("time/scoring", time.perf_counter() - started)
         if self.model.training:
             self._note_scores(by_function)
             self._note_texts(completions, completion_ids_list)
-            self._note_metrics(inputs, prompts, completions, completion_ids_list)
+            self._note_metrics(raw)
             self._keep_samples(prompts, completions, by_function)
         return by_function
+
+    def _score(self, inputs, prompts, completions, ids) -> dict[str, list[float]]:
+        """Values of each reward function and metric for this process's part; nan for None."""
+        columns = {name: [row[name] for row in inputs] for name in inputs[0] if name not in _TEXTS}
+        extra_columns: list[tuple[str, list]] = []
+        extra_metrics: list[tuple[str, float]] = []
+        extras: dict[str, Any] = {
+            "trainer_state": self.state,
+            "log_extra": lambda column, values: extra_columns.append((column, list(values))),
+            "log_metric": lambda name, value: extra_metrics.append((name, value)),
+        }
+        if getattr(self, "environments", None) is not None:
+            extras["environments"] = self.environments
+        once = self.args.reward_once
+        _, raw = score_part(self.rewards, once, prompts, completions, ids, columns, **extras)
+        place = slice(None)
+        if once:  # what TRL gathers of all must be there in all
+            extra_columns, extra_metrics = of_main(lambda: (extra_columns, extra_metrics))
+            place = part_of(len(prompts))
+        for column, values in extra_columns:
+            self._log_completion_extra(column, values[place])
+        for name, value in extra_metrics:
+            self._log_metric(name, value)
+        return {n: [torch.nan if v is None else v for v in values] for n, values in raw.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what TRL logs, and keep the row of a training step in the run folder."""
@@ -285,23 +323,20 @@ class GroupTrainer:
         self._episodes += len(lengths)
         self._generated += int(lengths.sum())
         self._note("tokens/responses_len_mean", lengths.float().mean().item())
-        texts = [plain_text(text) for text in completions]
-        self._note("samples/distinct_2", distinct_n(ids, 2))
+        texts = of_all([plain_text(text) for text in completions])
+        self._note("samples/distinct_2", distinct_n(of_all(list(ids)), 2))
         self._note("samples/unique", len(set(texts)) / len(texts))
         if self.mask_truncated_completions:
             ends = (self._tokenizer.eos_token_id, self._tokenizer.pad_token_id)
-            self._note("tokens/masked_share", sum(row[-1] not in ends for row in ids) / len(ids))
+            masked = of_all([row[-1] not in ends for row in ids])
+            self._note("tokens/masked_share", sum(masked) / len(masked))
 
-    def _note_metrics(self, inputs, prompts, completions, ids) -> None:
-        """Call the functions that are only logged."""
-        if not self.rewards.metrics:
-            return
-        columns = {name: [row[name] for row in inputs] for name in inputs[0] if name != "prompt"}
-        values_of = self.rewards.measure(
-            prompts=prompts, completions=completions, completion_ids=ids, **columns
-        )
-        for name, values in values_of.items():
-            known = torch.tensor([value for value in values if value is not None])
+    def _note_metrics(self, raw: dict[str, list[float]]) -> None:
+        """Note mean and spread of what is only logged, over all processes."""
+        for name in self.rewards.metric_names:
+            values = torch.tensor(raw[name], device=self.accelerator.device)
+            known = self.accelerator.gather(values)
+            known = known[~known.isnan()]
             if len(known):
                 self._note(f"metrics/{name}/mean", known.mean().item())
                 self._note(f"metrics/{name}/std", known.std(correction=0).item())
@@ -372,9 +407,10 @@ class GroupTrainer:
         try:
             with _without_renamings():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        except RecipeError:
-            one_process = self.accelerator.num_processes == 1  # several save together or not
-            if self._between is not None and self.args.saves and one_process:
+        except RecipeError as error:
+            alone = self.accelerator.num_processes == 1  # several save together or not
+            possible = self.args.saves and (alone or error.everywhere)
+            if self._between is not None and possible:
                 _, randomness, self.state.num_input_tokens_seen = self._between
                 set_random_states(randomness)
                 self._save_checkpoint(self.model, trial=None)
@@ -395,12 +431,26 @@ class GroupTrainer:
             self._said |= set(alarms(self.all_stats[:count]))
         if self._checkpoint is not None:
             process, device = self.accelerator.process_index, self.accelerator.device
-            place = read_place(Path(self._checkpoint), process, device)
+            place, processes = read_place(Path(self._checkpoint), process, device)
+            if processes != self.accelerator.num_processes:
+                place = self._elsewhere(place, processes)
             self._step, self._buffered_inputs = place.passes, place.batch
             self._episodes, self._generated = place.episodes, place.generated
             if self.args.sync_ref_model:
                 reference = self.accelerator.unwrap_model(self.ref_model)
                 reference.load_state_dict(read_weights(Path(self._checkpoint), type(reference)))
+
+    def _elsewhere(self, place: Place, processes: int) -> Place:
+        """The place of a run that had another number of processes, as near as it can be given."""
+        logger.warning(
+            "The run had %d processes and has %d now: it goes on with the same weights, but draws "
+            "other responses; prompts go on where they were if `batch_size` times processes is the "
+            "same.",
+            processes,
+            self.accelerator.num_processes,
+        )
+        passes = self.state.global_step * self.args.gradient_accumulation_steps
+        return place._replace(passes=passes, batch=None)
 
     def _leave_out_if_not_finite(self) -> None:
         """Leave a step out that would turn weights into nan; several in a row end the run."""
@@ -434,7 +484,8 @@ class GroupTrainer:
         """
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         try:
-            write_place(folder, self._between[0], self.accelerator.process_index)
+            place, processes = self._between[0], self.accelerator.num_processes
+            write_place(folder, place, self.accelerator.process_index, processes)
             if self.args.sync_ref_model and self.args.should_save:  # else it is the start model
                 write_weights(folder, self.accelerator.unwrap_model(self.ref_model))
             super()._save_checkpoint(model, trial)
@@ -540,7 +591,8 @@ class GroupTrainer:
             return [0]
         sample = made_up_sample(rows, self.processing_class)
         extras = {name: lambda *args: None for name in ("log_extra", "log_metric")}
-        self.rewards.check(**sample, **extras, trainer_state=self.state)
+        extras["trainer_state"] = self.state
+        check_rewards(self.rewards, self.args.reward_once, **sample, **extras)
         if len(rows) < self.args.groups:
             raise RecipeError(
                 f"The data set has {len(rows)} prompts, fewer than the {self.args.groups} of one "

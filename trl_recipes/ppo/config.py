@@ -149,6 +149,9 @@ class PPOConfig(TRLPPOConfig):
     metrics: list[str] | None = _field(
         None, "Functions, named like reward_funcs, that are logged and never optimised."
     )
+    reward_once: bool = _field(
+        False, "Let the main process call the reward functions once, for all processes."
+    )
     reward_norm: Literal["none", "reference"] = _field(
         "none",
         "reference: optimise each reward function's value less its mean, over its spread, on "

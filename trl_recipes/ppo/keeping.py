@@ -2,6 +2,7 @@
 
 import json
 import signal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,6 +13,7 @@ from accelerate.utils import gather_object
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.ppo import checkpoint, snapshot
+from trl_recipes.processes import of_main
 from trl_recipes.random_states import random_states
 from trl_recipes.runs import RunFolder
 from trl_recipes.sharding import whole_tensors
@@ -76,7 +78,7 @@ def found_checkpoint(trainer: "PPOTrainer", wanted: str | bool | None) -> Path |
     if not trainer.args.saves:
         raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
     folder = RunFolder(Path(trainer.args.output_dir)).checkpoints
-    return checkpoint.find_checkpoint(folder, wanted)
+    return of_main(partial(checkpoint.find_checkpoint, folder, wanted))
 
 
 def save(trainer: "PPOTrainer", randomness: dict[str, Any]) -> None:

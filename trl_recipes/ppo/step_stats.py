@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trl_recipes.ppo.objective import PPOLosses, Sum, masked_mean, masked_var
+from trl_recipes.processes import of_all
 from trl_recipes.stats import distinct_n
 
 
@@ -214,14 +215,16 @@ def average_updates(updates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def diversity(responses: Sequence[Tensor], texts: Sequence[str]) -> dict[str, float]:
-    """Share of distinct token pairs and of distinct texts in a batch.
+    """Share of distinct token pairs and of distinct texts in a batch, over all processes.
 
     Args:
         responses: token ids, each of shape (length,).
         texts: the same, decoded.
     """
+    ids = of_all([response.tolist() for response in responses])
+    texts = of_all(list(texts))
     return {
-        "samples/distinct_2": distinct_n([response.tolist() for response in responses], 2),
+        "samples/distinct_2": distinct_n(ids, 2),
         "samples/unique": len(set(texts)) / len(texts),
     }
 

@@ -52,6 +52,7 @@ from trl_recipes.progress import StepProgress
 from trl_recipes.random_states import random_states, set_random_states
 from trl_recipes.rewards.inputs import made_up_batch, reward_inputs
 from trl_recipes.rewards.loading import rewards_of
+from trl_recipes.rewards.sharing import check_rewards, score_part
 from trl_recipes.runs import check_disk
 from trl_recipes.sampling import Samples, can_sample, sample_responses
 from trl_recipes.sharding import (
@@ -636,8 +637,9 @@ class PPOTrainer(TRLPPOTrainer):
                 batch = self._next_batch()
                 try:
                     stats = self._train_on(batch)
-                except RecipeError:  # of a reward function; several processes save together or not
-                    if self._step_began is not None and self.accelerator.num_processes == 1:
+                except RecipeError as error:  # of a reward function; all save together or none
+                    alone = self.accelerator.num_processes == 1
+                    if self._step_began is not None and (alone or error.everywhere):
                         keeping.save(self, self._step_began)
                     raise
                 self.state.global_step += 1
@@ -737,7 +739,8 @@ class PPOTrainer(TRLPPOTrainer):
         """Call the reward functions with text, as TRL's GRPOTrainer does."""
         prompts, completions, columns = reward_inputs(batch, self.tokenizer)
         completion_ids = [response.tolist() for response in responses]
-        return self.rewards(prompts, completions, completion_ids, columns, trainer_state=self.state)
+        texts = (prompts, completions, completion_ids, columns)
+        return score_part(self.rewards, self.args.reward_once, *texts, trainer_state=self.state)
 
     def _score_stats(self, scores: list[float], by_function: dict[str, list]) -> dict[str, float]:
         names = self.rewards.metric_names
@@ -801,7 +804,8 @@ class PPOTrainer(TRLPPOTrainer):
             )
         rows = made_up_batch(self.dataset[:2])
         prompts, completions, columns = reward_inputs(rows, self.tokenizer)
-        self.rewards.check(prompts, completions, columns=columns, trainer_state=self.state)
+        extras = {"columns": columns, "trainer_state": self.state}
+        check_rewards(self.rewards, self.args.reward_once, prompts, completions, **extras)
         longest = max(len(ids) for ids in self.dataset["input_ids"])
         check_lengths(longest, self.args.response_length, self._policy())
         keeping.found_checkpoint(self, self.args.resume_from_checkpoint)

@@ -165,25 +165,13 @@ class Rewards:
         self(list(prompts), list(completions), ids, columns, **extras)
 
     def for_trl(self) -> list[RewardFunc]:
-        """Give the reward functions as TRL's own trainers take them.
+        """Give the reward functions as TRL's own trainers take them, by their names here.
 
-        They are checked and their exceptions told as by a call, and go by their names here;
-        asynchronous ones stay so. The trainer wants `weights` as its `reward_weights`.
+        They are checked and their exceptions told as by a call. The trainer wants `weights` as its
+        `reward_weights`.
         """
         pairs = zip(self.reward_funcs, self.names, strict=True)
         return [_for_trl(func, name) for func, name in pairs]
-
-    def measure(self, **arguments: Any) -> dict[str, list[float | None]]:
-        """Call the metrics alone; their values by name.
-
-        Args:
-            **arguments: prompts, completions, completion_ids and columns, as TRL gives them.
-        """
-        returned = _call_all(self.metrics, self.metric_names, arguments)
-        return {
-            name: _checked_values(values, name, arguments["prompts"], arguments["completions"])
-            for name, values in zip(self.metric_names, returned, strict=True)
-        }
 
     def _weighted(
         self,
@@ -245,20 +233,11 @@ def _call_all(
 
 
 def _for_trl(func: RewardFunc, name: str) -> RewardFunc:
-    """A function that checks what `func` returns; async where `func` is."""
-    if _is_async(func):
+    """A function that checks what `func` returns."""
 
-        async def checked(**arguments: Any) -> list[float | None]:
-            chosen = _chosen_arguments(func, name, arguments)
-            with _told_of(None, name, arguments):
-                values = await func(**chosen)
-            return _checked_values(values, name, arguments["prompts"], arguments["completions"])
-
-    else:
-
-        def checked(**arguments: Any) -> list[float | None]:
-            (values,) = _call_all([func], [name], arguments)
-            return _checked_values(values, name, arguments["prompts"], arguments["completions"])
+    def checked(**arguments: Any) -> list[float | None]:
+        (values,) = _call_all([func], [name], arguments)
+        return _checked_values(values, name, arguments["prompts"], arguments["completions"])
 
     checked.__name__ = name
     return checked

@@ -1,0 +1,355 @@
+"""What each process of tests/test_several_processes.py does: some trainings, one after another.
+
+accelerate launch --config_file recipes/accelerate/two_cpu_processes.yaml tests/several.py FOLDER
+"""
+
+import asyncio
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import numpy as np
+import torch
+from architectures import ARCHITECTURES, VOCAB, Words
+from conftest import SENTENCES
+from datasets import Dataset
+from safetensors.torch import save_file
+from tiny_grpo import build, prompts, weights
+
+from trl_recipes import PPOConfig, PPOTrainer, RecipeError, processes
+from trl_recipes.pretrain import (
+    ClassifierSizes,
+    LanguageModelSizes,
+    PretrainConfig,
+    train_language_model,
+)
+from trl_recipes.reward_data import Labelled, Pairs
+from trl_recipes.reward_training import RewardModelConfig, train_reward_model
+from trl_recipes.rewards import Rewards
+from trl_recipes.rewards.sharing import score_part
+from trl_recipes.seq2seq.pair_scorer import train_pair_scorer
+from trl_recipes.seq2seq.pretraining import Seq2SeqSizes, pretrain, training_arguments
+
+RANK, PROCESSES = (int(os.environ.get(key, n)) for key, n in (("RANK", 0), ("WORLD_SIZE", 1)))
+GLOBAL_BATCH, STEPS = 16, 3
+PROBE = torch.arange(24).view(2, 12) % VOCAB
+
+
+def given_responses(step, rows):
+    """Responses of one to six words for rows of the whole batch, whoever has them."""
+    made = []
+    for row in rows:
+        draw = torch.Generator().manual_seed(1000 * step + row)
+        length = int(torch.randint(1, 7, (1,), generator=draw))
+        made.append(torch.randint(2, VOCAB, (length,), generator=draw).tolist())
+    return made
+
+
+def update(kind, folder, **settings):
+    """Steps on given responses: what is logged, and what the model has become."""
+    seen, steps = [], iter(range(100))
+
+    def reward(prompts, completions, id, **_):
+        seen.append([*zip(prompts, completions, id, strict=True)])
+        return [
+            len(set(text.split())) + 0.1 * number
+            for text, number in zip(completions, id, strict=True)
+        ]
+
+    size = GLOBAL_BATCH // PROCESSES
+    settings = {"mini_batch_size": 4, "max_grad_norm": 1.0} | settings
+    trainer = build(kind, rewards=reward, batch_size=size, max_steps=STEPS, **settings)
+
+    def given(prompt_ids, *_, **__):
+        responses = given_responses(next(steps), range(RANK * size, RANK * size + size))
+        return (responses, None) if kind == "grpo" else responses
+
+    trainer._generate_single_turn = given
+    trainer.train()
+    found = weights(trainer)
+    with torch.no_grad():
+        found["logits"] = trainer.accelerator.unwrap_model(trainer.model)(PROBE).logits
+    rows = [{k: v for k, v in row.items() if "time" not in k} for row in trainer.all_stats]
+    return found, {"rows": rows, "seen": seen[1:]}  # the first were made up to check the reward
+
+
+def spell(completions, words, **_):
+    """A reward of None for some, with a column of the data set."""
+    pairs = zip(completions, words, strict=True)
+    return [None if len(text) < 9 else float(len(text) + word) for text, word in pairs]
+
+
+async def patient(prompts, completions, completion_ids, log_extra=None, log_metric=None, **_):
+    """An asynchronous one, which logs beside its scores where that can be done."""
+    await asyncio.sleep(0.001)
+    if log_extra is not None:
+        log_extra("lengths", [len(ids) for ids in completion_ids])
+        log_metric("calls", 1.0)
+    pairs = zip(prompts, completions, strict=True)
+    return [float(len(prompt) - len(text)) for prompt, text in pairs]
+
+
+def counted(function, calls):
+    """The same function, which notes what it was called with."""
+
+    async def noting_async(**arguments):
+        calls.append([*zip(arguments["prompts"], arguments["completions"], strict=True)])
+        return await function(**arguments)
+
+    def noting(**arguments):
+        calls.append([*zip(arguments["prompts"], arguments["completions"], strict=True)])
+        return function(**arguments)
+
+    noting = noting_async if asyncio.iscoroutinefunction(function) else noting
+    noting.__name__ = function.__name__
+    return noting
+
+
+def ppo(rewards, steps=STEPS, metrics=None, folder=None, columns=None, **settings):
+    torch.manual_seed(0)
+    model = ARCHITECTURES["gpt2"]()
+    size = GLOBAL_BATCH // PROCESSES // 2
+    config = PPOConfig(
+        **{
+            "batch_size": size,
+            "ppo_epochs": 1,
+            "learning_rate": 3e-3,
+            "response_length": 6,
+            "save_steps": 2,
+            "output_dir": None if folder is None else str(folder),
+        }
+        | settings,
+        max_steps=steps,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    queries = torch.randint(2, VOCAB, (40, 3)).tolist()
+    return PPOTrainer(
+        args=config,
+        model=model,
+        reward_funcs=rewards,
+        metrics=metrics,
+        train_dataset=Dataset.from_dict({"input_ids": queries} | (columns or {})),
+        processing_class=Words(),
+    )
+
+
+def group(kind, rewards, metrics=None, **settings):
+    more = {"metrics": metrics}
+    data = prompts(9, words=list(range(9)))
+    return build(kind, rewards=rewards, data=data, more=more, **settings)
+
+
+def once(kind, folder):
+    """The same run with rewards in each process and once for all: rows, and who was called."""
+    told = {}
+    for name, reward_once in (("each", False), ("once", True)):
+        calls = {"spell": [], "patient": [], "unique": []}
+        unique = lambda completions, **_: [float(len(set(text))) for text in completions]  # noqa: E731
+        unique.__name__ = "unique"
+        functions = [counted(f, calls[f.__name__]) for f in (spell, patient, unique)]
+        settings = {"reward_once": reward_once, "reward_weights": [1.0, 0.5]}
+        if kind == "ppo":
+            columns = {"words": list(range(40))}
+            trainer = ppo(functions[:2], metrics=functions[2:], columns=columns, **settings)
+        else:
+            trainer = group(kind, functions[:2], metrics=functions[2:], **settings)
+        trainer.train()
+        rows = [{k: v for k, v in row.items() if "time" not in k} for row in trainer.all_stats]
+        told[name] = {"rows": rows, "calls": calls}
+    return {}, told
+
+
+def failing(kind, folder, reward_once=False, fails_in=1):
+    """A reward that raises in one process at the second step; what each process makes of it."""
+    calls = iter(range(100))
+
+    def picky(completions, **_):
+        if next(calls) == 2 and fails_in == RANK:  # once checked, then the second step
+            raise ValueError(f"out of paper in {RANK}")
+        return [float(len(text)) for text in completions]
+
+    path, told = folder / "failing", {}
+    make = ppo if kind == "ppo" else partial(group, kind)
+    settings = {"reward_once": reward_once, "save_steps": 50}
+    settings |= {"folder": path} if kind == "ppo" else {"output_dir": str(path)}
+    trainer = make(picky, **settings)
+    try:
+        trainer.train()
+    except RecipeError as error:
+        told["error"] = str(error)
+    processes.greatest(0)  # all have written
+    told["checkpoints"] = sorted(p.name for p in path.glob("checkpoints/*"))
+    return {}, told
+
+
+def noisy(completions, **_):
+    """A reward that draws from the generators that users draw from."""
+    return [len(set(text.split())) + float(np.random.rand()) for text in completions]
+
+
+def resumed(kind, folder):
+    """A run left alone, and one that went on from its checkpoint: weights and rows of both."""
+    found, told = {}, {}
+    make = ppo if kind == "ppo" else partial(group, kind)
+    for name in ("whole", "stopped"):
+        path = folder / name
+        settings = {"folder": path} if kind == "ppo" else {"output_dir": str(path)}
+        settings |= {"save_steps": 2, "max_steps": 4} if kind != "ppo" else {"steps": 4}
+        settings |= {"learning_rate": 1e-3}
+        trainer = make(noisy, **settings)
+        trainer.train()
+        if name == "stopped":
+            processes.of_main(partial(damage, path))
+            trainer = make(noisy, resume_from_checkpoint="true", **settings)
+            trainer.train()
+        model = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+        found |= {f"{name}.{key}": value.clone() for key, value in model.items()}
+        stats = path / "all_stats.jsonl"
+        rows = [json.loads(line) for line in stats.read_text().splitlines()] if RANK == 0 else []
+        told[name] = [{k: v for k, v in row.items() if "time" not in k} for row in rows]
+    return found, told
+
+
+def damage(run):
+    """As if the run had been killed while it wrote its last checkpoint."""
+    last = max(run.glob("checkpoints/*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in last.iterdir():
+        if path.suffix == ".json":
+            path.unlink()
+
+
+TEXTS = [f"{text} {i}" for i in range(8) for text in SENTENCES]
+
+
+def language_model(folder):
+    config = PretrainConfig(
+        output_dir=str(folder), max_steps=6, per_device_train_batch_size=4, disable_tqdm=True
+    )
+    sizes = LanguageModelSizes(n_layer=1, n_head=2, n_embd=16, vocab_size=300)
+    return trained(lambda: train_language_model(TEXTS, folder / "model", config, sizes=sizes))
+
+
+def reward_model(kind, folder):
+    config = RewardModelConfig(
+        output_dir=str(folder), max_steps=6, per_device_train_batch_size=4, disable_tqdm=True
+    )
+    sizes = ClassifierSizes(num_layers=1, num_heads=2, hidden_size=16, vocab_size=300, dropout=0.1)
+    data = {
+        "classes": lambda: Labelled(TEXTS, [i % 2 for i in range(len(TEXTS))], ("BAD", "GOOD")),
+        "numbers": lambda: Labelled(TEXTS, [float(i % 3) for i in range(len(TEXTS))], None),
+        "pairs": lambda: Pairs(TEXTS, TEXTS[::-1]),
+    }[kind]()
+    return trained(lambda: train_reward_model(data, folder / "model", config, sizes=sizes))
+
+
+def rewriter(folder):
+    """An encoder-decoder from scratch, then a reward model of either kind on it."""
+    pairs = [{"source": text, "target": text[::-1][:20]} for text in TEXTS]
+    sizes = Seq2SeqSizes(num_layers=1, num_heads=2, hidden_size=16, vocab_size=300)
+
+    def settings(name):
+        chosen = {"steps": 5, "batch_size": 4, "learning_rate": 1e-3, "seed": 0, "quiet": True}
+        return training_arguments(folder / name, **chosen)
+
+    def pretrained():
+        return pretrain(pairs, pairs[:4], folder / "start", settings("lm"), sizes=sizes)
+
+    scores = [{"source": t, "output": t[:9], "score": float(i % 5)} for i, t in enumerate(TEXTS)]
+    chosen = [{"source": t, "chosen": t[:9], "rejected": t[3:]} for t in TEXTS]
+    found, told = trained(pretrained)
+    for name, rows in (("scores", scores), ("preferences", chosen)):
+        args = (rows, folder / "start", folder / name, settings(f"{name}-run"))
+        model, _ = trained(partial(train_pair_scorer, *args))
+        found |= {f"{name}.{key}": value for key, value in model.items()}
+    return found, told
+
+
+def trained(train):
+    """What a training on transformers' Trainer leaves in this process's own model."""
+    import transformers
+
+    kept, ours = [], transformers.Trainer.__init__
+
+    def init(self, *args, **kwargs):
+        ours(self, *args, **kwargs)
+        kept.append(self)
+
+    transformers.Trainer.__init__ = init
+    try:
+        told = train()
+    finally:
+        transformers.Trainer.__init__ = ours
+    model = kept[-1].accelerator.unwrap_model(kept[-1].model)
+    return {name: value.clone() for name, value in model.state_dict().items()}, told
+
+
+def conversations(folder):
+    """Parts of different sizes, of messages, scored once."""
+    calls = []
+
+    def polite(prompts, completions, completion_ids, mood, **_):
+        calls.append([prompts, completions, completion_ids, mood])
+        lengths = [float(len(completion[0]["content"])) for completion in completions]
+        return [None if m == "bad" else n for m, n in zip(mood, lengths, strict=True)]
+
+    mine = [[0], [1, 2]][RANK]
+    message = lambda role, text: [{"role": role, "content": text}]  # noqa: E731
+    scores, raw = score_part(
+        Rewards(polite),
+        True,
+        [message("user", f"question {i}") for i in mine],
+        [message("assistant", "word " * i) for i in mine],
+        [[i] * i for i in mine],
+        {"mood": [["bad", "good", "bad"][i] for i in mine]},
+    )
+    return {}, {"scores": scores, "raw": raw, "calls": calls}
+
+
+UPDATES = {
+    "grpo": {},
+    "grpo, groups over both": {
+        "num_generations": 16,
+        "loss_type": "grpo",
+        "scale_rewards": "batch",
+    },
+    "grpo, batches used twice": {"num_iterations": 2},
+    "rloo": {},
+}
+CASES = {
+    "ppo, once": partial(once, "ppo"),
+    "grpo, once": partial(once, "grpo"),
+    "rloo, once": partial(once, "rloo"),
+    "conversations": conversations,
+    "ppo, failing": partial(failing, "ppo"),
+    "grpo, failing": partial(failing, "grpo"),
+    "ppo, failing once": partial(failing, "ppo", reward_once=True, fails_in=0),
+    "grpo, failing once": partial(failing, "grpo", reward_once=True, fails_in=0),
+    "ppo, resumed": partial(resumed, "ppo"),
+    "grpo, resumed": partial(resumed, "grpo"),
+    "language model": language_model,
+    "classes": partial(reward_model, "classes"),
+    "numbers": partial(reward_model, "numbers"),
+    "pairs": partial(reward_model, "pairs"),
+    "rewriter": rewriter,
+}
+CASES |= {name: partial(update, name.partition(",")[0], **more) for name, more in UPDATES.items()}
+
+
+def run(folder, names):
+    """Run cases in this process; what they found and told goes to a folder for each."""
+    for name in names:
+        own = folder / name.replace(", ", "-")
+        own.mkdir(parents=True, exist_ok=True)
+        found, told = CASES[name](own)
+        found = {key: value.detach().contiguous().clone() for key, value in found.items()}
+        save_file(found, own / f"found-{RANK}.safetensors")
+        (own / f"told-{RANK}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    processes.join_launch()
+    run(Path(sys.argv[1]), sys.argv[2:] or CASES)
