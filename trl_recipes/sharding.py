@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy as by_layer
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trl_recipes.errors import RecipeError
@@ -35,6 +37,45 @@ def check_loading() -> None:
 
 def _is_on(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes")
+
+
+def check_embeddings(model: nn.Module, accelerator: Accelerator) -> None:
+    """Refuse what transformers' Trainer cannot train under FSDP2.
+
+    Args:
+        model: transformers or PEFT model.
+        accelerator: before it prepares the model.
+
+    Raises:
+        RecipeError: it is an encoder-decoder, whose encoder, decoder and head share one embedding.
+    """
+    if accelerator.is_fsdp2 and model.config.is_encoder_decoder:
+        raise RecipeError(
+            f"{type(unwrap_adapter(model)).__name__} cannot be trained under FSDP2 before PPO: "
+            "accelerate would put the embedding that encoder and decoder share into two groups. "
+            "Launch with `--config_file recipes/accelerate/several_gpus.yaml`."
+        )
+
+
+def spread_by_layer(model: nn.Module, accelerator: Accelerator) -> None:
+    """Tell accelerate which layers FSDP2 is to spread one by one, unless its configuration does.
+
+    What accelerate 1.15 finds out itself fails for a model that names a module around its input
+    embeddings too (ModernBERT), and is kept for the next model that the process trains.
+
+    Args:
+        model: transformers or PEFT model.
+        accelerator: before it prepares the model.
+    """
+    if not accelerator.is_fsdp2 or "FSDP_TRANSFORMER_CLS_TO_WRAP" in os.environ:
+        return
+    plugin = accelerator.state.fsdp_plugin
+    if getattr(plugin.auto_wrap_policy, "func", plugin.auto_wrap_policy) is by_layer:
+        base = unwrap_adapter(model)
+        embeddings = base.get_input_embeddings()
+        around = {type(m).__name__ for m in base.modules() if embeddings in m.children()}
+        plugin.auto_wrap_policy = by_layer
+        plugin.transformer_cls_names_to_wrap = sorted({*(base._no_split_modules or ())} - around)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -29,6 +29,7 @@ from trl_recipes.processes import (
     of_main,
 )
 from trl_recipes.runs import RunFolder, is_main_process
+from trl_recipes.sharding import check_embeddings, spread_by_layer
 
 _log = logging.getLogger(__name__)
 
@@ -155,6 +156,8 @@ def train_or_stop(
     run, wanted = RunFolder(Path(args.output_dir)), args.resume_from_checkpoint
     find = partial(_find_checkpoint, run.checkpoints, str(wanted))
     checkpoint = of_main(find) if wanted else None
+    check_embeddings(trainer.model, trainer.accelerator)
+    spread_by_layer(trainer.model, trainer.accelerator)
     if before_training is not None:
         before_training()
     ddp = trainer.accelerator.ddp_handler

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from trl_recipes.forward import response_logits, unwrap_adapter
+from trl_recipes.forward import response_logits
 
 
 class ActorCritic(nn.Module):
@@ -27,11 +27,6 @@ class ActorCritic(nn.Module):
         self.value_head = value_head
         self.config = policy.config
         self.share_lines = False
-
-    @property
-    def _no_split_modules(self) -> list[str]:
-        """Classes of the layers that FSDP spreads one by one, as transformers' models name them."""
-        return list(unwrap_adapter(self.policy)._no_split_modules or [])
 
     def forward(
         self, queries: Tensor, query_mask: Tensor, responses: Tensor, response_mask: Tensor

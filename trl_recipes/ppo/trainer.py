@@ -60,6 +60,7 @@ from trl_recipes.sharding import (
     is_sharded,
     settle,
     shard,
+    spread_by_layer,
     whole,
     whole_model,
     whole_tensors,
@@ -262,6 +263,7 @@ class PPOTrainer(TRLPPOTrainer):
             setup.fuse_activations(self.ref_model)
             self.ref_model.requires_grad_(False).eval()
         setup.keep_float32_shards(self.accelerator)
+        spread_by_layer(self.policy_model, self.accelerator)
         super().create_optimizer_and_scheduler(num_training_steps)
 
     # Rollout
