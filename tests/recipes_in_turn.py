@@ -1,0 +1,124 @@
+"""Every recipe that trains, one after another in each process, with tiny models and few steps.
+
+accelerate launch --config_file FILE tests/recipes_in_turn.py FOLDER
+"""
+
+import importlib.util
+import json
+import os
+import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import torch
+from conftest import SENTENCES, byte_level_tokenizer
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from trl_recipes.arguments import run_recipe
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SMALL = "--disable_tqdm true"
+SIZES = "--num_layers 1 --num_heads 2 --hidden_size 16 --vocab_size 300 --max_steps 4"
+RL = "--model_name_or_path {models}/gpt2 --dataset_name {models}/reviews.jsonl --max_steps 2"
+RL += " --batch_size 8 --response_length 6 --save_steps 1"
+TASK = "--reward_model {models}/classifier --eval_prompts 8"
+SEQ2SEQ = "--hidden_size 16 --num_layers 1 --num_heads 2 --pretrain_steps 4 --reward_steps 4"
+SEQ2SEQ += " --pretrain_batch_size 8 --reward_batch_size 8 --reward_outputs 40 --max_steps 2"
+SEQ2SEQ += " --batch_size 8 --mini_batch_size 8 --ppo_epochs 1 --response_length 8"
+SHOUTING = "--text_file {models}/text.txt --prompt_length 8 --response_length 16 --max_steps 2"
+SHOUTING += " --eval_prompts 16 --baseline_steps 8 --batch_size 16 --num_generations 8"
+SHOUTING += " --n_layer 1 --n_head 2 --n_embd 32 --context_length 24"
+# Run folder: recipe and flags.
+RUNS = {
+    "lm": (
+        "pretrain_lm",
+        "--dataset_name {models}/reviews.jsonl --n_layer 1 --n_head 2 --n_embd 16 --max_steps 4"
+        " --vocab_size 300",
+    ),
+    "classifier": ("train_classifier", "--dataset_name {models}/reviews.jsonl " + SIZES),
+    "reward": ("train_reward_model", "--dataset_name {models}/reviews.jsonl --kind pairs " + SIZES),
+    "ppo": ("ppo_sentiment", f"{RL} {TASK}"),
+    "custom": ("ppo_custom_reward", RL),
+    "grpo": ("grpo_sentiment", f"{RL} {TASK} --num_generations 4"),
+    "rloo": ("rloo_sentiment", f"{RL} {TASK} --num_generations 4 --reward_once true"),
+    "rlhf": ("rlhf", RL + " --eval_prompts 8 --reward_epochs 1 --reward_context_length 32"),
+    "rewrites": ("ppo_seq2seq", SEQ2SEQ + " --eval_prompts 8"),
+    "shouting": ("grpo_shouting", SHOUTING),
+}
+
+
+def make_models(folder):
+    """A GPT-2, a classifier, reviews and a text."""
+    tokenizer = byte_level_tokenizer(SENTENCES)
+    tokenizer.save_pretrained(folder / "gpt2")
+    torch.manual_seed(0)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 64}
+    config = GPT2Config(vocab_size=len(tokenizer), initializer_range=0.2, **sizes, **ends)
+    GPT2LMHeadModel(config).save_pretrained(folder / "gpt2")
+    tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, 60
+    tokenizer.save_pretrained(folder / "classifier")
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+        id2label={0: "NEGATIVE", 1: "POSITIVE"},
+        label2id={"NEGATIVE": 0, "POSITIVE": 1},
+        initializer_range=0.5,
+    )
+    RobertaForSequenceClassification(config).save_pretrained(folder / "classifier")
+    draw, words = random.Random(0), (("dull", "awful", "poor"), ("wonderful", "lovely", "great"))
+    rows = [
+        {"text": f"The acting was {draw.choice(words[i % 2])}, I think, {i}.", "label": i % 2}
+        | {"split": "test" if i < 20 else "train"}
+        for i in range(120)
+    ]
+    (folder / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    weather = ["rain", "snow", "wind", "sun", "moon"]
+    lines = (" ".join(draw.choice(weather) for _ in range(4)) + "\n" for _ in range(300))
+    (folder / "text.txt").write_text("".join(lines))
+
+
+def run(folder, *, names=RUNS):
+    """Run recipes as their command lines do, each into a folder of its own."""
+    for name in names:
+        recipe, flags = RUNS[name]
+        spec = importlib.util.spec_from_file_location(recipe, RECIPES / f"{recipe}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[recipe] = module
+        spec.loader.exec_module(module)
+        parts = [module.main.__annotations__[key] for key in module.main.__annotations__]
+        types = [kind for kind in parts if kind is not None]
+        argv = f"{flags} {SMALL} --output_dir {folder}/{name}".format(models=folder / "models")
+        configs = RECIPES / "configs" / f"{recipe}.yaml"
+        default = recipe if configs.is_file() else None
+        run_recipe(module.main, *types, argv=argv.split(), default_config=default)
+
+
+def main(folder):
+    rank = os.environ["RANK"]
+    for number, kind in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{rank}.{kind}", os.O_WRONLY | os.O_CREAT), number)
+    written = open(folder / f"{rank}.written", "w")  # noqa: SIM115  for as long as this process is
+
+    def look(event, arguments):
+        if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+            written.write(f"{arguments[0]}\n")
+            written.flush()
+
+    sys.addaudithook(look)
+    run(folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,76 @@
+"""Every recipe that trains, through accelerate launch with two processes: one whole run each."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import recipes_in_turn
+from test_several_processes import ENVIRONMENT, LAUNCH
+from transformers import AutoConfig
+
+from trl_recipes.stats import load_stats
+
+RUNS = list(recipes_in_turn.RUNS)
+RL = [name for name in RUNS if name not in ("lm", "classifier", "reward")]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The runs of one process, this one, and those of two."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    for folder in (one, two):
+        recipes_in_turn.make_models(folder / "models")
+    script = Path(recipes_in_turn.__file__)
+    done = subprocess.run(
+        [*LAUNCH, script, two], env=ENVIRONMENT, capture_output=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, (two / "0.err").read_text()[-3000:]
+    recipes_in_turn.run(one)
+    return one, two
+
+
+def files(folder):
+    """Paths in a run folder, without the numbers of processes and of steps."""
+    paths = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return {re.sub(r"(rng_state|sampled_batch|checkpoint)[_-]\d+", r"\1", path) for path in paths}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_leave_the_run_that_one_leaves(name, folders):
+    one, two = (folder / name for folder in folders)
+    found = files(two)
+    assert found == files(one)
+    assert {"config.yaml", "model/model.safetensors"} <= found
+    AutoConfig.from_pretrained(two / "model")
+    for path in two.rglob("*.png"):
+        assert path.stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("name", RL)
+def test_each_step_is_one_row(name, folders):
+    rows = load_stats(folders[1] / name)
+    assert [row["step"] for row in rows] == [1, 2]
+    per_process = 16 if name == "shouting" else 8
+    assert [row["episode"] for row in rows] == [2 * per_process, 4 * per_process]
+    samples = (folders[1] / name / "samples.jsonl").read_text().splitlines()
+    assert {json.loads(line)["step"] for line in samples} == {1, 2}
+
+
+def test_only_the_main_process_speaks(folders):
+    told = (folders[1] / "0.out").read_text()
+    for line in ("Training a GPT-2 of 1 layers", "Reward model:", "baseline: held-out loss"):
+        assert told.count(line) == 1, line
+    assert (folders[1] / "1.out").read_text() == ""
+    assert (folders[1] / "1.err").read_text() == ""
+
+
+def test_only_the_main_process_writes(folders):
+    two = folders[1]
+    mine, others = (
+        {path for path in (two / f"{rank}.written").read_text().splitlines() if str(two) in path}
+        for rank in (0, 1)
+    )
+    assert len(mine) > 50
+    assert {path for path in others if not path.endswith("_1.safetensors")} == set()
