@@ -367,8 +367,8 @@ class PPOTrainer(TRLPPOTrainer):
         stats = rollout_stats(
             scores, logprobs, ref_logprobs, kl, non_score_rewards, mask, kl_coef, self._all_sum
         )
-        for name, rows in (("queries", queries), ("responses", responses)):
-            stats |= length_stats(name, rows, self.current_device, self._all_sum)
+        rows = {"queries": queries, "responses": responses}
+        stats |= length_stats(rows, self.current_device, self._all_sum)
         stats |= average_updates(updates)
         stats["ppo/skipped_minibatches"] = skipped
         stats["ppo/learning_rate"] = self.optimizer.param_groups[0]["lr"]
