@@ -85,12 +85,13 @@ def find_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
     return name
 
 
-def check_works(works: Sequence[Work], repeats: int) -> None:
+def check_works(works: Sequence[Work], repeats: int, alone: bool = False) -> None:
     """Refuse what cannot be run, before anything is.
 
     Args:
         works: the steps to run.
         repeats: processes of each contestant.
+        alone: whether something else than a number of processes is to be compared.
 
     Raises:
         RecipeError: names the flag.
@@ -107,6 +108,11 @@ def check_works(works: Sequence[Work], repeats: int) -> None:
             f"the {CONTEXT} positions of a model of these sizes. Make one smaller."
         )
     for work in works:
+        if work.processes > 1 and alone:
+            raise RecipeError(
+                "--processes compares one process with several of ours, and neither --growth nor "
+                "--only goes with it. Leave one of them out."
+            )
         if work.batch % work.processes:
             raise RecipeError(
                 f"--batch {work.batch} cannot be shared evenly by --processes {work.processes}. "
