@@ -22,7 +22,7 @@ import transformers
 import yaml
 from trl import ModelConfig, TrlParser
 
-from trl_recipes import runs
+from trl_recipes import lost_peer, runs
 from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.printable import printable
 from trl_recipes.ranges import check_range, check_trackers
@@ -104,6 +104,12 @@ def run_recipe(
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        sentences = lost_peer.told(error)
+        if sentences is None:
+            raise
+        print(f"error: {sentences}", file=sys.stderr, flush=True)  # noqa: T201  the user's message
+        os._exit(1)  # closing connections in order would wait for the process that is gone
 
 
 def parse_arguments(

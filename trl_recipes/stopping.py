@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from trl_recipes.errors import RecipeError, RunStopped
+from trl_recipes.lost_peer import notice_lost_machines
 from trl_recipes.runs import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ def train_or_stop(
     checkpoint = _find_checkpoint(run.checkpoints, str(wanted)) if wanted else None
     if before_training is not None:
         before_training()
+    notice_lost_machines()
     if args.save_strategy == "no":
         return train(resume_from_checkpoint=checkpoint)
     args.output_dir = str(run.checkpoints)

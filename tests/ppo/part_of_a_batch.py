@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from accelerate import PartialState
 from architectures import ARCHITECTURES, VOCAB, Words
 from safetensors.torch import save_file
 
@@ -66,7 +65,6 @@ def main(output, name, steps, settings):
     found = {key: value.detach().clone() for key, value in found.items()}
     save_file(found, Path(output) / f"found-{rank}.safetensors")
     (Path(output) / f"stats-{rank}.json").write_text(json.dumps(rows))
-    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python -m trl_recipes.benchmark.contestant ours '{"size": "tiny", "batch": 4, ...}'
 """
 
-import gc
 import itertools
 import json
 import platform
@@ -215,5 +214,3 @@ if __name__ == "__main__":
     measured = run(sys.argv[1], Work(**json.loads(sys.argv[2])))
     if PartialState().is_main_process:
         print(json.dumps(asdict(measured)))  # noqa: T201  what the parent reads
-    gc.collect()  # the trainer holds the group, whose threads must have ended before Python does
-    PartialState().destroy_process_group()

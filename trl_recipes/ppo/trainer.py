@@ -20,6 +20,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.forward import decoder_start_token_id, response_logits
 from trl_recipes.freed_memory import keep_freed_memory
 from trl_recipes.generation import generate_responses
+from trl_recipes.lost_peer import notice_lost_machines
 from trl_recipes.model_checks import check_lengths
 from trl_recipes.padding import length_groups, unpack
 from trl_recipes.ppo import checks, keeping, objective, setup, snapshot
@@ -188,6 +189,7 @@ class PPOTrainer(TRLPPOTrainer):
                 "float16 mixed precision is refused: the probability ratio needs more than it "
                 "resolves. Launch with `--mixed_precision bf16`, or without."
             )
+        notice_lost_machines()
         self.current_device = self.accelerator.device
         if self.current_device.type == "cpu":
             keep_freed_memory()
