@@ -76,7 +76,7 @@ def test_a_process_that_does_not_come_is_told_from_one_that_is_lost():
         _optimize(first)
     told = lost_peer.told(slow.value)
     assert "did not come as far as this one during the update" in told
-    assert "Raise --ddp_timeout" in told
+    assert "raise --ddp_timeout" in told
     assert "lost" not in told
     del second
 

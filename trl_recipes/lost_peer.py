@@ -70,9 +70,10 @@ def told(error: BaseException) -> str | None:
     again = "Checkpoints are whole: go on with the same commands and --resume_from_checkpoint true."
     if re.search(r"Timed out waiting \d+ ?ms", said):
         return (
-            f"Another process did not come as far as this one{at} within the time that "
-            "--ddp_timeout allows: it hangs, or it does something that takes longer, such as a "
-            f"slow reward function. Raise --ddp_timeout, which is in seconds. {again}"
+            f"Another process did not come as far as this one{at} within the time that is "
+            "allowed: it hangs, or it does something that takes longer, such as a "
+            "slow reward function. On GPUs raise --ddp_timeout, which is in seconds; on a CPU it is "
+            f"1800 whatever is given. {again}"
         )
     if not _is_loss(error, said):
         return None

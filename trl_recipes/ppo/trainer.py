@@ -21,6 +21,7 @@ from trl_recipes.forward import decoder_start_token_id, response_logits
 from trl_recipes.freed_memory import keep_freed_memory
 from trl_recipes.generation import generate_responses
 from trl_recipes.lost_peer import notice_lost_machines
+from trl_recipes.memory import kept_by
 from trl_recipes.model_checks import check_lengths
 from trl_recipes.padding import length_groups, unpack
 from trl_recipes.ppo import checks, keeping, objective, setup, snapshot
@@ -669,7 +670,8 @@ class PPOTrainer(TRLPPOTrainer):
         self._training = False
         snapshot.restore(self, before)
         set_random_states(randomness)
-        return describe_check(seconds, self.args.num_total_batches, batch)
+        kept = kept_by(self._actor_critic(), self.ref_model)
+        return describe_check(seconds, self.args.num_total_batches, batch, kept)
 
     def _train_on(self, batch: dict[str, list]) -> dict[str, Any]:
         """One round of the loop: what a hand-written one does, in four lines."""
