@@ -71,9 +71,9 @@ def told(error: BaseException) -> str | None:
     if re.search(r"Timed out waiting \d+ ?ms", said):
         return (
             f"Another process did not come as far as this one{at} within the time that is "
-            "allowed: it hangs, or it does something that takes longer, such as a "
-            "slow reward function. On GPUs raise --ddp_timeout, which is in seconds; on a CPU it is "
-            f"1800 whatever is given. {again}"
+            "allowed: it hangs, or it does something that takes longer, such as a slow reward "
+            "function. On GPUs raise --ddp_timeout, which is in seconds; on a CPU it is always "
+            f"1800. {again}"
         )
     if not _is_loss(error, said):
         return None
