@@ -3,6 +3,7 @@
     python recipes/benchmark.py                           # GPT-2 small: about 10 minutes, 2 cores
     python recipes/benchmark.py --size tiny --repeats 1   # under a minute
     python recipes/benchmark.py --size mini --growth      # twice the batch, uneven lengths ...
+    python recipes/benchmark.py --processes 2             # the same batch by one and by two
     python recipes/benchmark.py --size half-billion --batch 64 --precision bf16 --device cuda
 
 The same work for both: a model with random weights, prompts of random tokens, every response at
@@ -11,7 +12,7 @@ process of its own, in turn, and warms up for a step. The bound is worked out fr
 and a copy measured in the same run; trl_recipes/benchmark/bound.py says how.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from typing import Literal
 from trl_recipes.arguments import run_recipe
 from trl_recipes.benchmark.bound import fastest, measure_rates, model_shape, needs
 from trl_recipes.benchmark.growth import Growth, growth_works
+from trl_recipes.benchmark.processes import Processes, process_works
 from trl_recipes.benchmark.report import Report
 from trl_recipes.benchmark.runner import run_in_turn
 from trl_recipes.benchmark.work import Size, Work, check_works, find_device
@@ -54,6 +56,9 @@ class BenchmarkArguments:
         default=False,
         metadata={"help": "Ours alone: twice the batch, twice the response, uneven lengths."},
     )
+    processes: int = field(
+        default=1, metadata={"help": "Ours alone: the same batch by one process and by so many."}
+    )
     timeout: float = field(default=1800, metadata={"help": "Seconds a process may take."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, prompts and sampling."})
     output_dir: str = field(
@@ -63,11 +68,10 @@ class BenchmarkArguments:
 
 def main(args: BenchmarkArguments) -> None:
     # Models
-    shared = ("size", "batch", "query", "response", "epochs", "precision", "peft", "steps", "seed")
-    chosen = {name: getattr(args, name) for name in shared}
-    work = Work(**chosen, device=find_device(args.device))
+    chosen = {s.name: getattr(args, s.name) for s in fields(Work) if hasattr(args, s.name)}
+    work = Work(**chosen | {"device": find_device(args.device)})
     works = growth_works(work) if args.growth else {"all equal": work}
-    check_works(list(works.values()), args.repeats)
+    check_works(list(works.values()), args.repeats, alone=args.growth or args.only != "both")
 
     # Trainer
     def run(contestants: dict) -> dict:
@@ -75,6 +79,9 @@ def main(args: BenchmarkArguments) -> None:
 
     if args.growth:
         report = Growth(work, run({name: ("ours", larger) for name, larger in works.items()}))
+    elif args.processes > 1:
+        works = process_works(work)
+        report = Processes(work, run({name: ("ours", way) for name, way in works.items()}))
     else:
         contestants = ["ours", "stock"] if args.only == "both" else [args.only]
         shape = model_shape(work)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from trl_recipes import lost_peer
 from trl_recipes.errors import RecipeError
 from trl_recipes.runs import is_main_process
 
@@ -215,22 +216,11 @@ def end_of_error(error: Exception) -> NoReturn:
     """
     if another_failed():
         _leave(None, 1)
-    if _is_loss(error):
-        end_of(
-            "error: another process of this launch has ended without a word, so this one cannot go "
-            "on. Usual causes: the system killed it for want of memory, or its machine is gone. "
-            "What was saved last can be gone on with: --resume_from_checkpoint true.",
-            1,
-        )
+    lost = lost_peer.told(error)
+    if lost is not None:
+        end_of(f"error: {lost}", 1)
     traceback.print_exception(error)
     _leave(f"{type(error).__name__}: {error}", 1)
-
-
-def _is_loss(error: Exception) -> bool:
-    """Whether an error says that the connection to another process is lost."""
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistError) or "closed by peer" in str(error)
 
 
 def _leave(message: str | None, code: int) -> NoReturn:

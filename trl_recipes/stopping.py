@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from trl_recipes.errors import RecipeError, RunStopped
+from trl_recipes.lost_peer import notice_lost_machines
 from trl_recipes.processes import (
     another_failed,
     greatest,
@@ -164,6 +165,7 @@ def train_or_stop(
     if ddp is not None and args.ddp_find_unused_parameters is None:
         ddp.find_unused_parameters = False  # else torch looks for some at each step, and warns
     args.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
+    notice_lost_machines()
     if args.save_strategy == "no":
         return _of_all(train(resume_from_checkpoint=checkpoint))
     args.output_dir = str(run.checkpoints)

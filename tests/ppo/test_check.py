@@ -67,6 +67,9 @@ def test_what_would_stop_the_run_stops_the_check(tmp_path):
 
 
 def test_a_sample_and_what_was_checked_are_told():
-    said = trainer_of(None).check()
+    trainer = trainer_of(None)
+    said = trainer.check()
+    weights = sum(p.numel() for p in trainer.model.parameters()) * 4 / 1e9
+    assert f"of it weights {weights:.2g}, gradients {weights:.2g}, optimizer" in said
     assert "ratio 1 before the first update" in said
     assert re.search(r"'[\d ]+' was continued by '[\d ]+', score \d\.\d\d", said)

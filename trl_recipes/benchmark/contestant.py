@@ -10,15 +10,18 @@ import resource
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from trl_recipes import PPOConfig, PPOTrainer
 from trl_recipes.benchmark import sizes
 from trl_recipes.benchmark.clock import Clock
+from trl_recipes.benchmark.waiting import Waits, waiting
 from trl_recipes.benchmark.work import PHASES, Contestant, Work
 from trl_recipes.errors import RecipeError
 from trl_recipes.ppo.stock import stock_trainer, timed_phases
@@ -35,23 +38,40 @@ class Result:
         memory: most bytes held at a time: of the process on a CPU, of torch on a GPU.
         response_tokens: mean length of the responses of the timed steps.
         device: name of the device, with the number of threads on a CPU.
+        waiting: of several processes on a CPU, for each timed step and each process what
+            `trl_recipes.benchmark.waiting.waiting` returns.
     """
 
     steps: list[dict[str, float]]
     memory: int
     response_tokens: float
     device: str
+    waiting: list[list[dict[str, float]]] = field(default_factory=list)
 
 
-class _GivenLengths(PPOTrainer):
-    """Responses of the same lengths in each batch, where the trainer would draw them."""
+class _Measured(PPOTrainer):
+    """Responses of given lengths in each batch, where the trainer would draw them; notes waits."""
 
-    def __init__(self, lengths: list[int], **kwargs: Any):
+    def __init__(self, lengths: list[int], waits: Waits, **kwargs: Any):
         super().__init__(**kwargs)
         self._lengths = itertools.cycle(lengths)
+        self._waits = waits
+        if self.accelerator.num_processes > 1:
+            waits.watch(self.model)
+            self._backward, self.accelerator.backward = self.accelerator.backward, self._and_wait
 
     def _length_sampler(self) -> Callable[[], int]:
         return self._lengths.__next__
+
+    def _and_wait(self, loss: torch.Tensor) -> None:
+        """A backward pass, after which gradients are averaged unless more passes follow."""
+        self._backward(loss)
+        if self.model.require_backward_grad_sync:
+            self._waits.gradients_arrived()
+
+    def _all_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        with self._waits.sums():
+            return super()._all_sum(tensor)
 
 
 def run(contestant: Contestant, work: Work) -> Result:
@@ -59,21 +79,38 @@ def run(contestant: Contestant, work: Work) -> Result:
 
     Args:
         contestant: ours, or TRL's.
-        work: what a step does.
+        work: what a step does; several processes share its batch.
+
+    Returns:
+        Seconds are those of the main process, which all others keep up with; memory is that of all.
     """
-    clock = Clock(work.device)
-    steps, lengths = (_run_ours if contestant == "ours" else _run_stock)(work, clock)
+    if work.threads is not None:
+        torch.set_num_threads(work.threads)
+    clock, waits = Clock(work.device), Waits()
+    if contestant == "ours":
+        steps, lengths = _run_ours(work, clock, waits)
+    else:
+        steps, lengths = _run_stock(work, clock)
     timed = [_with_update(step) for step in steps[1:]]
     length = sum(lengths[1:]) / work.steps
-    return Result(timed, peak_memory(work.device), length, device_name(work.device))
+    memory, waited = peak_memory(work.device), []
+    if work.processes > 1:
+        memory = sum(gather_object([memory]))
+        everyones = gather_object([waits.steps[1:]])
+        # calls return before a GPU has done what they ask for, so there these times say nothing
+        if work.device == "cpu":
+            waited = [waiting(step) for step in zip(*everyones, strict=True)]
+    return Result(timed, memory, length, device_name(work.device), waited)
 
 
-def _run_ours(work: Work, clock: Clock) -> tuple[list[dict], list[float]]:
+def _run_ours(work: Work, clock: Clock, waits: Waits) -> tuple[list[dict], list[float]]:
     def length(completion_ids, **columns):
         return [float(len(ids)) for ids in completion_ids]
 
+    size = work.batch // work.processes
+    first = PartialState().process_index * size
     config = PPOConfig(
-        batch_size=work.batch,
+        batch_size=size,
         ppo_epochs=work.epochs,
         response_length=work.response,
         min_response_length=work.shortest,
@@ -86,15 +123,16 @@ def _run_ours(work: Work, clock: Clock) -> tuple[list[dict], list[float]]:
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = _GivenLengths(
-        work.lengths(),
+    trainer = _Measured(
+        work.lengths()[first : first + size],
+        waits,
         args=config,
         model=sizes.language_model(work),
         reward_funcs=length,
         train_dataset=sizes.prompts(work),
         processing_class=sizes.tokenizer(work),
         peft_config=sizes.lora_config(work),
-        callbacks=[clock],
+        callbacks=[clock, waits],
     )
     trainer.train()
     if any(row["ppo/skipped_minibatches"] for row in trainer.all_stats):
@@ -174,4 +212,5 @@ def device_name(device: str) -> str:
 
 if __name__ == "__main__":
     measured = run(sys.argv[1], Work(**json.loads(sys.argv[2])))
-    print(json.dumps(asdict(measured)))  # noqa: T201  what the parent reads
+    if PartialState().is_main_process:
+        print(json.dumps(asdict(measured)))  # noqa: T201  what the parent reads

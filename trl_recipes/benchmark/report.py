@@ -63,11 +63,11 @@ class Report:
 
     def seconds(self, contestant: str, phase: str = "step") -> Spread:
         """Seconds of a step or of a phase, over all timed steps of all repeats."""
-        return _spread(step[phase] for run in self.results[contestant] for step in run.steps)
+        return spread(step[phase] for run in self.results[contestant] for step in run.steps)
 
     def memory(self, contestant: str) -> Spread:
         """Peak memory in bytes, over the repeats."""
-        return _spread(run.memory for run in self.results[contestant])
+        return spread(run.memory for run in self.results[contestant])
 
     def generation_share(self, contestant: str) -> float:
         """Share of a step's seconds that go into generation."""
@@ -98,7 +98,7 @@ class Report:
             spreads = [self.seconds(name, phase) for name in self.results]
             ratio = ratios["time"] if both and phase == "step" else _ratio(spreads)
             least = f"{bounds[phase]:.3g}" if phase in bounds else ""
-            rows.append([ROWS[phase], *map(_cell, spreads), f"{ratio:.2f}", least])
+            rows.append([ROWS[phase], *map(cell, spreads), f"{ratio:.2f}", least])
         over = [f"{self.over_bound(name):.2f}" for name in self.results]
         share = [f"{self.generation_share(name):.0%}" for name in self.results]
         memory = [f"{self.memory(name).median / 1e9:.2f} GB" for name in self.results]
@@ -235,7 +235,8 @@ def _step(run: Result) -> float:
     return median(step["step"] for step in run.steps)
 
 
-def _spread(values: Iterable[float]) -> Spread:
+def spread(values: Iterable[float]) -> Spread:
+    """Sum several measurements up."""
     values = list(values)
     return Spread(median(values), min(values), max(values))
 
@@ -244,7 +245,8 @@ def _ratio(spreads: Sequence[Spread]) -> float:
     return spreads[0].median / spreads[-1].median
 
 
-def _cell(spread: Spread) -> str:
+def cell(spread: Spread) -> str:
+    """Write median (least to most), as tables have it."""
     return f"{spread.median:.3g} ({spread.least:.3g} to {spread.most:.3g})"
 
 

@@ -13,6 +13,8 @@ from trl_recipes.benchmark.work import Contestant, Work
 from trl_recipes.errors import RecipeError
 
 LAST_LINES = 15
+LAUNCH = ("--multi_gpu", "--num_machines", "1", "--main_process_port", "0")
+LAUNCH += ("--dynamo_backend", "no", "--module")
 
 
 def run_in_turn(
@@ -46,7 +48,7 @@ def run_in_turn(
 
 
 def run_contestant(contestant: Contestant, work: Work, timeout: float) -> Result:
-    """Run one contestant in a process of its own.
+    """Run one contestant in a process of its own, or in several under Accelerate.
 
     Args:
         contestant: ours, or TRL's.
@@ -59,7 +61,12 @@ def run_contestant(contestant: Contestant, work: Work, timeout: float) -> Result
     Raises:
         RecipeError: it failed, with its last lines, or took too long.
     """
-    command = [sys.executable, "-m", "trl_recipes.benchmark.contestant"]
+    command = [sys.executable, "-m"]
+    if work.processes > 1:
+        precision = "bf16" if work.precision == "bf16" else "no"
+        command += ["accelerate.commands.launch", "--num_processes", str(work.processes)]
+        command += ["--mixed_precision", precision, *LAUNCH]
+    command.append("trl_recipes.benchmark.contestant")
     what = f"`{contestant}` ({work})"
     try:
         done = subprocess.run(
@@ -86,11 +93,17 @@ def run_contestant(contestant: Contestant, work: Work, timeout: float) -> Result
 
 def _environment(work: Work) -> dict[str, str]:
     """Precision as `accelerate launch --mixed_precision` hands it on, which TRL's trainer reads."""
-    return os.environ | {
-        "ACCELERATE_MIXED_PRECISION": "bf16" if work.precision == "bf16" else "no",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    # with --cpu on its command line, Accelerate would start one process alone
+    cpu = {"ACCELERATE_USE_CPU": "true"} if work.processes > 1 and work.device == "cpu" else {}
+    return (
+        os.environ
+        | cpu
+        | {
+            "ACCELERATE_MIXED_PRECISION": "bf16" if work.precision == "bf16" else "no",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+    )
 
 
 def _meaning(code: int) -> str:

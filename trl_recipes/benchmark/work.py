@@ -21,7 +21,7 @@ class Work:
 
     Attributes:
         size: name of the model's size.
-        batch: responses a step.
+        batch: responses a step, over all processes.
         query: tokens of each query.
         response: tokens of each response; nothing ends one early.
         epochs: passes over the batch, one optimizer step each.
@@ -31,6 +31,8 @@ class Work:
         steps: steps that are timed, after one that warms up.
         shortest: spreads the lengths of a batch evenly from here to `response`; None: all equal.
         seed: of weights, prompts and sampling.
+        processes: that share the batch, under Accelerate.
+        threads: of each process on a CPU; None leaves it to torch.
     """
 
     size: Size
@@ -44,6 +46,8 @@ class Work:
     steps: int = 2
     shortest: int | None = None
     seed: int = 0
+    processes: int = 1
+    threads: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -58,9 +62,10 @@ class Work:
 
     def __str__(self) -> str:
         adapter = ", LoRA on attention" if self.peft else ""
+        processes = f", {self.processes} processes" if self.processes > 1 else ""
         return (
             f"{self.size}, batch {self.batch}, query {self.query}, response {self.response}, "
-            f"{self.epochs} epochs, {self.precision}{adapter}, {self.device}"
+            f"{self.epochs} epochs, {self.precision}{adapter}, {self.device}{processes}"
         )
 
 
@@ -80,19 +85,19 @@ def find_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
     return name
 
 
-def check_works(works: Sequence[Work], repeats: int) -> None:
+def check_works(works: Sequence[Work], repeats: int, alone: bool = False) -> None:
     """Refuse what cannot be run, before anything is.
 
     Args:
         works: the steps to run.
         repeats: processes of each contestant.
+        alone: whether something else than a number of processes is to be compared.
 
     Raises:
         RecipeError: names the flag.
     """
-    counts = {"repeats": repeats} | {
-        name: getattr(works[0], name) for name in ("batch", "query", "response", "epochs", "steps")
-    }
+    names = ("batch", "query", "response", "epochs", "steps", "processes")
+    counts = {"repeats": repeats} | {name: getattr(works[0], name) for name in names}
     for name, value in counts.items():
         if value < 1:
             raise RecipeError(f"--{name} must be at least 1, got {value}.")
@@ -102,3 +107,20 @@ def check_works(works: Sequence[Work], repeats: int) -> None:
             f"--query and --response: {longest.query} and {longest.response} tokens are more than "
             f"the {CONTEXT} positions of a model of these sizes. Make one smaller."
         )
+    for work in works:
+        if work.processes > 1 and alone:
+            raise RecipeError(
+                "--processes compares one process with several of ours, and neither --growth nor "
+                "--only goes with it. Leave one of them out."
+            )
+        if work.batch % work.processes:
+            raise RecipeError(
+                f"--batch {work.batch} cannot be shared evenly by --processes {work.processes}. "
+                "Give a multiple of it."
+            )
+        there = torch.cuda.device_count() if work.device == "cuda" else work.processes
+        if work.processes > there:
+            raise RecipeError(
+                f"--processes {work.processes} needs as many GPUs, and torch finds {there}. Give "
+                f"--device cpu, or fewer."
+            )

@@ -4,6 +4,7 @@ import statistics
 
 from torch import nn
 
+from trl_recipes.memory import Memory
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.printable import duration, peak_memory, printable
 
@@ -53,13 +54,14 @@ def describe_run(
     )
 
 
-def describe_check(seconds: list[float], steps: int, batch: dict[str, list]) -> str:
+def describe_check(seconds: list[float], steps: int, batch: dict[str, list], kept: Memory) -> str:
     """Say what a check found, and what the whole run will take.
 
     Args:
         seconds: of each step that was tried; the first one also checks and warms up.
         steps: of the whole run.
         batch: of the last step, with its responses and scores.
+        kept: what training keeps all the time.
     """
     total = seconds[0] + (steps - 1) * statistics.median(seconds[1:])
     query, response = (printable(batch[name][0]) for name in ("query", "response"))
@@ -68,7 +70,9 @@ def describe_check(seconds: list[float], steps: int, batch: dict[str, list]) -> 
         "the first update, the KL to the reference, and that gradients are finite.\n"
         f"A sample: {query!r} was continued by {response!r}, score {batch['score'][0]:.2f}.\n"
         f"The whole training will take about {duration(total)} ({steps} steps of "
-        f"{statistics.median(seconds[1:]):.2g} s) and {peak_memory():.1f} GB of memory."
+        f"{statistics.median(seconds[1:]):.2g} s) and {peak_memory():.1f} GB of memory; "
+        f"of it weights {kept.weights / 1e9:.2g}, gradients {kept.gradients / 1e9:.2g}, optimizer "
+        f"{kept.moments / 1e9:.2g}, reference {kept.reference / 1e9:.2g} GB."
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.ppo import checkpoint, snapshot
@@ -38,12 +38,12 @@ def resume(trainer: "PPOTrainer", wanted: str | bool | None) -> None:
     """
     if not wanted:
         return
-    found = found_checkpoint(trainer, wanted)
+    found = _read(trainer, found_checkpoint(trainer, wanted))
     run = RunFolder(Path(trainer.args.output_dir))
     if found is None:
         logger.warning("`%s` has no checkpoint yet: starting at its first step.", run)
     else:
-        state = snapshot.restore(trainer, checkpoint.read_checkpoint(found))
+        state = snapshot.restore(trainer, found)
         processes = len(state["random"])
         if processes != trainer.accelerator.num_processes:
             logger.warning(
@@ -61,14 +61,14 @@ def resume(trainer: "PPOTrainer", wanted: str | bool | None) -> None:
 
 
 def found_checkpoint(trainer: "PPOTrainer", wanted: str | bool | None) -> Path | None:
-    """Find the checkpoint to go on from, and hold it to what was written.
+    """Find the checkpoint to go on from, and hold it to what was written; the main process does.
 
     Args:
         trainer: says which run.
         wanted: as for `resume`.
 
     Returns:
-        Its folder; None where none is wanted, or the run has none yet.
+        Its folder; None where none is wanted, or the run has none yet, and in other processes.
 
     Raises:
         RecipeError: there is no such checkpoint, or it is damaged.
@@ -77,8 +77,31 @@ def found_checkpoint(trainer: "PPOTrainer", wanted: str | bool | None) -> Path |
         return None
     if not trainer.args.saves:
         raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
+    if not trainer.accelerator.is_main_process:
+        return None
     folder = RunFolder(Path(trainer.args.output_dir)).checkpoints
     return of_main(partial(checkpoint.find_checkpoint, folder, wanted))
+
+
+def _read(trainer: "PPOTrainer", found: Path | None) -> checkpoint.Checkpoint | None:
+    """Read what the main process found, in each: from the disk, or as the main one sends it.
+
+    It is sent where a machine has a disk of its own, on which nothing was written.
+    """
+    if trainer.accelerator.num_processes == 1:
+        return None if found is None else checkpoint.read_checkpoint(found)
+    place = [found and (found, (found / checkpoint.MANIFEST).read_bytes())]
+    (place,) = broadcast_object_list(place)
+    if place is None:
+        return None
+    folder, manifest = place
+    file = folder / checkpoint.MANIFEST
+    here = file.is_file() and file.read_bytes() == manifest
+    read = checkpoint.read_checkpoint(folder) if here else None
+    if all(gather_object([here])):
+        return read
+    (sent,) = broadcast_object_list([read])
+    return sent
 
 
 def save(trainer: "PPOTrainer", randomness: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ Ziegler et al. 2019 (arXiv:1909.08593), and TRL 0.11.4 `ppo_trainer.py`, whose f
 hold.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,9 +52,34 @@ def masked_var(values: Tensor, mask: Tensor, all_sum: Sum = local) -> Tensor:
         mask: same shape, 0 or 1.
         all_sum: adds over processes.
     """
-    centred = values - masked_mean(values, mask, all_sum)
-    count = all_sum(mask.sum().float())
-    return masked_mean(centred.square(), mask, all_sum) * count / (count - 1).clamp(min=1)
+    return masked_moments([values], [mask], all_sum)[1][0]
+
+
+def masked_moments(
+    values: Sequence[Tensor], masks: Sequence[Tensor], all_sum: Sum = local
+) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of each of K tensors, with two sums over processes in all.
+
+    Each sum over processes makes all of them meet, however little it adds up.
+
+    Args:
+        values: K tensors, each of its own shape.
+        masks: 0 or 1, of the same shapes.
+        all_sum: adds over processes.
+
+    Returns:
+        means: shape (K,), 0 where nothing is unmasked.
+        variances: shape (K,), 0 where fewer than two elements are unmasked.
+    """
+    flags = [mask.bool() for mask in masks]
+    totals = [x.where(flag, 0).sum() for x, flag in zip(values, flags, strict=True)]
+    counts = [mask.sum().float() for mask in masks]
+    total, count = all_sum(torch.stack([torch.stack(totals), torch.stack(counts)]))
+    means = total / count.clamp(min=1)
+    centred = [x - mean for x, mean in zip(values, means, strict=True)]
+    squares = [x.square().where(flag, 0).sum() for x, flag in zip(centred, flags, strict=True)]
+    mean_squares = all_sum(torch.stack(squares)) / count.clamp(min=1)
+    return means, mean_squares * count / (count - 1).clamp(min=1)
 
 
 def masked_whiten(
@@ -71,8 +96,8 @@ def masked_whiten(
     Returns:
         Same shape; masked positions are 0.
     """
-    mean = masked_mean(values, mask, all_sum)
-    whitened = (values - mean) * torch.rsqrt(masked_var(values, mask, all_sum) + 1e-8)
+    (mean,), (variance,) = masked_moments([values], [mask], all_sum)
+    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
     return (whitened if shift_mean else whitened + mean).where(mask.bool(), 0)
 
 
@@ -95,8 +120,8 @@ def whiten_with_padding(
 
     Source: TRL 0.11.4 `compute_advantages`.
     """
-    mean = masked_mean(rewards, mask, all_sum)
-    scale = torch.rsqrt(masked_var(rewards, mask, all_sum) + 1e-8)
+    (mean,), (variance,) = masked_moments([rewards], [mask], all_sum)
+    scale = torch.rsqrt(variance + 1e-8)
     wide = F.pad(rewards, (0, int(padding.max())))
     positions = torch.arange(wide.shape[1], device=rewards.device)
     length = mask.shape[1] - mask.flip(1).argmax(1)  # up to the last token that counts

@@ -1,5 +1,6 @@
 """Running mean and standard deviation of scores."""
 
+import torch
 from torch import Tensor
 
 from trl_recipes.ppo.objective import Sum, local
@@ -25,8 +26,9 @@ class RunningMoments:
             scores: (B,).
             all_sum: adds over processes.
         """
-        count = all_sum(scores.new_tensor(float(scores.numel()))).item()
-        mean = all_sum(scores.sum()).item() / count
+        here = torch.stack([scores.sum(), scores.new_tensor(float(scores.numel()))])
+        summed, count = all_sum(here).tolist()
+        mean = summed / count
         squares = all_sum((scores - mean).square().sum()).item()
 
         delta, total = mean - self.mean, self.count + count

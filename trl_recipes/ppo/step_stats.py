@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trl_recipes.ppo.objective import PPOLosses, Sum, masked_mean, masked_var
+from trl_recipes.ppo.objective import PPOLosses, Sum, masked_moments
 from trl_recipes.processes import of_all
 from trl_recipes.stats import distinct_n
 
@@ -36,36 +36,46 @@ def rollout_stats(
         KL and entropy are sums over a sequence, in nats, averaged over sequences.
     """
     ones = torch.ones_like(scores)
-    kl_dist = (kl * mask).sum(1)
+    kl_dist, entropy = (kl * mask).sum(1), (-logprobs * mask).sum(1)
+    means, variances = masked_moments(
+        [kl_dist, entropy, scores, non_score_rewards], [ones, ones, ones, mask], all_sum
+    )
     return {
-        "objective/kl": masked_mean(kl_dist, ones, all_sum),
+        "objective/kl": means[0],
         "objective/kl_dist": kl_dist,
         "objective/logprobs": logprobs,
         "objective/ref_logprobs": ref_logprobs,
         "objective/kl_coef": kl_coef,
-        "objective/entropy": masked_mean((-logprobs * mask).sum(1), ones, all_sum),
-        "ppo/mean_non_score_reward": masked_mean(non_score_rewards, mask, all_sum),
-        "ppo/mean_scores": masked_mean(scores, ones, all_sum),
-        "ppo/std_scores": masked_var(scores, ones, all_sum).sqrt(),
+        "objective/entropy": means[1],
+        "ppo/mean_non_score_reward": means[3],
+        "ppo/mean_scores": means[2],
+        "ppo/std_scores": variances[2].sqrt(),
     }
 
 
-def length_stats(name: str, rows: Sequence[Tensor], device, all_sum: Sum) -> dict[str, Tensor]:
-    """Lengths of queries or responses, in tokens.
+def length_stats(
+    rows_by_name: dict[str, Sequence[Tensor]], device, all_sum: Sum
+) -> dict[str, Tensor]:
+    """Lengths of queries and responses, in tokens.
 
     Args:
-        name: "queries" or "responses".
-        rows: token ids, each of shape (length,).
+        rows_by_name: "queries" and "responses", each a list of token ids of shape (length,).
         device: where sums over processes are taken.
         all_sum: adds over processes.
     """
-    lengths = torch.tensor([len(row) for row in rows], dtype=torch.float32, device=device)
-    ones = torch.ones_like(lengths)
-    return {
-        f"tokens/{name}_len_mean": masked_mean(lengths, ones, all_sum),
-        f"tokens/{name}_len_std": masked_var(lengths, ones, all_sum).sqrt(),
-        f"tokens/{name}_dist": lengths,
-    }
+    lengths = [
+        torch.tensor([len(row) for row in rows], dtype=torch.float32, device=device)
+        for rows in rows_by_name.values()
+    ]
+    means, variances = masked_moments(lengths, [torch.ones_like(x) for x in lengths], all_sum)
+    stats = {}
+    for row, name in enumerate(rows_by_name):
+        stats |= {
+            f"tokens/{name}_len_mean": means[row],
+            f"tokens/{name}_len_std": variances[row].sqrt(),
+            f"tokens/{name}_dist": lengths[row],
+        }
+    return stats
 
 
 def score_stats(
@@ -84,14 +94,18 @@ def score_stats(
         all_sum: adds over processes.
         metrics: names of those functions that are only logged.
     """
+    by_name = {"env/reward_": scores, **by_function}
+    known = [
+        torch.tensor([float(v) for v in values if v is not None], device=device)
+        for values in by_name.values()
+    ]
+    means, variances = masked_moments(known, [torch.ones_like(x) for x in known], all_sum)
     stats = {}
-    for name, values in {"env/reward_": scores, **by_function}.items():
-        known = torch.tensor([float(v) for v in values if v is not None], device=device)
-        ones = torch.ones_like(known)
+    for row, name in enumerate(by_name):
         kind = "metrics" if name in metrics else "rewards"
         prefix = name if name == "env/reward_" else f"{kind}/{name}/"
-        stats[f"{prefix}mean"] = masked_mean(known, ones, all_sum).item()
-        stats[f"{prefix}std"] = masked_var(known, ones, all_sum).sqrt().item()
+        stats[f"{prefix}mean"] = means[row].item()
+        stats[f"{prefix}std"] = variances[row].sqrt().item()
     return stats
 
 
@@ -187,14 +201,15 @@ def update_stats(
         vf_coef: weight of the value loss in the total.
         all_sum: adds over processes.
     """
+    averages, variances = masked_moments([advantages, returns, values], [mask] * 3, all_sum)
     return {
         **{key: value for key, value in means.items() if key != "ratio"},
         "loss/total": means["loss/policy"] + vf_coef * means["loss/value"],
-        "policy/advantages_mean": masked_mean(advantages, mask, all_sum),
-        "returns/mean": masked_mean(returns, mask, all_sum),
-        "returns/var": masked_var(returns, mask, all_sum),
-        "val/mean": masked_mean(values, mask, all_sum),
-        "val/var": masked_var(values, mask, all_sum),
+        "policy/advantages_mean": averages[0],
+        "returns/mean": averages[1],
+        "returns/var": variances[1],
+        "val/mean": averages[2],
+        "val/var": variances[2],
     }
 
 

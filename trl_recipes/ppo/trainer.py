@@ -20,6 +20,8 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.forward import decoder_start_token_id, response_logits
 from trl_recipes.freed_memory import keep_freed_memory
 from trl_recipes.generation import generate_responses
+from trl_recipes.lost_peer import notice_lost_machines
+from trl_recipes.memory import kept_by
 from trl_recipes.model_checks import check_lengths
 from trl_recipes.padding import length_groups, unpack
 from trl_recipes.ppo import checks, keeping, objective, setup, snapshot
@@ -200,6 +202,7 @@ class PPOTrainer(TRLPPOTrainer):
                 "float16 mixed precision is refused: the probability ratio needs more than it "
                 "resolves. Launch with `--mixed_precision bf16`, or without."
             )
+        notice_lost_machines()
         self.current_device = self.accelerator.device
         if is_sharded(self.model):
             settle(self.model)
@@ -391,8 +394,8 @@ class PPOTrainer(TRLPPOTrainer):
         stats = rollout_stats(
             scores, logprobs, ref_logprobs, kl, non_score_rewards, mask, kl_coef, self._all_sum
         )
-        for name, rows in (("queries", queries), ("responses", responses)):
-            stats |= length_stats(name, rows, self.current_device, self._all_sum)
+        rows = {"queries": queries, "responses": responses}
+        stats |= length_stats(rows, self.current_device, self._all_sum)
         stats |= average_updates(updates)
         stats["ppo/skipped_minibatches"] = skipped
         stats["ppo/learning_rate"] = self.optimizer.param_groups[0]["lr"]
@@ -697,7 +700,8 @@ class PPOTrainer(TRLPPOTrainer):
         self._training = False
         snapshot.restore(self, before)
         set_random_states(randomness)
-        return describe_check(seconds, self.args.num_total_batches, batch)
+        kept = kept_by(self._actor_critic(), self.ref_model)
+        return describe_check(seconds, self.args.num_total_batches, batch, kept)
 
     def _train_on(self, batch: dict[str, list]) -> dict[str, Any]:
         """One round of the loop: what a hand-written one does, in four lines."""

@@ -1,0 +1,51 @@
+"""What each machine of test_two_hosts.py runs: a recipe that trains a tiny model for some steps.
+
+accelerate launch --num_machines 2 ... tests/recipe_on_two_hosts.py --output_dir FOLDER ...
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from architectures import ARCHITECTURES, VOCAB, Words
+from datasets import Dataset
+
+from trl_recipes import PPOConfig, PPOTrainer, lost_peer
+from trl_recipes.arguments import run_recipe
+from trl_recipes.runs import run_options, start_run
+
+
+@dataclass
+class Arguments:
+    """How fast machines are missed, and how long a step takes."""
+
+    lost_after: int = field(default=60, metadata={"help": "Seconds."})
+    pause: float = field(default=0.0, metadata={"help": "Seconds that scoring takes."})
+
+
+def main(args: Arguments, config: PPOConfig) -> None:
+    lost_peer.SECONDS = args.lost_after
+
+    def evenness(completion_ids, **columns):
+        time.sleep(args.pause)
+        return [sum(i % 2 == 0 for i in ids) / len(ids) for ids in completion_ids]
+
+    torch.manual_seed(0)
+    trainer = PPOTrainer(
+        args=config,
+        model=ARCHITECTURES["gpt2"](),
+        reward_funcs=evenness,
+        train_dataset=Dataset.from_dict({"input_ids": [[2 + i % (VOCAB - 2)] for i in range(64)]}),
+        processing_class=Words(),
+    )
+    start_run(**run_options(config), settings=(args, config))
+    trainer.train()
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    run_recipe(main, Arguments, PPOConfig)
