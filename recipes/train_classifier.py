@@ -23,6 +23,7 @@ from trl_recipes.pretrain import (
     train_classifier,
 )
 from trl_recipes.rehearsal import rehearse
+from trl_recipes.report import write_report
 from trl_recipes.runs import check_run, is_main_process, run_options, start_run
 
 
@@ -89,6 +90,7 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
         print(
             f"held-out accuracy {metrics['heldout_accuracy']:.3f} (n = {len(heldout_rows)} texts)"
         )
+        write_report(run, {"held-out accuracy": metrics["heldout_accuracy"]})
         print(f"The model is in {run.model}; recipes take it as --reward_model {run}")
 
 

@@ -167,10 +167,15 @@ def moving_average(values: Sequence[float], window: int) -> np.ndarray:
         Shape (N,); nan where every value in the window is nan.
     """
     values = np.asarray(values, dtype=float)
-    before, after = (window - 1) // 2, window // 2
-    windows = [values[max(0, i - before) : i + after + 1] for i in range(len(values))]
-    kept = [w[np.isfinite(w)] for w in windows]
-    return np.array([w.mean() if len(w) else math.nan for w in kept])
+    finite = np.isfinite(values)
+    places = np.arange(len(values))
+    first = np.maximum(0, places - (window - 1) // 2)
+    end = np.minimum(len(values), places + window // 2 + 1)
+    sums, counts = (  # up to each place, so that a long run takes no longer for a wide window
+        np.concatenate([[0], np.cumsum(column)]) for column in (np.where(finite, values, 0), finite)
+    )
+    kept = counts[end] - counts[first]
+    return np.where(kept > 0, (sums[end] - sums[first]) / np.maximum(kept, 1), math.nan)
 
 
 def _draw_runs(runs: Mapping[str, Any], kl_target: float | None) -> Picture:

@@ -18,6 +18,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.generation import load_tokenizer
 from trl_recipes.pretrain import ClassifierSizes
 from trl_recipes.rehearsal import rehearse
+from trl_recipes.report import write_report
 from trl_recipes.reward_data import read_reward_data
 from trl_recipes.reward_figures import Figures, measure, write_card
 from trl_recipes.reward_training import RewardModelConfig, base_model, train_reward_model
@@ -253,6 +254,7 @@ class LearntReward:
                 seconds=time.monotonic() - begun,
             )
             stages.finish(self.run.path, self.settings, dataclasses.asdict(self.figures))
+            write_report(self.run)
 
     def _begin(self) -> None:
         start_run(

@@ -16,6 +16,7 @@ from trl_recipes.grpo import GRPOConfig
 from trl_recipes.loss_curve import plot_losses
 from trl_recipes.plots import plot_comparison
 from trl_recipes.pretrain import PretrainConfig
+from trl_recipes.report import write_report
 from trl_recipes.rewards import RewardFunc
 from trl_recipes.rewards.words import known_share, whole_words
 from trl_recipes.runs import RunFolder, check_run
@@ -232,6 +233,7 @@ def tell_baseline(folder: Path, losses: dict[str, float]) -> str:
     nats, count = losses["heldout_loss"], losses["heldout_characters"]
     told = f"baseline: held-out loss {nats:.3f} nats per character"
     plot_losses(load_stats(run.path), run.plots / "training.png", told)
+    write_report(run, {"held-out loss, nats per character": nats, "held-out characters": count})
     return f"{told} (n = {count} characters)"
 
 
@@ -246,7 +248,7 @@ def evaluate(
 
     Args:
         run: the GRPO run, which has the baseline's in it.
-        folder: gets comparison.json, comparison.txt and comparison.png.
+        folder: gets comparison.json, comparison.txt and comparison.png, and the run its page.
         held_out: prompts, as `cut_prompts` gives them.
         rewards: what to measure; the first is called the score, the last is a KnownWordsReward.
         max_new_tokens: length of a completion.
@@ -264,6 +266,7 @@ def evaluate(
         word_figures(results, rewards[-1].words),
     ]
     (folder / RESULTS).write_text("\n\n".join(told) + "\n", encoding="utf-8")
+    write_report(run)
 
 
 def word_figures(results: Comparison, known_words: set[str]) -> str:

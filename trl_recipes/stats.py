@@ -148,6 +148,14 @@ STAT_KEYS: dict[str, StatKey] = {
     ),
     "grad_norm": StatKey("norm", "Norm of the gradient before it is clipped."),
     "learning_rate": StatKey("learning rate", "Learning rate of this step."),
+    "loss/train": StatKey(
+        "loss", "Of models trained on texts: their loss, mean over the steps since the last row."
+    ),
+    "loss/heldout": StatKey("loss", "The same on held-out texts, where they are looked at."),
+    "accuracy": StatKey(
+        "share", "Of reward models from pairs: pairs whose winner has the higher score."
+    ),
+    "margin": StatKey("logits", "Of such models: by how much it is higher, in the mean."),
     "epoch": StatKey("passes", "Passes over the prompts so far."),
     "num_tokens": StatKey("tokens", "Tokens of prompts and responses so far, over all processes."),
     "reward": StatKey("score", "TRL's name of `env/reward_mean`."),
@@ -293,11 +301,7 @@ def load_stats(run_or_file: str | Path) -> list[dict[str, float]]:
             f"No statistics at {path}. Give the folder of a run (it holds {STATS_FILE}) or the"
             " file itself; a run writes its first row after its first step."
         )
-    text = path.read_text(encoding="utf-8", errors="replace")
-    *lines, cut = text.split("\n")  # a whole row ends with a newline
-    rows = [_parse_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if cut.endswith("}"):  # a file edited by hand may lack the last newline
-        rows.append(_parse_row(path, len(lines) + 1, cut))
+    rows = read_rows(path)
     for number, row in enumerate(rows, 1):
         for key, value in row.items():
             if not isinstance(value, int | float | None) or (key == "step" and value is None):
@@ -307,6 +311,29 @@ def load_stats(run_or_file: str | Path) -> list[dict[str, float]]:
     if not rows:
         raise RecipeError(f"{path} holds no rows yet. A run writes one after each step.")
     return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Read a JSON-lines file of a run: all_stats, samples or alarms.
+
+    Args:
+        path: the file; it need not be there.
+
+    Returns:
+        Its rows, without a last line that was cut short.
+
+    Raises:
+        RecipeError: a line is no JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    *lines, cut = text.split("\n")  # a whole row ends with a newline
+    rows = [_parse_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if cut.endswith("}"):  # a file edited by hand may lack the last newline
+        rows.append(_parse_row(path, len(lines) + 1, cut))
+    return rows
 
 
 def keep_steps(path: str | Path, last: int) -> list[dict[str, Any]]:

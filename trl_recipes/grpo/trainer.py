@@ -352,13 +352,13 @@ class GroupTrainer:
                 a reward function failed, or gradients stopped being finite.
             RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
         """
-        self._check_before_training()
+        lengths = self._check_before_training()
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = resume_from_checkpoint
         self._folder = Path(self.args.output_dir)  # a recipe may have proposed it meanwhile
         train = functools.partial(self._train, **kwargs)
         if self.args.saves:
-            return train_or_stop(self, train=train)
+            return train_or_stop(self, train=train, about=self._about(lengths))
         if self.args.resume_from_checkpoint:
             raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
         self.args.save_strategy = "no"
@@ -473,7 +473,18 @@ class GroupTrainer:
         Raises:
             RecipeError: reward functions, data set or lengths are not fit for training.
         """
-        lengths = self._check_before_training()
+        return self._described(self._check_before_training())
+
+    def _about(self, lengths: list[int]) -> dict[str, Any]:
+        """What the run's record says of it."""
+        return {
+            "algorithm": self._name,
+            "about": self._described(lengths),
+            "rewards": dict(zip(self.rewards.names, self.rewards.weights, strict=True)),
+            "metrics": self.rewards.metric_names,
+        }
+
+    def _described(self, lengths: list[int]) -> str:
         return describe_run(
             self._name,
             self.args,

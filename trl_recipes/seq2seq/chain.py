@@ -20,6 +20,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.hub import resolve
 from trl_recipes.ppo import PPOConfig
 from trl_recipes.printable import duration
+from trl_recipes.report import write_report
 from trl_recipes.runs import (
     RunFolder,
     check_folder,
@@ -234,6 +235,7 @@ class Chain:
         args.resume_from_checkpoint = "true" if begun else None
         result = prepare()(output_dir=folder / "model", args=args, before_training=begin)
         stages.finish(folder, settings, result)
+        write_report(folder)
         _say(_told(folder, result))
         return str(folder)
 
