@@ -83,7 +83,8 @@ def line_chart(
     drawn += [_place(x(step), _short(step)) for step in across if step <= last]
     if target is not None:
         drawn.append(_path("target", [LEFT, WIDTH - RIGHT], [y(target)] * 2))
-        drawn.append(_label(LEFT + 4, y(target) - 4, f"target {target:g}"))
+        beside = -4 if y(target) > TOP + 16 else 13  # below the line where it is the top
+        drawn.append(_label(LEFT + 4, y(target) + beside, f"target {target:g}"))
     for line, steps, values in known:
         drawn += _line(line.color, steps, values, x, y, smooth)
     drawn.append(_label(WIDTH - RIGHT, HEIGHT - 4, "step", "end"))

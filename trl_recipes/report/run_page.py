@@ -1,7 +1,7 @@
 """The page of one run: what was trained, how it went, what it says now, and with which settings."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +16,7 @@ from trl_recipes.report.page import (
     join,
     number,
     page,
+    plus_minus,
     section,
     table,
 )
@@ -24,6 +25,7 @@ from trl_recipes.report.reading import RunFiles
 
 SAMPLES = 8  # of the first step and of the last
 PROMPTS = 4  # of the comparison that are seen at once
+_WORDS = {"ece": "expected calibration error", "rmse": "root mean squared error"}
 _PARTS = {  # of a step's time, as rows hold it
     "sampling": "time/generation",
     "scoring": "time/scoring",
@@ -133,11 +135,23 @@ def _trained(files: RunFiles, algorithm: str) -> Html:
             ("rewards", weighted or _listed(settings.get("reward_funcs"))),
             ("metrics, never optimised", _listed(metrics)),
             ("stages before it", _stages(files)),
-            *((name.replace("_", " "), number(value)) for name, value in files.figures.items()),
+            *_figures(files.figures),
         ]
     )
     about = element("p", record["about"]) if record.get("about") else ""
     return join([about, known])
+
+
+def _figures(figures: Mapping[str, float]) -> list[tuple[str, str]]:
+    """What the run found; half of an interval's width stands beside its mean."""
+    shown = []
+    for name, value in figures.items():
+        if name.removesuffix("_half") in figures and name.endswith("_half"):
+            continue
+        half = figures.get(f"{name}_half")
+        words = _WORDS.get(name, name.replace("_", " "))
+        shown.append((words, number(value) if half is None else plus_minus(value, half)))
+    return shown
 
 
 def _own_start(files: RunFiles, algorithm: str) -> str:
