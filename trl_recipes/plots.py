@@ -32,13 +32,21 @@ DPI = 150
 
 
 class Panel(NamedTuple):
-    """One of the panels below the score."""
+    """One of the panels below the score.
+
+    Attributes:
+        title: stands above it.
+        unit: of its axis.
+        keys: of all_stats; the first that a run has is drawn.
+        points: every step and a moving average, in the place of a line.
+        share: from 0 to 100 percent.
+    """
 
     title: str
     unit: str
-    keys: tuple[str, ...]  # the first that a run has is drawn
-    points: bool = False  # every step and a moving average, in the place of a line
-    share: bool = False  # from 0 to 100 percent
+    keys: tuple[str, ...]
+    points: bool = False
+    share: bool = False
 
 
 KL = Panel("KL from the reference", "nats per response", ("objective/kl",))
@@ -165,6 +173,9 @@ def moving_average(values: Sequence[float], window: int) -> np.ndarray:
 
     Returns:
         Shape (N,); nan where every value in the window is nan.
+
+    >>> moving_average([1, 2, 6, 3], 3).tolist()
+    [1.5, 3.0, 3.6666666666666665, 4.5]
     """
     values = np.asarray(values, dtype=float)
     finite = np.isfinite(values)

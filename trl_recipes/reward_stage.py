@@ -71,6 +71,9 @@ def divide(rows: "Dataset", share: float, seed: int) -> "tuple[Dataset, Dataset]
         rows: two at least.
         share: size of the first part, between 0 and 1; neither part is empty.
         seed: of the draw.
+
+    Returns:
+        Both parts, each in the order of the rows.
     """
     order = np.random.default_rng(seed).permutation(len(rows))
     count = min(max(1, round(share * len(rows))), len(rows) - 1)

@@ -69,7 +69,11 @@ def is_main_process() -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """The paths inside one run folder."""
+    """The paths inside one run folder.
+
+    Attributes:
+        path: of the folder.
+    """
 
     path: Path
 

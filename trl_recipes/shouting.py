@@ -28,7 +28,13 @@ RESULTS = "comparison.txt"  # what the recipe prints at its end
 
 @dataclass(frozen=True)
 class CharacterText:
-    """A text in two parts; `train` and `heldout` together are `whole`."""
+    """A text in two parts; `train` and `heldout` together are `whole`.
+
+    Attributes:
+        whole: the text.
+        train: its first part, to learn from.
+        heldout: the rest, to measure by.
+    """
 
     whole: str
     train: str
@@ -87,7 +93,11 @@ class Stage:
         begin(self.folder, self.settings)
 
     def finish(self, **result: Any) -> None:
-        """Note that its result is whole."""
+        """Note that its result is whole.
+
+        Args:
+            **result: what it found, ready for JSON.
+        """
         finish(self.folder, self.settings, result)
         self.begun = self.finished = True
 
@@ -130,7 +140,11 @@ class Stages:
         self._stages[name] = stage
 
     def todo(self, name: str) -> Stage | None:
-        """Give a stage that is wanted and not finished; None for others."""
+        """Give a stage that is wanted and not finished; None for others.
+
+        Args:
+            name: of the stage.
+        """
         stage = self._stages.get(name)
         return None if stage is None or stage.finished else stage
 

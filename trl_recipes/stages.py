@@ -64,7 +64,11 @@ def digest(content: Iterable[Any]) -> str:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a stage was begun in a folder, finished or not."""
+    """Whether a stage was begun in a folder, finished or not.
+
+    Args:
+        folder: of the stage.
+    """
     return RunFolder(folder).stage.is_file()
 
 

@@ -240,7 +240,12 @@ class GroupTrainer:
         return by_function
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log what TRL logs, and keep the row of a training step in the run folder."""
+        """Log what TRL logs, and keep the row of a training step in the run folder.
+
+        Args:
+            logs: numbers by name.
+            start_time: of the training, as transformers gives it.
+        """
         if self.log_completions:  # TRL writes a file there for each step
             (Path(self.args.output_dir) / "completions").mkdir(parents=True, exist_ok=True)
         super().log(logs, start_time)
@@ -447,7 +452,12 @@ class GroupTrainer:
             )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: TRL would put one into the run folder with each checkpoint."""
+        """Write none: TRL would put one into the run folder with each checkpoint.
+
+        Args:
+            *args: TRL's, not used.
+            **kwargs: TRL's, not used.
+        """
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save policy and tokenizer to a folder in the hub's format.
@@ -600,7 +610,14 @@ class GRPOTrainer(GroupTrainer, trl.GRPOTrainer):
         return result
 
     def compute_loss(self, model, inputs, *args: Any, **kwargs: Any) -> Any:
-        """Compute TRL's loss, and note the KL of a response as PPO does."""
+        """Compute TRL's loss, and note the KL of a response as PPO does.
+
+        Args:
+            model: the policy.
+            inputs: one batch, as TRL makes it.
+            *args: TRL's.
+            **kwargs: TRL's.
+        """
         self._logps = None  # a loss that computes none (Liger's) leaves it so
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         reference, mask = inputs.get("ref_per_token_logps"), inputs["completion_mask"]

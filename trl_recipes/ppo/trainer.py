@@ -224,6 +224,9 @@ class PPOTrainer(TRLPPOTrainer):
 
         TRL calls this after it has wrapped policy and value model and before accelerate prepares
         them: the seam at which one trunk takes the place of two.
+
+        Args:
+            num_training_steps: for the learning-rate schedule.
         """
         self.model = self.value_model
         self.model.policy = self.policy_model  # with its adapter, where TRL has just put one in

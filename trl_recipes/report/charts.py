@@ -22,16 +22,29 @@ ROW = 40  # height of a bar with its name above
 
 
 class Series(NamedTuple):
-    """One line of a chart: values over steps, arrays of shape (N,); nan is left out."""
+    """One line of a chart: values over steps, arrays of shape (N,); nan is left out.
+
+    Attributes:
+        name: for the legend.
+        steps: where the values are.
+        values: in the chart's unit.
+        color: its place among the colours; None: that among the lines.
+    """
 
     name: str
     steps: Sequence[float]
     values: Sequence[float]
-    color: int | None = None  # its place among the colours; None: that among the lines
+    color: int | None = None
 
 
 class Interval(NamedTuple):
-    """A mean and half the width of its 95 percent interval; nan where there is none."""
+    """A mean and half the width of its 95 percent interval; nan where there is none.
+
+    Attributes:
+        name: of the model.
+        mean: in the chart's unit.
+        half: half the interval's width.
+    """
 
     name: str
     mean: float

@@ -15,15 +15,25 @@ DEFINITION = "its definition"
 
 
 class Healthy(NamedTuple):
-    """One measure's healthy range."""
+    """One measure's healthy range.
 
-    key: str  # in all_stats
+    Attributes:
+        key: in all_stats.
+        name: of the measure, with its unit.
+        low: least healthy value; None: no limit.
+        high: greatest healthy value; None: no limit.
+        why: what it tells.
+        source: where the range comes from.
+        of_start: whether the limits are shares of what the run began with.
+    """
+
+    key: str
     name: str
-    low: float | None  # None: no limit
+    low: float | None
     high: float | None
     why: str
     source: str
-    of_start: bool = False  # limits are shares of what the run began with
+    of_start: bool = False
 
 
 HEALTHY = (
@@ -151,7 +161,13 @@ HEALTHY = (
 
 
 class Judged(NamedTuple):
-    """A range, and where a run ended."""
+    """A range, and where a run ended.
+
+    Attributes:
+        healthy: the range.
+        last: mean at the end, or its share of the start.
+        within: whether that lies in the range.
+    """
 
     healthy: Healthy
     last: float
@@ -189,6 +205,9 @@ def judge(all_stats: Sequence[Mapping[str, Any]]) -> list[Judged]:
 
 def range_of(healthy: Healthy) -> str:
     """Say a range in a few words.
+
+    Args:
+        healthy: one of `HEALTHY`.
 
     >>> range_of(HEALTHY[2])
     '0 to 0.3'

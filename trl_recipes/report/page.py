@@ -134,6 +134,9 @@ def folded(title: str, *content: object) -> Html:
 def number(value: object) -> str:
     """Show a number in few digits; a dash where there is none.
 
+    Args:
+        value: anything; what is no finite number has no digits.
+
     >>> [number(x) for x in (0.123456, 1234.5, 80, -0.00001, None)]
     ['0.123', '1,234', '80', '-1e-05', '-']
     >>> number(1e-13)  # rounding
@@ -152,6 +155,10 @@ def number(value: object) -> str:
 
 def plus_minus(mean: object, half: object) -> str:
     """Show a mean with half the width of its interval; a dash where there is none.
+
+    Args:
+        mean: None or nan where there is none.
+        half: the same.
 
     >>> [plus_minus(13.36, 0.4361), plus_minus(1234.5, 20.25), plus_minus(None, None)]
     ['13.360 ± 0.436', '1234.5 ± 20.2', '-']

@@ -11,11 +11,19 @@ from trl_recipes.stats import steps_of
 
 
 class Panel(NamedTuple):
-    """One chart."""
+    """One chart.
+
+    Attributes:
+        title: stands above it.
+        unit: of the values.
+        lines: keys of all_stats by the line's name; the first that a run has is drawn.
+        smooth: faint points and a moving average, in the place of a line.
+        note: a sentence below.
+    """
 
     title: str
     unit: str
-    lines: Mapping[str, tuple[str, ...]]  # keys by the line's name; the first that there is
+    lines: Mapping[str, tuple[str, ...]]
     smooth: bool = False
     note: str = ""
 

@@ -140,6 +140,9 @@ class Chain:
             model: the pretrained encoder-decoder, which says how long a source may be.
             tokenizer: its own.
 
+        Returns:
+            Rows to train on, and held-out ones.
+
         Raises:
             RecipeError: as `tokenize`.
         """
