@@ -36,7 +36,7 @@ class AdaptiveKLController:
     Source: Ziegler et al. 2019 (arXiv:1909.08593), section 2.2; TRL 0.11.4 `AdaptiveKLController`.
 
     >>> controller = AdaptiveKLController(0.2, target=6.0, horizon=10000)
-    >>> controller.update(current=12.0, n_steps=1000)  # up by 0.2, the most, over a tenth of the horizon
+    >>> controller.update(current=12.0, n_steps=1000)  # 20 % a horizon, at most
     >>> round(controller.value, 6)
     0.204
     """
