@@ -1,7 +1,8 @@
 """Compare runs with the model they started from: same prompts, lengths and seed for all.
 
 Prints scores, an independent judge, KL, perplexity and diversity, and the answers side by side;
-writes the pictures and every number. Model, data set and classifier are those of the first run.
+writes them as a page (compare.html), pictures and numbers. Model, data set and classifier are those
+of the first run.
 
     python recipes/compare.py runs/ppo-good runs/ppo-bad
     python recipes/compare.py runs/ppo-good --max_prompts 64 --seed 1
@@ -16,7 +17,7 @@ from trl_recipes import LengthSampler, RecipeError, SentimentReward, load_prompt
 from trl_recipes.arguments import run_recipe
 from trl_recipes.compare import compare, sentiment_measures
 from trl_recipes.embedded import language_model
-from trl_recipes.plots import plot_comparison
+from trl_recipes.report import write_comparison
 from trl_recipes.runs import check_folder, read_config, read_number
 from trl_recipes.seq2seq.looking import held_out_sources, measures_of_run, rewrites, start_of
 from trl_recipes.stats import run_names
@@ -88,10 +89,8 @@ def main(args: CompareArguments) -> None:
 
     # Results
     comparison = compare(models, prompts, measures, max_new_tokens=length, seed=args.seed)
-    comparison.save(output / "comparison.json")
-    plot_comparison(comparison, output / "comparison.png")
-    print(comparison.side_by_side(args.show), comparison.table(), sep="\n\n")
-    print(f"\nPictures: {output / 'comparison.png'}\nNumbers:  {output / 'comparison.json'}")
+    places = write_comparison(comparison, output, runs=args.runs)
+    print(comparison.side_by_side(args.show), comparison.table(), places, sep="\n\n")
 
 
 if __name__ == "__main__":

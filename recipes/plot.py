@@ -1,9 +1,9 @@
-"""Draw score, KL and what else explains a run, or lay several runs over each other.
+"""Draw score, KL and what else explains a run, or lay several over each other; make their pages.
 
 Needs nothing but the run folder, so it works while the run is still going and long after.
 
-    python recipes/plot.py runs/ppo-good                # writes runs/ppo-good/plots/training.png
-    python recipes/plot.py runs/ppo-good runs/ppo-bad   # writes runs/runs.png
+    python recipes/plot.py runs/ppo-good    # writes plots/training.png and report.html in it
+    python recipes/plot.py runs/ppo-good runs/ppo-bad   # writes runs/runs.png, and both pages
     python recipes/plot.py runs/* --output all.png
 """
 
@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl_recipes.arguments import run_recipe
+from trl_recipes.loss_curve import plot_losses
 from trl_recipes.plots import plot_runs, plot_stats
+from trl_recipes.report import write_report
 from trl_recipes.runs import RunFolder, read_config
 from trl_recipes.stats import load_stats, run_names
 
@@ -28,7 +30,7 @@ class PlotArguments:
         default=None,
         metadata={
             "help": "PNG file to write. Left out, one run goes to its own plots folder, several to"
-            " runs.png beside the first."
+            " runs.png beside the first, and each run has its report.html made again."
         },
     )
 
@@ -43,11 +45,16 @@ def main(args: PlotArguments) -> None:
     # Results
     if len(runs) == 1:
         path = Path(args.output or RunFolder(Path(args.runs[0])).plots / "training.png")
-        plot_stats(runs[names[0]], path, title=names[0], kl_target=target)
+        rows = runs[names[0]]
+        if any("loss/train" in row for row in rows):
+            plot_losses(rows, path, title=names[0], unit="loss")
+        else:
+            plot_stats(rows, path, title=names[0], kl_target=target)
     else:
         path = Path(args.output or Path(args.runs[0]).parent / "runs.png")
         plot_runs(runs, path, kl_target=target)
-    print(path)
+    folders = [run for run in args.runs if Path(run).is_dir() and args.output is None]
+    print(path, *map(write_report, folders), sep="\n")
 
 
 def kl_target(run: RunFolder) -> float | None:

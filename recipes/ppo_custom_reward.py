@@ -23,7 +23,7 @@ from trl_recipes.arguments import model_kwargs, run_recipe
 from trl_recipes.compare import compare
 from trl_recipes.data import holds_conversations, one_prompt
 from trl_recipes.embedded import language_model
-from trl_recipes.overoptimisation import plot_run
+from trl_recipes.report import conclude
 from trl_recipes.runs import check_run, run_options, start_run
 
 WEIGHTS = {1: [3.0, 0.0, 0.0, -0.5], 2: [3.0, 1.0, -1.5, -0.5]}  # in the order of `reward`
@@ -86,13 +86,12 @@ def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) ->
 
     # Results
     if trainer.accelerator.is_main_process:
-        said = plot_run(trainer.all_stats, run.plots, run.path.name)
         sources = {"reference": name, run.path.name: run.path}
         models = {source: load_run(path, **loading) for source, path in sources.items()}
         measures, limit = {r.__name__: r for r in reward}, config.response_length
         shown = compare(models, shown, measures, max_new_tokens=limit).with_scores()
-        table = compare(models, held_out, measures, max_new_tokens=limit).table()
-        print(shown, table, *said, run.places(), sep="\n\n")
+        results = compare(models, held_out, measures, max_new_tokens=limit)
+        print(conclude(run, results, shown))
 
 
 if __name__ == "__main__":

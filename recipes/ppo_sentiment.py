@@ -26,7 +26,7 @@ from trl_recipes import (
 from trl_recipes.arguments import model_kwargs, run_recipe
 from trl_recipes.compare import compare, sentiment_measures
 from trl_recipes.embedded import language_model
-from trl_recipes.overoptimisation import plot_run
+from trl_recipes.report import conclude
 from trl_recipes.runs import check_run, run_options, start_run
 
 
@@ -87,12 +87,11 @@ def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig)
 
     # Results
     if trainer.accelerator.is_main_process:
-        said = plot_run(trainer.all_stats, run.plots, run.path.name)
         sources = {"reference": name, run.path.name: run.path}
         models = {source: load_run(path, **loading) for source, path in sources.items()}
         measures = sentiment_measures(reward, label=args.label or "POSITIVE")
         results = compare(models, held_out, measures, max_new_tokens=config.response_length)
-        print(results.side_by_side(3), results.table(), *said, run.places(), sep="\n\n")
+        print(conclude(run, results))
 
 
 if __name__ == "__main__":

@@ -21,14 +21,13 @@ from trl_recipes import (
 )
 from trl_recipes.arguments import model_kwargs, run_recipe
 from trl_recipes.compare import compare
-from trl_recipes.overoptimisation import plot_run
+from trl_recipes.report import conclude
 from trl_recipes.rewards import RewardModelReward
 from trl_recipes.seq2seq.chain import Chain
 from trl_recipes.seq2seq.measures import measures_of
 from trl_recipes.seq2seq.pairs import PairArguments
 from trl_recipes.seq2seq.pretraining import Seq2SeqSizes
 from trl_recipes.seq2seq.settings import StageArguments
-from trl_recipes.stats import load_stats
 
 
 def main(
@@ -82,12 +81,11 @@ def main(
 
     # Results
     if config.should_save:
-        said = plot_run(load_stats(run.path), run.plots, run.path.name)
         sources = {"reference": name, run.path.name: run.path}
         models = {source: load_run(path, **loading) for source, path in sources.items()}
         measures = {measure.__name__: measure for measure in (reward, *metrics)}
         results = compare(models, held_out, measures, max_new_tokens=config.response_length)
-        print(results.side_by_side(5), results.table(), *said, run.places(), sep="\n\n")
+        print(conclude(run, results, results.side_by_side(5)))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from trl_recipes.pretrain import (
 from trl_recipes.printable import printable
 from trl_recipes.processes import say
 from trl_recipes.rehearsal import rehearse
+from trl_recipes.report import write_report
 from trl_recipes.runs import check_run, is_main_process, run_options, start_run
 
 
@@ -81,6 +82,7 @@ def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: Pretra
             f"held-out loss {loss:.3f} nats per token, perplexity {math.exp(loss):.1f}"
             f" (n = {metrics['heldout_tokens']} tokens)"
         )
+        write_report(run, {"held-out loss, nats per token": loss, "perplexity": math.exp(loss)})
         model, tokenizer = load_run(run.path)
         openings = [
             torch.tensor(tokenizer(text[:80])["input_ids"][:4]) for text in heldout_texts[:3]

@@ -13,13 +13,13 @@ from typing import Literal
 
 from trl import ModelConfig, get_peft_config
 
-from trl_recipes import PPOConfig, PPOTrainer, load_prompts, load_run, load_stats, load_tokenizer
+from trl_recipes import PPOConfig, PPOTrainer, load_prompts, load_run, load_tokenizer
 from trl_recipes.arguments import model_kwargs, run_recipe
 from trl_recipes.compare import compare
 from trl_recipes.data import LengthSampler, one_prompt
 from trl_recipes.embedded import language_model
 from trl_recipes.judges import mood_judges
-from trl_recipes.overoptimisation import plot_run
+from trl_recipes.report import conclude
 from trl_recipes.reward_stage import LearntReward, RewardStage
 from trl_recipes.runs import check_run, is_main_process, run_options, start_run
 from trl_recipes.stages import begin, finish, go_on, settings_of
@@ -85,14 +85,13 @@ def main(args: RlhfArguments, stage: RewardStage, config: PPOConfig, model_confi
     # Results
     reward.train()  # takes what is there
     if is_main_process():
-        said = plot_run(load_stats(run.path), run.plots, run.path.name)
         models = {"reference": load_run(name, **loading), "rlhf": load_run(run.path, **loading)}
         measures = {"learnt score": reward} | {f"judge ({j.__name__})": j for j in judges}
         asked = one_prompt(args.prompt, tokenizer, copies=3) if looking else held_out
         results = compare(models, asked, measures, max_new_tokens=config.response_length)
         if looking:
             return print(results.with_scores())
-        print(results.side_by_side(3), results.table(), *said, run.places(), sep="\n\n")
+        print(conclude(run, results))
 
 
 if __name__ == "__main__":

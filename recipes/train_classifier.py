@@ -24,6 +24,7 @@ from trl_recipes.pretrain import (
 )
 from trl_recipes.processes import say
 from trl_recipes.rehearsal import rehearse
+from trl_recipes.report import write_report
 from trl_recipes.runs import check_run, is_main_process, run_options, start_run
 
 
@@ -90,6 +91,7 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
         print(
             f"held-out accuracy {metrics['heldout_accuracy']:.3f} (n = {len(heldout_rows)} texts)"
         )
+        write_report(run, {"held-out accuracy": metrics["heldout_accuracy"]})
         print(f"The model is in {run.model}; recipes take it as --reward_model {run}")
 
 

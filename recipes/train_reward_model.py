@@ -17,6 +17,7 @@ from trl_recipes.arguments import run_recipe
 from trl_recipes.pretrain import ClassifierSizes
 from trl_recipes.processes import say
 from trl_recipes.rehearsal import rehearse
+from trl_recipes.report import write_report
 from trl_recipes.reward_data import read_reward_data
 from trl_recipes.reward_figures import measure, write_card
 from trl_recipes.reward_training import RewardModelConfig, base_model, train_reward_model
@@ -85,6 +86,7 @@ def main(args: RewardModelArguments, sizes: ClassifierSizes, config: RewardModel
         figures = measure(run.model, heldout)
         figures.plot(run.plots / "reliability.png")
         write_card(run.model, figures, base=start, source=source, rows=rows, seconds=seconds)
+        write_report(run, figures.values)
         print(f"train loss {trained['train_loss']:.3f}, mean over the run")
         print(figures.sentences())
         print(f"The model is in {run.model}; recipes take it as --reward_funcs {run}")

@@ -44,7 +44,11 @@ def test_the_mathematics_imports_torch_and_nothing_of_ours(name):
     assert all(module.split(".")[0] in allowed for module in imports(PACKAGE / "ppo" / name))
 
 
-@pytest.mark.parametrize("name", ["plots.py", "compare.py", "stats.py", "runs.py", "generation.py"])
+READERS = ["plots.py", "compare.py", "stats.py", "runs.py", "generation.py", "training_record.py"]
+READERS += sorted(f"report/{path.name}" for path in (PACKAGE / "report").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", READERS)
 def test_what_reads_a_run_imports_no_trainer(name):
     trainers = ("trl_recipes.ppo", "trl_recipes.grpo")
     assert not [m for m in imports(PACKAGE / name) if m.startswith(trainers)]

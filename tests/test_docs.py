@@ -11,6 +11,7 @@ from trl_recipes.stats import stat_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def commands():
@@ -58,3 +59,23 @@ def test_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"make (\w+)", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_what_contributing_points_at_is_there():
+    files = set(
+        re.findall(r"`((?:trl_recipes|recipes|tests)/[\w/]+(?:\.(?:py|yaml)|/))`", CONTRIBUTING)
+    )
+    assert len(files) >= 25
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    places = re.findall(r"`(\w+)`\s+(?:in|of|from)\s+`([\w/]+\.py)`", CONTRIBUTING)
+    assert len(places) >= 8
+    missing = [(name, path) for name, path in places if name not in (ROOT / path).read_text()]
+    assert missing == []
+
+
+def test_contributing_tells_how_to_add_what_people_add():
+    for what in ("reward", "recipe", "algorithm"):
+        (part,) = re.findall(rf"## Adding an? {what}\n(.*?)(?=\n## |\Z)", CONTRIBUTING, re.DOTALL)
+        assert "The smallest one" in part
+        assert re.search(r"forgot is told by `tests/", part)
+        assert len(re.findall(r"^\d\. ", part, re.MULTILINE)) >= 4

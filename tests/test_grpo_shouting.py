@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_recipes import load_stats
 from trl_recipes.arguments import run_recipe
-from trl_recipes.baseline import BaselineConfig, LossCurve, mean_loss, new_model
+from trl_recipes.baseline import BaselineConfig, mean_loss, new_model
 from trl_recipes.characters import divide_text, encode, read_text
 from trl_recipes.errors import RecipeError
+from trl_recipes.loss_log import LossLog
 from trl_recipes.rewards import UppercaseReward
 from trl_recipes.tokenizers import character_tokenizer
 
@@ -196,7 +197,7 @@ def test_a_stopped_run_ends_as_one_that_was_left_alone(
 
         monkeypatch.setattr(kind, method, stopping)
 
-    stop_after(LossCurve, "on_log", 60)
+    stop_after(LossLog, "on_log", 60)
     assert launch(text_file, folder) == 143
     assert not (folder / "model").exists()
     from trl_recipes.grpo.trainer import _Steps

@@ -266,14 +266,17 @@ def two_runs(tmp_path):
 
 def test_the_recipe_draws_one_run_into_its_folder(two_runs):
     done = run_plot("runs/ppo-good", cwd=two_runs)
-    assert (done.returncode, done.stdout) == (0, "runs/ppo-good/plots/training.png\n"), done.stderr
+    written = "runs/ppo-good/plots/training.png\nruns/ppo-good/report.html\n"
+    assert (done.returncode, done.stdout) == (0, written), done.stderr
     not_blank(two_runs / "runs/ppo-good/plots/training.png")
+    assert "target 6" in (two_runs / "runs/ppo-good/report.html").read_text()
 
 
 def test_the_recipe_lays_runs_over_each_other_where_told(two_runs):
     done = run_plot("runs/ppo-good", "runs/ppo-bad", "--output", "new/both.png", cwd=two_runs)
     assert (done.returncode, done.stdout) == (0, "new/both.png\n"), done.stderr
     not_blank(two_runs / "new/both.png")
+    assert not list(two_runs.rglob("report.html"))  # one file was asked for
 
 
 def test_the_recipe_says_which_run_is_missing(two_runs):

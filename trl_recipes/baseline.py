@@ -15,17 +15,16 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
 from trl_recipes.characters import RandomWindows, encode
 from trl_recipes.errors import RecipeError
+from trl_recipes.loss_log import LossLog
 from trl_recipes.pretrain import LossBar, PretrainConfig
 from trl_recipes.ranges import check_range
 from trl_recipes.runs import RunFolder
-from trl_recipes.stats import append_stats, keep_steps
 from trl_recipes.stopping import train_or_stop
 from trl_recipes.trainable import save_trained
 
@@ -164,7 +163,7 @@ def train_baseline(
     rows = RandomWindows(ids, length, config.max_steps * batch * config.world_size, config.seed)
     heldout = heldout_ids[: len(heldout_ids) // length * length].view(-1, length)
     some = [{"input_ids": window} for window in heldout[:MEASURED_WINDOWS]]
-    curve = LossCurve(RunFolder(Path(config.output_dir)).all_stats)
+    curve = LossLog(RunFolder(Path(config.output_dir)).all_stats)
     trainer = Trainer(model, config, _stack, train_dataset=rows, eval_dataset=some)
     trainer.add_callback(curve)
     trainer.remove_callback(PrinterCallback)
@@ -180,29 +179,6 @@ def train_baseline(
         "rows": len(rows),
         "seconds_a_step": result.metrics["train_runtime"] / trainer.state.global_step,
     }
-
-
-class LossCurve(TrainerCallback):
-    """Writes the losses of a training to all_stats: `loss/train`, `loss/heldout`.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Drop what was logged after the checkpoint that training goes on from."""
-        if state.is_world_process_zero:
-            keep_steps(self.path, state.global_step)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Keep the losses of this log."""
-        named = {"loss/train": "loss", "loss/heldout": "eval_loss"}
-        row = {key: logs[name] for key, name in named.items() if name in (logs or {})}
-        if row and state.is_world_process_zero:
-            append_stats(self.path, {"step": state.global_step} | row)
 
 
 @torch.no_grad()

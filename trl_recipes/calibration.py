@@ -18,7 +18,13 @@ BINS = 10
 
 
 class Bin(NamedTuple):
-    """The predictions of one bin: how many, their mean, and the mean of what was observed."""
+    """The predictions of one bin: how many, their mean, and the mean of what was observed.
+
+    Attributes:
+        count: of predictions.
+        predicted: mean of what was predicted.
+        observed: mean of what was observed.
+    """
 
     count: int
     predicted: float

@@ -79,7 +79,12 @@ def divide_text(text: str, shortest: int, source: str | None) -> tuple[str, str]
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Token ids of a long text, (characters,): a look-up, much quicker than the tokenizer."""
+    """Token ids of a long text, (characters,): a look-up, much quicker than the tokenizer.
+
+    Args:
+        text: of characters that the tokenizer knows.
+        tokenizer: of characters.
+    """
     tokens = tokenizer.get_vocab()
     return torch.tensor([tokens[character] for character in text])
 

@@ -70,11 +70,22 @@ class ModelResult:
     reference_nll: list[float]
 
     def interval(self, measure: str) -> tuple[float, float]:
-        """Mean of a measure over the responses that it scored, and its 95 percent half width."""
+        """Mean of a measure over the responses that it scored, and its 95 percent half width.
+
+        Args:
+            measure: its name.
+
+        Returns:
+            Mean and half width; nan for what too few responses give.
+        """
         return mean_interval(self.scored(measure))
 
     def scored(self, measure: str) -> list[float]:
-        """Values of a measure, without the responses that it left out."""
+        """Values of a measure, without the responses that it left out.
+
+        Args:
+            measure: its name.
+        """
         return [value for value in self.scores[measure] if value is not None]
 
     @property
@@ -95,7 +106,13 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models on the same prompts; `results` has the reference first."""
+    """Models on the same prompts; `results` has the reference first.
+
+    Attributes:
+        prompts: N texts.
+        results: one a model, N responses each.
+        seed: that every model's sampling started from.
+    """
 
     prompts: list[str]
     results: list[ModelResult]
@@ -180,7 +197,11 @@ class Comparison:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write `to_dict` as JSON; numbers that are not finite become null."""
+        """Write `to_dict` as JSON; numbers that are not finite become null.
+
+        Args:
+            path: the file; its folder is made.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_without_nan(self.to_dict()), indent=1, ensure_ascii=False)
@@ -329,6 +350,11 @@ def response_logprobs(
 
 def check_context(model: nn.Module, query_length: int, response_length: int) -> None:
     """Refuse what does not fit into a model's context; lengths in tokens.
+
+    Args:
+        model: causal or encoder-decoder language model.
+        query_length: of the longest query.
+        response_length: of the longest response.
 
     Raises:
         RecipeError: says how many tokens fit.

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def are_conversations(values: Iterable[Any]) -> bool:
-    """Whether a column holds conversations; its first value that is not None tells."""
+    """Whether a column holds conversations; its first value that is not None tells.
+
+    Args:
+        values: of the column.
+    """
     return is_conversation(next((value for value in values if value is not None), None))
 
 

@@ -46,6 +46,10 @@ class LengthSampler:
 
     Raises:
         RecipeError: no length lies in the interval, or min_value is negative.
+
+    >>> lengths = LengthSampler(2, 9, seed=0)
+    >>> all(2 <= lengths() <= 8 for _ in range(100))
+    True
     """
 
     def __init__(self, min_value: int, max_value: int, seed: int | None = None):
@@ -76,6 +80,9 @@ def collator(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
     Returns:
         A list of B values for each key; `input_ids` are one-dimensional LongTensors.
+
+    >>> collator([{"query": "a"}, {"query": "b"}])
+    {'query': ['a', 'b']}
     """
     batch = {key: [row[key] for row in rows] for key in rows[0]}
     if "input_ids" in batch:
@@ -255,7 +262,11 @@ def load_prompts(
 
 
 def holds_conversations(prompts: "Dataset") -> bool:
-    """Whether the prompts of a data set are conversations rather than texts."""
+    """Whether the prompts of a data set are conversations rather than texts.
+
+    Args:
+        prompts: what `load_prompts` gave, or a data set with a column `prompt`.
+    """
     return "prompt" in prompts.column_names and are_conversations(prompts["prompt"][:])
 
 

@@ -146,7 +146,11 @@ def _read_text(path: Path) -> dict[str, list[Any]]:
 
 
 def columns_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Turn rows into columns; None stands where a row lacks a name that others have."""
+    """Turn rows into columns; None stands where a row lacks a name that others have.
+
+    Args:
+        rows: values by name.
+    """
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 

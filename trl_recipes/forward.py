@@ -7,7 +7,11 @@ from trl_recipes.padding import fill_lines
 
 
 def unwrap_adapter(model: nn.Module) -> nn.Module:
-    """Return the transformers model, out of its PEFT wrapper where it has one."""
+    """Return the transformers model, out of its PEFT wrapper where it has one.
+
+    Args:
+        model: with a PEFT wrapper or without.
+    """
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -118,13 +122,21 @@ def _encoder_decoder_inputs(language_model, queries, query_mask, responses) -> d
 
 
 def decoder_start_token_id(config) -> int:
-    """The token that an encoder-decoder's responses begin with, before the first sampled one."""
+    """The token that an encoder-decoder's responses begin with, before the first sampled one.
+
+    Args:
+        config: of the model.
+    """
     start = getattr(config, "decoder_start_token_id", None)
     return config.bos_token_id if start is None else start
 
 
 def context_length(config) -> int | None:
-    """Most tokens that a model's positions allow; None where they are unbounded (T5, BLOOM)."""
+    """Most tokens that a model's positions allow; None where they are unbounded (T5, BLOOM).
+
+    Args:
+        config: of the model.
+    """
     for name in ("max_position_embeddings", "n_positions"):
         value = getattr(config, name, None)
         if isinstance(value, int) and getattr(config, "model_type", "") not in ("t5", "mt5"):

@@ -37,7 +37,13 @@ class RowLengths(StoppingCriteria):
         self.lengths = lengths
 
     def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
-        """Say which rows are done, (B,)."""
+        """Say which rows are done, (B,).
+
+        Args:
+            input_ids: prompts and what was sampled so far, (B, columns).
+            scores: transformers', not used.
+            **kwargs: transformers', not used.
+        """
         return (input_ids.shape[1] - self.start) >= self.lengths
 
 

@@ -11,14 +11,18 @@ from trl_recipes.plots import COLORS, Picture, save_figure, style_axes
 
 
 def plot_losses(
-    all_stats: Sequence[Mapping[str, Any]], path: str | Path | None = None, title: str = ""
+    all_stats: Sequence[Mapping[str, Any]],
+    path: str | Path | None = None,
+    title: str = "",
+    unit: str = "nats per character",
 ) -> Figure:
     """Draw `loss/train` and `loss/heldout` over the steps.
 
     Args:
-        all_stats: rows of `trl_recipes.baseline.LossCurve`, read by `load_stats`.
+        all_stats: rows of `trl_recipes.loss_log.LossLog`, read by `load_stats`.
         path: where to save the PNG; None saves nothing.
         title: what was trained, and how it ended.
+        unit: of the losses.
 
     Returns:
         The figure; a notebook shows it.
@@ -32,9 +36,9 @@ def plot_losses(
         if points:
             label = {"train": "training text", "heldout": "held-out text"}[name]
             axes.plot(*zip(*points, strict=True), color=color, marker=marker, label=label)
-    style_axes(axes, "Cross-entropy of the next character", grid="y")
+    style_axes(axes, "Loss", grid="y")
     axes.set_xlabel("step")
-    axes.set_ylabel("nats per character")
+    axes.set_ylabel(unit)
     axes.set_ylim(bottom=0)
     axes.legend(loc="best", frameon=False)
     figure.suptitle(title)

@@ -206,7 +206,11 @@ def plot_run(
 
 
 def judges_of(all_stats: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Give the keys of the means of all metrics that a run logged, in their order."""
+    """Give the keys of the means of all metrics that a run logged, in their order.
+
+    Args:
+        all_stats: one row a step.
+    """
     keys = dict.fromkeys(key for row in all_stats for key in row)
     return [key for key in keys if key.startswith("metrics/") and key.endswith("/mean")]
 

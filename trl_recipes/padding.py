@@ -16,6 +16,11 @@ def pad_rows(rows: Sequence[Tensor], pad_token_id: int, side: str) -> tuple[Tens
 
     Returns:
         ids and mask (1 at tokens, 0 in gaps), both int64 of shape (len(rows), longest).
+
+    >>> pad_rows([torch.tensor([5, 6]), torch.tensor([7])], 0, "left")
+    (tensor([[5, 6],
+            [0, 7]]), tensor([[1, 1],
+            [0, 1]]))
     """
     device = rows[0].device
     lengths = torch.tensor([len(row) for row in rows], device=device)

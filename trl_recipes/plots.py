@@ -32,13 +32,21 @@ DPI = 150
 
 
 class Panel(NamedTuple):
-    """One of the panels below the score."""
+    """One of the panels below the score.
+
+    Attributes:
+        title: stands above it.
+        unit: of its axis.
+        keys: of all_stats; the first that a run has is drawn.
+        points: every step and a moving average, in the place of a line.
+        share: from 0 to 100 percent.
+    """
 
     title: str
     unit: str
-    keys: tuple[str, ...]  # the first that a run has is drawn
-    points: bool = False  # every step and a moving average, in the place of a line
-    share: bool = False  # from 0 to 100 percent
+    keys: tuple[str, ...]
+    points: bool = False
+    share: bool = False
 
 
 KL = Panel("KL from the reference", "nats per response", ("objective/kl",))
@@ -165,12 +173,20 @@ def moving_average(values: Sequence[float], window: int) -> np.ndarray:
 
     Returns:
         Shape (N,); nan where every value in the window is nan.
+
+    >>> moving_average([1, 2, 6, 3], 3).tolist()
+    [1.5, 3.0, 3.6666666666666665, 4.5]
     """
     values = np.asarray(values, dtype=float)
-    before, after = (window - 1) // 2, window // 2
-    windows = [values[max(0, i - before) : i + after + 1] for i in range(len(values))]
-    kept = [w[np.isfinite(w)] for w in windows]
-    return np.array([w.mean() if len(w) else math.nan for w in kept])
+    finite = np.isfinite(values)
+    places = np.arange(len(values))
+    first = np.maximum(0, places - (window - 1) // 2)
+    end = np.minimum(len(values), places + window // 2 + 1)
+    sums, counts = (  # up to each place, so that a long run takes no longer for a wide window
+        np.concatenate([[0], np.cumsum(column)]) for column in (np.where(finite, values, 0), finite)
+    )
+    kept = counts[end] - counts[first]
+    return np.where(kept > 0, (sums[end] - sums[first]) / np.maximum(kept, 1), math.nan)
 
 
 def _draw_runs(runs: Mapping[str, Any], kl_target: float | None) -> Picture:

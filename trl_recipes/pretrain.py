@@ -450,7 +450,13 @@ def train_tokenizer(
 def language_model_rows(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context_length: int
 ) -> list[Row]:
-    """Tokenize texts, end each with eos, and cut those that are too long into windows."""
+    """Tokenize texts, end each with eos, and cut those that are too long into windows.
+
+    Args:
+        texts: any number.
+        tokenizer: with an eos token.
+        context_length: most tokens of a row.
+    """
     return [
         {"input_ids": window}
         for ids in _encode(texts, tokenizer)

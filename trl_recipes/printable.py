@@ -11,12 +11,25 @@ def printable(text: str) -> str:
 
     That takes in escape sequences, which could hide or rewrite what stands on the screen, and
     characters that turn the direction of writing.
+
+    Args:
+        text: of any origin.
+
+    >>> printable("red " + chr(27) + "[31mtext")
+    'red  [31mtext'
     """
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def duration(seconds: float) -> str:
-    """Say a time in the unit that suits it."""
+    """Say a time in the unit that suits it.
+
+    Args:
+        seconds: how long.
+
+    >>> duration(75), duration(300), duration(9000)
+    ('75 seconds', '5 minutes', '2.5 hours')
+    """
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     minutes = seconds / 60

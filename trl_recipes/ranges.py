@@ -83,6 +83,13 @@ def divide_exactly(total: int, part: int | None, total_name: str, part_name: str
 
     Raises:
         RecipeError: `total` is not a multiple of `part`.
+
+    >>> divide_exactly(128, 32, "batch_size", "mini_batch_size")
+    4
+    >>> divide_exactly(10, 4, "batch_size", "mini_batch_size")
+    Traceback (most recent call last):
+    ...
+    trl_recipes.errors.RecipeError: `batch_size` (10) must be a multiple of `mini_batch_size`...
     """
     part = part or 1
     if total % part == 0:
@@ -98,6 +105,9 @@ def divide_exactly(total: int, part: int | None, total_name: str, part_name: str
 
 def check_trackers(report_to: str | Iterable[str] | None) -> None:
     """Refuse a tracker that is not there, before anything is trained.
+
+    Args:
+        report_to: names of trackers, as transformers takes them.
 
     Raises:
         RecipeError: says which are.

@@ -25,7 +25,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Labelled:
-    """N texts with a label each: the number of a class, or where `names` is None any number."""
+    """N texts with a label each: the number of a class, or where `names` is None any number.
+
+    Attributes:
+        texts: N of them.
+        labels: N numbers.
+        names: of label 0, 1 and so on; None where labels are any numbers.
+    """
 
     texts: list[str]
     labels: list[int] | list[float]
@@ -103,6 +109,9 @@ def read_reward_data(
         tokenizer: that of the base model, whose chat template conversations need.
         seed: of the pairs drawn from labelled texts.
 
+    Returns:
+        What to learn from, and what to measure by; both of one kind.
+
     Raises:
         RecipeError: see `read_labelled` and `read_pairs`; all labels to learn from are the same.
     """
@@ -166,6 +175,10 @@ def read_labelled(
 
 def check_labels_differ(data: Labelled, source: str) -> None:
     """Refuse texts that all have the same label, from which nothing can be learnt.
+
+    Args:
+        data: labelled texts.
+        source: name of the data set, for the message.
 
     Raises:
         RecipeError: names the label.

@@ -82,7 +82,11 @@ class Figures:
         return "\n".join(lines)
 
     def plot(self, path: str | Path) -> None:
-        """Draw the reliability diagram."""
+        """Draw the reliability diagram.
+
+        Args:
+            path: the PNG file; its folder is made.
+        """
         x, y = AXES[self.kind]
         plot_reliability(self.bins, path, title=f"n = {self.n}", predicted=x, observed=y)
 

@@ -18,6 +18,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.generation import load_tokenizer
 from trl_recipes.pretrain import ClassifierSizes
 from trl_recipes.rehearsal import rehearse
+from trl_recipes.report import write_report
 from trl_recipes.reward_data import read_reward_data
 from trl_recipes.reward_figures import Figures, measure, write_card
 from trl_recipes.reward_training import RewardModelConfig, base_model, train_reward_model
@@ -70,6 +71,9 @@ def divide(rows: "Dataset", share: float, seed: int) -> "tuple[Dataset, Dataset]
         rows: two at least.
         share: size of the first part, between 0 and 1; neither part is empty.
         seed: of the draw.
+
+    Returns:
+        Both parts, each in the order of the rows.
     """
     order = np.random.default_rng(seed).permutation(len(rows))
     count = min(max(1, round(share * len(rows))), len(rows) - 1)
@@ -253,6 +257,7 @@ class LearntReward:
                 seconds=time.monotonic() - begun,
             )
             stages.finish(self.run.path, self.settings, dataclasses.asdict(self.figures))
+            write_report(self.run)
 
     def _begin(self) -> None:
         start_run(

@@ -101,7 +101,12 @@ class PairTrainer(RewardTrainer):
         self._signature_columns = [*self._signature_columns, "length"]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The recipe writes one beside the model, with figures."""
+        """The recipe writes one beside the model, with figures.
+
+        Args:
+            *args: TRL's, not used.
+            **kwargs: TRL's, not used.
+        """
 
 
 def train_reward_model(

@@ -7,7 +7,9 @@
         alarms.jsonl       what looked wrong, each said once
         failure.json       what is known of a step that ended the run
         plots/*.png
-        report.html
+        report.html        all of it on one page
+        training.json      what was trained, how it ended, how long it took
+        comparison.json    answers and figures before and after, on held-out prompts
         model/             policy, value head and tokenizer
         checkpoints/step-N/
         stage.json         of a chain: the settings of this stage, and what it found
@@ -67,7 +69,11 @@ def is_main_process() -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """The paths inside one run folder."""
+    """The paths inside one run folder.
+
+    Attributes:
+        path: of the folder.
+    """
 
     path: Path
 
@@ -107,6 +113,16 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def record(self) -> Path:
+        """What was trained, how it ended, how long it took."""
+        return self.path / "training.json"
+
+    @property
+    def comparison(self) -> Path:
+        """Answers and figures before and after, on held-out prompts."""
+        return self.path / "comparison.json"
+
+    @property
     def model(self) -> Path:
         """Folder of the trained model, value head and tokenizer."""
         return self.path / "model"
@@ -132,8 +148,11 @@ class RunFolder:
         return self.path / "reward_model"
 
     def places(self) -> str:
-        """Where what a run leaves lies, in three lines."""
-        return f"Model:    {self.model}\nPictures: {self.plots}\nStats:    {self.all_stats}"
+        """Where what a run leaves lies, in four lines."""
+        return (
+            f"Model:    {self.model}\nPictures: {self.plots}\nStats:    {self.all_stats}\n"
+            f"Report:   {self.report}"
+        )
 
     def __str__(self) -> str:
         return str(self.path)
@@ -181,8 +200,8 @@ def check_run(
         return run
     marked = run.config.is_file() and _is_marked(run.config)
     results = [path for path in _results(run) if _holds_something(path)]
-    if not marked and (results or run.config.exists()):
-        found = [run.config] if run.config.exists() else results
+    if not marked and (results or run.config.exists() or run.record.exists()):
+        found = [run.config] if run.config.exists() else results or [run.record]
         raise RecipeError(
             f"--output_dir: `{run}` holds {', '.join(f'`{path.name}`' for path in found)}, but "
             "no config.yaml of a run, so this may be something else. Choose another folder, or "
@@ -274,7 +293,7 @@ def start_run(
     try:
         run.plots.mkdir(parents=True, exist_ok=True)
         if not run.config.exists():
-            _write(run.config, _MARK + "\n")
+            write_whole(run.config, _MARK + "\n")
     except OSError as error:
         raise RecipeError(
             f"--output_dir: `{run}` cannot be made or written ({error.strerror}). Choose another "
@@ -302,7 +321,6 @@ def write_config(run: RunFolder, *dataclass_objects: Any, recipe: str | None = N
         kept, worked_out = _settings(settings)
         values.update(kept)
         derived.update(worked_out)
-    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     if any(hasattr(settings, "output_dir") for settings in dataclass_objects):
         values["output_dir"] = str(run.path)  # also where a recipe chose it
@@ -311,12 +329,12 @@ def write_config(run: RunFolder, *dataclass_objects: Any, recipe: str | None = N
         f"{_MARK} To run it again: --config <this file> --output_dir <another folder>\n"
         f"# recipe: {recipe or Path(sys.argv[0]).name}\n"
         f"# started: {now}\n"
-        f"# python {platform.python_version()}, {versions}\n"
+        f"# {versions()}\n"
     )
     for name, value in derived.items():
         header += f"# worked out: {name} = {value}\n"
     body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True) if values else ""
-    _write(run.config, header + body)
+    write_whole(run.config, header + body)
 
 
 def read_config(run: RunFolder | str | os.PathLike) -> dict[str, Any]:
@@ -344,6 +362,35 @@ def read_config(run: RunFolder | str | os.PathLike) -> dict[str, Any]:
     if values is not None and not isinstance(values, dict):
         raise RecipeError(f"`{run.config}` is damaged: it holds no settings. Mend or delete it.")
     return values or {}
+
+
+def read_header(run: RunFolder) -> tuple[dict[str, str], dict[str, str]]:
+    """Read what config.yaml says beside the settings.
+
+    Args:
+        run: the run folder; it may lack the file.
+
+    Returns:
+        `recipe`, `started` and `versions`, those that are there; and what was worked out from the
+        settings, by name.
+    """
+    facts: dict[str, str] = {}
+    derived: dict[str, str] = {}
+    if not run.config.is_file():
+        return facts, derived
+    text = run.config.read_text(encoding="utf-8", errors="replace")
+    for line in text.splitlines():
+        name, _, value = line.removeprefix("# ").partition(": ")
+        if not line.startswith("# "):
+            break
+        if name == "worked out":
+            key, _, found = value.partition(" = ")
+            derived[key] = found
+        elif name in ("recipe", "started"):
+            facts[name] = value
+        elif line.startswith("# python "):
+            facts["versions"] = line.removeprefix("# ")
+    return facts, derived
 
 
 def read_number(run: RunFolder | str | os.PathLike, name: str, default: int) -> int:
@@ -428,14 +475,15 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
+def versions() -> str:
+    """Say which Python and which packages this process runs, in a line."""
+    found = [f"python {platform.python_version()}"]
     for name in _PACKAGES:
         try:
-            versions[name] = importlib.metadata.version(name)
+            found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
             continue
-    return versions
+    return ", ".join(found)
 
 
 def _is_marked(config: Path) -> bool:
@@ -447,7 +495,7 @@ def _results(run: RunFolder) -> list[Path]:
 
 
 def _result_files(run: RunFolder) -> list[Path]:
-    return [run.all_stats, run.samples, run.alarms, run.failure, run.report]
+    return [run.all_stats, run.samples, run.alarms, run.failure, run.comparison, run.report]
 
 
 def _holds_something(path: Path) -> bool:
@@ -462,7 +510,7 @@ def _remove_run(run: RunFolder) -> None:
     _remove_matching(run.plots, ("*.png",))
     _remove_matching(run.model, _MODEL_FILES)
     _remove_matching(run.checkpoints, ("step-*", "checkpoint-*"))
-    for path in (*_result_files(run), run.config):
+    for path in (*_result_files(run), run.record, run.config):
         path.unlink(missing_ok=True)
 
 
@@ -482,8 +530,16 @@ def _remove_matching(folder: Path, patterns: tuple[str, ...]) -> None:
         folder.rmdir()
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, in UTF-8.
+
+    Args:
+        path: the file; its folder is there.
+        text: what it will hold; half of a surrogate pair becomes a question mark.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8", errors="replace")
     unfinished.replace(path)

@@ -17,6 +17,7 @@ from trl_recipes.grpo import GRPOConfig, GRPOTrainer
 from trl_recipes.loss_curve import plot_losses
 from trl_recipes.plots import plot_comparison, plot_stats
 from trl_recipes.pretrain import PretrainConfig
+from trl_recipes.report import write_report
 from trl_recipes.rewards import RewardFunc
 from trl_recipes.rewards.words import known_share, whole_words
 from trl_recipes.runs import RunFolder, check_run, is_main_process
@@ -28,7 +29,13 @@ RESULTS = "comparison.txt"  # what the recipe prints at its end
 
 @dataclass(frozen=True)
 class CharacterText:
-    """A text in two parts; `train` and `heldout` together are `whole`."""
+    """A text in two parts; `train` and `heldout` together are `whole`.
+
+    Attributes:
+        whole: the text.
+        train: its first part, to learn from.
+        heldout: the rest, to measure by.
+    """
 
     whole: str
     train: str
@@ -88,7 +95,11 @@ class Stage:
         begin(self.folder, self.settings)
 
     def finish(self, **result: Any) -> None:
-        """Note that its result is whole."""
+        """Note that its result is whole.
+
+        Args:
+            **result: what it found, ready for JSON.
+        """
         finish(self.folder, self.settings, result)
         self.begun = self.finished = True
 
@@ -131,7 +142,11 @@ class Stages:
         self._stages[name] = stage
 
     def todo(self, name: str) -> Stage | None:
-        """Give a stage that is wanted and not finished; None for others."""
+        """Give a stage that is wanted and not finished; None for others.
+
+        Args:
+            name: of the stage.
+        """
         stage = self._stages.get(name)
         return None if stage is None or stage.finished else stage
 
@@ -261,6 +276,7 @@ def tell_baseline(folder: Path, losses: dict[str, float]) -> str:
     told = f"baseline: held-out loss {nats:.3f} nats per character"
     if is_main_process():
         plot_losses(load_stats(run.path), run.plots / "training.png", told)
+    write_report(run, {"held-out loss, nats per character": nats, "held-out characters": count})
     return f"{told} (n = {count} characters)"
 
 
@@ -277,7 +293,7 @@ def evaluate(
 
     Args:
         run: the GRPO run, which has the baseline's in it.
-        folder: gets comparison.json, comparison.txt and comparison.png.
+        folder: gets comparison.json, comparison.txt and comparison.png, and the run its page.
         held_out: prompts, as `cut_prompts` gives them.
         rewards: what to measure; the first is called the score, the last is a KnownWordsReward.
         max_new_tokens: length of a completion.
@@ -297,6 +313,7 @@ def evaluate(
         word_figures(results, rewards[-1].words),
     ]
     (folder / RESULTS).write_text("\n\n".join(told) + "\n", encoding="utf-8")
+    write_report(run)
 
 
 def word_figures(results: Comparison, known_words: set[str]) -> str:

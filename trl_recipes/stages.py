@@ -66,7 +66,11 @@ def digest(content: Iterable[Any]) -> str:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a stage was begun in a folder, finished or not; the main process looks for all."""
+    """Whether a stage was begun in a folder, finished or not; the main process looks for all.
+
+    Args:
+        folder: of the stage.
+    """
     return of_main(RunFolder(folder).stage.is_file)
 
 

@@ -22,7 +22,12 @@ STATS_FILE = "all_stats.jsonl"
 
 
 class StatKey(NamedTuple):
-    """Unit and meaning of one key of a stats row."""
+    """Unit and meaning of one key of a stats row.
+
+    Attributes:
+        unit: such as "nats per token".
+        meaning: in a sentence or two, with what is healthy where that can be said.
+    """
 
     unit: str
     meaning: str
@@ -148,6 +153,14 @@ STAT_KEYS: dict[str, StatKey] = {
     ),
     "grad_norm": StatKey("norm", "Norm of the gradient before it is clipped."),
     "learning_rate": StatKey("learning rate", "Learning rate of this step."),
+    "loss/train": StatKey(
+        "loss", "Of models trained on texts: their loss, mean over the steps since the last row."
+    ),
+    "loss/heldout": StatKey("loss", "The same on held-out texts, where they are looked at."),
+    "accuracy": StatKey(
+        "share", "Of reward models from pairs: pairs whose winner has the higher score."
+    ),
+    "margin": StatKey("logits", "Of such models: by how much it is higher, in the mean."),
     "epoch": StatKey("passes", "Passes over the prompts so far."),
     "num_tokens": StatKey("tokens", "Tokens of prompts and responses so far, over all processes."),
     "reward": StatKey("score", "TRL's name of `env/reward_mean`."),
@@ -229,7 +242,14 @@ STAT_KEYS: dict[str, StatKey] = {
 
 
 def stat_key(key: str) -> StatKey | None:
-    """Look one key up in `STAT_KEYS`, where `<name>` stands for any name; None if unknown."""
+    """Look one key up in `STAT_KEYS`, where `<name>` stands for any name; None if unknown.
+
+    Args:
+        key: of a row.
+
+    >>> stat_key("rewards/length/mean").unit
+    'score'
+    """
     if key in STAT_KEYS:
         return STAT_KEYS[key]
     for pattern, explained in STAT_KEYS.items():
@@ -263,7 +283,15 @@ def append_samples(
     responses: Sequence[str],
     scores: Sequence[float],
 ) -> None:
-    """Append one row (step, query, response, score) for each sample to a JSON-lines file."""
+    """Append one row (step, query, response, score) for each sample to a JSON-lines file.
+
+    Args:
+        path: the file, made when it does not exist.
+        step: number of the step.
+        queries: texts.
+        responses: a text for each query.
+        scores: a number for each query; one that is not finite is written as null.
+    """
     rows = [
         {"step": step, "query": query, "response": response, "score": _finite(_number(score))}
         for query, response, score in zip(queries, responses, scores, strict=True)
@@ -272,7 +300,13 @@ def append_samples(
 
 
 def append_alarms(path: str | Path, step: int, sentences: Sequence[str]) -> None:
-    """Append one row (step, alarm) for each alarm of a step to a JSON-lines file."""
+    """Append one row (step, alarm) for each alarm of a step to a JSON-lines file.
+
+    Args:
+        path: the file, made when it does not exist.
+        step: number of the step.
+        sentences: the alarms; none writes nothing.
+    """
     if sentences:
         _append_lines(path, [{"step": step, "alarm": sentence} for sentence in sentences])
 
@@ -282,6 +316,12 @@ def load_stats(run_or_file: str | Path) -> list[dict[str, float]]:
 
     A last line that was cut short (the run was killed while writing) is left out. Numbers that were
     not finite come back as nan.
+
+    Args:
+        run_or_file: the folder of a run, or its all_stats.jsonl.
+
+    Returns:
+        One row a step.
 
     Raises:
         RecipeError: no file, no rows, or a line that is no JSON object.
@@ -293,11 +333,7 @@ def load_stats(run_or_file: str | Path) -> list[dict[str, float]]:
             f"No statistics at {path}. Give the folder of a run (it holds {STATS_FILE}) or the"
             " file itself; a run writes its first row after its first step."
         )
-    text = path.read_text(encoding="utf-8", errors="replace")
-    *lines, cut = text.split("\n")  # a whole row ends with a newline
-    rows = [_parse_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if cut.endswith("}"):  # a file edited by hand may lack the last newline
-        rows.append(_parse_row(path, len(lines) + 1, cut))
+    rows = read_rows(path)
     for number, row in enumerate(rows, 1):
         for key, value in row.items():
             if not isinstance(value, int | float | None) or (key == "step" and value is None):
@@ -307,6 +343,29 @@ def load_stats(run_or_file: str | Path) -> list[dict[str, float]]:
     if not rows:
         raise RecipeError(f"{path} holds no rows yet. A run writes one after each step.")
     return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Read a JSON-lines file of a run: all_stats, samples or alarms.
+
+    Args:
+        path: the file; it need not be there.
+
+    Returns:
+        Its rows, without a last line that was cut short.
+
+    Raises:
+        RecipeError: a line is no JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    *lines, cut = text.split("\n")  # a whole row ends with a newline
+    rows = [_parse_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if cut.endswith("}"):  # a file edited by hand may lack the last newline
+        rows.append(_parse_row(path, len(lines) + 1, cut))
+    return rows
 
 
 def keep_steps(path: str | Path, last: int) -> list[dict[str, Any]]:
@@ -335,7 +394,11 @@ def keep_steps(path: str | Path, last: int) -> list[dict[str, Any]]:
 
 
 def to_frame(all_stats: Sequence[dict[str, Any]]) -> "pd.DataFrame":
-    """Turn all_stats into a data frame: one row a step, indexed by step, one column a key."""
+    """Turn all_stats into a data frame: one row a step, indexed by step, one column a key.
+
+    Args:
+        all_stats: one row a step.
+    """
     import pandas as pd
 
     scalars = [{k: _number(v) for k, v in row.items() if _is_scalar(v)} for row in all_stats]
@@ -344,7 +407,11 @@ def to_frame(all_stats: Sequence[dict[str, Any]]) -> "pd.DataFrame":
 
 
 def steps_of(all_stats: Sequence[dict[str, Any]]) -> list[int]:
-    """Give the step of each row; rows of a hand-written loop that name none are counted from 1."""
+    """Give the step of each row; rows of a hand-written loop that name none are counted from 1.
+
+    Args:
+        all_stats: one row a step.
+    """
     return [int(row.get("step", number)) for number, row in enumerate(all_stats, 1)]
 
 
@@ -379,6 +446,9 @@ def distinct_n(sequences: Sequence[str | Sequence[Any]], n: int = 2) -> float:
 
     Returns:
         Between 0 and 1; nan where no sequence is n long.
+
+    >>> distinct_n(["a b a b"])  # of three pairs "a b" is there twice
+    0.6666666666666666
     """
     ngrams = []
     for sequence in sequences:

@@ -9,7 +9,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from trl_recipes.errors import RecipeError, RunStopped
+from trl_recipes.loss_log import LossLog
 from trl_recipes.lost_peer import notice_lost_machines
 from trl_recipes.processes import (
     another_failed,
@@ -31,6 +33,7 @@ from trl_recipes.processes import (
 )
 from trl_recipes.runs import RunFolder, is_main_process
 from trl_recipes.sharding import check_embeddings, spread_by_layer
+from trl_recipes.training_record import recorded
 
 _log = logging.getLogger(__name__)
 
@@ -140,32 +143,53 @@ def train_or_stop(
     trainer: Trainer,
     before_training: Callable[[], Any] | None = None,
     train: Callable[..., TrainOutput] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> TrainOutput:
     """Run a transformers trainer in a run folder, with its checkpoints in `checkpoints/`.
+
+    Where there is a run folder, a training on texts leaves its losses there, and each leaves its
+    record and its page, however it ends.
 
     Args:
         trainer: its `args` say where, how often it saves, and whether to resume: from a
             checkpoint's folder, or `true` for the newest whole one.
-        before_training: called when all was found fit for training, to make the run folder ready.
+        before_training: called when all was found fit for training, to make the run folder ready;
+            None for a training on texts that leaves no run.
         train: called with `resume_from_checkpoint`; None takes the trainer's own `train`.
+        about: for the record, with `train`; see `trl_recipes.training_record.recorded`.
+
+    Returns:
+        What the trainer's `train` gave.
 
     Raises:
         RecipeError: there is no such checkpoint.
         RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
     """
-    args, train = trainer.args, train or trainer.train
+    args = trainer.args
     run, wanted = RunFolder(Path(args.output_dir)), args.resume_from_checkpoint
     find = partial(_find_checkpoint, run.checkpoints, str(wanted))
     checkpoint = of_main(find) if wanted else None
     check_embeddings(trainer.model, trainer.accelerator)
     spread_by_layer(trainer.model, trainer.accelerator)
+    record = nullcontext() if about is None else recorded(run, about, lambda: _step(trainer))
     if before_training is not None:
         before_training()
+        if not any(isinstance(c, LossLog) for c in trainer.callback_handler.callbacks):
+            trainer.add_callback(LossLog(run.all_stats))
+        record = recorded(run, {"about": _about(trainer)}, lambda: _step(trainer))
     ddp = trainer.accelerator.ddp_handler
     if ddp is not None and args.ddp_find_unused_parameters is None:
         ddp.find_unused_parameters = False  # else torch looks for some at each step, and warns
     args.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
     notice_lost_machines()
+    with record:
+        return _train(trainer, run, checkpoint, train or trainer.train)
+
+
+def _train(
+    trainer: Trainer, run: RunFolder, checkpoint: str | None, train: Callable[..., TrainOutput]
+) -> TrainOutput:
+    args = trainer.args
     if args.save_strategy == "no":
         return _of_all(train(resume_from_checkpoint=checkpoint))
     args.output_dir = str(run.checkpoints)
@@ -184,6 +208,24 @@ def _of_all(result: TrainOutput) -> TrainOutput:
     """The same with the mean loss of all processes: since its last log, transformers' is of one."""
     losses = of_all([result.training_loss])
     return result._replace(training_loss=sum(losses) / len(losses))
+
+
+def _about(trainer: Trainer) -> str:
+    """A training on texts in a sentence or two."""
+    args, model = trainer.args, trainer.model
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    steps, passes = f"{args.max_steps} steps", f"{args.num_train_epochs:g} pass(es) over them"
+    return (
+        f"{type(model).__name__}, training {count:,} parameters on {len(trainer.train_dataset):,} "
+        f"rows: {steps if args.max_steps > 0 else passes}, {rows} rows a step. Learning rate "
+        f"{args.learning_rate:g} at its highest; {'bfloat16 autocast' if args.bf16 else 'float32'} "
+        f"on {args.device}, {args.world_size} process(es), seed {args.seed}."
+    )
+
+
+def _step(trainer: Trainer) -> int:
+    return trainer.state.global_step
 
 
 def _find_checkpoint(folder: Path, wanted: str) -> str | None:

@@ -49,7 +49,11 @@ _NO_UNKNOWN = "<|no token|>"  # not in the vocabulary, so that an unknown charac
 
 
 def is_character_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer is one of `character_tokenizer`, made here or loaded."""
+    """Whether a tokenizer is one of `character_tokenizer`, made here or loaded.
+
+    Args:
+        tokenizer: any.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend is not None and getattr(backend.model, "unk_token", None) == _NO_UNKNOWN
 

@@ -24,39 +24,69 @@ SPENT = (("tokens", "tokens generated", 0), ("step", "steps", 0), ("seconds", "s
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, least and most of one figure over the seeds."""
+    """Mean, least and most of one figure over the seeds.
+
+    Attributes:
+        mean: over the seeds.
+        least: of any seed.
+        most: of any seed.
+    """
 
     mean: float
     least: float
     most: float
 
     def overlaps(self, other: "Spread") -> bool:
-        """Whether some seed of one is level with some seed of the other."""
+        """Whether some seed of one is level with some seed of the other.
+
+        Args:
+            other: figures of another algorithm, over the same seeds.
+        """
         return self.least <= other.most and other.least <= self.most
 
 
 @dataclass(frozen=True)
 class Finished:
-    """One finished run: its figures, and the rows of its curve at which it was measured."""
+    """One finished run: its figures, and the rows of its curve at which it was measured.
+
+    Attributes:
+        run: what was trained.
+        result: of result.json.
+        curve: rows with `reward`, `kl` and where the run stood.
+    """
 
     run: Run
     result: dict[str, Any]
     curve: list[dict[str, float]]
 
     def figure(self, name: str) -> float:
-        """A figure of the trained policy, or of what it took."""
+        """A figure of the trained policy, or of what it took.
+
+        Args:
+            name: a figure of the policy, or `step`, `tokens` or `seconds`.
+        """
         return self.result["policy"].get(name, self.result.get(name))
 
 
 @dataclass(frozen=True)
 class Results:
-    """All finished runs of a comparison, by algorithm."""
+    """All finished runs of a comparison, by algorithm.
+
+    Attributes:
+        work: what all runs share.
+        runs: those of each algorithm, by seed.
+    """
 
     work: Work
     runs: dict[Algorithm, list[Finished]]
 
     def spread(self, algorithm: Algorithm, name: str) -> Spread:
-        """A figure of an algorithm over its seeds."""
+        """A figure of an algorithm over its seeds.
+
+        Args:
+            algorithm: whose runs.
+            name: of the figure, as for `Finished.figure`.
+        """
         values = [run.figure(name) for run in self.runs[algorithm]]
         return Spread(fmean(values), min(values), max(values))
 

@@ -28,7 +28,12 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that ended without a result: which, and its last words."""
+    """A run that ended without a result: which, and its last words.
+
+    Attributes:
+        run: which.
+        words: the last line that it wrote.
+    """
 
     run: Run
     words: str
@@ -130,8 +135,11 @@ def run_all(
 def read_json(path: Path) -> dict[str, Any]:
     """Read one of a run's JSON files.
 
+    Args:
+        path: the file.
+
     Raises:
-        RecipeError: it is damaged.
+        RecipeError: it is damaged, or not there.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -142,7 +150,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file whole or not at all.
+
+    Args:
+        path: the file; its folder is there.
+        values: plain data.
+    """
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(path)

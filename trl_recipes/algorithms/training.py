@@ -28,6 +28,7 @@ from trl_recipes.algorithms.work import Run, config_of, trainer_class
 from trl_recipes.compare import ModelResult, compare, measure_model, sentiment_measures
 from trl_recipes.embedded import language_model
 from trl_recipes.errors import RunStopped
+from trl_recipes.report import write_report
 from trl_recipes.runs import run_options, start_run
 
 COMPARISON_FILE = "comparison.json"
@@ -132,6 +133,7 @@ def train(prepared: Prepared) -> None:
     measures = {f"P({reward.label})": reward} | sentiment_measures(reward)  # the reward first
     comparison = compare(models, prepared.held_out, measures, max_new_tokens=work.response)
     comparison.save(folder / COMPARISON_FILE)
+    write_report(folder)
     before, after = (
         figures(result) | {measure: result.interval(measure)[0] for measure in measures}
         for result in comparison.results

@@ -102,7 +102,11 @@ class Run:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Run":
-        """Undo `to_dict`."""
+        """Undo `to_dict`.
+
+        Args:
+            values: what `to_dict` gave.
+        """
         return cls(**values | {"work": Work(**values["work"])})
 
 
@@ -193,7 +197,11 @@ def config_of(run: Run, folder: Path, resume: bool = False) -> "TrainingArgument
 
 
 def trainer_class(algorithm: Algorithm) -> type:
-    """Give the trainer of an algorithm."""
+    """Give the trainer of an algorithm.
+
+    Args:
+        algorithm: ppo, grpo or rloo.
+    """
     import trl_recipes
 
     return getattr(trl_recipes, f"{NAMES[algorithm]}Trainer")

@@ -44,7 +44,17 @@ COPY_LIMIT = 2**28
 
 
 class ModelShape(NamedTuple):
-    """What a model multiplies by and holds, in numbers of weights."""
+    """What a model multiplies by and holds, in numbers of weights.
+
+    Attributes:
+        trunk: weights that each token is multiplied by, without the head.
+        head: width times vocabulary.
+        layers: of the trunk.
+        width: of its hidden states.
+        attention_width: heads times their width.
+        parameters: in all.
+        adapter: weights of the LoRA adapter; 0 without one.
+    """
 
     trunk: int  # weights that each token is multiplied by, without the head
     head: int  # width times vocabulary
@@ -56,7 +66,15 @@ class ModelShape(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Operations and bytes that one step cannot do without."""
+    """Operations and bytes that one step cannot do without.
+
+    Attributes:
+        generation_operations: floating-point operations of sampling.
+        generation_bytes: that sampling reads.
+        forward_operations: of the passes between sampling and updates.
+        update_operations: of all forward and backward passes of the updates.
+        update_bytes: that the optimizer reads and writes.
+    """
 
     generation_operations: float
     generation_bytes: float
@@ -79,7 +97,13 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Bound:
-    """Seconds that each phase takes at least."""
+    """Seconds that each phase takes at least.
+
+    Attributes:
+        generation: of sampling.
+        forward: of the passes between sampling and updates.
+        update: of the updates.
+    """
 
     generation: float
     forward: float

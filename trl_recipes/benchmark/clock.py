@@ -35,7 +35,11 @@ class Clock(TrainerCallback):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the block's seconds to a phase of the running step."""
+        """Count the block's seconds to a phase of the running step.
+
+        Args:
+            name: of the phase; its blocks add up.
+        """
         started = self.now()
         yield
         self._phases[name] += self.now() - started

@@ -33,7 +33,13 @@ CHARACTER = 0.014  # share of the longest bar that a character in it needs
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, least and most of several measurements."""
+    """Median, least and most of several measurements.
+
+    Attributes:
+        median: of them.
+        least: of them.
+        most: of them.
+    """
 
     median: float
     least: float
@@ -62,20 +68,37 @@ class Report:
         return bound(self.needs, self.rates)
 
     def seconds(self, contestant: str, phase: str = "step") -> Spread:
-        """Seconds of a step or of a phase, over all timed steps of all repeats."""
+        """Seconds of a step or of a phase, over all timed steps of all repeats.
+
+        Args:
+            contestant: `ours` or `stock`, which is TRL's own.
+            phase: a part of the step, or all of it.
+        """
         return spread(step[phase] for run in self.results[contestant] for step in run.steps)
 
     def memory(self, contestant: str) -> Spread:
-        """Peak memory in bytes, over the repeats."""
+        """Peak memory in bytes, over the repeats.
+
+        Args:
+            contestant: `ours` or `stock`, which is TRL's own.
+        """
         return spread(run.memory for run in self.results[contestant])
 
     def generation_share(self, contestant: str) -> float:
-        """Share of a step's seconds that go into generation."""
+        """Share of a step's seconds that go into generation.
+
+        Args:
+            contestant: `ours` or `stock`, which is TRL's own.
+        """
         steps = [step for run in self.results[contestant] for step in run.steps]
         return median(step["generation"] / step["step"] for step in steps)
 
     def over_bound(self, contestant: str) -> float:
-        """Seconds of a step over those of the bound."""
+        """Seconds of a step over those of the bound.
+
+        Args:
+            contestant: `ours` or `stock`, which is TRL's own.
+        """
         return self.seconds(contestant).median / self.bound.step
 
     def ratios(self) -> dict[str, float]:

@@ -60,13 +60,21 @@ def _vocabulary(size: int) -> dict[str, int]:
 
 
 def language_model(work: Work) -> nn.Module:
-    """Build the policy with random weights in float32."""
+    """Build the policy with random weights in float32.
+
+    Args:
+        work: says its size and seed.
+    """
     torch.manual_seed(work.seed)
     return AutoModelForCausalLM.from_config(model_config(work.size), dtype=torch.float32)
 
 
 def value_model(work: Work) -> nn.Module:
-    """Build the value model that TRL's own trainer wants: the policy's shape, one number out."""
+    """Build the value model that TRL's own trainer wants: the policy's shape, one number out.
+
+    Args:
+        work: says its size and seed.
+    """
     torch.manual_seed(work.seed + 1)
     config = model_config(work.size)
     config.num_labels = 1
@@ -78,6 +86,9 @@ def reward_model(work: Work) -> nn.Module:
 
     One layer of width 8 over the policy's vocabulary: under a thousandth of the policy's
     multiplications, so that scoring counts for as little as our reward function does.
+
+    Args:
+        work: says the vocabulary and the seed.
     """
     torch.manual_seed(work.seed + 2)
     config = model_config(work.size)
@@ -89,7 +100,11 @@ def reward_model(work: Work) -> nn.Module:
 
 
 def lora_config(work: Work) -> LoraConfig | None:
-    """Give the adapter's configuration, PEFT's defaults on the attention projections, or None."""
+    """Give the adapter's configuration, PEFT's defaults on the attention projections, or None.
+
+    Args:
+        work: says whether an adapter is trained.
+    """
     if not work.peft:
         return None
     kind = model_config(work.size).model_type
@@ -99,7 +114,11 @@ def lora_config(work: Work) -> LoraConfig | None:
 
 
 def tokenizer(work: Work) -> PreTrainedTokenizerFast:
-    """Build a tokenizer with a word for each id of the vocabulary; the last one ends and pads."""
+    """Build a tokenizer with a word for each id of the vocabulary; the last one ends and pads.
+
+    Args:
+        work: says the size of the vocabulary.
+    """
     size = model_config(work.size).vocab_size
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -110,7 +129,11 @@ def tokenizer(work: Work) -> PreTrainedTokenizerFast:
 
 
 def prompts(work: Work) -> Dataset:
-    """Draw queries of random tokens, all of one length: a batch for each step, and none of pad."""
+    """Draw queries of random tokens, all of one length: a batch for each step, and none of pad.
+
+    Args:
+        work: says how many, how long, and the seed.
+    """
     generator = torch.Generator().manual_seed(work.seed)
     shape = (work.batch * (work.steps + 1), work.query)
     ids = torch.randint(model_config(work.size).vocab_size - 1, shape, generator=generator)

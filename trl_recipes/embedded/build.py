@@ -68,7 +68,13 @@ def _environment() -> dict[str, str]:
 
 
 def train(name: str, folder: Path, share: float) -> None:
-    """Train one of `MODELS` in this process; the settings were chosen by trial."""
+    """Train one of `MODELS` in this process; the settings were chosen by trial.
+
+    Args:
+        name: one of `MODELS`.
+        folder: for model and tokenizer.
+        share: how much of the training text to use; less is quicker and worse.
+    """
     import torch
 
     from trl_recipes.embedded.corpus import write_reviews

@@ -15,7 +15,12 @@ FIRST_LETTER = re.compile(r"(?:^|(?<=[.!?] ))[a-z]")
 
 
 class Choice(NamedTuple):
-    """One alternative of a symbol: text parts and references, in turn."""
+    """One alternative of a symbol: text parts and references, in turn.
+
+    Attributes:
+        parts: texts, and a mark and a symbol for each reference.
+        is_word: whether it holds no reference.
+    """
 
     parts: tuple[str | tuple[str, str], ...]
     is_word: bool
@@ -26,6 +31,9 @@ Grammar = dict[str, list[Choice]]
 
 def parse_grammar(*texts: str) -> Grammar:
     """Read grammar text (see `grammar`) into the alternatives of each symbol and mood.
+
+    Args:
+        *texts: parts of the grammar.
 
     Returns:
         Alternatives under keys such as "adj+" and "adj-"; a likelier one stands there more often.
@@ -76,6 +84,9 @@ class Writer:
 
     Only `Random.random` is used, because Python promises its sequence for every version; the other
     methods of `random` may change.
+
+    Args:
+        seed: decides every review.
     """
 
     def __init__(self, seed: int):
@@ -83,7 +94,11 @@ class Writer:
         self.random = Random(seed).random
 
     def review(self, label: int) -> str:
-        """Write a review of 1 to 6 sentences; label 1 for a positive verdict, 0 for a negative."""
+        """Write a review of 1 to 6 sentences; label 1 for a positive verdict, 0 for a negative.
+
+        Args:
+            label: of the review.
+        """
         self.used: set[str] = set()
         self.bound: dict[str, str] = {}
         text = self._expand("review", "+" if label else "-")

@@ -27,14 +27,22 @@ WORD = re.compile(r"[A-Za-z]{2,}")
 
 
 class SceneWriter(Writer):
-    """Writes scenes of a play, one after another, from a seed."""
+    """Writes scenes of a play, one after another, from a seed.
+
+    Args:
+        seed: decides every scene.
+    """
 
     def __init__(self, seed: int):
         super().__init__(seed)
         self.grammar = parse_grammar(SPEECHES, WORDS)
 
     def scene(self, number: int) -> str:
-        """Write a scene: a heading and 6 to 13 speeches of two to four speakers."""
+        """Write a scene: a heading and 6 to 13 speeches of two to four speakers.
+
+        Args:
+            number: of the scene, in its heading.
+        """
         self.used, self.bound = set(), {}
         place, hour = self._sentences("scenery", "+"), self._expand("hour", "+")
         heading = f"Scene {number}. {place}, {hour}."

@@ -36,14 +36,25 @@ _CROWD = (
 
 
 class Opinion(NamedTuple):
-    """One clause: what it is about, and what it says of it."""
+    """One clause: what it is about, and what it says of it.
+
+    Attributes:
+        subject: such as "the plot" or a name.
+        verdict: a word of one mood.
+    """
 
     subject: str
     verdict: str
 
 
 class Review(NamedTuple):
-    """What a text says: its form, its opinions, and the film's title where it names one."""
+    """What a text says: its form, its opinions, and the film's title where it names one.
+
+    Attributes:
+        form: with a place for each clause.
+        opinions: in the order of those places.
+        title: of the film, or None.
+    """
 
     form: str
     opinions: tuple[Opinion, ...]

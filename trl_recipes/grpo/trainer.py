@@ -280,7 +280,12 @@ class GroupTrainer:
         return {n: [torch.nan if v is None else v for v in values] for n, values in raw.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log what TRL logs, and keep the row of a training step in the run folder."""
+        """Log what TRL logs, and keep the row of a training step in the run folder.
+
+        Args:
+            logs: numbers by name.
+            start_time: of the training, as transformers gives it.
+        """
         if self.log_completions:  # TRL writes a file there for each step
             (Path(self.args.output_dir) / "completions").mkdir(parents=True, exist_ok=True)
         super().log(logs, start_time)
@@ -389,13 +394,13 @@ class GroupTrainer:
                 a reward function failed, or gradients stopped being finite.
             RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
         """
-        self._check_before_training()
+        lengths = self._check_before_training()
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = resume_from_checkpoint
         self._folder = Path(self.args.output_dir)  # a recipe may have proposed it meanwhile
         train = functools.partial(self._train, **kwargs)
         if self.args.saves:
-            return train_or_stop(self, train=train)
+            return train_or_stop(self, train=train, about=self._about(lengths))
         if self.args.resume_from_checkpoint:
             raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
         self.args.save_strategy = "no"
@@ -500,7 +505,12 @@ class GroupTrainer:
             )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: TRL would put one into the run folder with each checkpoint."""
+        """Write none: TRL would put one into the run folder with each checkpoint.
+
+        Args:
+            *args: TRL's, not used.
+            **kwargs: TRL's, not used.
+        """
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save policy and tokenizer to a folder in the hub's format.
@@ -528,7 +538,18 @@ class GroupTrainer:
         Raises:
             RecipeError: reward functions, data set or lengths are not fit for training.
         """
-        lengths = self._check_before_training()
+        return self._described(self._check_before_training())
+
+    def _about(self, lengths: list[int]) -> dict[str, Any]:
+        """What the run's record says of it."""
+        return {
+            "algorithm": self._name,
+            "about": self._described(lengths),
+            "rewards": dict(zip(self.rewards.names, self.rewards.weights, strict=True)),
+            "metrics": self.rewards.metric_names,
+        }
+
+    def _described(self, lengths: list[int]) -> str:
         return describe_run(
             self._name,
             self.args,
@@ -645,7 +666,14 @@ class GRPOTrainer(GroupTrainer, trl.GRPOTrainer):
         return result
 
     def compute_loss(self, model, inputs, *args: Any, **kwargs: Any) -> Any:
-        """Compute TRL's loss, and note the KL of a response as PPO does."""
+        """Compute TRL's loss, and note the KL of a response as PPO does.
+
+        Args:
+            model: the policy.
+            inputs: one batch, as TRL makes it.
+            *args: TRL's.
+            **kwargs: TRL's.
+        """
         self._logps = None  # a loss that computes none (Liger's) leaves it so
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         reference, mask = inputs.get("ref_per_token_logps"), inputs["completion_mask"]

@@ -48,7 +48,11 @@ class ActorCritic(nn.Module):
         return logits, self.values_of(hidden)
 
     def values_of(self, hidden: Tensor) -> Tensor:
-        """Values of the states that the trunk's last hidden states (..., H) stand for, (...)."""
+        """Values of the states that the trunk's last hidden states (..., H) stand for, (...).
+
+        Args:
+            hidden: of any number of states, H wide.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
             return self.value_head(hidden.float()).squeeze(-1)
 
@@ -58,6 +62,9 @@ def switch_off_dropout(model: nn.Module) -> None:
 
     Dropout makes the probability ratio differ from 1 before the first update. Unlike `eval()`, this
     leaves train mode on, which gradient checkpointing needs.
+
+    Args:
+        model: changed in place, its configuration too.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -106,7 +106,11 @@ class Alarms:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave.
+
+        Args:
+            state: plain data.
+        """
         self.said = dict(state["said"])
         self._first = [dict(row) for row in state["first"]]
         self._last = [dict(row) for row in state["last"]]

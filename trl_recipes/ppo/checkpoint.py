@@ -40,7 +40,12 @@ class Checkpoint(NamedTuple):
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
-    """Folder of one step's checkpoint."""
+    """Folder of one step's checkpoint.
+
+    Args:
+        checkpoints: folder of them all.
+        step: number of the step.
+    """
     return checkpoints / f"step-{step}"
 
 

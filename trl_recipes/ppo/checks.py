@@ -81,6 +81,11 @@ def check_token_ids(
 ) -> None:
     """Hold token ids to the model's vocabulary, and their number to its context.
 
+    Args:
+        queries: token ids, each of shape (query length,).
+        responses: token ids, each of shape (response length,).
+        model: the policy.
+
     Raises:
         RecipeError: names the argument and the row.
     """
@@ -135,6 +140,10 @@ def prepare_tokenizer(tokenizer, model: nn.Module) -> None:
 
 def check_reference(model: nn.Module, ref_model: nn.Module) -> None:
     """Hold the reference model to the policy's vocabulary.
+
+    Args:
+        model: the policy.
+        ref_model: what its KL is measured from.
 
     Raises:
         RecipeError: they are one object, or their vocabularies differ.

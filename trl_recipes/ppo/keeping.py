@@ -2,6 +2,7 @@
 
 import json
 import signal
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,6 +20,7 @@ from trl_recipes.runs import RunFolder
 from trl_recipes.sharding import whole_tensors
 from trl_recipes.stats import keep_steps
 from trl_recipes.stopping import StopSignals, stop_run
+from trl_recipes.training_record import recorded
 
 if TYPE_CHECKING:
     from trl_recipes.ppo.trainer import PPOTrainer
@@ -132,6 +134,27 @@ def save(trainer: "PPOTrainer", randomness: dict[str, Any]) -> None:
             path,
             error.strerror,
         )
+
+
+def record(trainer: "PPOTrainer", described: str) -> AbstractContextManager[None]:
+    """Keep a record of the training inside, and a page of it; see `recorded`.
+
+    Args:
+        trainer: before its first step.
+        described: the run in a paragraph.
+    """
+    if not trainer.args.should_save:
+        return nullcontext()
+    config, rewards = trainer.config, trainer.rewards
+    about = {
+        "algorithm": "PPO",
+        "about": described,
+        "rewards": dict(zip(rewards.names, rewards.weights, strict=True)),
+        "metrics": rewards.metric_names,
+        "kl_target": config.target if config.adap_kl_ctrl else None,
+    }
+    run = RunFolder(Path(trainer.args.output_dir))
+    return recorded(run, about, lambda: trainer.state.global_step)
 
 
 def save_or_stop(trainer: "PPOTrainer", signals: StopSignals) -> None:

@@ -6,13 +6,23 @@ class FixedKLController:
 
     Args:
         kl_coef: weight of the KL penalty in the token rewards.
+
+    >>> controller = FixedKLController(0.2)
+    >>> controller.update(current=12.0, n_steps=1000)
+    >>> controller.value
+    0.2
     """
 
     def __init__(self, kl_coef: float):
         self.value = kl_coef
 
     def update(self, current: float, n_steps: int) -> None:
-        """Do nothing; the adaptive controller's counterpart."""
+        """Do nothing; the adaptive controller's counterpart.
+
+        Args:
+            current: KL of the last batch, in nats a response; not used.
+            n_steps: responses of that batch; not used.
+        """
 
 
 class AdaptiveKLController:
@@ -24,6 +34,11 @@ class AdaptiveKLController:
         horizon: number of episodes over which the coefficient adapts.
 
     Source: Ziegler et al. 2019 (arXiv:1909.08593), section 2.2; TRL 0.11.4 `AdaptiveKLController`.
+
+    >>> controller = AdaptiveKLController(0.2, target=6.0, horizon=10000)
+    >>> controller.update(current=12.0, n_steps=1000)  # 20 % a horizon, at most
+    >>> round(controller.value, 6)
+    0.204
     """
 
     def __init__(self, init_kl_coef: float, target: float, horizon: float):

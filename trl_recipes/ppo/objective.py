@@ -25,7 +25,14 @@ Sum = Callable[[Tensor], Tensor]
 
 
 def local(total: Tensor) -> Tensor:
-    """Return the sum of one process as it is."""
+    """Return the sum of one process as it is.
+
+    Args:
+        total: of any shape.
+
+    Returns:
+        The same tensor.
+    """
     return total
 
 
@@ -39,6 +46,9 @@ def masked_mean(values: Tensor, mask: Tensor, all_sum: Sum = local) -> Tensor:
 
     Returns:
         A scalar; 0 where nothing is unmasked.
+
+    >>> masked_mean(torch.tensor([[1.0, 2.0], [3.0, 90.0]]), torch.tensor([[1, 1], [1, 0]]))
+    tensor(2.)
     """
     total, count = all_sum(torch.stack([values.where(mask.bool(), 0).sum(), mask.sum().float()]))
     return total / count.clamp(min=1)
@@ -51,6 +61,9 @@ def masked_var(values: Tensor, mask: Tensor, all_sum: Sum = local) -> Tensor:
         values: shape (...).
         mask: same shape, 0 or 1.
         all_sum: adds over processes.
+
+    >>> masked_var(torch.tensor([1.0, 3.0, 90.0]), torch.tensor([1, 1, 0]))  # (1 + 1) / (2 - 1)
+    tensor(2.)
     """
     return masked_moments([values], [mask], all_sum)[1][0]
 
@@ -95,6 +108,9 @@ def masked_whiten(
 
     Returns:
         Same shape; masked positions are 0.
+
+    >>> masked_whiten(torch.tensor([1.0, 2.0, 3.0, 90.0]), torch.tensor([1, 1, 1, 0]))
+    tensor([-1.,  0.,  1.,  0.])
     """
     (mean,), (variance,) = masked_moments([values], [mask], all_sum)
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
@@ -138,6 +154,9 @@ def logprobs_from_logits(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         Shape (N,), in nats.
+
+    >>> logprobs_from_logits(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).exp()
+    tensor([0.5000])
     """
     return logits.gather(1, labels.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
 
@@ -151,6 +170,10 @@ def logprobs_and_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
 
     Returns:
         Both of shape (N,), in nats.
+
+    >>> _, entropy = logprobs_and_entropy(torch.zeros(1, 4), torch.tensor([1]))
+    >>> entropy.exp()  # four tokens alike
+    tensor([4.])
     """
     return _LogprobsAndEntropy.apply(logits, labels)
 
@@ -190,7 +213,16 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
     Returns:
         Shape (B, R), in nats.
 
+    Raises:
+        ValueError: there is no such kind.
+
     Source: Schulman, "Approximating KL Divergence" (2020), where kl is k1 and mse is k2.
+
+    >>> logprobs, ref_logprobs = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-2.0, -1.5]])
+    >>> kl_penalty(logprobs, ref_logprobs, "kl")
+    tensor([[ 1.0000, -0.5000]])
+    >>> kl_penalty(logprobs, ref_logprobs, "abs")
+    tensor([[1.0000, 0.5000]])
     """
     log_ratio = logprobs - ref_logprobs
     if kind == "kl":
@@ -213,6 +245,9 @@ def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
 
     Returns:
         Shape (...), in nats.
+
+    >>> full_kl(torch.zeros(1, 4), torch.zeros(1, 4))
+    tensor([0.])
     """
     return F.kl_div(
         ref_logits.log_softmax(-1), logits.log_softmax(-1), log_target=True, reduction="none"
@@ -235,6 +270,10 @@ def token_rewards(
         non_score_rewards: the KL part alone, shape (B, R).
 
     Source: Ziegler et al. 2019, eq. 2; TRL 0.11.4 `compute_rewards`.
+
+    >>> kl, mask = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[1, 1, 0]])
+    >>> token_rewards(torch.tensor([5.0]), kl, 0.5, mask)[0]
+    tensor([[-0.5000,  4.0000,  0.0000]])
     """
     non_score_rewards = (-kl_coef * kl).where(mask.bool(), 0)
     positions = torch.arange(mask.shape[1], device=mask.device)
@@ -263,6 +302,10 @@ def generalized_advantages(
         returns: advantages + values, shape (B, R).
 
     Source: Schulman et al. 2016, eq. 16; TRL 0.11.4 `compute_advantages`.
+
+    >>> rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]])
+    >>> generalized_advantages(rewards, values, gamma=1.0, lam=0.5)  # deltas are 0 and 0.5
+    (tensor([[0.2500, 0.5000]]), tensor([[0.7500, 1.0000]]))
     """
     next_values = F.pad(values[:, 1:], (0, 1))
     deltas = rewards + gamma * next_values - values
@@ -274,7 +317,15 @@ def generalized_advantages(
 
 
 class PPOLosses(NamedTuple):
-    """What one forward pass contributes, each of shape (B, R) and not yet averaged."""
+    """What one forward pass contributes, each of shape (B, R) and not yet averaged.
+
+    Attributes:
+        policy: clipped surrogate, in score.
+        value: half the squared error of the clipped values, in score squared.
+        ratio: new over old probability.
+        policy_clipped: 1 where clipping decided, else 0.
+        value_clipped: the same for the value.
+    """
 
     policy: Tensor
     value: Tensor
@@ -309,6 +360,11 @@ def ppo_losses(
         Losses with gradient, and the ratio and the two clip indicators without.
 
     Source: Schulman et al. 2017, eq. 7; TRL 0.11.4 `PPOTrainer.loss`.
+
+    >>> zero, one = torch.zeros(1, 1), torch.ones(1, 1)
+    >>> losses = ppo_losses(one.log() + 1, zero, zero, zero, one, one, 0.2, 0.2)
+    >>> losses.policy, losses.ratio  # the ratio is e, and counts as 1.2
+    (tensor([[-1.2000]]), tensor([[2.7183]]))
     """
     ratio = (logprobs - old_logprobs).exp()
     unclipped = -advantages * ratio

@@ -22,7 +22,11 @@ class Rollout(NamedTuple):
     loss_mask: Tensor  # 1 at response tokens that are trained on, (B, R)
 
     def rows(self, indices: Tensor) -> "Rollout":
-        """Pick sequences, and cut the columns that only padding of others needed."""
+        """Pick sequences, and cut the columns that only padding of others needed.
+
+        Args:
+            indices: of the sequences, (b,).
+        """
         picked = Rollout(*(field[indices] for field in self))
         query, response = (
             int(mask.sum(1).max()) for mask in (picked.query_mask, picked.response_mask)
@@ -38,11 +42,18 @@ class Rollout(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the epochs hold a batch's response tokens against, each (B, R)."""
+    """What the epochs hold a batch's response tokens against, each (B, R).
 
-    logprobs: Tensor  # of the policy at sampling time, in nats
-    values: Tensor  # of the value head at sampling time
-    advantages: Tensor  # whitened
+    Attributes:
+        logprobs: of the policy at sampling time, in nats.
+        values: of the value head at sampling time, in score.
+        advantages: whitened.
+        returns: what the value head should predict, in score.
+    """
+
+    logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
     returns: Tensor
 
 

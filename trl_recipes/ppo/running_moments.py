@@ -11,6 +11,13 @@ class RunningMoments:
 
     Source: Chan et al. 1979 (merging variances); TRL 0.11.4 `RunningMoments`, whose start values
     (mean 0, variance 1 with next to no weight) it keeps.
+
+    >>> import torch
+    >>> moments = RunningMoments()
+    >>> moments.update(torch.tensor([1.0, 2.0]))
+    >>> moments.update(torch.tensor([3.0]))
+    >>> moments.mean, moments.std
+    (2.0, 1.0)
     """
 
     def __init__(self):

@@ -55,6 +55,12 @@ def check_launch(config: PPOConfig) -> None:
 def one_of(first_name: str, first: Any, second_name: str, second: Any) -> Any:
     """Return whichever of two names of one argument was given.
 
+    Args:
+        first_name: one name of the argument.
+        first: what was given under it; None for nothing.
+        second_name: the other name.
+        second: what was given under that.
+
     Raises:
         RecipeError: both were given and differ.
     """
@@ -97,6 +103,9 @@ def _class_for(config: Any) -> type:
 
 def tokenizer_of(model: str | Path | nn.Module) -> PreTrainedTokenizerBase:
     """Load the tokenizer that goes by the model's name.
+
+    Args:
+        model: hub name or folder; a model tells neither.
 
     Raises:
         RecipeError: the model was not given by name.

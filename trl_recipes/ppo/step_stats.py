@@ -155,7 +155,16 @@ class UpdateStats:
         returns: Tensor,
         mask: Tensor,
     ) -> None:
-        """Add one forward pass; every tensor has shape (B, R)."""
+        """Add one forward pass; every tensor has shape (B, R).
+
+        Args:
+            losses: of the pass.
+            entropy: of the next-token distribution, in nats.
+            log_ratio: new less old log-probability, in nats.
+            values: of the value head now, in score.
+            returns: what they should predict, in score.
+            mask: 1 where there is a response token.
+        """
         tokens = (
             losses.policy,
             losses.value,
@@ -245,7 +254,11 @@ def diversity(responses: Sequence[Tensor], texts: Sequence[str]) -> dict[str, fl
 
 
 def to_plain(stats: dict) -> dict:
-    """Turn tensors into python floats, and those of several elements into numpy arrays."""
+    """Turn tensors into python floats, and those of several elements into numpy arrays.
+
+    Args:
+        stats: tensors and numbers by key.
+    """
     plain = {}
     for key, value in stats.items():
         if isinstance(value, Tensor):

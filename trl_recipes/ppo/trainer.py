@@ -247,6 +247,9 @@ class PPOTrainer(TRLPPOTrainer):
 
         TRL calls this after it has wrapped policy and value model and before accelerate prepares
         them: the seam at which one trunk takes the place of two.
+
+        Args:
+            num_training_steps: for the learning-rate schedule.
         """
         self.model = self.value_model
         self.model.policy = self.policy_model  # with its adapter, where TRL has just put one in
@@ -635,6 +638,10 @@ class PPOTrainer(TRLPPOTrainer):
         keeping.resume(self, resume_from_checkpoint or self.args.resume_from_checkpoint)
         if self.config.reward_norm == "reference" and not self.rewards.normalisation:
             self._normalise_rewards()
+        with keeping.record(self, self._described()):
+            self._loop()
+
+    def _loop(self) -> None:
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         with StopSignals() if self.args.saves else nullcontext() as signals:
             while self.state.global_step < self.state.max_steps and not self._stopped():
@@ -667,6 +674,9 @@ class PPOTrainer(TRLPPOTrainer):
             RecipeError: reward functions, data set or lengths are not fit for training.
         """
         self._check_before_training()
+        return self._described()
+
+    def _described(self) -> str:
         return describe_run(
             self.config,
             self._actor_critic(),

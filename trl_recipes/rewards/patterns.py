@@ -17,6 +17,9 @@ class KeywordReward:
 
     Raises:
         RecipeError: there is no keyword, or an empty one.
+
+    >>> KeywordReward(["plot", "C++"])(["The plot thickens.", "Plots in c++"])
+    [0.5, 0.5]
     """
 
     def __init__(self, keywords: Sequence[str], *, name: str | None = None):
@@ -62,6 +65,9 @@ class RegexReward:
 
     Raises:
         RecipeError: the pattern cannot be read.
+
+    >>> RegexReward("[0-9]+", whole=True)(["42", "about 42"])
+    [1.0, 0.0]
     """
 
     def __init__(self, pattern: str, *, whole: bool = False, name: str | None = None):
@@ -94,6 +100,9 @@ class UppercaseReward:
 
     Args:
         name: the name in logs; `uppercase` when None.
+
+    >>> UppercaseReward()(["NO!", "No", "42"])
+    [1.0, 0.5, 0.0]
     """
 
     def __init__(self, *, name: str | None = None):

@@ -23,6 +23,9 @@ class LengthPenalty:
 
     Raises:
         RecipeError: a length below 0, or an unknown unit.
+
+    >>> LengthPenalty(2, unit="words", soft=4)(["a b", "a b c"], [[], []])
+    [0.0, 0.25]
     """
 
     default_weight = -1.0
@@ -86,6 +89,9 @@ class RepetitionPenalty:
 
     Raises:
         RecipeError: n is below 1.
+
+    >>> RepetitionPenalty(2)([[1, 2, 1, 2, 1], [1, 2, 3]])  # of four pairs two are new
+    [0.5, 0.0]
     """
 
     default_weight = -1.0

@@ -18,6 +18,9 @@ def load_classifier(name: str, source: str, *, trust_remote_code: bool = False) 
         source: where the name came from, for messages.
         trust_remote_code: run the code that comes with the model.
 
+    Returns:
+        Model and tokenizer.
+
     Raises:
         RecipeError: there is no such model, it has no such head, or the head's weights are missing.
     """
@@ -57,6 +60,9 @@ def load_language_model(
         tokenizer: of a ready model; None loads it by the model's name.
         source: where the name came from, for messages.
         trust_remote_code: run the code that comes with the model.
+
+    Returns:
+        Model and tokenizer.
 
     Raises:
         RecipeError: there is no such model, or it is an encoder-decoder.
@@ -130,13 +136,23 @@ def encode_pairs(
 
 
 def can_pad(model: Any, tokenizer: Any) -> bool:
-    """Whether a classifier knows where a padded text ends."""
+    """Whether a classifier knows where a padded text ends.
+
+    Args:
+        model: with a classification head.
+        tokenizer: its own.
+    """
     pad_token_id = tokenizer.pad_token_id
     return pad_token_id is not None and pad_token_id == model.config.pad_token_id
 
 
 def longest_input(model: Any, tokenizer: Any) -> int | None:
-    """Give the most tokens that a model takes, or None where it does not say."""
+    """Give the most tokens that a model takes, or None where it does not say.
+
+    Args:
+        model: any transformers model.
+        tokenizer: its own.
+    """
     positions = getattr(model.config, "max_position_embeddings", None)
     embeddings = getattr(model.base_model, "embeddings", None)
     padding_idx = getattr(embeddings, "padding_idx", None)

@@ -11,7 +11,14 @@ Message = dict[str, Any]
 
 
 def is_conversation(value: Any) -> bool:
-    """Whether a prompt or completion is a list of messages rather than a text."""
+    """Whether a prompt or completion is a list of messages rather than a text.
+
+    Args:
+        value: a prompt or a completion.
+
+    >>> is_conversation([{"role": "user", "content": "Hello"}]), is_conversation("Hello")
+    (True, False)
+    """
     return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 
@@ -27,7 +34,11 @@ def plain_text(value: str | Sequence[Message]) -> str:
 
 
 def completion_texts(completions: Sequence[str | Sequence[Message]]) -> list[str]:
-    """Give the text of each completion, B of them."""
+    """Give the text of each completion, B of them.
+
+    Args:
+        completions: B texts, or lists of messages.
+    """
     return [plain_text(completion) for completion in completions]
 
 

@@ -47,18 +47,37 @@ class KnownWordsReward:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, case aside: runs of letters, with apostrophes inside them."""
+    """The words of a text, case aside: runs of letters, with apostrophes inside them.
+
+    Args:
+        text: any.
+
+    >>> words_of("Don't SHOUT, 3 times")
+    ["don't", 'shout', 'times']
+    """
     return [word.casefold() for word in WORD.findall(text)]
 
 
 def whole_words(text: str) -> list[str]:
-    """The words of a text that may be cut in its last word, without that one."""
+    """The words of a text that may be cut in its last word, without that one.
+
+    Args:
+        text: such as a response that reached its longest length.
+
+    >>> whole_words("It was go"), whole_words("It was good.")
+    (['it', 'was'], ['it', 'was', 'good'])
+    """
     words = words_of(text)
     return words[:-1] if text[-1:].isalpha() else words
 
 
 def known_share(texts: Iterable[str], words: set[str]) -> float:
-    """Share of all whole words of several texts that are among `words`; nan without any."""
+    """Share of all whole words of several texts that are among `words`; nan without any.
+
+    Args:
+        texts: each may be cut in its last word.
+        words: in lower case.
+    """
     found = [word for text in texts for word in whole_words(text)]
     return sum(word in words for word in found) / len(found) if found else float("nan")
 

@@ -21,6 +21,7 @@ from trl_recipes.hub import resolve
 from trl_recipes.ppo import PPOConfig
 from trl_recipes.printable import duration
 from trl_recipes.processes import of_main, say
+from trl_recipes.report import write_report
 from trl_recipes.runs import RunFolder, check_folder, check_run, run_options, start_run
 from trl_recipes.seq2seq.comparisons import (
     Comparison,
@@ -133,6 +134,9 @@ class Chain:
             model: the pretrained encoder-decoder, which says how long a source may be.
             tokenizer: its own.
 
+        Returns:
+            Rows to train on, and held-out ones.
+
         Raises:
             RecipeError: as `tokenize`.
         """
@@ -228,6 +232,7 @@ class Chain:
         args.resume_from_checkpoint = "true" if begun else None
         result = prepare()(output_dir=folder / "model", args=args, before_training=begin)
         stages.finish(folder, settings, result)
+        write_report(folder)
         say(_told(folder, result))
         return str(folder)
 

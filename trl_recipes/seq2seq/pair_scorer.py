@@ -42,6 +42,12 @@ class ComparisonTrainer(Trainer):
 
         Bradley and Terry 1952: a text of logit a wins over one of logit b with probability
         sigmoid(a - b).
+
+        Args:
+            model: the scorer.
+            inputs: a batch, as the collator makes it.
+            return_outputs: whether to give the logits too.
+            num_items_in_batch: transformers', not used.
         """
         rows = inputs["rows"]
         logits = row_logits(model, self.processing_class, rows)
@@ -114,7 +120,7 @@ def row_logits(
         rows: B of one kind.
 
     Returns:
-        Logits of B outputs, or of B chosen texts and then B rejected ones.
+        Logits of B outputs, (B,), or of B chosen texts and then B rejected ones, (2 B,).
     """
     inner = getattr(model, "module", model)
     kinds = ("output",) if "output" in rows[0] else ("chosen", "rejected")

@@ -114,6 +114,9 @@ def start_model(
         sizes: from scratch.
         seed: of the weights from scratch.
 
+    Returns:
+        Model, in float32, and tokenizer.
+
     Raises:
         RecipeError: the model is no encoder-decoder, or cannot be loaded.
     """
@@ -269,14 +272,23 @@ def pair_rows(
 
 
 def pad_pairs(rows: list[dict[str, list[int]]], pad_token_id: int) -> dict[str, Tensor]:
-    """Pad rows at the right: input_ids and attention_mask (B, S), labels (B, T)."""
+    """Pad rows at the right: input_ids and attention_mask (B, S), labels (B, T).
+
+    Args:
+        rows: token ids under `input_ids` and `labels`.
+        pad_token_id: fills the sources; labels are filled with what the loss leaves out.
+    """
     ids, mask = pad_rows([torch.tensor(row["input_ids"]) for row in rows], pad_token_id, "right")
     labels, _ = pad_rows([torch.tensor(row["labels"]) for row in rows], IGNORED, "right")
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def quiet(trainer: Any) -> Any:
-    """Leave one progress bar, with the loss at its end, of what a transformers trainer prints."""
+    """Leave one progress bar, with the loss at its end, of what a transformers trainer prints.
+
+    Args:
+        trainer: transformers' or TRL's.
+    """
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(LossBar)

@@ -1,0 +1,484 @@
+"""The pages of runs and comparisons: whole, safe, true, and there however a run ends."""
+
+import itertools
+import json
+import math
+import os
+import re
+import signal
+from html.parser import HTMLParser
+from importlib import resources
+
+import pytest
+import tiny_grpo
+from ppo.test_resume import trainer_of
+
+from trl_recipes import RecipeError
+from trl_recipes.compare import Comparison, ModelResult
+from trl_recipes.errors import RunStopped
+from trl_recipes.report import conclude, run_page, write_comparison, write_report
+from trl_recipes.report.charts import Series, line_chart
+from trl_recipes.report.healthy import HEALTHY, judge
+from trl_recipes.report.reading import read_run
+from trl_recipes.runs import RunFolder
+from trl_recipes.stats import append_alarms, append_samples, append_stats, stat_key
+
+EVIL = "<script>alert('x')</script><img src=http://evil.example/a onerror=alert(1)>"
+NAMES = ("reference", "<script>run")
+VOID = {"meta", "br", "rect", "path", "circle", "img", "link"}
+
+
+class Page(HTMLParser):
+    """A page taken apart: its tags and attributes, its words, its headings."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.open, self.words, self.faults = [], [], [], []
+        self.source = source
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(tag)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return "".join(self.words)
+
+    def headings(self):
+        return [int(tag[1]) for tag, _ in self.tags if re.fullmatch(r"h[1-6]", tag)]
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def ppo_rows(count=30):
+    return [
+        {
+            "step": step,
+            "env/reward_mean": -1 + step / 10,
+            "env/reward_std": 1.0,
+            "objective/kl": 0.1 * step,
+            "objective/kl_coef": 0.2,
+            "ppo/loss/total": 1 / step,
+            "ppo/loss/value": 0.5,
+            "ppo/policy/entropy": 2.0,
+            "ppo/policy/clipfrac": 0.4,
+            "tokens/responses_len_mean": 9.0,
+            "samples/distinct_2": 0.8 - 0.02 * step,
+            "time/generation": 0.1,
+        }
+        for step in range(1, count + 1)
+    ]
+
+
+def make_run(folder, rows, text="fine"):
+    folder.mkdir(parents=True, exist_ok=True)
+    run = RunFolder(folder)
+    run.config.write_text(
+        "# A run of trl_recipes. To run it again\n# recipe: ppo_sentiment.py\n"
+        "# started: 2026-01-02 03:04 UTC\n# python 3.12, trl 1.12.0\n"
+        "# worked out: mini_batch_size = 8\n"
+        f"adap_kl_ctrl: true\ntarget: 6.0\nmodel_name_or_path: {json.dumps(text)}\n"
+    )
+    for row in rows:
+        append_stats(run.all_stats, row)
+    for step in (1, 2, 30):
+        append_samples(run.samples, step, [f"q{step} {text}"], [f"r{step} {text}"], [step / 3])
+    append_alarms(run.alarms, 7, [f"the KL is odd {text}"])
+    record = {
+        "algorithm": "PPO",
+        "about": f"PPO on {text}",
+        "rewards": {text: 0.5},
+        "sessions": [
+            {"began": "2026-01-02", "how": "stopped", "said": text, "step": 9, "seconds": 60},
+            {"began": "2026-01-03", "how": "finished", "step": 30, "seconds": 120, "gigabytes": 2},
+        ],
+    }
+    run.record.write_text(json.dumps(record))
+    return run
+
+
+def comparison(text="fine", n=3):
+    def model(name, scores):
+        answers = [f" a{row} of {name} {text}" for row in range(n)]
+        return ModelResult(name, answers, [[1, 2]] * n, {"score": scores}, [0.5] * n, [1.0] * n)
+
+    scores = [0.0, 1.0, 2.0, *[1.0] * (n - 3)]
+    models = [model(NAMES[0], scores), model(NAMES[1], [s + 2 for s in scores])]
+    return Comparison([f"p{row} {text}" for row in range(n)], models, seed=0)
+
+
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory):
+    """A run whose every text is an attack."""
+    run = make_run(tmp_path_factory.mktemp("runs") / "<script>run", ppo_rows(), EVIL)
+    rows = [row | {f"metrics/{EVIL}/mean": 1.0, f"rewards/{EVIL}/mean": 1.0} for row in ppo_rows()]
+    run.all_stats.unlink()
+    for row in rows:
+        append_stats(run.all_stats, row | {"rewards/other/mean": 2.0})
+    comparison(EVIL).save(run.comparison)
+    stage = make_run(run.path / "javascript:alert(1)", ppo_rows(3))
+    write_report(stage)
+    return run
+
+
+@pytest.fixture(scope="module")
+def pages(evil, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison")
+    write_comparison(comparison(EVIL), folder, runs=[evil.path])
+    paths = [write_report(evil), folder / "compare.html"]
+    return [Page(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def test_text_is_shown_as_written_and_never_becomes_markup(pages):
+    for page in pages:
+        assert {"script", "img", "iframe", "object", "link"}.isdisjoint(tag for tag, _ in page.tags)
+        for tag, attrs in page.tags:
+            assert not [name for name in attrs if name.startswith("on")], (tag, attrs)
+            assert not re.match(r"\s*(javascript|data|http|//)", attrs.get("href", "./"))
+        assert page.text.count(EVIL) >= 6
+    run, compared = pages
+    for words in ("q1 ", "r30 ", "the KL is odd ", "p0 ", "a0 of <script>run ", "PPO on "):
+        assert words + EVIL in run.text
+    assert "a2 of reference " + EVIL in compared.text
+    assert "<script>run" in run.text
+    assert any(EVIL in attrs.get("aria-label", "") for attrs in run.all("svg"))
+
+
+def test_a_page_asks_for_nothing_outside_itself(pages):
+    for page in pages:
+        (policy,) = [m for m in page.all("meta") if "http-equiv" in m]
+        assert policy["content"].startswith("default-src 'none'; style-src 'unsafe-inline'")
+        names = {name for _, attrs in page.tags for name in attrs}
+        assert names.isdisjoint({"src", "srcset", "action", "poster", "xlink:href"})
+        style = page.source.split("<style>")[1].split("</style>")[0]
+        assert "url(" not in style
+        assert "@import" not in style
+
+
+def test_tags_close_and_headings_are_in_order(pages):
+    for page in pages:
+        assert page.faults == []
+        assert page.open == []
+        levels = page.headings()
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        pairs = itertools.pairwise(levels)
+        assert all(later <= earlier + 1 for earlier, later in pairs)
+
+
+def test_who_cannot_see_is_told_what_a_picture_shows(pages):
+    for page in pages:
+        pictures = [svg for svg in page.all("svg") if svg.get("aria-hidden") != "true"]
+        assert len(pictures) >= 4
+        assert all(svg["role"] == "img" and len(svg["aria-label"]) > 20 for svg in pictures)
+        assert all("scope" in cell for cell in page.all("th"))
+        scrolling = [div for div in page.all("div") if div.get("class") == "scroll"]
+        assert len(scrolling) == len(page.all("table"))
+        assert all(div["aria-label"] and div["tabindex"] == "0" for div in scrolling)
+        assert page.source.startswith('<!DOCTYPE html>\n<html lang="en">')
+
+
+def luminance(color):
+    """Relative luminance of WCAG 2.1."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(first, second):
+    high, low = sorted((luminance(first), luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_contrast_is_that_of_wcag_aa(theme):
+    style = resources.files("trl_recipes.report").joinpath("page.css").read_text()
+    colors = dict(re.findall(r"--([\w-]+): (#\w{6});", style.split(":root {")[theme + 1]))
+    assert len(colors) == 17
+    for paper in ("paper", "card"):
+        for ink in ("ink", "soft", "link", "good", "bad"):
+            assert contrast(colors[ink], colors[paper]) >= 4.5, (ink, paper)
+    assert contrast(colors["ink"], colors["warn"]) >= 4.5
+    for number in range(7):  # lines: graphics want 3
+        assert contrast(colors[f"c{number}"], colors["paper"]) >= 3
+
+
+def test_a_chart_draws_the_values_at_their_place():
+    chart = line_chart("T", "u", [Series("a", [1, 5, 20], [3.0, -7.5, 11.25])])
+    ticks = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="end">(-?\d+)</text>', chart)
+    (_, y0, v0), (_, y1, v1) = ticks[0], ticks[-1]
+    across = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle">(\d+)</text>', chart)
+    (x0, s0), (x1, s1) = across[0], across[-1]
+    line = re.search(r'class="line[^>]* d="M([^"]+)"', chart)[1]
+    points = [tuple(map(float, point.split())) for point in line.split("L")]
+    # a tick's label stands 4 below its line
+    value = [
+        float(v0) + (y - float(y0) + 4) * (float(v1) - float(v0)) / (float(y1) - float(y0))
+        for _, y in points
+    ]
+    step = [
+        float(s0) + (x - float(x0)) * (int(s1) - int(s0)) / (float(x1) - float(x0))
+        for x, _ in points
+    ]
+    assert value == pytest.approx([3.0, -7.5, 11.25], abs=0.1)
+    assert step == pytest.approx([1, 5, 20], abs=0.1)
+    assert 'aria-label="T: 3 at step 1, 11.2 at step 20"' in chart
+
+
+def test_charts_hold_out_against_odd_series():
+    nothing = [Series("a", [1, 2], [math.nan, math.inf]), Series("b", [], [])]
+    assert line_chart("T", "u", nothing) == ""
+    assert "<circle" in line_chart("T", "u", [Series("a", [1], [2.0])])
+    flat = line_chart("T", "u", [Series("a", [1, 2], [0.0, 0.0])], target=0.0)
+    assert "nan" not in flat
+    long = line_chart("T", "u", [Series("a", range(10**5), range(10**5))], smooth=True)
+    assert len(long) < 40_000
+
+
+def test_healthy_ranges_are_held_to_the_last_tenth_by_hand():
+    found = {j.healthy.key: j for j in judge(ppo_rows(30))}
+    # three rows of thirty: steps 28 to 30, and of the start 1 to 3
+    assert found["objective/kl"].last == pytest.approx(2.9)
+    assert found["objective/kl"].within
+    assert found["ppo/policy/clipfrac"].last == pytest.approx(0.4)
+    assert not found["ppo/policy/clipfrac"].within
+    share = (0.8 - 0.02 * 29) / (0.8 - 0.02 * 2)
+    assert found["samples/distinct_2"].last == pytest.approx(share)
+    assert not found["samples/distinct_2"].within
+    assert "grad_norm" not in found
+    assert judge([]) == []
+
+
+def test_every_healthy_range_is_of_a_known_statistic_and_has_a_source():
+    assert [h.key for h in HEALTHY if stat_key(h.key) is None] == []
+    assert len({h.key for h in HEALTHY}) == len(HEALTHY)
+    assert all(h.source and h.why and (h.low is not None or h.high is not None) for h in HEALTHY)
+
+
+def test_the_page_says_what_was_trained_and_how_it_went(tmp_path):
+    run = make_run(tmp_path / "ppo-good", ppo_rows())
+    page = Page(write_report(run).read_text())
+    told = (
+        "Mean score rose from -0.800 to 1.900. It finished after 30 steps.",  # means of three
+        "ppo_sentiment.py",
+        "fine (weight 0.5)",
+        "Step 7: the KL is odd fine",
+        "q1 fine",
+        "q30 fine",
+        "mini_batch_size",
+        "3 minutes",
+        "2 GB",
+        "2026-01-02",
+        "trl 1.12.0",
+        "target 6",
+    )
+    assert [words for words in told if words not in page.text] == []
+    assert "q2 fine" not in page.text  # neither the first step nor the last
+    assert "outside" in page.text
+    charts = [svg["aria-label"].split(":")[0] for svg in page.all("svg") if "aria-label" in svg]
+    assert charts == [
+        "Mean score",
+        "KL from the reference",
+        "KL coefficient",
+        "Loss",
+        "Entropy of the next token",
+        "Length of the responses",
+        "Distinct pairs of tokens",
+    ]
+
+
+def test_a_training_on_texts_shows_its_losses(tmp_path):
+    rows = [{"step": s, "loss/train": 5 - s / 20, "grad_norm": 1.0} for s in range(1, 41)]
+    rows += [{"step": 40, "loss/heldout": 3.5}]
+    run = RunFolder(tmp_path / "lm")
+    for row in rows:
+        append_stats(run.all_stats, row)
+    page = Page(write_report(run, {"perplexity": 33.25}).read_text())
+    assert "Held-out loss stayed at 3.500." in page.text
+    assert "perplexity33.2" in page.text
+    (loss,) = [
+        s["aria-label"] for s in page.all("svg") if s.get("aria-label", "").startswith("Loss")
+    ]
+    assert "training text: 4.950 at step 1, 3 at step 40; held-out text: 3.500" in loss
+
+
+@pytest.mark.parametrize("missing", ["config", "samples", "alarms", "record", "all_stats"])
+def test_what_is_not_there_is_left_out(missing, tmp_path):
+    run = make_run(tmp_path / "run", ppo_rows(3))
+    getattr(run, missing).unlink()
+    assert "<h1>run</h1>" in write_report(run).read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("all_stats.jsonl", "no json\n", "line 1: not JSON"),
+        ("all_stats.jsonl", '{"step": 1, "env/reward_mean": "x"}\n', "is no number"),
+        ("samples.jsonl", "[1]\n", "expected an object"),
+        ("alarms.jsonl", "{\n", "not JSON"),
+        ("config.yaml", "a: [", "is damaged"),
+        ("comparison.json", "{", "is damaged"),
+        ("stage.json", "{", "is damaged"),
+    ],
+)
+def test_a_damaged_file_is_one_clear_error(name, content, says, tmp_path):
+    run = make_run(tmp_path / "run", ppo_rows(3))
+    (run.path / name).write_text(content)
+    with pytest.raises(RecipeError, match=re.escape(says)) as error:
+        write_report(run)
+    assert name in str(error.value)
+
+
+def test_odd_but_whole_files_make_a_page(tmp_path):
+    run = make_run(tmp_path / "run", [{"step": 1}, {"step": 2, "env/reward_mean": math.nan}])
+    run.samples.write_text('{"step": 1}\n{"query": ["a"], "step": null}\n{"step": 2, "resp')
+    run.alarms.write_text("{}\n")
+    run.record.write_text("damaged")
+    run.comparison.write_text('{"models": {"m": {"responses": []}}, "prompts": ["p"], "n": 1}')
+    page = Page(write_report(run).read_text())
+    assert page.faults == []
+    assert "It has come to step 2" in page.text
+    run.all_stats.write_text("")
+    assert "no step has been written yet" in write_report(run).read_text()
+    with pytest.raises(RecipeError, match=r"holds no run.*Give the folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_a_long_run_with_long_texts_stays_a_page(tmp_path):
+    run = make_run(tmp_path / "run", ppo_rows(4000), "long " * 2000)
+    comparison("long " * 500, n=300).save(run.comparison)
+    path = write_report(run)
+    assert path.stat().st_size < 1_000_000
+    assert "more characters" in path.read_text()
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", ppo_rows(3))
+    monkeypatch.setenv("RANK", "1")
+    write_report(run, {"a": 1})
+    assert not run.report.exists()
+    assert "figures" not in run.record.read_text()
+
+
+def test_a_comparison_shows_every_model_on_the_same_prompts(tmp_path):
+    run = make_run(tmp_path / NAMES[1], ppo_rows())
+    told = write_comparison(comparison(), tmp_path / "out", runs=[run.path])
+    page = Page((tmp_path / "out" / "compare.html").read_text())
+    assert str(tmp_path / "out" / "compare.html") in told
+    for row in range(3):
+        assert f"p{row} fine" in page.text
+        assert all(f"a{row} of {name} fine" in page.text for name in NAMES)
+    # 0 1 2: mean 1, standard error sqrt(1/3), t(2) = 4.303
+    assert f"1.000 ± {4.303 / math.sqrt(3):.3f}" in page.text
+    labels = [svg["aria-label"] for svg in page.all("svg") if "aria-label" in svg]
+    assert [label.split(":")[0] for label in labels] == [
+        "score",
+        "KL, nats a response",
+        "Spread of score",
+        "Mean score",
+        "KL from the reference",
+        "Entropy of the next token",
+        "Length of the responses",
+    ]
+
+
+def test_a_finished_recipe_keeps_its_comparison_and_says_it(tmp_path):
+    run = make_run(tmp_path / "ppo", ppo_rows())
+    told = conclude(run, comparison())
+    assert "a0 of reference" in told
+    assert str(run.report) in told
+    assert (run.plots / "training.png").is_file()
+    assert json.loads(run.comparison.read_text())["n"] == 3
+    assert "Before and after, on held-out prompts" in run.report.read_text()
+
+
+# However a run ends
+
+
+def lead(folder):
+    return re.search(r"</h1><p>(.*?)</p>", (folder / "report.html").read_text())[1]
+
+
+def sessions(folder):
+    return json.loads((folder / "training.json").read_text())["sessions"]
+
+
+def test_a_run_that_finishes_leaves_its_page(tmp_path):
+    trainer_of(tmp_path, steps=2).train()
+    assert "It finished after 2 steps." in lead(tmp_path)
+    (session,) = sessions(tmp_path)
+    assert (session["how"], session["step"]) == ("finished", 2)
+    assert session["seconds"] > 0
+    assert "PPO on " in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_that_fails_leaves_its_page_as_far_as_it_came(tmp_path):
+    calls = iter(range(100))
+
+    def fails(completions, **_):
+        if next(calls) == 3:  # the first is the check before training
+            raise ValueError(EVIL)
+        return [float(len(text)) for text in completions]
+
+    with pytest.raises(RecipeError):
+        trainer_of(tmp_path, reward=fails).train()
+    assert "It failed after 2 steps." in lead(tmp_path)
+    page = Page((tmp_path / "report.html").read_text())
+    assert EVIL in page.text
+    assert "script" not in {tag for tag, _ in page.tags}
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_a_run_that_is_stopped_and_resumed_has_two_sessions(kind, tmp_path):
+    steps = []
+
+    def stops(completions, **_):
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return [float(len(set(text.split()))) for text in completions]
+
+    def trainer():
+        if kind == "ppo":
+            return trainer_of(tmp_path, reward=stops, steps=4)
+        return tiny_grpo.build(rewards=stops, output_dir=str(tmp_path), max_steps=4)
+
+    with pytest.raises(RunStopped):
+        trainer().train()
+    assert "It was stopped after 2 steps." in lead(tmp_path)
+    trainer().train(resume_from_checkpoint=True)
+    assert "It finished after 4 steps." in lead(tmp_path)
+    first, second = sessions(tmp_path)
+    assert (first["how"], first["step"]) == ("stopped", 2)
+    assert "SIGTERM" in first["said"]
+    assert (second["how"], second["step"]) == ("finished", 4)
+
+
+def test_a_run_that_was_killed_has_a_record_and_says_so(tmp_path):
+    trainer = trainer_of(tmp_path, steps=2)
+    trainer.train()
+    record = json.loads((tmp_path / "training.json").read_text())
+    record["sessions"] = [{"how": "running"}]  # what stands there until a session ends
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    assert "It is still going on, or it was killed after 2 steps." in run_page(read_run(tmp_path))
+
+
+def test_a_page_that_cannot_be_written_ends_no_run(tmp_path, caplog):
+    (tmp_path / "report.html").mkdir()
+    trainer = trainer_of(tmp_path, steps=2)
+    trainer.train()
+    assert len(trainer.all_stats) == 2
+    assert "was not written" in caplog.text
