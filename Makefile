@@ -9,7 +9,7 @@ TORCH  ?= torch==2.13.0
 # Two processes of pytest; torch's own threads would fight over the cores.
 PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test torture lint format clean
+.PHONY: demo test torture notebooks lint format clean
 
 demo: $(VENV)/ready
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
@@ -25,6 +25,10 @@ test: $(VENV)/ready
 # A run killed fifty times at random moments ends as one that was left alone: some minutes.
 torture: $(VENV)/ready
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/torture.py --kills 50
+
+# Every notebook from top to bottom, written back with its outputs: about eight minutes.
+notebooks: $(VENV)/ready
+	$(BIN)/python notebooks/run.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -1,0 +1,128 @@
+"""Run the notebooks top to bottom and keep what they show.
+
+    python notebooks/run.py                          # all of them, and write them back
+    python notebooks/run.py 01_ppo_sentiment.ipynb   # one
+    python notebooks/run.py --quick                  # a few steps of everything; writes nothing
+
+Each runs in an empty folder, without a network, with the interpreter that runs this script. What is
+kept has no dates, no paths and no progress bars, so that it changes only where a figure does.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import nbformat
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+FOLDER = Path(__file__).parent
+SWITCH = "QUICK = False"  # stands in the first code cell of each
+PACKAGES = ("trl_recipes", "trl", "transformers", "torch")
+QUIET = {  # bars and messages that a reader of the kept notebook has no use for
+    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's, where ipywidgets is not installed
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class ThisInterpreter(AsyncKernelManager):
+    """A kernel of the interpreter that runs this script, whatever kernels are registered."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Python 3", language="python")
+
+
+def read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def sources_digest(notebook: NotebookNode) -> str:
+    """Give a checksum of all cells' sources; outputs do not count."""
+    cells = [[cell.cell_type, cell.source] for cell in notebook.cells]
+    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
+
+
+def make_quick(notebook: NotebookNode) -> None:
+    """Turn the switch in the first code cell: a few steps of everything."""
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    if first.source.count(SWITCH) != 1:
+        raise ValueError(f"the first code cell has no line `{SWITCH}`")
+    first.source = first.source.replace(SWITCH, "QUICK = True")
+
+
+def execute(notebook: NotebookNode, cell_seconds: int = 600) -> float:
+    """Run all cells in an empty folder, and put their outputs in.
+
+    Args:
+        notebook: gets the outputs.
+        cell_seconds: longest time of one cell.
+
+    Returns:
+        Seconds, from before the kernel starts.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell raised; says which and why.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as settings:
+        client = NotebookClient(
+            notebook,
+            timeout=cell_seconds,
+            kernel_manager_class=ThisInterpreter,
+            record_timing=False,
+            coalesce_streams=True,
+            shutdown_kernel="immediate",
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            resources={"metadata": {"path": empty}},
+        )
+        # IPython's own settings and start-up files belong to the user, not to the notebook
+        own = {"HF_HUB_OFFLINE": "1", "IPYTHONDIR": settings}
+        client.execute(env={**os.environ, **QUIET, **own})
+    return time.perf_counter() - started
+
+
+def keep(notebook: NotebookNode, seconds: float) -> None:
+    """Leave in the metadata what is the same on every machine, and what the run was."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "trl_recipes": {
+            "sources": sources_digest(notebook),
+            "seconds": round(seconds),
+            "versions": {package: version(package) for package in PACKAGES},
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebooks", nargs="*", help="file names; all if left out")
+    parser.add_argument("--quick", action="store_true", help="a few steps; writes nothing")
+    args = parser.parse_args()
+    paths = [FOLDER / Path(name).name for name in args.notebooks]
+    for path in paths or sorted(FOLDER.glob("*.ipynb")):
+        notebook = read(path)
+        if args.quick:
+            make_quick(notebook)
+        seconds = execute(notebook)
+        print(f"{path.name}: {seconds:.0f} s")
+        if not args.quick:
+            keep(notebook, seconds)
+            nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Every notebook runs top to bottom without a network, and what is kept of it is a whole run."""
+
+import base64
+import importlib.util
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nbclient.exceptions import CellExecutionError
+from nbformat import validate
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+_spec = importlib.util.spec_from_file_location("notebooks_run", ROOT / "notebooks" / "run.py")
+runner = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(runner)
+
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+NAMES = ["01_ppo_sentiment", "02_custom_rewards", "05_from_classic_trl"]
+
+SECONDS = 180  # longest full run on two cores
+SIZE = 600_000  # bytes, so that it opens quickly on the web
+DRAWS = re.compile(r"\bplot_\w+\(|plt\.show\(")  # a cell with one of these has a picture
+# An absolute path: a slash that follows neither a word nor a tag, then at least two names.
+PATH = re.compile(r"(?<![\w./:<])/[\w.-]+/[\w.-]+|\b[A-Z]:\\|site-packages")
+ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")  # of an object in memory, another one in each run
+DATE = re.compile(r"\b20\d\d-\d\d-\d\d")
+
+# What tests/conftest.py does in this process, for the kernel's.
+NO_NETWORK = """
+import socket
+
+def _guarded(connect):
+    def guarded(self, address):
+        host = address[0] if isinstance(address, tuple) else "local"
+        if host not in ("local", "localhost", "127.0.0.1", "::1"):
+            raise AssertionError(f"reached for {address}")
+        return connect(self, address)
+    return guarded
+
+socket.socket.connect = _guarded(socket.socket.connect)
+socket.socket.connect_ex = _guarded(socket.socket.connect_ex)
+"""
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def pictures(cell):
+    """PNG bytes of a cell's outputs."""
+    found = [output.get("data", {}).get("image/png") for output in cell.outputs]
+    return [base64.b64decode(picture) for picture in found if picture]
+
+
+def is_blank(png):
+    """Whether a picture is too small to read, or has next to nothing on it."""
+    image = Image.open(io.BytesIO(png)).convert("L")
+    pixels = np.asarray(image)
+    drawn = (pixels != np.bincount(pixels.ravel()).argmax()).mean()
+    return image.width < 500 or image.height < 200 or drawn < 0.01
+
+
+def texts(notebook):
+    """Everything that a reader may see: sources, and outputs that are text."""
+    for cell in notebook.cells:
+        yield cell.source
+        for output in cell.get("outputs", []):
+            yield output.get("text", "")
+            for kind, content in output.get("data", {}).items():
+                if not kind.startswith("image/"):
+                    yield content if isinstance(content, str) else json.dumps(content)
+
+
+def faults_of_outputs(notebook):
+    """What is wrong with the outputs of a run, short or full."""
+    for cell in code_cells(notebook):
+        kinds = [output.output_type for output in cell.outputs]
+        if "error" in kinds:
+            yield f"{cell.id}: an error"
+        warned = any(output.get("name") == "stderr" for output in cell.outputs)
+        if warned and "alarm" not in cell.metadata.get("tags", []):
+            yield f"{cell.id}: a warning or a progress bar"
+        drawn = pictures(cell)
+        if DRAWS.search(cell.source) and not drawn:
+            yield f"{cell.id}: no picture"
+        if any(map(is_blank, drawn)):
+            yield f"{cell.id}: a blank picture"
+    for text in texts(notebook):
+        for kind, pattern in (("path", PATH), ("address", ADDRESS), ("date", DATE)):
+            if found := pattern.search(text):
+                yield f"a {kind}: {found.group()}"
+
+
+def faults_of_the_kept(notebook):
+    """What is wrong with a notebook as it lies in the repository."""
+    yield from faults_of_outputs(notebook)
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    if counts != list(range(1, len(counts) + 1)):
+        yield "not run top to bottom in one go"
+    kept = notebook.metadata.get("trl_recipes", {})
+    if kept.get("sources") != runner.sources_digest(notebook):
+        yield "changed after its last run"
+    if not 0 < kept.get("seconds", 0) < SECONDS:
+        yield "no full run, or too long a one"
+    if set(notebook.metadata) != {"kernelspec", "language_info", "trl_recipes"}:
+        yield "metadata that differ from machine to machine"
+    if set(notebook.metadata.get("language_info", {})) != {"name"}:
+        yield "the interpreter's version"
+    if any(set(cell.metadata) - {"tags"} for cell in notebook.cells):
+        yield "metadata of a cell"
+    if sum(len(pictures(cell)) for cell in code_cells(notebook)) < 2:
+        yield "fewer than two pictures"
+
+
+def test_all_notebooks_are_there():
+    assert [path.stem for path in PATHS] == NAMES
+
+
+@each_notebook
+def test_it_runs_top_to_bottom_in_an_empty_folder_without_a_network(path):
+    notebook = runner.read(path)
+    for cell in code_cells(notebook):
+        cell.outputs = []
+    runner.make_quick(notebook)
+    guard = new_code_cell(NO_NETWORK)
+    notebook.cells.insert(0, guard)
+    runner.execute(notebook, cell_seconds=120)
+    assert list(faults_of_outputs(notebook)) == []
+
+
+@each_notebook
+def test_what_is_kept_is_a_whole_run_of_these_sources(path):
+    notebook = runner.read(path)
+    validate(notebook)
+    assert list(faults_of_the_kept(notebook)) == []
+    assert path.stat().st_size < SIZE
+
+
+@each_notebook
+def test_it_has_one_switch_for_the_hub_and_one_for_a_short_run(path):
+    first = code_cells(runner.read(path))[0].source
+    assert re.findall(r"^(\w+) = False  # ", first, re.MULTILINE) == ["HUB", "QUICK"]
+
+
+@each_notebook
+def test_what_it_names_is_there(path):
+    text = "\n".join(cell.source for cell in runner.read(path).cells)
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    named = re.findall(r"\brecipes/[\w/]+\.(?:py|yaml)", text)
+    assert [link for link in links if not (path.parent / link).is_file()] == []
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+@each_notebook
+def test_the_readme_names_it(path):
+    assert f"notebooks/{path.name}" in (ROOT / "README.md").read_text()
+
+
+# The checks themselves: each can fail.
+
+
+def kept(*cells):
+    """A notebook as `run.py` keeps it."""
+    notebook = new_notebook(cells=list(cells))
+    for count, cell in enumerate(code_cells(notebook), 1):
+        cell.execution_count = count
+    runner.keep(notebook, seconds=60)
+    return notebook
+
+
+def png(values):
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, format="png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def drawn(blank=False):
+    shades = np.linspace(0, 255, 600 * 300).astype(np.uint8).reshape(300, 600)
+    data = {"image/png": png(np.full_like(shades, 255) if blank else shades)}
+    output = new_output("display_data", data=data)
+    return new_code_cell("plot_stats(all_stats)", outputs=[output])
+
+
+def printed(text, **changes):
+    return new_code_cell("1", outputs=[new_output("stream", text=text, **changes)])
+
+
+def test_a_sound_notebook_has_no_faults():
+    text = new_markdown_cell("Plain text, a/b, <td>1</td>, https://example.org/a/b and 1/2.")
+    assert list(faults_of_the_kept(kept(text, drawn(), drawn(), printed("ppo/loss/total")))) == []
+
+
+@pytest.mark.parametrize(
+    ("cell", "fault"),
+    [
+        (new_code_cell("plot_stats(all_stats)"), "no picture"),
+        (drawn(blank=True), "a blank picture"),
+        (new_code_cell("1", outputs=[new_output("error", ename="E", evalue="")]), "an error"),
+        (printed("50%|#####", name="stderr"), "a warning or a progress bar"),
+        (printed("saved to /home/me/ppo-good"), "a path: /home/me"),
+        (printed(r"saved to C:\ppo-good"), "a path: C:\\"),
+        (printed("<function f at 0x7f3a2b>"), "an address"),
+        (printed("2024-01-31"), "a date"),
+        (new_markdown_cell("see /srv/data/x"), "a path: /srv/data"),
+        (new_code_cell("1", metadata={"execution": {}}), "metadata of a cell"),
+    ],
+)
+def test_a_fault_is_found(cell, fault):
+    found = list(faults_of_the_kept(kept(cell, drawn(), drawn())))
+    assert len(found) == 1
+    assert fault.removeprefix("an ").removeprefix("a ") in found[0]
+
+
+def test_a_change_after_the_run_is_found():
+    notebook = kept(drawn(), drawn())
+    notebook.cells[0].source += "  # another title"
+    assert list(faults_of_the_kept(notebook)) == ["changed after its last run"]
+    notebook = kept(drawn(), drawn())
+    notebook.cells.append(new_markdown_cell("Another end."))
+    assert list(faults_of_the_kept(notebook)) == ["changed after its last run"]
+
+
+def test_a_cell_run_again_and_a_slow_run_are_found():
+    notebook = kept(drawn(), drawn())
+    notebook.cells[0].execution_count = 7
+    notebook.metadata["trl_recipes"]["seconds"] = 181
+    assert list(faults_of_the_kept(notebook)) == [
+        "not run top to bottom in one go",
+        "no full run, or too long a one",
+    ]
+
+
+def test_the_kernel_is_this_interpreter_whatever_is_registered(tmp_path, monkeypatch):
+    spec = {"argv": ["/bin/false"], "display_name": "another", "language": "python"}
+    folder = tmp_path / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path))
+    notebook = new_notebook(cells=[new_code_cell("import os, sys\nprint(sys.executable)")])
+    notebook.cells.append(new_code_cell("print(os.listdir())"))
+    seconds = runner.execute(notebook)
+    assert [cell.outputs[0].text for cell in notebook.cells] == [f"{sys.executable}\n", "[]\n"]
+    assert 0 < seconds < 60
+
+
+def test_a_cell_that_reaches_for_the_network_fails():
+    reach = 'socket.create_connection(("192.0.2.1", 80), timeout=1)'
+    notebook = new_notebook(cells=[new_code_cell(NO_NETWORK), new_code_cell(reach)])
+    with pytest.raises(CellExecutionError, match="reached for"):
+        runner.execute(notebook)
