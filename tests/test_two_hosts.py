@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from trl_recipes.ppo.checkpoint import checkpoints_in, damage
+
 RECIPE = Path(__file__).with_name("recipe_on_two_hosts.py")
 ACCELERATE = Path(sys.executable).with_name("accelerate")
 PORT = "29500"
@@ -156,16 +158,17 @@ def test_a_run_that_loses_a_machine_and_then_the_network_ends_as_one_left_alone(
     run.wait_for_step(5)
     hosts[1].switch_off()
     assert run.ends(0, 20) == 1
-    print(run.said(0))
     assert "The connection to another process was lost" in run.said(0)
     assert "--resume_from_checkpoint true" in run.said(0)
 
     run = Launch(hosts, folder, pause=0.2, lost_after=3, resume_from_checkpoint="true")
     run.wait_for_step(10)
     hosts[1].set_cable("down")
-    codes = [run.ends(rank, 40) for rank in (0, 1)]
-    print(run.said(0), run.said(1))
-    assert codes == [1, 1]
+    assert [run.ends(rank, 40) for rank in (0, 1)] == [1, 1]
+    left = checkpoints_in(folder / "checkpoints")
+    assert len(left) == 2
+    assert [damage(path) for path in left] == [None, None]
+    assert len(rows(folder)) >= 10
     for rank in (0, 1):
         assert "The connection to another process was lost" in run.said(rank)
     hosts[1].set_cable("up")
