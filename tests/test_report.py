@@ -351,6 +351,9 @@ def test_odd_but_whole_files_make_a_page(tmp_path):
     page = Page(write_report(run).read_text())
     assert page.faults == []
     assert "It has come to step 2" in page.text
+    run.record.write_text('{"sessions": [1, {"seconds": "x"}], "rewards": {"a": "b"}, "about": 1}')
+    run.comparison.write_text('{"models": {"m": 1}, "prompts": ["p"]}')
+    assert "a (weight -)" in write_report(run).read_text()
     run.all_stats.write_text("")
     assert "no step has been written yet" in write_report(run).read_text()
     with pytest.raises(RecipeError, match=r"holds no run.*Give the folder"):

@@ -29,6 +29,7 @@ _HOMES = {
     "SentimentReward": "rewards",
     "load_stats": "stats",
     "plot_stats": "plots",
+    "write_report": "report",
 }
 
 __all__ = list(_HOMES)

@@ -13,6 +13,16 @@ from trl_recipes.training_record import read_record
 
 # Where a run's comparison may lie; grpo_shouting.py has a stage for it.
 _COMPARISONS = ("comparison.json", "evaluation/comparison.json")
+_RECORD = {
+    "algorithm": str,
+    "about": str,
+    "rewards": dict,
+    "metrics": list,
+    "kl_target": int | float,
+}
+_RECORD |= {"figures": dict, "sessions": list}
+_SESSION = {"began": str, "how": str, "said": str, "device": str, "versions": str}
+_SESSION |= {"step": int, "seconds": int | float, "gigabytes": int | float}
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,8 @@ def read_run(folder: str | Path) -> RunFiles:
     header, derived = read_header(run)
     rows = read_rows(run.all_stats)
     stats = load_stats(run.path) if rows else []
-    record = read_record(run)
+    record = _kept(read_record(run), _RECORD)
+    record["sessions"] = [_kept(session, _SESSION) for session in record.get("sessions", [])]
     alarms = [(row.get("step"), str(row.get("alarm", ""))) for row in read_rows(run.alarms)]
     return RunFiles(
         run=run,
@@ -103,9 +114,26 @@ def _parted(stats: list[dict[str, float]]) -> list[tuple[Any, str]]:
 def _comparison(run: RunFolder) -> dict[str, Any] | None:
     for name in _COMPARISONS:
         found = _json(run.path / name)
-        if found.get("models") and found.get("prompts"):
+        models = found.get("models")
+        if (
+            found.get("prompts")
+            and isinstance(models, dict)
+            and all(map(_answers, models.values()))
+        ):
             return found
     return None
+
+
+def _answers(model: Any) -> bool:
+    """Whether a file of that name holds what `Comparison.to_dict` gives, not something else."""
+    rows = model.get("responses") if isinstance(model, dict) else None
+    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+
+
+def _kept(found: Any, kinds: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a file edited by hand that are what they should be."""
+    found = found if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if isinstance(value, kinds.get(name, ()))}
 
 
 def _json(path: Path) -> dict[str, Any]:

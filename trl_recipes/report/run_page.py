@@ -125,7 +125,7 @@ def _trained(files: RunFiles, algorithm: str) -> Html:
     own = "embedded" if settings else ""  # where nothing is named
     rewards = record.get("rewards") or {}
     metrics = record.get("metrics") or []
-    weighted = ", ".join(f"{name} (weight {weight:g})" for name, weight in rewards.items())
+    weighted = ", ".join(f"{name} (weight {_weight(weight)})" for name, weight in rewards.items())
     known = facts(
         [
             ("recipe", files.header.get("recipe")),
@@ -140,6 +140,10 @@ def _trained(files: RunFiles, algorithm: str) -> Html:
     )
     about = element("p", record["about"]) if record.get("about") else ""
     return join([about, known])
+
+
+def _weight(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else "-"
 
 
 def _figures(figures: Mapping[str, float]) -> list[tuple[str, str]]:
