@@ -230,7 +230,7 @@ def _is_loss(error: Exception) -> bool:
     """Whether an error says that the connection to another process is lost."""
     import torch.distributed as dist
 
-    return isinstance(error, dist.DistError) or "closed by peer" in str(error)
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def _leave(message: str | None, code: int) -> NoReturn:
