@@ -109,7 +109,7 @@ def main(folder):
     rank = os.environ["RANK"]
     for number, kind in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{rank}.{kind}", os.O_WRONLY | os.O_CREAT), number)
-    written = (folder / f"{rank}.written").open("w")  # noqa: SIM115  for as long as this process is
+    written = (folder / f"{rank}.written").open("w")  # for as long as this process is there
 
     def look(event, arguments):
         if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):

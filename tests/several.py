@@ -6,6 +6,7 @@ accelerate launch --config_file recipes/accelerate/two_cpu_processes.yaml tests/
 import asyncio
 import json
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from tiny_grpo import build, prompts, weights
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError, processes
+from trl_recipes.errors import RunStopped
 from trl_recipes.pretrain import (
     ClassifierSizes,
     LanguageModelSizes,
@@ -186,6 +188,34 @@ def failing(kind, folder, reward_once=False, fails_in=1):
     return {}, told
 
 
+def stopped(kind, folder):
+    """One process is told to end at the second step; what each makes of it."""
+    calls = iter(range(100))
+
+    def until(completions, **_):
+        if next(calls) == 2 and RANK == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return [float(len(text)) for text in completions]
+
+    told = {}
+    try:
+        long(kind, until, folder / "run").train()
+    except RunStopped as stop:
+        told = {"said": str(stop), "code": stop.exit_code}
+    processes.greatest(0)  # all have written
+    told["checkpoints"] = sorted(p.name for p in (folder / "run").glob("checkpoints/*"))
+    return {}, told
+
+
+def long(kind, rewards, path, **settings):
+    """A trainer of four steps, of as many prompts whatever the number of processes."""
+    settings |= {"save_steps": 50}
+    if kind == "ppo":
+        return ppo(rewards, steps=4, folder=path, **settings)
+    settings |= {"batch_size": GLOBAL_BATCH // PROCESSES, "num_generations": 4, "max_steps": 4}
+    return group(kind, rewards, output_dir=str(path), **settings)
+
+
 def noisy(completions, **_):
     """A reward that draws from the generators that users draw from."""
     return [len(set(text.split())) + float(np.random.rand()) for text in completions]
@@ -328,6 +358,8 @@ CASES = {
     "grpo, failing": partial(failing, "grpo"),
     "ppo, failing once": partial(failing, "ppo", reward_once=True, fails_in=0),
     "grpo, failing once": partial(failing, "grpo", reward_once=True, fails_in=0),
+    "ppo, stopped": partial(stopped, "ppo"),
+    "grpo, stopped": partial(stopped, "grpo"),
     "ppo, resumed": partial(resumed, "ppo"),
     "grpo, resumed": partial(resumed, "grpo"),
     "language model": language_model,

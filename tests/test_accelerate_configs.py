@@ -1,9 +1,6 @@
 """recipes/accelerate/*.yaml: what Accelerate's own launcher makes of each, and of each line."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -148,27 +145,3 @@ def test_each_file_says_how_it_is_launched_and_why_each_line_is_there(name):
     for line in text.splitlines():
         said = "#" in line or re.match(rf" *({'|'.join(plain)}|\w+_config):", line)
         assert said or line.startswith(("  fsdp_auto", "  fsdp_cpu")), line  # reasons stand above
-
-
-def test_the_file_for_cpus_starts_two_processes_that_see_each_other(tmp_path):
-    script = tmp_path / "recipe.py"
-    script.write_text(
-        "import torch\n"
-        "from transformers import TrainingArguments\n"
-        "from trl_recipes.arguments import run_recipe\n"
-        "def main(config):\n"
-        "    sum_of_ranks = torch.tensor(float(config.process_index + 1))\n"
-        "    torch.distributed.all_reduce(sum_of_ranks)\n"
-        "    open(f'{config.output_dir}-{config.process_index}', 'w').write(\n"
-        "        f'{config.world_size} {config.device} {sum_of_ranks:.0f}')\n"
-        "run_recipe(main, TrainingArguments)\n"
-    )
-    launch = [Path(sys.executable).with_name("accelerate"), "launch"]
-    launch += ["--config_file", FOLDER / "two_cpu_processes.yaml", script]
-    subprocess.run(
-        [*launch, "--output_dir", tmp_path / "rank", "--report_to", "none"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        check=True,
-        timeout=120,
-    )
-    assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["2 cpu:0 3"] * 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import several
 import torch
 from safetensors.torch import load_file
 from several import STEPS, UPDATES
+
+from trl_recipes.stats import load_stats
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "recipes" / "accelerate" / "two_cpu_processes.yaml"
@@ -34,7 +37,12 @@ def both(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return lambda name: [results(folder, name, rank) for rank in (0, 1)]
+
+    def found(name):
+        return [results(folder, name, rank) for rank in (0, 1)]
+
+    found.folder = folder
+    return found
 
 
 def results(folder, name, rank):
@@ -122,3 +130,32 @@ def test_a_resumed_run_ends_as_one_that_was_left_alone(kind, both):
     assert_equal(whole, stopped)
     assert told["whole"] == told["stopped"]
     assert [row["step"] for row in told["whole"]] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_what_one_process_is_told_ends_all_and_another_number_goes_on(kind, both, tmp_path, caplog):
+    (_, told), (_, other) = both(f"{kind}, stopped")
+    assert told == other
+    assert "Stopped by SIGTERM after step 2 of 4" in told["said"]
+    assert told["code"] == 128 + 15
+    assert [name.rpartition("-")[2] for name in told["checkpoints"]] == ["2"]
+
+    left = both.folder / f"{kind}-stopped" / "run"
+    shutil.copytree(left, tmp_path / "run")
+    seen = []
+
+    def lengths(prompts, completions, **_):
+        seen.append(list(prompts))
+        return [float(len(text)) for text in completions]
+
+    trainer = several.long(kind, lengths, tmp_path / "run", resume_from_checkpoint="true")
+    with caplog.at_level("WARNING"):
+        trainer.train()
+    assert "The run had 2 processes and has 1 now: it goes on with the same weights" in caplog.text
+    rows = load_stats(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[:2] == load_stats(left)
+    assert rows[3]["episode"] == 2 * rows[1]["episode"]  # as large a batch
+    gone_on = seen[-2:]
+    several.long(kind, lengths, tmp_path / "another").train()
+    assert seen[-2:] == gone_on  # the prompts of a run of one process

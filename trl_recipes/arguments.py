@@ -111,6 +111,8 @@ def run_recipe(
         if not processes.launched():
             raise
         processes.end_of_error(error)
+    finally:
+        processes.let_go()
 
 
 def parse_arguments(

@@ -223,6 +223,15 @@ def end_of_error(error: Exception) -> NoReturn:
     _leave(f"{type(error).__name__}: {error}", 1)
 
 
+def let_go() -> None:
+    """Give gloo's threads the time to drop their last tensors, before the end takes them down.
+
+    Else torch 2.13 can wait for ever, holding Python's lock, for a thread that waits for that lock.
+    """
+    if _meet():
+        time.sleep(0.2)
+
+
 def _leave(message: str | None, code: int) -> NoReturn:
     """End with a message for the launcher; the clean-up of connections could wait for others."""
     sys.stdout.flush()
