@@ -160,7 +160,8 @@ def _figures(figures: Mapping[str, float]) -> list[tuple[str, str]]:
 
 def _own_start(files: RunFiles, algorithm: str) -> str:
     """The model of a run that named none; what comes from a stage or from scratch is said there."""
-    return "embedded" if files.settings and algorithm and not files.stages else ""
+    from_stage = {"baseline", "pretrained"} & set(files.stages)
+    return "embedded" if files.settings and algorithm and not from_stage else ""
 
 
 def _stages(files: RunFiles) -> Html | str:
