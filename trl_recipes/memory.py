@@ -38,13 +38,13 @@ GPUS = (16, 24, 40, 80)  # gigabytes
 class Shape(NamedTuple):
     """What a language model is made of, in numbers of weights."""
 
-    parameters: int
-    layers: int
-    width: int
+    parameters: int  # tied ones once
+    layers: int  # blocks of attention and MLP
+    width: int  # of the hidden states
     intermediate: int  # width of the layer within the MLP
     gated: bool  # whether the MLP has a gate beside it
     key_value: int  # width of keys: heads of them times their size
-    vocabulary: int
+    vocabulary: int  # tokens
 
 
 SHAPES = {
@@ -93,10 +93,10 @@ class Plan:
 class Memory(NamedTuple):
     """Bytes on one GPU."""
 
-    weights: float
-    gradients: float
-    moments: float
-    reference: float
+    weights: float  # of the policy
+    gradients: float  # of the trained weights
+    moments: float  # Adam's two
+    reference: float  # a reference model of its own
     copies: float  # of gradients, in the buckets of DDP; of packed weights
     phase: float  # the phase that takes most on top of these
 

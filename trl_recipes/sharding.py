@@ -136,6 +136,9 @@ def whole(tensor: Tensor) -> Tensor:
 
     Args:
         tensor: any; a parameter under DeepSpeed's ZeRO-3 knows by itself that it lies in parts.
+
+    Returns:
+        The same tensor where it lies whole, or one of the whole's shape.
     """
     if isinstance(tensor, DTensor):
         return tensor.full_tensor()
@@ -172,6 +175,9 @@ def parts_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     Args:
         tensor: whole, and equal in all processes.
         pattern: how to lay it out.
+
+    Returns:
+        The same tensor where the pattern lies whole, or this process's part of one.
     """
     if not isinstance(pattern, DTensor) or isinstance(tensor, DTensor):
         return tensor

@@ -47,7 +47,11 @@ class Processes:
     results: Mapping[str, Sequence[Result]]
 
     def samples_per_second(self, name: str) -> Spread:
-        """Responses sampled and trained on in a second, over all timed steps of all repeats."""
+        """Responses sampled and trained on in a second, over all timed steps of all repeats.
+
+        Args:
+            name: a key of `results`.
+        """
         return spread(self.work.batch / step["step"] for _, step in self._steps(name))
 
     def ratio(self) -> Spread:

@@ -259,7 +259,11 @@ def _step(run: Result) -> float:
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Sum several measurements up."""
+    """Sum several measurements up.
+
+    Args:
+        values: one or more.
+    """
     values = list(values)
     return Spread(median(values), min(values), max(values))
 
@@ -269,7 +273,11 @@ def _ratio(spreads: Sequence[Spread]) -> float:
 
 
 def cell(spread: Spread) -> str:
-    """Write median (least to most), as tables have it."""
+    """Write median (least to most), as tables have it.
+
+    Args:
+        spread: of several measurements.
+    """
     return f"{spread.median:.3g} ({spread.least:.3g} to {spread.most:.3g})"
 
 

@@ -25,7 +25,7 @@ class Wait(NamedTuple):
 
     kind: str  # gradients, or sums (of statistics)
     began: float  # seconds of the machine's clock
-    ended: float
+    ended: float  # likewise
 
 
 class Waits(TrainerCallback):

@@ -67,12 +67,15 @@ def write_place(folder: Path, place: Place, process: int, processes: int) -> Non
 
 
 def read_place(folder: Path, process: int, device: torch.device) -> tuple[Place, int]:
-    """Read what `write_place` wrote: the place, and how many processes there were.
+    """Read what `write_place` wrote.
 
     Args:
         folder: of the checkpoint.
         process: index of this process.
         device: where the batch goes.
+
+    Returns:
+        The place, and how many processes there were.
 
     Raises:
         RecipeError: the checkpoint was not written by these trainers, or is damaged.
