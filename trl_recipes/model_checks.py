@@ -69,7 +69,9 @@ def check_vocabulary(tokenizer: Any, model: nn.Module) -> None:
     Raises:
         RecipeError: the tokenizer has more tokens than the model.
     """
-    size = model.get_input_embeddings().weight.shape[0]
+    embeddings = model.get_input_embeddings()
+    # the weight itself may lie in parts over several processes
+    size = getattr(embeddings, "num_embeddings", embeddings.weight.shape[0])
     if len(tokenizer) > size:
         raise RecipeError(
             f"The tokenizer knows {len(tokenizer)} tokens, the model only {size}. Use the "

@@ -188,8 +188,14 @@ def plan_stages(
 
     Raises:
         RecipeError: the folder holds something else, or nothing to go on with; sizes that do not
-            fit together.
+            fit together; a launch with DeepSpeed.
     """
+    if config.deepspeed_plugin is not None:
+        raise RecipeError(
+            "grpo_shouting.py trains two models one after the other, and accelerate prepares one a "
+            "process for DeepSpeed. Launch with `--config_file recipes/accelerate/"
+            "several_gpus.yaml`."
+        )
     needed = args.prompt_length + config.response_length
     if needed > sizes.context_length:
         raise RecipeError(

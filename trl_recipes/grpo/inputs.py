@@ -18,6 +18,7 @@ from trl_recipes.forward import unwrap_adapter
 from trl_recipes.generation import load_run, load_tokenizer
 from trl_recipes.model_checks import check_language_model, check_vocabulary
 from trl_recipes.rewards.text import is_conversation
+from trl_recipes.sharding import whole_tensors
 from trl_recipes.tokenizers import is_character_tokenizer
 
 # Columns that are another form of the prompt, and names that TRL gives to reward functions itself.
@@ -200,7 +201,8 @@ def named(model: nn.Module, wanted: bool) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         # every process needs the same files, and transformers saves in the main one alone
         once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-        state = {name: t.contiguous() for name, t in model.state_dict().items() if name in once}
+        state = {n: t for n, t in model.state_dict(keep_vars=True).items() if n in once}
+        state = {name: t.contiguous() for name, t in whole_tensors(state, keep=True).items()}
         save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
