@@ -117,3 +117,10 @@ def test_a_loss_outside_of_any_phase_is_told_too(said):
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), ValueError("timed out")])
 def test_other_errors_are_not_told_as_a_loss(error):
     assert lost_peer.told(error) is None
+
+
+def test_connections_end_before_python_does():
+    lost_peer.leave_others()  # where there are none
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    lost_peer.leave_others()
+    assert not dist.is_initialized()

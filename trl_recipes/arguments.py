@@ -93,6 +93,7 @@ def run_recipe(
         for settings in parsed:
             check_trackers(getattr(settings, "report_to", None))
         main(*parsed)
+        lost_peer.leave_others()
     except RecipeError as error:
         if not runs.is_main_process():
             time.sleep(_OTHERS_WAIT_SECONDS)
