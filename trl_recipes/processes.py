@@ -1,5 +1,6 @@
 """Several processes of one launch: they see each other, one speaks, they agree and end together."""
 
+import atexit
 import json
 import logging
 import os
@@ -32,11 +33,11 @@ def process_index() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def join_launch() -> None:
-    """Let the processes of a launch see each other, and all but the main one keep silent.
+def meet() -> None:
+    """Let the processes of a launch see each other, once training arguments are made.
 
-    To be called before any training arguments are made. Without a GPU Accelerate wants to be told
-    that processes are to meet; else each would train alone, as if it were the only one.
+    Without a GPU Accelerate wants to be told that they are to; else each would train alone, as if
+    it were the only one.
     """
     if not launched():
         return
@@ -44,6 +45,13 @@ def join_launch() -> None:
 
     if not torch.accelerator.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+
+
+def join_launch() -> None:
+    """Let the processes of a launch see each other, and all but the main one keep silent."""
+    meet()
+    if launched():
+        atexit.register(_part)
     if not is_main_process():
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
@@ -231,6 +239,22 @@ def _is_loss(error: Exception) -> bool:
     import torch.distributed as dist
 
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
+def _part() -> None:
+    """Cut the connections when all is done: torn down by themselves they may abort the process.
+
+    The launcher would take that for a failure, and end the main process in its last work.
+    """
+    import torch.distributed as dist
+
+    if is_main_process():
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    elif not hasattr(sys, "last_value"):  # else an error that the exit code tells
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _leave(message: str | None, code: int) -> NoReturn:

@@ -92,8 +92,13 @@ def save(trainer: "PPOTrainer", randomness: dict[str, Any]) -> None:
     everyones = [randomness]
     if trainer.accelerator.num_processes > 1:
         everyones = gather_object(everyones)
-    if not trainer.args.should_save:
-        return
+    if trainer.args.should_save:
+        _write(trainer, everyones)
+    trainer.accelerator.wait_for_everyone()  # none goes on, or ends, before it is written
+
+
+def _write(trainer: "PPOTrainer", everyones: list[dict[str, Any]]) -> None:
+    """Write a checkpoint with the random states of all processes, in the main one."""
     folder = RunFolder(Path(trainer.args.output_dir)).checkpoints
     path = checkpoint.step_folder(folder, trainer.state.global_step)
     try:
