@@ -383,5 +383,5 @@ def run(folder, names):
 
 
 if __name__ == "__main__":
-    processes.join_launch()
+    processes.meet()
     run(Path(sys.argv[1]), sys.argv[2:] or CASES)

@@ -1,11 +1,14 @@
 """What ends one process ends all of them within seconds, with its message in the last lines."""
 
+import json
+import signal
 import subprocess
 import time
 from pathlib import Path
 
 import ends_badly
 import pytest
+import recipes_in_turn
 from test_several_processes import ENVIRONMENT, LAUNCH
 
 WORD = "error: The connection to another process was lost"
@@ -37,3 +40,30 @@ def test_the_end_of_one_is_the_end_of_all(how, meanwhile, message, told, tmp_pat
     assert told in done.stderr
     assert message in "\n".join(done.stderr.splitlines()[-12:])
     assert "gloo" not in done.stderr  # what the end looks like from the other process
+
+
+def test_the_launcher_told_to_stop_leaves_a_checkpoint_to_go_on_from(tmp_path):
+    recipes_in_turn.make_models(tmp_path / "models")
+    recipe, flags = recipes_in_turn.RUNS["grpo"]
+    flags = flags.format(models=tmp_path / "models").replace("--max_steps 2", "--max_steps 9999")
+    script = recipes_in_turn.RECIPES / f"{recipe}.py"
+    flags = flags.replace("--save_steps 1", "--save_steps 9999") + " --disable_tqdm true"
+    process = subprocess.Popen(
+        [*LAUNCH, script, *flags.split(), "--output_dir", tmp_path / "run"],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    rows = tmp_path / "run" / "all_stats.jsonl"
+    while not (rows.is_file() and rows.stat().st_size):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert told.count("SIGTERM: finishing this step, then saving.") == 1
+    assert told.count("--resume_from_checkpoint true") == 1
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    steps = len(rows.read_text().splitlines())
+    assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] == steps
+    assert len(list(checkpoint.glob("rng_state_*.pth"))) == 2

@@ -1,8 +1,13 @@
 """Every recipe that trains, through accelerate launch with two processes: one whole run each."""
 
+import atexit
 import json
+import logging
+import os
 import re
+import runpy
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ import recipes_in_turn
 from test_several_processes import ENVIRONMENT, LAUNCH
 from transformers import AutoConfig
 
+from trl_recipes import processes
 from trl_recipes.stats import load_stats
 
 RUNS = list(recipes_in_turn.RUNS)
@@ -74,3 +80,29 @@ def test_only_the_main_process_writes(folders):
     )
     assert len(mine) > 50
     assert {path for path in others if not path.endswith("_1.safetensors")} == set()
+
+
+@pytest.mark.parametrize(
+    "name", ["compare", "compare_algorithms", "generate", "plot", "benchmark", "train_classifier"]
+)
+def test_what_trains_nothing_is_done_by_the_main_process_alone(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--no_such_flag"])
+    monkeypatch.setattr("trl_recipes.arguments._OTHERS_WAIT_SECONDS", 0)
+    monkeypatch.setattr("os._exit", sys.exit)
+    settings = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    settings |= {"ACCELERATE_USE_CPU": "true", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    for key, value in settings.items():  # the last two would be set, and stay
+        monkeypatch.setenv(key, value)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(recipes_in_turn.RECIPES / f"{name}.py"), run_name="__main__")
+    trains = name.startswith("train")
+    assert end.value.code == (2 if trains else 0)
+    assert ("Unknown flag" in capsys.readouterr().err) is trains
+    logging.disable(logging.NOTSET)
+    atexit.unregister(processes._part)
+
+    monkeypatch.setenv("RANK", "0")
+    if not trains:
+        processes.leave_launch()
+        assert not processes.launched()
+        assert not [key for key in os.environ if key.startswith(("RANK", "LOCAL_", "WORLD_SIZE"))]

@@ -33,11 +33,11 @@ def process_index() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def join_launch() -> None:
-    """Let the processes of a launch see each other, and all but the main one keep silent.
+def meet() -> None:
+    """Let the processes of a launch see each other, once training arguments are made.
 
-    To be called before any training arguments are made. Without a GPU Accelerate wants to be told
-    that processes are to meet; else each would train alone, as if it were the only one.
+    Without a GPU Accelerate wants to be told that they are to; else each would train alone, as if
+    it were the only one.
     """
     if not launched():
         return
@@ -45,6 +45,11 @@ def join_launch() -> None:
 
     if not torch.accelerator.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+
+
+def join_launch() -> None:
+    """Let the processes of a launch see each other, and all but the main one keep silent."""
+    meet()
     if not is_main_process():
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")

@@ -200,6 +200,7 @@ def _train(
     finally:
         args.output_dir = str(run.path)
     if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
+        trainer.accelerator.wait_for_everyone()  # the main process has written the checkpoint
         stop_run(signals.received, trainer.state.global_step, trainer.state.max_steps)
     return _of_all(result)
 

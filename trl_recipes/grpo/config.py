@@ -9,6 +9,7 @@ import torch
 import trl
 
 from trl_recipes.errors import RecipeError
+from trl_recipes.processes import meet
 from trl_recipes.ranges import check_range, divide_exactly
 from trl_recipes.trainable import TRAINABLE
 
@@ -125,6 +126,7 @@ class GroupConfig:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers wants to be told
+        meet()
         if self.save_steps == 0:
             self.save_strategy = "no"
         if self.ddp_find_unused_parameters is None:  # else torch looks for some at each step

@@ -503,6 +503,7 @@ class GroupTrainer:
                 folder,
                 error,
             )
+        self.accelerator.wait_for_everyone()  # none goes on, or ends, before it is written
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: TRL would put one into the run folder with each checkpoint.

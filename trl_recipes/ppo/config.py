@@ -10,6 +10,7 @@ import torch
 from trl.experimental.ppo import PPOConfig as TRLPPOConfig
 
 from trl_recipes.errors import RecipeError
+from trl_recipes.processes import meet
 from trl_recipes.ranges import check_range, divide_exactly
 from trl_recipes.trainable import TRAINABLE
 
@@ -208,6 +209,7 @@ class PPOConfig(TRLPPOConfig):
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers wants to be told
+        meet()
         super().__post_init__()
 
     @property

@@ -120,12 +120,17 @@ def save(trainer: "PPOTrainer", randomness: dict[str, Any]) -> None:
         everyones = gather_object(everyones)
     taken, writes = snapshot.take(trainer, everyones), trainer.args.should_save
     weights, moments = (whole_tensors(part, keep=writes) for part in taken[:2])
-    if not writes:
-        return
+    if writes:
+        _write(trainer, checkpoint.Checkpoint(weights, moments, taken.state))
+    trainer.accelerator.wait_for_everyone()  # none goes on, or ends, before it is written
+
+
+def _write(trainer: "PPOTrainer", content: checkpoint.Checkpoint) -> None:
+    """Write a checkpoint, in the main process."""
     folder = RunFolder(Path(trainer.args.output_dir)).checkpoints
     path = checkpoint.step_folder(folder, trainer.state.global_step)
     try:
-        checkpoint.write_checkpoint(path, checkpoint.Checkpoint(weights, moments, taken.state))
+        checkpoint.write_checkpoint(path, content)
         checkpoint.remove_old(folder, trainer.args.save_total_limit)
     except OSError as error:
         logger.warning(
