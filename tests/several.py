@@ -385,3 +385,4 @@ def run(folder, names):
 if __name__ == "__main__":
     processes.meet()
     run(Path(sys.argv[1]), sys.argv[2:] or CASES)
+    processes.let_go()

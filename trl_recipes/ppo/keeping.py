@@ -70,7 +70,7 @@ def found_checkpoint(trainer: "PPOTrainer", wanted: str | bool | None) -> Path |
         wanted: as for `resume`.
 
     Returns:
-        Its folder; None where none is wanted, or the run has none yet, and in other processes.
+        Its folder on the main process's disk; None where none is wanted, or the run has none yet.
 
     Raises:
         RecipeError: there is no such checkpoint, or it is damaged.
@@ -79,8 +79,6 @@ def found_checkpoint(trainer: "PPOTrainer", wanted: str | bool | None) -> Path |
         return None
     if not trainer.args.saves:
         raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
-    if not trainer.accelerator.is_main_process:
-        return None
     folder = RunFolder(Path(trainer.args.output_dir)).checkpoints
     return of_main(partial(checkpoint.find_checkpoint, folder, wanted))
 
@@ -90,16 +88,14 @@ def _read(trainer: "PPOTrainer", found: Path | None) -> checkpoint.Checkpoint | 
 
     It is sent where a machine has a disk of its own, on which nothing was written.
     """
-    if trainer.accelerator.num_processes == 1:
-        return None if found is None else checkpoint.read_checkpoint(found)
-    place = [found and (found, (found / checkpoint.MANIFEST).read_bytes())]
-    (place,) = broadcast_object_list(place)
-    if place is None:
+    if found is None:
         return None
-    folder, manifest = place
-    file = folder / checkpoint.MANIFEST
+    if trainer.accelerator.num_processes == 1:
+        return checkpoint.read_checkpoint(found)
+    file = found / checkpoint.MANIFEST
+    manifest = of_main(file.read_bytes)
     here = file.is_file() and file.read_bytes() == manifest
-    read = checkpoint.read_checkpoint(folder) if here else None
+    read = checkpoint.read_checkpoint(found) if here else None
     if all(gather_object([here])):
         return read
     (sent,) = broadcast_object_list([read])
