@@ -3,6 +3,7 @@
 import socket
 import threading
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,3 +118,11 @@ def test_a_loss_outside_of_any_phase_is_told_too(said):
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), ValueError("timed out")])
 def test_other_errors_are_not_told_as_a_loss(error):
     assert lost_peer.told(error) is None
+
+
+def test_looking_at_connections_leaves_none_open(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with socket.socket(), Path(__file__).open() as _:
+        lost_peer.notice_lost_machines()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import stat
 import traceback
 from pathlib import Path
 
@@ -37,9 +38,12 @@ def notice_lost_machines() -> None:
         return
     apart = max(1, SECONDS // 6)
     for handle in list(folder.iterdir()):
+        number = int(handle.name)
         try:
-            connection = socket.socket(fileno=os.dup(int(handle.name)))
-        except OSError:  # it is no socket, or closed by now
+            if not stat.S_ISSOCK(os.fstat(number).st_mode):
+                continue
+            connection = socket.socket(fileno=os.dup(number))
+        except OSError:  # it is closed by now
             continue
         with connection:
             if connection.family not in (socket.AF_INET, socket.AF_INET6):
