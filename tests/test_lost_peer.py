@@ -1,6 +1,9 @@
 """What is told of a process that is gone, and what the system is asked to notice."""
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from datetime import timedelta
 
@@ -119,8 +122,20 @@ def test_other_errors_are_not_told_as_a_loss(error):
     assert lost_peer.told(error) is None
 
 
-def test_connections_end_before_python_does():
-    lost_peer.leave_others()  # where there are none
-    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-    lost_peer.leave_others()
-    assert not dist.is_initialized()
+@pytest.mark.parametrize(("processes", "code"), [("2", 7), ("1", 0)])
+def test_one_of_several_ends_after_what_python_does_at_its_end(processes, code):
+    script = """
+import atexit, sys
+from trl_recipes.lost_peer import end_one_of_several
+atexit.register(print, "at the end")
+print("begun")
+end_one_of_several(7)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"WORLD_SIZE": processes},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout == "begun\nat the end\n"

@@ -93,7 +93,7 @@ def run_recipe(
         for settings in parsed:
             check_trackers(getattr(settings, "report_to", None))
         main(*parsed)
-        lost_peer.leave_others()
+        lost_peer.end_one_of_several()
     except RecipeError as error:
         if not runs.is_main_process():
             time.sleep(_OTHERS_WAIT_SECONDS)
@@ -102,6 +102,7 @@ def run_recipe(
     except RunStopped as stopped:
         if runs.is_main_process():
             print(stopped, file=sys.stderr, flush=True)  # noqa: T201  the user's message
+        lost_peer.end_one_of_several(stopped.exit_code)
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

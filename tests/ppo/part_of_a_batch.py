@@ -15,7 +15,7 @@ from architectures import ARCHITECTURES, VOCAB, Words
 from safetensors.torch import save_file
 
 from trl_recipes import PPOConfig, PPOTrainer
-from trl_recipes.lost_peer import leave_others
+from trl_recipes.lost_peer import end_one_of_several
 from trl_recipes.padding import pad_rows
 
 GLOBAL_BATCH = 8
@@ -70,4 +70,4 @@ def main(output, name, steps, settings):
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4]))
-    leave_others()
+    end_one_of_several()

@@ -24,7 +24,7 @@ from trl_recipes.benchmark.clock import Clock
 from trl_recipes.benchmark.waiting import Waits, waiting
 from trl_recipes.benchmark.work import PHASES, Contestant, Work
 from trl_recipes.errors import RecipeError
-from trl_recipes.lost_peer import leave_others
+from trl_recipes.lost_peer import end_one_of_several
 from trl_recipes.ppo.stock import stock_trainer, timed_phases
 
 LEARNING_RATE = 1e-6  # small, so that no update is skipped as too large
@@ -215,4 +215,4 @@ if __name__ == "__main__":
     measured = run(sys.argv[1], Work(**json.loads(sys.argv[2])))
     if PartialState().is_main_process:
         print(json.dumps(asdict(measured)))  # noqa: T201  what the parent reads
-    leave_others()
+    end_one_of_several()
