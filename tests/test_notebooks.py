@@ -22,7 +22,8 @@ _spec.loader.exec_module(runner)
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-NAMES = ["01_ppo_sentiment", "02_custom_rewards", "05_from_classic_trl"]
+NAMES = ["01_ppo_sentiment", "02_custom_rewards", "03_grpo_shouting"]
+NAMES += ["04_seq2seq_ppo", "05_from_classic_trl"]
 
 SECONDS = 180  # longest full run on two cores
 SIZE = 600_000  # bytes, so that it opens quickly on the web
@@ -84,9 +85,6 @@ def faults_of_outputs(notebook):
         kinds = [output.output_type for output in cell.outputs]
         if "error" in kinds:
             yield f"{cell.id}: an error"
-        warned = any(output.get("name") == "stderr" for output in cell.outputs)
-        if warned and "alarm" not in cell.metadata.get("tags", []):
-            yield f"{cell.id}: a warning or a progress bar"
         drawn = pictures(cell)
         if DRAWS.search(cell.source) and not drawn:
             yield f"{cell.id}: no picture"
@@ -101,13 +99,19 @@ def faults_of_outputs(notebook):
 def faults_of_the_kept(notebook):
     """What is wrong with a notebook as it lies in the repository."""
     yield from faults_of_outputs(notebook)
+    for cell in code_cells(notebook):  # after two steps a model gives more to warn of
+        warned = any(output.get("name") == "stderr" for output in cell.outputs)
+        if warned and "alarm" not in cell.metadata.get("tags", []):
+            yield f"{cell.id}: a warning or a progress bar"
     counts = [cell.execution_count for cell in code_cells(notebook)]
     if counts != list(range(1, len(counts) + 1)):
         yield "not run top to bottom in one go"
     kept = notebook.metadata.get("trl_recipes", {})
     if kept.get("sources") != runner.sources_digest(notebook):
         yield "changed after its last run"
-    if not 0 < kept.get("seconds", 0) < SECONDS:
+    # On a busy machine the first is more than on a quiet one, with several threads the second is.
+    took = min(kept.get("seconds", 0), kept.get("processor_seconds", 0))
+    if not 0 < took < SECONDS:
         yield "no full run, or too long a one"
     if set(notebook.metadata) != {"kernelspec", "language_info", "trl_recipes"}:
         yield "metadata that differ from machine to machine"
@@ -151,8 +155,10 @@ def test_it_has_one_switch_for_the_hub_and_one_for_a_short_run(path):
 
 @each_notebook
 def test_what_it_names_is_there(path):
-    text = "\n".join(cell.source for cell in runner.read(path).cells)
-    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    cells = runner.read(path).cells
+    text = "\n".join(cell.source for cell in cells)
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    links = re.findall(r"\]\(([^)#:]+)\)", prose)
     named = re.findall(r"\brecipes/[\w/]+\.(?:py|yaml)", text)
     assert [link for link in links if not (path.parent / link).is_file()] == []
     assert [name for name in named if not (ROOT / name).is_file()] == []
@@ -171,7 +177,7 @@ def kept(*cells):
     notebook = new_notebook(cells=list(cells))
     for count, cell in enumerate(code_cells(notebook), 1):
         cell.execution_count = count
-    runner.keep(notebook, seconds=60)
+    runner.keep(notebook, {"seconds": 70, "processor_seconds": 60})
     return notebook
 
 
@@ -230,7 +236,7 @@ def test_a_change_after_the_run_is_found():
 def test_a_cell_run_again_and_a_slow_run_are_found():
     notebook = kept(drawn(), drawn())
     notebook.cells[0].execution_count = 7
-    notebook.metadata["trl_recipes"]["seconds"] = 181
+    notebook.metadata["trl_recipes"].update(seconds=181, processor_seconds=200)
     assert list(faults_of_the_kept(notebook)) == [
         "not run top to bottom in one go",
         "no full run, or too long a one",
@@ -245,10 +251,11 @@ def test_the_kernel_is_this_interpreter_whatever_is_registered(tmp_path, monkeyp
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path))
     notebook = new_notebook(cells=[new_code_cell("import os, sys\nprint(sys.executable)")])
-    notebook.cells.append(new_code_cell("print(os.listdir())"))
-    seconds = runner.execute(notebook)
+    notebook.cells.append(new_code_cell("sum(range(40_000_000))\nprint(os.listdir())"))
+    took = runner.execute(notebook)
     assert [cell.outputs[0].text for cell in notebook.cells] == [f"{sys.executable}\n", "[]\n"]
-    assert 0 < seconds < 60
+    assert 1 <= took["processor_seconds"] < 60
+    assert 1 <= took["seconds"] < 120
 
 
 def test_a_cell_that_reaches_for_the_network_fails():
