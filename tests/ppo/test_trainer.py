@@ -196,6 +196,14 @@ def test_half_precision_weights_become_float32_masters():
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
 
 
+def test_a_bfloat16_model_is_trained_in_float32_beside_a_reference_as_it_came():
+    trainer = build(ARCHITECTURES["gpt2"]().to(torch.bfloat16))
+    stats = trainer.step(*rollout_of(trainer))  # whose first KL is rounding, and no mistake
+    assert np.isfinite(stats["ppo/loss/total"])
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    assert {p.dtype for p in trainer.ref_model.parameters()} == {torch.bfloat16}
+
+
 def test_bf16_autocast_trains_float32_weights():
     trainer = build(bf16=True)
     stats = trainer.step(*rollout_of(trainer))

@@ -923,7 +923,8 @@ class PPOTrainer(TRLPPOTrainer):
         return reference_of(self._policy(), self.ref_model, self.ref_adapter_name)
 
     def _reduced_precision(self) -> bool:
-        dtypes = {parameter.dtype for parameter in self._policy().parameters()}
+        models = [self._policy()] + ([] if self.ref_model is None else [self.ref_model])
+        dtypes = {parameter.dtype for model in models for parameter in model.parameters()}
         autocast = self.args.bf16 or self.accelerator.mixed_precision == "bf16"
         return autocast or bool(dtypes & {torch.bfloat16, torch.float16})
 
