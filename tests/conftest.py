@@ -1,5 +1,6 @@
 """Tiny models for every test, and no network."""
 
+import logging
 import os
 import socket
 
@@ -32,6 +33,13 @@ def no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True)
+def every_voice():
+    """A test that plays another process than the main one, which is silent, ends with it."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def byte_level_tokenizer(texts, vocab_size=300):
