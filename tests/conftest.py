@@ -9,7 +9,13 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DIS
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 SENTENCES = [
     "The acting was wonderful and the plot kept me awake.",
@@ -66,6 +72,26 @@ def tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     byte_level_tokenizer(SENTENCES).save_pretrained(folder)
     return folder
+
+
+def save_tiny_classifier(tokenizer, folder):
+    """A RoBERTa with random weights that tells NEGATIVE from POSITIVE, in the hub's format."""
+    tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, 60
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+        id2label={0: "NEGATIVE", 1: "POSITIVE"},
+        label2id={"NEGATIVE": 0, "POSITIVE": 1},
+        initializer_range=0.5,
+    )
+    RobertaForSequenceClassification(config).save_pretrained(folder)
 
 
 @pytest.fixture

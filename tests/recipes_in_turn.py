@@ -12,12 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
-from conftest import SENTENCES, byte_level_tokenizer
+from conftest import SENTENCES, byte_level_tokenizer, save_tiny_classifier
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
-    RobertaConfig,
-    RobertaForSequenceClassification,
 )
 
 from trl_recipes.arguments import run_recipe
@@ -62,21 +60,7 @@ def make_models(folder):
     sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 64}
     config = GPT2Config(vocab_size=len(tokenizer), initializer_range=0.2, **sizes, **ends)
     GPT2LMHeadModel(config).save_pretrained(folder / "gpt2")
-    tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, 60
-    tokenizer.save_pretrained(folder / "classifier")
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=64,
-        pad_token_id=tokenizer.pad_token_id,
-        id2label={0: "NEGATIVE", 1: "POSITIVE"},
-        label2id={"NEGATIVE": 0, "POSITIVE": 1},
-        initializer_range=0.5,
-    )
-    RobertaForSequenceClassification(config).save_pretrained(folder / "classifier")
+    save_tiny_classifier(tokenizer, folder / "classifier")
     draw, words = random.Random(0), (("dull", "awful", "poor"), ("wonderful", "lovely", "great"))
     rows = [
         {"text": f"The acting was {draw.choice(words[i % 2])}, I think, {i}.", "label": i % 2}

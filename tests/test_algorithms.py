@@ -14,9 +14,9 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-import torch
+from conftest import save_tiny_classifier
 from matplotlib.image import imread
-from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
+from transformers import AutoTokenizer
 
 from trl_recipes.algorithms import runner
 from trl_recipes.algorithms.picture import plot_algorithms, spread_labels
@@ -39,22 +39,7 @@ def flags(tmp_path_factory, tiny_gpt2):
     """Words that let the recipe run on a tiny model, a tiny classifier and few texts."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2)
-    tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.model_max_length = 60
-    tokenizer.save_pretrained(folder / "classifier")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        intermediate_size=16,
-        max_position_embeddings=64,
-        pad_token_id=tokenizer.pad_token_id,
-        id2label={0: "NEGATIVE", 1: "POSITIVE"},
-        label2id={"NEGATIVE": 0, "POSITIVE": 1},
-        initializer_range=0.5,
-        **sizes,
-    )
-    RobertaForSequenceClassification(config).save_pretrained(folder / "classifier")
+    save_tiny_classifier(tokenizer, folder / "classifier")
     rows = [{"text": f"{text} {i}"} for i, text in enumerate(TEXTS)]
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return {

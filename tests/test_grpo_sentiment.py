@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import trl
+from conftest import save_tiny_classifier
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    RobertaConfig,
-    RobertaForSequenceClassification,
 )
 
 from trl_recipes.arguments import run_recipe
@@ -30,23 +28,7 @@ def models(tmp_path_factory, tiny_gpt2):
     """A GPT-2 and a RoBERTa in the hub's format, and reviews with a test split."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2)
-    tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.model_max_length = 60
-    tokenizer.save_pretrained(folder / "classifier")
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=64,
-        pad_token_id=tokenizer.pad_token_id,
-        id2label={0: "NEGATIVE", 1: "POSITIVE"},
-        label2id={"NEGATIVE": 0, "POSITIVE": 1},
-        initializer_range=0.5,
-    )
-    RobertaForSequenceClassification(config).save_pretrained(folder / "classifier")
+    save_tiny_classifier(tokenizer, folder / "classifier")
     rows = [
         {"text": f"{text} {i}", "label": i % 2, "split": "test" if i < 8 else "train"}
         for i, text in enumerate(TEXTS)

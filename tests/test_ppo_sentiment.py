@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from conftest import save_tiny_classifier
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    RobertaConfig,
-    RobertaForSequenceClassification,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -26,23 +24,7 @@ def models(tmp_path_factory, tiny_gpt2):
     """Folders in the hub's format, as the classic set-up: GPT-2, RoBERTa, text and label."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2)
-    tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.model_max_length = 60
-    tokenizer.save_pretrained(folder / "classifier")
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=64,
-        pad_token_id=tokenizer.pad_token_id,
-        id2label={0: "NEGATIVE", 1: "POSITIVE"},
-        label2id={"NEGATIVE": 0, "POSITIVE": 1},
-        initializer_range=0.5,
-    )
-    RobertaForSequenceClassification(config).save_pretrained(folder / "classifier")
+    save_tiny_classifier(tokenizer, folder / "classifier")
     data = folder / "data"
     data.mkdir()
     for split in ("train", "test"):

@@ -89,7 +89,7 @@ def of_main(work: Callable[[], T]) -> T:
     Raises:
         RecipeError: in all processes, where `work` raised one.
     """
-    if not _meet():
+    if not _have_met():
         return work()
     import torch.distributed as dist
 
@@ -115,7 +115,7 @@ def together(work: Callable[[], T]) -> T:
     Raises:
         RecipeError: in all processes, where `work` raised one in any: the first one's.
     """
-    if not _meet():
+    if not _have_met():
         return work()
     import torch.distributed as dist
 
@@ -139,7 +139,7 @@ def of_all(part: list[T]) -> list[T]:
     Args:
         part: this one's, which can be pickled.
     """
-    if not _meet():
+    if not _have_met():
         return part
     import torch.distributed as dist
 
@@ -154,7 +154,7 @@ def greatest(number: int) -> int:
     Args:
         number: this one's.
     """
-    if not _meet():
+    if not _have_met():
         return number
     import torch
     import torch.distributed as dist
@@ -167,7 +167,7 @@ def greatest(number: int) -> int:
 
 def neighbours() -> list[int]:
     """Give the process numbers of the other processes on this machine."""
-    if not _meet():
+    if not _have_met():
         return []
     here = platform.node()
     everyone = of_all([(here, os.getpid())])
@@ -235,7 +235,7 @@ def let_go() -> None:
     then, torch 2.13 aborts, or waits for ever for the thread while it holds the lock (a fourth of
     the shortest launches of two processes).
     """
-    if _meet():
+    if _have_met():
         time.sleep(0.2)
 
 
@@ -253,7 +253,7 @@ def _leave(message: str | None, code: int) -> NoReturn:
     os._exit(code)
 
 
-def _meet() -> bool:
+def _have_met() -> bool:
     """Whether there are several processes that have met."""
     if not launched():
         return False
