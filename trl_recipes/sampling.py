@@ -26,13 +26,18 @@ class Samples(NamedTuple):
         return [row[: int(n)] for row, n in zip(self.responses, self.mask.sum(1), strict=True)]
 
 
+# What a model calls what it keeps of the tokens before; transformers renamed it in 5.24.
+CACHES = {"cache", "past_key_values"}
+
+
 def can_sample(model: nn.Module) -> bool:
     """Whether [`sample_responses`] knows how to decode with this model step by step.
 
     Args:
         model: transformers language model, or the PEFT model around one.
     """
-    return "past_key_values" in _parameters(unwrap_adapter(model))
+    language_model = unwrap_adapter(model)
+    return bool(CACHES & _parameters(language_model)) and not language_model._is_stateful
 
 
 @contextmanager
@@ -78,6 +83,7 @@ def sample_responses(
     """
     language_model = unwrap_adapter(model)
     config, device = language_model.config, queries[0].device
+    (cache,) = CACHES & _parameters(language_model)
     states: list[Tensor] = []
     trunk = language_model.get_decoder()
     hook = trunk.register_forward_hook(lambda _, __, output: states.append(output[0][:, -1]))
@@ -102,11 +108,12 @@ def sample_responses(
             logprobs[rows, column] = distribution.gather(1, tokens)[:, 0]
             hidden[rows, column] = states.pop()
             alive = ~torch.isin(tokens[:, 0], stops) & (limits[rows] > column + 1)
-            inputs = _next_inputs(inputs, output, tokens)
+            inputs = _next_inputs(inputs, tokens) | {cache: output[cache]}
             if not alive.all():
                 kept = alive.nonzero()[:, 0]
                 if len(kept) == 0:
                     break
+                inputs[cache].batch_select_indices(kept)
                 rows, inputs = rows[kept], _keep_rows(inputs, kept)
     width = int(mask.sum(1).max())
     return Samples(responses[:, :width], mask[:, :width], logprobs[:, :width], hidden[:, :width])
@@ -147,21 +154,19 @@ def _first_inputs(language_model, config, queries, pad_token_id) -> dict:
     return inputs
 
 
-def _next_inputs(inputs: dict, output, tokens: Tensor) -> dict:
+def _next_inputs(inputs: dict, tokens: Tensor) -> dict:
     """The drawn tokens, behind what the cache holds."""
-    inputs = inputs | {"past_key_values": output.past_key_values}
     if "decoder_input_ids" in inputs:
         return inputs | {"decoder_input_ids": tokens}
     mask = inputs["attention_mask"]
-    inputs |= {"input_ids": tokens, "attention_mask": torch.cat([mask, mask[:, -1:]], 1)}
+    inputs = inputs | {"input_ids": tokens, "attention_mask": torch.cat([mask, mask[:, -1:]], 1)}
     if "position_ids" in inputs:
         inputs["position_ids"] = inputs["position_ids"][:, -1:] + 1
     return inputs
 
 
 def _keep_rows(inputs: dict, kept: Tensor) -> dict:
-    """Take the other rows out of the batch, and out of the cache."""
-    inputs["past_key_values"].batch_select_indices(kept)
+    """Take the other rows out of the batch."""
     if "encoder_outputs" in inputs:
         inputs = inputs | {"encoder_outputs": (inputs["encoder_outputs"][0][kept],)}
     by_row = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")

@@ -24,7 +24,6 @@ from trl_recipes.benchmark.clock import Clock
 from trl_recipes.benchmark.waiting import Waits, waiting
 from trl_recipes.benchmark.work import PHASES, Contestant, Work
 from trl_recipes.errors import RecipeError
-from trl_recipes.ppo.stock import stock_trainer, timed_phases
 from trl_recipes.processes import let_go
 
 LEARNING_RATE = 1e-6  # small, so that no update is skipped as too large
@@ -151,6 +150,8 @@ def _run_ours(work: Work, clock: Clock, waits: Waits) -> tuple[list[dict], list[
 
 
 def _run_stock(work: Work, clock: Clock) -> tuple[list[dict], list[float]]:
+    from trl_recipes.ppo.stock import stock_trainer, timed_phases  # which not every TRL has
+
     with tempfile.TemporaryDirectory() as folder:
         trainer = stock_trainer(
             sizes.language_model(work),

@@ -1,8 +1,4 @@
-"""PPO: the only package that knows `trl.experimental`."""
-
-import os
-
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the version is pinned, so no notice is due
+"""PPO: on transformers' Trainer, without TRL."""
 
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.trainer import PPOTrainer

@@ -15,11 +15,7 @@ class ActorCritic(nn.Module):
 
     Attributes:
         share_lines: whether short sequences stand in one line; set where the policy was found fit.
-
-    It stands where TRL 1.12 has its `PolicyAndValueWrapper`, which runs two models side by side.
     """
-
-    base_model_prefix = "policy"  # TRL's constructor looks the critic's backbone up under it
 
     def __init__(self, policy: nn.Module, value_head: nn.Module):
         super().__init__()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from trl.experimental.ppo import PPOConfig as TRLPPOConfig
+from transformers import TrainingArguments
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.processes import meet
@@ -30,6 +30,12 @@ WITHOUT_MEANING = {
     "compare_steps": "it belonged to push_to_hub_if_best_kwargs",
     "is_encoder_decoder": "the trainer reads it from the model",
     "is_peft_model": "the trainer reads it from the model",
+    "sft_model_path": "give the model to the trainer",
+    "reward_model_path": "give reward functions to the trainer",
+    "missing_eos_penalty": "write it as a reward function",
+    "ds3_gather_for_generation": "PPO does not train under DeepSpeed",
+    "dataset_num_proc": "TRL's trainer never read it",
+    "model_adapter_name": "the adapter that is active is trained",
 }
 _warned: set[str] = set()
 
@@ -63,7 +69,7 @@ def _with_classic_arguments(cls: type) -> type:
 
 @_with_classic_arguments
 @dataclass
-class PPOConfig(TRLPPOConfig):
+class PPOConfig(TrainingArguments):
     """Settings of [`PPOTrainer`]: those of TRL 1.12 and those of TRL 0.11, one meaning each.
 
     Where both names of one thing are given (`ppo_epochs` and `num_ppo_epochs`, `init_kl_coef` and
@@ -110,6 +116,14 @@ class PPOConfig(TRLPPOConfig):
     ppo_epochs: int | None = _field(None, "Passes over each batch (default 4).")
     num_ppo_epochs: int | None = _field(None, "TRL 1.12's name of ppo_epochs (default 4).")
 
+    total_episodes: int | None = _field(
+        None, "Responses in all (default: num_train_epochs times the data set)."
+    )
+    num_total_batches: int | None = _field(None, "PPO steps in all; the trainer works it out.")
+    local_rollout_forward_batch_size: int = _field(
+        64, "Sequences in one forward pass that needs no gradient."
+    )
+
     # The response.
     response_length: int = _field(16, "Longest response, in tokens.")
     min_response_length: int | None = _field(
@@ -137,6 +151,13 @@ class PPOConfig(TRLPPOConfig):
     max_grad_norm: float | None = _field(
         None, "Clip gradients to this norm (default: no clipping)."
     )
+
+    cliprange: float = _field(0.2, "The probability ratio is clipped to 1 plus or minus this.")
+    cliprange_value: float = _field(0.2, "Values are clipped to plus or minus this of the old.")
+    vf_coef: float = _field(0.1, "Weight of the value loss.")
+    gamma: float = _field(1.0, "Discount of rewards, a token.")
+    lam: float = _field(0.95, "Lambda of the generalised advantages.")
+    whiten_rewards: bool = _field(False, "Whiten the rewards of tokens.")
 
     # Scores.
     reward_funcs: list[str] | None = _field(
@@ -191,6 +212,8 @@ class PPOConfig(TRLPPOConfig):
     overwrite_output_dir: bool = _field(False, "Replace the run that output_dir holds.")
     log_with: str | list[str] | None = _field(None, "TRL 0.11's name of report_to.")
     num_sample_generations: int = _field(0, "TRL 1.12's table of samples; use log_samples.")
+
+    ref_adapter_name: str | None = _field(None, "Adapter that is the reference model.")
 
     forward_batch_size: int | None = _field(None, "Old name of mini_batch_size.")
 

@@ -1,9 +1,8 @@
-"""Turning what users pass to PPOTrainer into what TRL's constructor expects."""
+"""Turning what users pass to PPOTrainer into what transformers' constructor expects."""
 
 import copy
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,38 +115,34 @@ def tokenizer_of(model: str | Path | nn.Module) -> PreTrainedTokenizerBase:
 
 
 @contextmanager
-def as_trl_expects(config: PPOConfig, dataset_length: int | None) -> Iterator[None]:
-    """Lend TRL's constructor a configuration in its own terms, and take ours back after it.
+def as_transformers_expects(
+    config: PPOConfig, policy: nn.Module, dataset_length: int | None
+) -> Iterator[None]:
+    """Work out the number of steps, and keep transformers' constructor from what is not its own.
 
-    There, `gradient_accumulation_steps` counts the passes of a batch (ours: of an optimizer
-    step), `batch_size` is over all processes (ours: of one), the number of steps follows from
-    episodes (ours may be `max_steps`), and whitening of rewards wants minibatches of 8, because it
-    is done on each alone (ours is done on the whole batch).
+    It would make the run's folder before all was found fit for training, and switch the model's
+    cache off for good, in what is saved too.
 
     Args:
-        config: changed for the time of the block.
+        config: changed for the time of the block, but for the number of steps.
+        policy: the model.
         dataset_length: number of prompts; None where the caller has a loader of his own.
     """
-    ours = copy.copy(vars(config))
-    batch = config.batch_size * PartialState().num_processes
-    config.gradient_accumulation_steps = config.batch_size // config.mini_batch_size
-    config.whiten_rewards = False
-    config.saves = False  # else the folder is made before everything was found fit for training
+    batch = config.global_batch_size
     if config.max_steps > 0:
         config.total_episodes = config.max_steps * batch
     elif config.total_episodes is None:
         config.total_episodes = int(config.num_train_epochs * (dataset_length or batch))
-    steps = math.ceil(config.total_episodes / batch)
-    config.total_episodes = max(steps, 1) * batch
+    config.num_total_batches = max(math.ceil(config.total_episodes / batch), 1)
+    config.total_episodes = config.num_total_batches * batch
+    saves, config.saves = config.saves, False
+    cache = getattr(policy.config, "use_cache", None)
     try:
-        with warnings.catch_warnings():
-            # TRL 1.12 reads a property that transformers renamed in 5.23
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            yield
+        yield
     finally:
-        kept = ("gradient_accumulation_steps", "batch_size", "mini_batch_size")
-        for name in (*kept, "whiten_rewards", "saves"):
-            setattr(config, name, ours[name])
+        config.saves = saves
+        if cache is not None:
+            policy.config.use_cache = cache
 
 
 def pass_cost(policy: nn.Module, device_type: str) -> int:

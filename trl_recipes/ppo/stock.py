@@ -8,7 +8,16 @@ from datasets import Dataset
 from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+from trl_recipes.errors import RecipeError
+
+try:
+    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+except ImportError as error:
+    raise RecipeError(
+        "TRL's own PPOTrainer was taken out of TRL in 1.13. To measure ours against it, "
+        "`pip install 'trl<1.13'`; `--only ours` measures ours alone."
+    ) from error
 
 Phase = Callable[[str], AbstractContextManager]
 

@@ -1,4 +1,4 @@
-"""PPOTrainer: TRL's trainer with reward functions, the classic loop, one trunk for two heads."""
+"""PPOTrainer: reward functions, the classic loop, one trunk for two heads."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, set_seed
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from trl.experimental.ppo import PPOTrainer as TRLPPOTrainer
 
 from trl_recipes.data import LengthSampler, collator, stream_rows
 from trl_recipes.errors import RecipeError
@@ -78,7 +79,7 @@ NOT_FINITE_ENDS = 3  # optimizer steps in a row without a finite gradient
 CHECK_STEPS = 4  # the first one checks and warms up; the others tell how long a step takes
 
 
-class PPOTrainer(TRLPPOTrainer):
+class PPOTrainer(Trainer):
     """Proximal policy optimisation of a language model with a value head.
 
     Two ways in, one implementation. The classic one of TRL 0.11:
@@ -92,10 +93,8 @@ class PPOTrainer(TRLPPOTrainer):
     and that of TRL's other trainers, `PPOTrainer(args=..., model=..., reward_funcs=...,
     train_dataset=..., processing_class=...).train()`, which runs the same `step`.
 
-    TRL's constructor does the set-up: batch arithmetic, PEFT, reference model, optimizer and
-    scheduler, callbacks, data loader, accelerate. Two seams are ours:
-    `create_optimizer_and_scheduler` puts an [`ActorCritic`] in the place of TRL's pair of models,
-    and `train` is a loop of rollout, score, step, log.
+    transformers' constructor does the set-up: accelerate, callbacks, optimizer and scheduler; what
+    it is given is an [`ActorCritic`], and `train` is a loop of rollout, score, step, log.
 
     Args:
         config: settings; `args` is its other name.
@@ -176,27 +175,51 @@ class PPOTrainer(TRLPPOTrainer):
         elif num_shared_layers is not None:
             ref_model = create_reference_model(policy, num_shared_layers)
 
-        with setup.as_trl_expects(config, None if dataset is None else len(dataset)):
+        if peft_config is not None:
+            policy = get_peft_model(policy, peft_config)
+        self.is_peft_model = isinstance(policy, PeftModel)
+        if ref_model is None and not self.is_peft_model:
+            ref_model = create_reference_model(policy)
+        self.policy_model, self.ref_model = policy, ref_model
+        self.ref_adapter_name = config.ref_adapter_name
+        stops = self.tokenizer.eos_token_id if config.stop_token else None
+        policy.generation_config.eos_token_id = stops
+        actor_critic = self._prepared(config)
+        length = None if dataset is None else len(dataset)
+        with setup.as_transformers_expects(config, policy, length):
             super().__init__(
+                model=actor_critic,
                 args=config,
-                processing_class=self.tokenizer,
-                model=policy,
-                ref_model=ref_model,
-                reward_model=nn.Module(),  # TRL moves it to the device; rewards are functions here
-                train_dataset=list(range(config.batch_size)) if dataset is None else dataset,
-                value_model=ActorCritic(policy, self.value_head_model.v_head),
                 data_collator=data_collator or collator,
-                optimizers=(optimizer, lr_scheduler),
+                train_dataset=list(range(config.batch_size)) if dataset is None else dataset,
+                processing_class=self.tokenizer,
                 callbacks=callbacks,
-                peft_config=peft_config,
+                optimizers=(optimizer, lr_scheduler),
             )
+        self.train_dataset_len = len(self.train_dataset)
+        self.state.episode = 0
+        setup.keep_float32_shards(self.accelerator)
+        spread_by_layer(policy, self.accelerator)
+        self.create_optimizer_and_scheduler(config.num_total_batches)
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=config.batch_size,
+            shuffle=True,
+            collate_fn=self.data_collator,
+            drop_last=True,
+        )
+        torch.manual_seed(config.seed)  # all processes shuffle alike ...
+        self.model, self.optimizer, self.dataloader = self.accelerator.prepare(
+            self.model, self.optimizer, loader
+        )
+        torch.manual_seed(config.seed + 100003 * self.accelerator.process_index)  # and sample apart
+        if self.ref_model is not None:
+            self.ref_model.to(self.accelerator.device)
         self.config = config
         if dataset is None:
             self.dataset = self.dataloader = None
         else:
             self.dataset = self.train_dataset
-        self.reward_model = None
-        self.accelerator.gradient_accumulation_steps = 1  # `step` weighs micro-batches itself
         if self.accelerator.mixed_precision == "fp16":
             raise RecipeError(
                 "float16 mixed precision is refused: the probability ratio needs more than it "
@@ -242,35 +265,30 @@ class PPOTrainer(TRLPPOTrainer):
         if not config.disable_tqdm:
             self.add_callback(StepProgress)
 
-    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
-        """Put the `ActorCritic` in the place of TRL's two models, then let transformers go on.
-
-        TRL calls this after it has wrapped policy and value model and before accelerate prepares
-        them: the seam at which one trunk takes the place of two.
-
-        Args:
-            num_training_steps: for the learning-rate schedule.
-        """
-        self.model = self.value_model
-        self.model.policy = self.policy_model  # with its adapter, where TRL has just put one in
-        self.value_head_model.pretrained_model = self.policy_model
+    def _prepared(self, config: PPOConfig) -> ActorCritic:
+        """Policy and value head in one model, fit for training, and the reference beside it."""
+        policy, head = self.policy_model, self.value_head_model.v_head
+        self.value_head_model.pretrained_model = policy  # with its adapter, if it just got one
         self.value_head_model.is_peft_model = self.is_peft_model
-        switch_off_dropout(self.model)
-        setup.fuse_activations(self.model)
-        setup.spare_embedding_gradient(self.policy_model)
-        for parameter in self.model.parameters():
+        model = ActorCritic(policy, head)
+        switch_off_dropout(model)
+        setup.fuse_activations(model)
+        setup.spare_embedding_gradient(policy)
+        for parameter in model.parameters():
             if parameter.requires_grad:  # master weights
                 parameter.data = parameter.data.float()
-        self.value_head_model.v_head.float()
-        if self.args.activation_checkpointing:
-            setup.checkpoint_activations(self.policy_model, self.args.gradient_checkpointing_kwargs)
+        head.float()
+        if config.activation_checkpointing:
+            setup.checkpoint_activations(policy, config.gradient_checkpointing_kwargs)
         if self.ref_model is not None:
             switch_off_dropout(self.ref_model)
             setup.fuse_activations(self.ref_model)
             self.ref_model.requires_grad_(False).eval()
-        setup.keep_float32_shards(self.accelerator)
-        spread_by_layer(self.policy_model, self.accelerator)
-        super().create_optimizer_and_scheduler(num_training_steps)
+        return model
+
+    def get_train_dataloader(self) -> DataLoader | None:
+        """The loader of `dataset`, or None."""
+        return self.dataloader
 
     # Rollout
 
