@@ -15,12 +15,17 @@ from accelerate import PartialState
 
 from trl_recipes import LengthSampler, RecipeError, SentimentReward, load_prompts, load_run
 from trl_recipes.arguments import run_recipe
-from trl_recipes.compare import compare, sentiment_measures
 from trl_recipes.embedded import language_model
+from trl_recipes.evaluation.compare import compare, sentiment_measures
 from trl_recipes.report import write_comparison
-from trl_recipes.runs import check_folder, read_config, read_number
-from trl_recipes.seq2seq.looking import held_out_sources, measures_of_run, rewrites, start_of
+from trl_recipes.run_folder import check_folder, read_config, read_number
 from trl_recipes.stats import run_names
+from trl_recipes.training.seq2seq_looking import (
+    held_out_sources,
+    measures_of_run,
+    rewrites,
+    start_of,
+)
 
 
 @dataclass

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from trl_recipes import RecipeError
-from trl_recipes.algorithms.picture import plot_algorithms
-from trl_recipes.algorithms.results import load_results
-from trl_recipes.algorithms.runner import default_jobs, is_finished, run_all
-from trl_recipes.algorithms.training import prepare
-from trl_recipes.algorithms.work import ALGORITHMS, Work, make_runs
 from trl_recipes.arguments import run_recipe
-from trl_recipes.runs import check_folder
+from trl_recipes.evaluation.algorithms.picture import plot_algorithms
+from trl_recipes.evaluation.algorithms.results import load_results
+from trl_recipes.evaluation.algorithms.runner import default_jobs, is_finished, run_all
+from trl_recipes.evaluation.algorithms.training import prepare
+from trl_recipes.evaluation.algorithms.work import ALGORITHMS, Work, make_runs
+from trl_recipes.run_folder import check_folder
 
 OWN = "Settings of its own, as in its YAML file; on the command line as JSON."
 

@@ -13,12 +13,12 @@ from accelerate import PartialState
 
 from trl_recipes import RecipeError, collator, generate_responses, load_run
 from trl_recipes.arguments import run_recipe
-from trl_recipes.compare import check_context, mean_interval
-from trl_recipes.data import one_prompt
+from trl_recipes.data.prompts import one_prompt
+from trl_recipes.describe import printable
 from trl_recipes.embedded import language_model
-from trl_recipes.printable import printable
+from trl_recipes.evaluation.compare import check_context, mean_interval
 from trl_recipes.rewards.inputs import reward_inputs
-from trl_recipes.seq2seq.looking import score_of
+from trl_recipes.training.seq2seq_looking import score_of
 
 
 @dataclass

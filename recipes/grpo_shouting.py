@@ -16,14 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from trl_recipes import GRPOConfig, GRPOTrainer, load_run, shouting
+from trl_recipes import GRPOConfig, GRPOTrainer, load_run
 from trl_recipes.arguments import run_recipe
-from trl_recipes.baseline import BaselineConfig, new_model, train_baseline
-from trl_recipes.characters import cut_prompts
-from trl_recipes.rehearsal import rehearse
+from trl_recipes.data.characters import cut_prompts
+from trl_recipes.data.tokenizers import character_tokenizer
 from trl_recipes.rewards import KnownWordsReward, UppercaseReward
-from trl_recipes.runs import RunFolder, run_options, start_run
-from trl_recipes.tokenizers import character_tokenizer
+from trl_recipes.run_folder import RunFolder, run_options, start_run
+from trl_recipes.training import shouting
+from trl_recipes.training.baseline import BaselineConfig, new_model, train_baseline
+from trl_recipes.training.dry_run import rehearse
 
 
 @dataclass

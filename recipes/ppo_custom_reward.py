@@ -20,11 +20,11 @@ from trl_recipes import (
     rewards,
 )
 from trl_recipes.arguments import model_kwargs, run_recipe
-from trl_recipes.compare import compare
-from trl_recipes.data import holds_conversations, one_prompt
+from trl_recipes.data.prompts import holds_conversations, one_prompt
 from trl_recipes.embedded import language_model
+from trl_recipes.evaluation.compare import compare
 from trl_recipes.report import conclude
-from trl_recipes.runs import check_run, run_options, start_run
+from trl_recipes.run_folder import check_run, run_options, start_run
 
 WEIGHTS = {1: [3.0, 0.0, 0.0, -0.5], 2: [3.0, 1.0, -1.5, -0.5]}  # in the order of `reward`
 REFERENCE = "I went in hoping for nothing and came out amazed."

@@ -20,14 +20,14 @@ from trl_recipes import (
     load_tokenizer,
 )
 from trl_recipes.arguments import model_kwargs, run_recipe
-from trl_recipes.compare import compare
+from trl_recipes.evaluation.compare import compare
 from trl_recipes.report import conclude
 from trl_recipes.rewards import RewardModelReward
-from trl_recipes.seq2seq.chain import Chain
-from trl_recipes.seq2seq.measures import measures_of
-from trl_recipes.seq2seq.pairs import PairArguments
-from trl_recipes.seq2seq.pretraining import Seq2SeqSizes
-from trl_recipes.seq2seq.settings import StageArguments
+from trl_recipes.training.seq2seq_chain import Chain
+from trl_recipes.training.seq2seq_measures import measures_of
+from trl_recipes.training.seq2seq_pairs import PairArguments
+from trl_recipes.training.seq2seq_pretraining import Seq2SeqSizes
+from trl_recipes.training.seq2seq_settings import StageArguments
 
 
 def main(

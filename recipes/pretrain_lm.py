@@ -17,17 +17,17 @@ import torch
 
 from trl_recipes import generate_responses, load_rows, load_run
 from trl_recipes.arguments import run_recipe
-from trl_recipes.pretrain import (
+from trl_recipes.describe import printable
+from trl_recipes.distributed import say
+from trl_recipes.report import write_report
+from trl_recipes.run_folder import check_run, is_main_process, run_options, start_run
+from trl_recipes.training.dry_run import rehearse
+from trl_recipes.training.language_model import (
     LanguageModelSizes,
     PretrainConfig,
     read_texts,
     train_language_model,
 )
-from trl_recipes.printable import printable
-from trl_recipes.processes import say
-from trl_recipes.rehearsal import rehearse
-from trl_recipes.report import write_report
-from trl_recipes.runs import check_run, is_main_process, run_options, start_run
 
 
 @dataclass

@@ -23,10 +23,10 @@ from trl_recipes import (
     load_run,
 )
 from trl_recipes.arguments import model_kwargs, run_recipe
-from trl_recipes.compare import compare, sentiment_measures
 from trl_recipes.embedded import language_model
+from trl_recipes.evaluation.compare import compare, sentiment_measures
 from trl_recipes.report import conclude
-from trl_recipes.runs import check_run, run_options, start_run
+from trl_recipes.run_folder import check_run, run_options, start_run
 
 
 @dataclass

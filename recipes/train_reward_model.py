@@ -14,14 +14,14 @@ from typing import Literal
 
 from trl_recipes import load_rows, load_tokenizer
 from trl_recipes.arguments import run_recipe
-from trl_recipes.pretrain import ClassifierSizes
-from trl_recipes.processes import say
-from trl_recipes.rehearsal import rehearse
+from trl_recipes.distributed import say
+from trl_recipes.evaluation.reward_model import measure, write_card
 from trl_recipes.report import write_report
-from trl_recipes.reward_data import read_reward_data
-from trl_recipes.reward_figures import measure, write_card
-from trl_recipes.reward_training import RewardModelConfig, base_model, train_reward_model
-from trl_recipes.runs import check_run, is_main_process, run_options, start_run
+from trl_recipes.run_folder import check_run, is_main_process, run_options, start_run
+from trl_recipes.training.dry_run import rehearse
+from trl_recipes.training.language_model import ClassifierSizes
+from trl_recipes.training.reward_data import read_reward_data
+from trl_recipes.training.reward_model import RewardModelConfig, base_model, train_reward_model
 
 
 @dataclass

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from trl_recipes import RecipeError
 from trl_recipes.arguments import run_recipe
-from trl_recipes.stopping import StopSignals
+from trl_recipes.callbacks import StopSignals
 
 
 @dataclass

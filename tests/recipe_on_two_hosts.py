@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from trl_recipes import PPOConfig, PPOTrainer, lost_peer
 from trl_recipes.arguments import run_recipe
-from trl_recipes.runs import run_options, start_run
+from trl_recipes.run_folder import run_options, start_run
 
 
 @dataclass

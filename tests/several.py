@@ -20,20 +20,21 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from tiny_grpo import build, prompts, weights
 
-from trl_recipes import PPOConfig, PPOTrainer, RecipeError, processes
+from trl_recipes import PPOConfig, PPOTrainer, RecipeError
+from trl_recipes import distributed as processes
 from trl_recipes.errors import RunStopped
-from trl_recipes.pretrain import (
+from trl_recipes.rewards import Rewards
+from trl_recipes.rewards.sharing import score_part
+from trl_recipes.training.language_model import (
     ClassifierSizes,
     LanguageModelSizes,
     PretrainConfig,
     train_language_model,
 )
-from trl_recipes.reward_data import Labelled, Pairs
-from trl_recipes.reward_training import RewardModelConfig, train_reward_model
-from trl_recipes.rewards import Rewards
-from trl_recipes.rewards.sharing import score_part
-from trl_recipes.seq2seq.pair_scorer import train_pair_scorer
-from trl_recipes.seq2seq.pretraining import Seq2SeqSizes, pretrain, training_arguments
+from trl_recipes.training.reward_data import Labelled, Pairs
+from trl_recipes.training.reward_model import RewardModelConfig, train_reward_model
+from trl_recipes.training.seq2seq_pair_scorer import train_pair_scorer
+from trl_recipes.training.seq2seq_pretraining import Seq2SeqSizes, pretrain, training_arguments
 
 RANK, PROCESSES = (int(os.environ.get(key, n)) for key, n in (("RANK", 0), ("WORLD_SIZE", 1)))
 GLOBAL_BATCH, STEPS = 16, 3

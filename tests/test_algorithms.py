@@ -18,14 +18,14 @@ from conftest import save_tiny_classifier
 from matplotlib.image import imread
 from transformers import AutoTokenizer
 
-from trl_recipes.algorithms import runner
-from trl_recipes.algorithms.picture import plot_algorithms, spread_labels
-from trl_recipes.algorithms.results import Finished, Results, load_results
-from trl_recipes.algorithms.runner import read_json, run_all, write_json
-from trl_recipes.algorithms.training import prepare, train
-from trl_recipes.algorithms.work import Run, Work, make_runs
 from trl_recipes.arguments import run_recipe
 from trl_recipes.errors import RecipeError, RunStopped
+from trl_recipes.evaluation.algorithms import runner
+from trl_recipes.evaluation.algorithms.picture import plot_algorithms, spread_labels
+from trl_recipes.evaluation.algorithms.results import Finished, Results, load_results
+from trl_recipes.evaluation.algorithms.runner import read_json, run_all, write_json
+from trl_recipes.evaluation.algorithms.training import prepare, train
+from trl_recipes.evaluation.algorithms.work import Run, Work, make_runs
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "compare_algorithms.py"
 TEXTS = ["The acting was wonderful and the plot kept me awake.", "A dull film, sadly."] * 30

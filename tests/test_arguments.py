@@ -242,8 +242,8 @@ def test_help_leaves_inherited_flags_to_help_all(capsys):
 
 def test_the_configuration_of_trl_itself_can_be_parsed(monkeypatch, config):
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    from trl import SFTConfig as PPOConfig
     from trl import ModelConfig
+    from trl import SFTConfig as PPOConfig
 
     path = config(
         "learning_rate: 1.41e-5\nlora_target_modules: [c_attn, c_proj]\nbf16: false\n"

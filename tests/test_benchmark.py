@@ -13,7 +13,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from trl_recipes import RecipeError
-from trl_recipes.benchmark import clock, sizes
+from trl_recipes.benchmark import clock
+from trl_recipes.benchmark import models as sizes
 from trl_recipes.benchmark.bound import (
     Bound,
     ModelShape,
@@ -25,11 +26,11 @@ from trl_recipes.benchmark.bound import (
     model_shape,
     needs,
 )
-from trl_recipes.benchmark.contestant import Result, peak_memory
 from trl_recipes.benchmark.growth import Growth, growth_works
 from trl_recipes.benchmark.report import Report
 from trl_recipes.benchmark.runner import run_contestant, run_in_turn
 from trl_recipes.benchmark.work import PHASES, Work, check_works, find_device
+from trl_recipes.benchmark.worker import Result, peak_memory
 
 ROOT = Path(__file__).parents[1]
 WORK = Work("tiny", batch=2, query=3, response=4, epochs=2)

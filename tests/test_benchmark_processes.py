@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from trl_recipes import RecipeError
-from trl_recipes.benchmark.contestant import Result
 from trl_recipes.benchmark.processes import Processes, process_works
 from trl_recipes.benchmark.report import Spread
 from trl_recipes.benchmark.waiting import Wait, Waits, waiting
 from trl_recipes.benchmark.work import PHASES, Work, check_works
+from trl_recipes.benchmark.worker import Result
 
 ROOT = Path(__file__).parents[1]
 WORK = Work("tiny", batch=4, query=3, response=4, epochs=2, processes=2)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_recipes.characters import RandomWindows, cut_prompts, divide_text, encode, read_text
+from trl_recipes.data.characters import RandomWindows, cut_prompts, divide_text, encode, read_text
+from trl_recipes.data.tokenizers import character_tokenizer
 from trl_recipes.errors import RecipeError
-from trl_recipes.tokenizers import character_tokenizer
 
 LINES = "".join(f"Line {i} says that it is number {i}.\n" for i in range(60))
 

@@ -20,7 +20,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from trl_recipes.compare import (
+from trl_recipes.errors import RecipeError
+from trl_recipes.evaluation.compare import (
     Comparison,
     ModelResult,
     compare,
@@ -29,7 +30,6 @@ from trl_recipes.compare import (
     sentiment_measures,
     vader_judge,
 )
-from trl_recipes.errors import RecipeError
 from trl_recipes.rewards import SentimentReward
 
 WORDS = ["<eos>", "the", "film", "was", "good", "bad", "dull", "and", "very", "a", "plot", "I"]

@@ -49,12 +49,6 @@ def test_the_table_of_statistics_is_the_one_in_the_code():
     assert stat_table().strip() in README
 
 
-def test_the_file_map_names_every_module():
-    for path in (ROOT / "trl_recipes").rglob("*.py"):
-        if path.name != "__init__.py":
-            assert path.name in README, path
-
-
 def test_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"make (\w+)", README)):

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_recipes import load_stats
 from trl_recipes.arguments import run_recipe
-from trl_recipes.baseline import BaselineConfig, mean_loss, new_model
-from trl_recipes.characters import divide_text, encode, read_text
+from trl_recipes.data.characters import divide_text, encode, read_text
+from trl_recipes.data.tokenizers import character_tokenizer
 from trl_recipes.errors import RecipeError
 from trl_recipes.loss_log import LossLog
 from trl_recipes.rewards import UppercaseReward
-from trl_recipes.tokenizers import character_tokenizer
+from trl_recipes.training.baseline import BaselineConfig, mean_loss, new_model
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "grpo_shouting.py"
 SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 32, "context_length": 24}

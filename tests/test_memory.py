@@ -17,7 +17,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from trl_recipes.memory import (
+from trl_recipes.models.memory import (
     SHAPES,
     Memory,
     Plan,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.overoptimisation import (
+from trl_recipes.evaluation.overoptimization import (
     find_parting,
     judges_of,
     overoptimisation,

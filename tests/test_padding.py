@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from trl_recipes.padding import fill_lines, length_groups, pad_rows, unpack
+from trl_recipes.models.padding import fill_lines, length_groups, pad_rows, unpack
 
 
 def test_masks_come_from_lengths_though_padding_is_a_token():

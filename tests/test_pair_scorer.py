@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_recipes.rewards import RewardModelReward
-from trl_recipes.seq2seq import pair_scorer
-from trl_recipes.seq2seq.comparisons import load_comparisons, preferred, scored
-from trl_recipes.seq2seq.pair_scorer import train_pair_scorer
-from trl_recipes.seq2seq.pretraining import (
+from trl_recipes.training import seq2seq_pair_scorer as pair_scorer
+from trl_recipes.training.seq2seq_comparisons import load_comparisons, preferred, scored
+from trl_recipes.training.seq2seq_pair_scorer import train_pair_scorer
+from trl_recipes.training.seq2seq_pretraining import (
     Seq2SeqSizes,
     start_model,
     training_arguments,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from trl_recipes.compare import Comparison, ModelResult
-from trl_recipes.plots import moving_average, plot_comparison, plot_runs, plot_stats
+from trl_recipes.evaluation.compare import Comparison, ModelResult
+from trl_recipes.report.plots import moving_average, plot_comparison, plot_runs, plot_stats
 from trl_recipes.stats import append_stats
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "plot.py"
@@ -241,7 +241,7 @@ def test_figures_are_drawn_in_threads(tmp_path):
 def test_drawing_never_touches_pyplot(tmp_path):
     code = (
         "import json, sys\n"
-        "from trl_recipes.plots import plot_stats\n"
+        "from trl_recipes.report.plots import plot_stats\n"
         f"plot_stats(json.loads({json.dumps(json.dumps(rows(3)))}), {str(tmp_path / 'a.png')!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from trl_recipes.arguments import run_recipe
-from trl_recipes.seq2seq import pretraining
+from trl_recipes.training import seq2seq_pretraining as pretraining
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TINY = """--hidden_size 16 --num_layers 1 --num_heads 2 --pretrain_steps 8 --pretrain_batch_size 8

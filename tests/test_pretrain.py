@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from trl_recipes import pretrain
 from trl_recipes.errors import RecipeError
-from trl_recipes.pretrain import (
+from trl_recipes.training import language_model as pretrain
+from trl_recipes.training.language_model import (
     ClassifierConfig,
     ClassifierSizes,
     LanguageModelSizes,

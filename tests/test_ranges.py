@@ -6,9 +6,9 @@ import pytest
 
 from trl_recipes import PPOConfig, RecipeError
 from trl_recipes.arguments import parse_arguments
-from trl_recipes.baseline import BaselineConfig
-from trl_recipes.pretrain import ClassifierSizes, LanguageModelSizes, PretrainConfig
-from trl_recipes.ranges import RANGES, check_range, check_trackers
+from trl_recipes.settings import RANGES, check_range, check_trackers
+from trl_recipes.training.baseline import BaselineConfig
+from trl_recipes.training.language_model import ClassifierSizes, LanguageModelSizes, PretrainConfig
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import recipes_in_turn
 from test_several_processes import ENVIRONMENT, LAUNCH
 from transformers import AutoConfig
 
-from trl_recipes import processes
+from trl_recipes import distributed as processes
 from trl_recipes.stats import load_stats
 
 RUNS = list(recipes_in_turn.RUNS)

@@ -14,13 +14,13 @@ import tiny_grpo
 from ppo.test_resume import trainer_of
 
 from trl_recipes import RecipeError
-from trl_recipes.compare import Comparison, ModelResult
 from trl_recipes.errors import RunStopped
+from trl_recipes.evaluation.compare import Comparison, ModelResult
 from trl_recipes.report import conclude, run_page, write_comparison, write_report
 from trl_recipes.report.charts import Series, line_chart
 from trl_recipes.report.healthy import HEALTHY, judge
 from trl_recipes.report.reading import read_run
-from trl_recipes.runs import RunFolder
+from trl_recipes.run_folder import RunFolder
 from trl_recipes.stats import append_alarms, append_samples, append_stats, stat_key
 
 EVIL = "<script>alert('x')</script><img src=http://evil.example/a onerror=alert(1)>"

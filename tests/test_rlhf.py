@@ -14,11 +14,11 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trl_recipes.arguments import parse_arguments
-from trl_recipes.data import load_rows
+from trl_recipes.data.prompts import load_rows
 from trl_recipes.errors import RecipeError
-from trl_recipes.judges import mood_judges
+from trl_recipes.evaluation.judges import mood_judges
 from trl_recipes.ppo import PPOConfig
-from trl_recipes.reward_stage import LearntReward, RewardStage, divide
+from trl_recipes.training.reward_stage import LearntReward, RewardStage, divide
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "rlhf.py"
 GOOD, BAD = ("wonderful", "lovely", "great"), ("dull", "awful", "poor")

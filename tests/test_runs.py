@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import pytest
 import yaml
 
-from trl_recipes import runs
+from trl_recipes import run_folder as runs
 from trl_recipes.arguments import parse_arguments
 from trl_recipes.errors import RecipeError
-from trl_recipes.runs import RunFolder, read_config, start_run, write_config
+from trl_recipes.run_folder import RunFolder, read_config, start_run, write_config
 
 
 class Mood(str, enum.Enum):

@@ -21,15 +21,19 @@ from trl_recipes import (
     PPOTrainer,
     RecipeError,
     SentimentReward,
-    hub,
     load_run,
     load_tokenizer,
 )
-from trl_recipes.compare import Comparison, ModelResult
-from trl_recipes.plots import plot_comparison
-from trl_recipes.pretrain import PretrainConfig, train_classifier, train_language_model
-from trl_recipes.printable import printable
+from trl_recipes.describe import printable
+from trl_recipes.evaluation.compare import Comparison, ModelResult
+from trl_recipes.models import loading as hub
+from trl_recipes.report.plots import plot_comparison
 from trl_recipes.rewards import Rewards
+from trl_recipes.training.language_model import (
+    PretrainConfig,
+    train_classifier,
+    train_language_model,
+)
 
 NASTY = "POS\x1b[2J\x9b31m\u202e$\\frac$|_x"
 

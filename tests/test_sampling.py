@@ -5,11 +5,11 @@ import torch
 from architectures import ARCHITECTURES, UNUSUAL, VOCAB, gpt2
 from peft import LoraConfig, get_peft_model
 
-from trl_recipes import packed_weights
-from trl_recipes.forward import response_logits
-from trl_recipes.generation import generate_responses
-from trl_recipes.padding import pad_rows
-from trl_recipes.sampling import can_sample, sample_responses
+from trl_recipes.models import packed_weights
+from trl_recipes.models.forward import response_logits
+from trl_recipes.models.generation import generate_responses
+from trl_recipes.models.padding import pad_rows
+from trl_recipes.models.sampling import can_sample, sample_responses
 
 QUERIES = [torch.arange(2, 2 + n) for n in (3, 1, 6, 2)]
 MODELS = ARCHITECTURES | {name: model for name, model in UNUSUAL.items() if name != "mamba"}

@@ -5,9 +5,9 @@ import torch
 from architectures import ARCHITECTURES, UNUSUAL, VOCAB, gpt2
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
-from trl_recipes.forward import response_logits
-from trl_recipes.padding import pad_rows
-from trl_recipes.shared_lines import can_share_lines
+from trl_recipes.models.forward import response_logits
+from trl_recipes.models.packing import can_share_lines
+from trl_recipes.models.padding import pad_rows
 
 MODELS = ARCHITECTURES | UNUSUAL
 FIT = {"gpt2", "llama", "qwen2", "gpt_neox", "gemma2"}

@@ -3,7 +3,7 @@
 import pytest
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.shouting import Stages
+from trl_recipes.training.shouting import Stages
 
 
 def plan(folder, wanted="all", anew=False, **settings):

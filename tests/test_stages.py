@@ -3,8 +3,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from trl_recipes import stages
 from trl_recipes.errors import RecipeError
+from trl_recipes.training import stage as stages
 
 
 @dataclass

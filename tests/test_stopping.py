@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from trl_recipes import RecipeError
-from trl_recipes.stopping import _find_checkpoint
+from trl_recipes.callbacks import _find_checkpoint
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 WORDS = ["--num_train_epochs", "6", "--save_steps", "20", "--disable_tqdm", "true"]

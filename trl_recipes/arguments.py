@@ -22,10 +22,11 @@ import transformers
 import yaml
 from trl import ModelConfig, TrlParser
 
-from trl_recipes import processes, runs
+from trl_recipes import distributed as processes
+from trl_recipes import run_folder as runs
+from trl_recipes.describe import printable
 from trl_recipes.errors import RecipeError, RunStopped
-from trl_recipes.printable import printable
-from trl_recipes.ranges import check_range, check_trackers
+from trl_recipes.settings import check_range, check_trackers
 
 # Inherited flags that every recipe explains, with the sentence that it prints for them.
 SHARED_FLAGS = {

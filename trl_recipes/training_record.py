@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from trl_recipes.describe import peak_memory
 from trl_recipes.errors import RecipeError, RunStopped
-from trl_recipes.printable import peak_memory
-from trl_recipes.runs import RunFolder, is_main_process, versions, write_whole
+from trl_recipes.run_folder import RunFolder, is_main_process, versions, write_whole
 
 _log = logging.getLogger(__name__)
 

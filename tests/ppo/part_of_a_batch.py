@@ -16,8 +16,8 @@ from architectures import ARCHITECTURES, VOCAB, Words
 from safetensors.torch import save_file
 
 from trl_recipes import PPOConfig, PPOTrainer
-from trl_recipes.padding import pad_rows
-from trl_recipes.sharding import is_sharded, whole_tensors
+from trl_recipes.models.padding import pad_rows
+from trl_recipes.models.sharding import is_sharded, whole_tensors
 
 GLOBAL_BATCH = 8
 SHARDED = "ACCELERATE_USE_FSDP" in os.environ

@@ -6,8 +6,8 @@ from architectures import ARCHITECTURES
 from test_trainer import VOCAB, Tokens, build, gpt2, rollout_of
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError
-from trl_recipes.compare import check_context
-from trl_recipes.model_checks import check_lengths
+from trl_recipes.evaluation.compare import check_context
+from trl_recipes.models.checks import check_lengths
 from trl_recipes.ppo import checks
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trl_recipes.ppo.kl_control import AdaptiveKLController, FixedKLController
+from trl_recipes.ppo.controllers import AdaptiveKLController, FixedKLController
 
 
 def test_the_adaptive_coefficient_follows_the_formula():

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from trl_recipes.benchmark import sizes
+from trl_recipes.benchmark import models as sizes
 from trl_recipes.benchmark.work import Work
 
 ppo_trainer = pytest.importorskip("trl.experimental.ppo.ppo_trainer")
 
-from trl_recipes.ppo.stock import stock_trainer, timed_phases  # noqa: E402
+from trl_recipes.benchmark.trl_baseline import stock_trainer, timed_phases  # noqa: E402
 
 WORK = Work("tiny", batch=3, query=2, response=4, epochs=2, steps=1)
 

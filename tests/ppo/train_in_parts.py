@@ -18,7 +18,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 
 from trl_recipes import PPOConfig, PPOTrainer
-from trl_recipes.sharding import whole_tensors
+from trl_recipes.models.sharding import whole_tensors
 
 
 def different_words(completions, **_):

@@ -35,7 +35,7 @@ from peft import get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from trl_recipes.benchmark import sizes
+from trl_recipes.benchmark import models as sizes
 from trl_recipes.benchmark.work import Work
 
 ADAMW_BYTES = 7 * 4

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from trl_recipes.benchmark.contestant import Result
 from trl_recipes.benchmark.report import versions
 from trl_recipes.benchmark.work import Work
+from trl_recipes.benchmark.worker import Result
 
 SHORTEST, LONGEST = 4, 64
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from trl_recipes.benchmark.contestant import Result
 from trl_recipes.benchmark.report import ROWS, Spread, cell, spread, versions
 from trl_recipes.benchmark.work import PHASES, Work
+from trl_recipes.benchmark.worker import Result
 
 PARTS = ("imbalance", "transfer")
 KINDS = ("gradients", "sums")

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from trl_recipes.benchmark.bound import Bound, Needs, Rates, bound
-from trl_recipes.benchmark.contestant import Result
 from trl_recipes.benchmark.work import PHASES, Work
-from trl_recipes.plots import COLORS, GREY, Picture, save_figure, style_axes
+from trl_recipes.benchmark.worker import Result
+from trl_recipes.report.plots import COLORS, GREY, Picture, save_figure, style_axes
 
 NAMES = {"ours": "trl_recipes", "stock": f"TRL {importlib.metadata.version('trl')}"}
 ROWS = {

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from statistics import median
 
-from trl_recipes.benchmark.contestant import Result
 from trl_recipes.benchmark.work import Contestant, Work
+from trl_recipes.benchmark.worker import Result
 from trl_recipes.errors import RecipeError
 
 LAST_LINES = 15
@@ -66,7 +66,7 @@ def run_contestant(contestant: Contestant, work: Work, timeout: float) -> Result
         precision = "bf16" if work.precision == "bf16" else "no"
         command += ["accelerate.commands.launch", "--num_processes", str(work.processes)]
         command += ["--mixed_precision", precision, *LAUNCH]
-    command.append("trl_recipes.benchmark.contestant")
+    command.append("trl_recipes.benchmark.worker")
     what = f"`{contestant}` ({work})"
     try:
         done = subprocess.run(

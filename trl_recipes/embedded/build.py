@@ -78,7 +78,7 @@ def train(name: str, folder: Path, share: float) -> None:
     import torch
 
     from trl_recipes.embedded.corpus import write_reviews
-    from trl_recipes.pretrain import (
+    from trl_recipes.training.language_model import (
         ClassifierSizes,
         LanguageModelSizes,
         PretrainConfig,

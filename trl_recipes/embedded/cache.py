@@ -21,7 +21,7 @@ _SOURCES = (
     "embedded/grammar.py",
     "embedded/corpus.py",
     "embedded/build.py",
-    "pretrain.py",
+    "training/language_model.py",
 )
 _SECONDS = 50  # what a build takes on two cores
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from trl_recipes.describe import duration, peak_memory, printable
 from trl_recipes.grpo.config import GroupConfig
-from trl_recipes.printable import duration, peak_memory, printable
 
 # Said before every run, because a loss that stays near 0 looks like a run that learns nothing.
 ABOUT_THE_LOSS = (

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from trl_recipes.data.tokenizers import is_character_tokenizer
 from trl_recipes.errors import RecipeError
-from trl_recipes.forward import unwrap_adapter
-from trl_recipes.generation import load_run, load_tokenizer
-from trl_recipes.model_checks import check_language_model, check_vocabulary
+from trl_recipes.models.checks import check_language_model, check_vocabulary
+from trl_recipes.models.forward import unwrap_adapter
+from trl_recipes.models.generation import load_run, load_tokenizer
+from trl_recipes.models.sharding import whole_tensors
 from trl_recipes.rewards.text import is_conversation
-from trl_recipes.sharding import whole_tensors
-from trl_recipes.tokenizers import is_character_tokenizer
 
 # Columns that are another form of the prompt, and names that TRL gives to reward functions itself.
 _NO_COLUMNS = ("query", "input_ids", "attention_mask")

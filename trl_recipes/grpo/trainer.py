@@ -26,9 +26,9 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from trl_recipes.callbacks import train_or_stop
+from trl_recipes.distributed import of_all, of_main
 from trl_recipes.errors import RecipeError
-from trl_recipes.forward import unwrap_adapter
-from trl_recipes.freed_memory import keep_freed_memory
 from trl_recipes.grpo.alarms import alarms
 from trl_recipes.grpo.config import GroupConfig, GRPOConfig, RLOOConfig
 from trl_recipes.grpo.describe import describe_check, describe_run
@@ -49,16 +49,18 @@ from trl_recipes.grpo.keeping import (
     write_place,
     write_weights,
 )
-from trl_recipes.model_checks import check_lengths
-from trl_recipes.packed_weights import packed_weights
-from trl_recipes.processes import of_all, of_main
+from trl_recipes.models.adapters import save_policy, select_trainable
+from trl_recipes.models.checks import check_lengths
+from trl_recipes.models.forward import unwrap_adapter
+from trl_recipes.models.freed_memory import keep_freed_memory
+from trl_recipes.models.packed_weights import packed_weights
+from trl_recipes.models.sharding import check_loading, is_sharded, whole, whole_model
 from trl_recipes.progress import StepProgress
 from trl_recipes.random_states import random_states, set_random_states
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.rewards.sharing import check_rewards, part_of, score_part
 from trl_recipes.rewards.text import plain_text
-from trl_recipes.runs import RunFolder, check_disk
-from trl_recipes.sharding import check_loading, is_sharded, whole, whole_model
+from trl_recipes.run_folder import RunFolder, check_disk
 from trl_recipes.stats import (
     append_alarms,
     append_samples,
@@ -66,8 +68,6 @@ from trl_recipes.stats import (
     distinct_n,
     keep_steps,
 )
-from trl_recipes.stopping import train_or_stop
-from trl_recipes.trainable import save_policy, select_trainable
 
 logger = get_logger(__name__)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from trl_recipes.forward import response_logits
+from trl_recipes.models.forward import response_logits
 
 
 class ActorCritic(nn.Module):

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 
+from trl_recipes.distributed import meet
 from trl_recipes.errors import RecipeError
-from trl_recipes.processes import meet
-from trl_recipes.ranges import check_range, divide_exactly
-from trl_recipes.trainable import TRAINABLE
+from trl_recipes.models.adapters import TRAINABLE
+from trl_recipes.settings import check_range, divide_exactly
 
 KL_PENALTIES = ("kl", "abs", "mse", "full", "k3")
 

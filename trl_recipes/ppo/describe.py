@@ -4,9 +4,9 @@ import statistics
 
 from torch import nn
 
-from trl_recipes.memory import Memory
+from trl_recipes.describe import duration, peak_memory, printable
+from trl_recipes.models.memory import Memory
 from trl_recipes.ppo.config import PPOConfig
-from trl_recipes.printable import duration, peak_memory, printable
 
 
 def describe_run(

@@ -12,14 +12,14 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
 
+from trl_recipes.callbacks import StopSignals, stop_run
+from trl_recipes.distributed import of_main
 from trl_recipes.errors import RecipeError
+from trl_recipes.models.sharding import whole_tensors
 from trl_recipes.ppo import checkpoint, snapshot
-from trl_recipes.processes import of_main
 from trl_recipes.random_states import random_states
-from trl_recipes.runs import RunFolder
-from trl_recipes.sharding import whole_tensors
+from trl_recipes.run_folder import RunFolder
 from trl_recipes.stats import keep_steps
-from trl_recipes.stopping import StopSignals, stop_run
 from trl_recipes.training_record import recorded
 
 if TYPE_CHECKING:

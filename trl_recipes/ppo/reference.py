@@ -7,8 +7,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from trl_recipes.forward import unwrap_adapter
-from trl_recipes.sharding import gathered, whole
+from trl_recipes.models.forward import unwrap_adapter
+from trl_recipes.models.sharding import gathered, whole
 
 REFERENCE_ADAPTER = "reference"
 

@@ -1,6 +1,5 @@
 """Turning what users pass to PPOTrainer into what transformers' constructor expects."""
 
-import copy
 import math
 import os
 from collections.abc import Iterator
@@ -14,14 +13,14 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.generation import load_tokenizer
-from trl_recipes.hub import loading, resolve
+from trl_recipes.models.generation import load_tokenizer
+from trl_recipes.models.loading import loading, resolve
+from trl_recipes.models.sharding import check_loading
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.value_head import (
     AutoModelForCausalLMWithValueHead,
     AutoModelForSeq2SeqLMWithValueHead,
 )
-from trl_recipes.sharding import check_loading
 
 
 def check_launch(config: PPOConfig) -> None:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from trl_recipes.errors import RecipeError
+from trl_recipes.models.sharding import parts_like
 from trl_recipes.ppo.checkpoint import Checkpoint
 from trl_recipes.random_states import set_random_states
-from trl_recipes.sharding import parts_like
 
 if TYPE_CHECKING:
     from trl_recipes.ppo.trainer import PPOTrainer

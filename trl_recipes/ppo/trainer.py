@@ -16,21 +16,35 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from trl_recipes.data import LengthSampler, collator, stream_rows
+from trl_recipes.callbacks import StopSignals
+from trl_recipes.data.prompts import LengthSampler, collator, stream_rows
 from trl_recipes.errors import RecipeError
-from trl_recipes.forward import decoder_start_token_id, response_logits
-from trl_recipes.freed_memory import keep_freed_memory
-from trl_recipes.generation import generate_responses
 from trl_recipes.lost_peer import notice_lost_machines
-from trl_recipes.memory import kept_by
-from trl_recipes.model_checks import check_lengths
-from trl_recipes.padding import length_groups, unpack
+from trl_recipes.models.adapters import save_policy, select_trainable
+from trl_recipes.models.checks import check_lengths
+from trl_recipes.models.forward import decoder_start_token_id, response_logits
+from trl_recipes.models.freed_memory import keep_freed_memory
+from trl_recipes.models.generation import generate_responses
+from trl_recipes.models.memory import kept_by
+from trl_recipes.models.packing import can_share_lines
+from trl_recipes.models.padding import length_groups, unpack
+from trl_recipes.models.sampling import Samples, can_sample, sample_responses
+from trl_recipes.models.sharding import (
+    gathered,
+    is_sharded,
+    settle,
+    shard,
+    spread_by_layer,
+    whole,
+    whole_model,
+    whole_tensors,
+)
 from trl_recipes.ppo import checks, keeping, objective, setup, snapshot
 from trl_recipes.ppo.actor_critic import ActorCritic, switch_off_dropout
 from trl_recipes.ppo.alarms import Alarms
 from trl_recipes.ppo.config import PPOConfig
+from trl_recipes.ppo.controllers import AdaptiveKLController, FixedKLController
 from trl_recipes.ppo.describe import describe_check, describe_run
-from trl_recipes.ppo.kl_control import AdaptiveKLController, FixedKLController
 from trl_recipes.ppo.reference import (
     frozen_reference_adapter,
     reference_is_start,
@@ -39,7 +53,7 @@ from trl_recipes.ppo.reference import (
 from trl_recipes.ppo.rollout import Rollout, Targets, collate
 from trl_recipes.ppo.running_moments import RunningMoments
 from trl_recipes.ppo.sampling import generation_settings
-from trl_recipes.ppo.step_stats import (
+from trl_recipes.ppo.statistics import (
     UpdateStats,
     average_updates,
     diversity,
@@ -56,22 +70,8 @@ from trl_recipes.random_states import random_states, set_random_states
 from trl_recipes.rewards.inputs import made_up_batch, reward_inputs
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.rewards.sharing import check_rewards, score_part
-from trl_recipes.runs import check_disk
-from trl_recipes.sampling import Samples, can_sample, sample_responses
-from trl_recipes.sharding import (
-    gathered,
-    is_sharded,
-    settle,
-    shard,
-    spread_by_layer,
-    whole,
-    whole_model,
-    whole_tensors,
-)
-from trl_recipes.shared_lines import can_share_lines
+from trl_recipes.run_folder import check_disk
 from trl_recipes.stats import append_alarms, append_samples, append_stats
-from trl_recipes.stopping import StopSignals
-from trl_recipes.trainable import save_policy, select_trainable
 
 logger = get_logger(__name__)
 

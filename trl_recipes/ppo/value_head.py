@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils.hub import cached_file
 
-from trl_recipes.hub import loading, resolve
-from trl_recipes.model_checks import check_complete, check_language_model
+from trl_recipes.models.checks import check_complete, check_language_model
+from trl_recipes.models.loading import loading, resolve
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trl_recipes.plots import moving_average
 from trl_recipes.report.page import Html, element, join, number, plus_minus, text
+from trl_recipes.report.plots import moving_average
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 34

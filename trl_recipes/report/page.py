@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from importlib import resources
 
-from trl_recipes.printable import printable
+from trl_recipes.describe import printable
 
 LONGEST = 2000  # characters of one text; a page is to be read
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trl_recipes.overoptimisation import judges_of
+from trl_recipes.evaluation.overoptimization import judges_of
 from trl_recipes.report.charts import Series, line_chart
 from trl_recipes.report.page import Html
 from trl_recipes.stats import steps_of

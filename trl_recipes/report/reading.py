@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.overoptimisation import judges_of, overoptimisation
-from trl_recipes.runs import RunFolder, read_config, read_header
+from trl_recipes.evaluation.overoptimization import judges_of, overoptimisation
+from trl_recipes.run_folder import RunFolder, read_config, read_header
 from trl_recipes.stats import load_stats, read_rows
 from trl_recipes.training_record import read_record
 

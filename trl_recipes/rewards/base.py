@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from trl_recipes.describe import printable
 from trl_recipes.errors import RecipeError
-from trl_recipes.printable import printable
 from trl_recipes.rewards.event_loop import await_all
 from trl_recipes.rewards.text import Message, plain_text
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from trl_recipes.forward import context_length
-from trl_recipes.padding import pad_rows
+from trl_recipes.models.forward import context_length
+from trl_recipes.models.padding import pad_rows
+from trl_recipes.models.sampling import evaluating
 from trl_recipes.rewards.scorer import batches_by_length, load_language_model
 from trl_recipes.rewards.text import full_texts
-from trl_recipes.sampling import evaluating
 
 
 class PerplexityReward:

@@ -57,7 +57,7 @@ class RewardModelReward:
             )
             device = device or local_device()
         elif tokenizer is None:
-            from trl_recipes.generation import load_tokenizer
+            from trl_recipes.models.generation import load_tokenizer
 
             tokenizer = load_tokenizer(model.name_or_path)
         if model.config.num_labels != 1:

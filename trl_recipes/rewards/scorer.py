@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from trl_recipes import hub
 from trl_recipes.errors import RecipeError
-from trl_recipes.padding import pad_rows
+from trl_recipes.models import loading as hub
+from trl_recipes.models.padding import pad_rows
 
 
 def load_classifier(name: str, source: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -67,7 +67,7 @@ def load_language_model(
     Raises:
         RecipeError: there is no such model, or it is an encoder-decoder.
     """
-    from trl_recipes.generation import load_run, load_tokenizer
+    from trl_recipes.models.generation import load_run, load_tokenizer
 
     if model is None or isinstance(model, str) or hasattr(model, "__fspath__"):
         if model is None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from trl_recipes.processes import of_all, of_main, process_index, together
+from trl_recipes.distributed import of_all, of_main, process_index, together
 from trl_recipes.rewards.base import Rewards, Text
 
 

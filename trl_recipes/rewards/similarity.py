@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.forward import context_length
-from trl_recipes.padding import pad_rows
+from trl_recipes.models.forward import context_length
+from trl_recipes.models.padding import pad_rows
+from trl_recipes.models.sampling import evaluating
 from trl_recipes.rewards.scorer import batches_by_length, load_language_model, local_device
 from trl_recipes.rewards.text import full_texts, plain_text
-from trl_recipes.sampling import evaluating
 
 _SOURCE = "SimilarityReward"
 # Parts of a spaCy pipeline that have no say in Doc.similarity where there are word vectors.
@@ -162,7 +162,7 @@ def _with_sentence_transformers(model: Any, batch_size: int) -> Compare:
             "install 'trl_recipes[sentence-transformers]'`."
         ) from error
     if isinstance(model, str) or hasattr(model, "__fspath__"):
-        from trl_recipes.hub import loading, resolve
+        from trl_recipes.models.loading import loading, resolve
 
         name = resolve(str(model), "model", source=_SOURCE)
         with loading(name, "model", source=_SOURCE):

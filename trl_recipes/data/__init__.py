@@ -1,0 +1,1 @@
+"""Prompts: text and token ids; no model."""

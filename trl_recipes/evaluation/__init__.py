@@ -1,0 +1,1 @@
+"""Compare what runs left: reads models and rows; no trainer."""

@@ -1,0 +1,524 @@
+"""Several models on the same prompts: scores, a judge, and distance from the reference.
+
+Every model answers the same prompts with the same response lengths and the same seed, by pure
+sampling at temperature 1, so that a difference between two columns is a difference between models.
+Measures are reward functions (`prompts, completions, completion_ids, **columns` -> one number or
+None a sample), whether a model was trained on them or not.
+"""
+
+import json
+import logging
+import math
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trl_recipes.describe import printable
+from trl_recipes.errors import RecipeError
+from trl_recipes.models.forward import context_length, response_logits
+from trl_recipes.models.generation import generate_responses
+from trl_recipes.models.padding import pad_rows
+from trl_recipes.rewards import RewardFunc, Rewards, SentimentReward
+from trl_recipes.rewards.inputs import reward_inputs
+from trl_recipes.rewards.text import full_texts
+from trl_recipes.stats import distinct_n
+
+__all__ = [
+    "Comparison",
+    "ModelResult",
+    "check_context",
+    "compare",
+    "distinct_n",
+    "mean_interval",
+    "measure_model",
+    "response_logprobs",
+    "sentiment_measures",
+    "vader_judge",
+]
+
+_log = logging.getLogger(__name__)
+
+PAD = 0  # any token id will do: masks come from lengths
+NARROWEST = 22  # columns of text narrower than this are stacked instead
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """What one model answered and how that measures; lists have one entry a prompt.
+
+    Attributes:
+        name: the model's name in tables and pictures.
+        responses: text of each response, without special tokens.
+        token_ids: tokens of each response, its end token too.
+        scores: for each measure, its value for each response; None where it gave none.
+        kl: log-probability under the model minus that under the reference, summed over the tokens
+            of each response, in nats. Its mean estimates the KL from the reference.
+        reference_nll: minus the log-probability of each response under the reference, in nats.
+    """
+
+    name: str
+    responses: list[str]
+    token_ids: list[list[int]]
+    scores: dict[str, list[float | None]]
+    kl: list[float]
+    reference_nll: list[float]
+
+    def interval(self, measure: str) -> tuple[float, float]:
+        """Mean of a measure over the responses that it scored, and its 95 percent half width.
+
+        Args:
+            measure: its name.
+
+        Returns:
+            Mean and half width; nan for what too few responses give.
+        """
+        return mean_interval(self.scored(measure))
+
+    def scored(self, measure: str) -> list[float]:
+        """Values of a measure, without the responses that it left out.
+
+        Args:
+            measure: its name.
+        """
+        return [value for value in self.scores[measure] if value is not None]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of tokens of each response, an end token counted."""
+        return [len(ids) for ids in self.token_ids]
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity of all responses under the reference: exp of nats per response token."""
+        return math.exp(sum(self.reference_nll) / sum(self.lengths))
+
+    @property
+    def distinct_2(self) -> float:
+        """Distinct pairs of neighbouring tokens over all such pairs in the responses."""
+        return distinct_n(self.token_ids, 2)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models on the same prompts; `results` has the reference first.
+
+    Attributes:
+        prompts: N texts.
+        results: one a model, N responses each.
+        seed: that every model's sampling started from.
+    """
+
+    prompts: list[str]
+    results: list[ModelResult]
+    seed: int
+
+    @property
+    def measures(self) -> list[str]:
+        """Names of the measures, the score first."""
+        return list(self.results[0].scores)
+
+    def table(self) -> str:
+        """Lay the figures out for a terminal: a line a figure, a column a model."""
+        rows = {printable(m): [_cell(r, m) for r in self.results] for m in self.measures}
+        rows["KL (nats/response)"] = [_plus_minus(*mean_interval(r.kl)) for r in self.results]
+        rows["perplexity"] = [_number(r.perplexity) for r in self.results]
+        rows["distinct-2"] = [_number(r.distinct_2) for r in self.results]
+        rows["length (tokens)"] = [_plus_minus(*mean_interval(r.lengths)) for r in self.results]
+        names = [printable(r.name) for r in self.results]
+        first = max(map(len, rows))
+        widths = [max(len(name), 15) for name in names]
+        lines = [
+            f"{head:{first}}  " + "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+            for head, cells in {"": names, **rows}.items()
+        ]
+        note = f"n = {len(self.prompts)} responses of each model to the same prompts, seed "
+        note += f"{self.seed}; mean ± half of its 95 % interval."
+        return "\n".join([note, "Perplexity is under the reference model.", "", *lines])
+
+    def side_by_side(self, count: int = 5, width: int | None = None) -> str:
+        """Show the first prompts with what each model made of them, wrapped to the terminal.
+
+        Args:
+            count: how many prompts.
+            width: columns to fill; None takes the terminal's.
+        """
+        width = max(NARROWEST, width or shutil.get_terminal_size().columns)
+        column = (width - 3 * (len(self.results) - 1)) // len(self.results)
+        blocks = []
+        for row, prompt in enumerate(self.prompts[:count]):
+            heads = [f"[{_number(r.scores[self.measures[0]][row])}] {r.name}" for r in self.results]
+            answers = [r.responses[row] for r in self.results]
+            lines = textwrap.wrap(f"> {printable(prompt)} ...", width)
+            if column < NARROWEST:
+                for head, answer in zip(heads, answers, strict=True):
+                    lines += _wrap(head, width) + _wrap(answer, width, indent="  ")
+            else:
+                cells = [
+                    _wrap(h, column) + _wrap(a, column) for h, a in zip(heads, answers, strict=True)
+                ]
+                height = max(map(len, cells))
+                padded = [cell + [""] * (height - len(cell)) for cell in cells]
+                lines += [
+                    " | ".join(f"{text:{column}}" for text in line).rstrip()
+                    for line in zip(*padded, strict=True)
+                ]
+            blocks.append("\n".join(lines))
+        return f"[{printable(self.measures[0])}] model\n\n" + "\n\n".join(blocks)
+
+    def with_scores(self, count: int = 3) -> str:
+        """Show the first prompts with each model's whole text and every measure of it.
+
+        Args:
+            count: how many prompts.
+        """
+        lines = []
+        for row, prompt in enumerate(self.prompts[:count]):
+            for result in self.results:
+                scores = (f"{name} {_number(v[row])}" for name, v in result.scores.items())
+                text = " ".join(printable(prompt + result.responses[row]).split())
+                lines += [f"{printable(result.name)}: {text}", f"    {', '.join(scores)}"]
+            lines.append("")
+        return "\n".join(lines).rstrip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give every number and text, ready for JSON: summaries and what they were made from."""
+        return {
+            "n": len(self.prompts),
+            "seed": self.seed,
+            "reference": self.results[0].name,
+            "prompts": self.prompts,
+            "models": {result.name: _result_dict(result) for result in self.results},
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON; numbers that are not finite become null.
+
+        Args:
+            path: the file; its folder is made.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(_without_nan(self.to_dict()), indent=1, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8", errors="replace")
+
+
+def compare(
+    models: Mapping[str, tuple[nn.Module, Any]],
+    prompts: Iterable[Mapping[str, Any]],
+    measures: Mapping[str, RewardFunc],
+    *,
+    max_new_tokens: int | Sequence[int],
+    reference: str = "reference",
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Comparison:
+    """Let every model answer the same prompts and measure the answers.
+
+    Args:
+        models: model and tokenizer under each name, all with one vocabulary; put into eval mode.
+        prompts: rows with `query` (text) and `input_ids`; further columns go to the measures, and
+            conversations in `prompt` as in training. What `load_prompts` gives is one.
+        measures: reward functions by name; the first is called the score.
+        max_new_tokens: most tokens a response has: one number, or one for each prompt.
+        reference: the name, among `models`, from which KL and perplexity are measured.
+        seed: sampling of every model starts from it.
+        batch_size: responses generated and evaluated together; it does not change the figures.
+
+    Returns:
+        The comparison, the reference first.
+
+    Raises:
+        RecipeError: no prompts, no measures, prompts too long, or models whose tokenizers differ.
+    """
+    rows = [dict(row) for row in prompts]
+    if not rows or not measures:
+        raise RecipeError(
+            f"compare got {len(rows)} prompts and {len(measures)} measures; both need one."
+        )
+    if reference not in models:
+        raise RecipeError(f"compare: no reference '{reference}' among the models {list(models)}.")
+    reference_model, tokenizer = models[reference]
+    for name, (_, other) in models.items():
+        if other.get_vocab() != tokenizer.get_vocab():
+            raise RecipeError(
+                f"'{name}' has another vocabulary than '{reference}', so their probabilities cannot"
+                " be compared token by token. Compare models that share a tokenizer."
+            )
+    longest = max_new_tokens if isinstance(max_new_tokens, int) else max(max_new_tokens)
+    check_context(reference_model, max(len(row["input_ids"]) for row in rows), longest)
+    results = [
+        measure_model(
+            name,
+            models[name][0],
+            reference_model,
+            tokenizer,
+            rows,
+            measures,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        for name in sorted(models, key=lambda name: name != reference)
+    ]
+    return Comparison(prompts=[row["query"] for row in rows], results=results, seed=seed)
+
+
+def measure_model(
+    name: str,
+    model: nn.Module,
+    reference_model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    measures: Mapping[str, RewardFunc],
+    *,
+    max_new_tokens: int | Sequence[int],
+    seed: int = 0,
+    batch_size: int = 64,
+) -> ModelResult:
+    """Let one model answer prompts and measure the answers, as `compare` does for several.
+
+    Args:
+        name: the model's in tables and pictures.
+        model: put into eval mode, as the reference is.
+        reference_model: from which KL and perplexity are measured.
+        tokenizer: of both.
+        rows: prompts, as for `compare`.
+        measures: reward functions by name.
+        max_new_tokens: most tokens a response has: one number, or one for each prompt.
+        seed: the sampling starts from it.
+        batch_size: responses generated and evaluated together; it does not change the figures.
+    """
+    queries = [torch.as_tensor(row["input_ids"]) for row in rows]
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    torch.manual_seed(seed)
+    responses = generate_responses(
+        model.eval(),
+        queries,
+        pad_token_id=PAD,
+        eos_token_id=tokenizer.eos_token_id,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    logprobs = response_logprobs(model, queries, responses, batch_size)
+    ref_logprobs = response_logprobs(reference_model.eval(), queries, responses, batch_size)
+    completions = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    ids = [response.tolist() for response in responses]
+    inputs = reward_inputs({**columns, "response": completions}, tokenizer)
+    return ModelResult(
+        name=name,
+        responses=completions,
+        token_ids=ids,
+        scores={measure: _values(function, inputs, ids) for measure, function in measures.items()},
+        kl=[float((p - q).sum()) for p, q in zip(logprobs, ref_logprobs, strict=True)],
+        reference_nll=[-float(q.sum()) for q in ref_logprobs],
+    )
+
+
+@torch.no_grad()
+def response_logprobs(
+    model: nn.Module, queries: Sequence[Tensor], responses: Sequence[Tensor], batch_size: int = 64
+) -> list[Tensor]:
+    """Log-probability of each response token after its query, at temperature 1.
+
+    Args:
+        model: causal or encoder-decoder language model, in eval mode.
+        queries: token ids, each of shape (query length,).
+        responses: token ids, each of shape (response length,).
+        batch_size: sequences in one forward pass; it does not change the values.
+
+    Returns:
+        One float32 tensor a response, of shape (response length,), in nats, on the CPU.
+    """
+    device = next(model.parameters()).device
+    logprobs: list[Tensor] = []
+    for start in range(0, len(queries), batch_size):
+        chunk = slice(start, start + batch_size)
+        query_ids, query_mask = pad_rows([q.to(device) for q in queries[chunk]], PAD, "right")
+        ids, mask = pad_rows([r.to(device) for r in responses[chunk]], PAD, "right")
+        logits, _ = response_logits(model, query_ids, query_mask, ids, mask)
+        labels = ids[mask.bool()].unsqueeze(1)
+        taken = logits.gather(1, labels)[:, 0] - logits.logsumexp(1)
+        logprobs += taken.cpu().split([len(response) for response in responses[chunk]])
+    return logprobs
+
+
+def check_context(model: nn.Module, query_length: int, response_length: int) -> None:
+    """Refuse what does not fit into a model's context; lengths in tokens.
+
+    Args:
+        model: causal or encoder-decoder language model.
+        query_length: of the longest query.
+        response_length: of the longest response.
+
+    Raises:
+        RecipeError: says how many tokens fit.
+    """
+    context = context_length(model.config)
+    needed = query_length + response_length
+    if model.config.is_encoder_decoder:
+        if context is not None and max(query_length, response_length) > context:
+            raise RecipeError(
+                f"A source of {query_length} tokens or a response of {response_length} is longer "
+                f"than the {context} that the model's encoder and decoder hold each. Shorten it."
+            )
+        return
+    if context is not None and needed > context:
+        raise RecipeError(
+            f"A prompt of {query_length} tokens and a response of {response_length} need {needed},"
+            f" but the model's context holds {context}. Shorten the prompt or the response."
+        )
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 percent interval (Student's t).
+
+    Args:
+        values: independent measurements, shape (N,).
+
+    Returns:
+        Mean and half width; nan where there are too few values for one (0 and 1).
+    """
+    n = len(values)
+    if n == 0:
+        return math.nan, math.nan
+    mean = math.fsum(values) / n
+    if n == 1:
+        return mean, math.nan
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    return mean, _t_quantile_95(n - 1) * math.sqrt(variance / n)
+
+
+def sentiment_measures(reward: SentimentReward, label: str | None = None) -> dict[str, RewardFunc]:
+    """What to measure where the reward is a sentiment classifier.
+
+    Args:
+        reward: its model is used, not a second copy.
+        label: the label to score; the one that `reward` scores when None.
+
+    Returns:
+        The classifier's logit, its probability, and a judge that training never saw; without the
+        judge, which is said, where vaderSentiment is not installed.
+    """
+    label = label or reward.label
+    measures: dict[str, RewardFunc] = {
+        "score (logit)": SentimentReward(reward, label=label, score="logit"),
+        f"P({label})": SentimentReward(reward, label=label, score="probability"),
+    }
+    judge = vader_judge()
+    if judge is None:
+        _log.warning(
+            "No independent judge: vaderSentiment is not installed"
+            " (pip install 'trl_recipes[judge]')."
+        )
+        return measures
+    return measures | {"judge (VADER)": judge}
+
+
+def vader_judge() -> RewardFunc | None:
+    """Make a judge from VADER's sentiment lexicon, which no training here ever sees.
+
+    Returns:
+        A reward function: the compound of query plus response, -1 (negative) to 1 (positive); None
+        where the package vaderSentiment is not installed.
+    """
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        return None
+    analyzer = SentimentIntensityAnalyzer()
+
+    def vader(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        texts = full_texts(prompts, completions)
+        return [analyzer.polarity_scores(text)["compound"] for text in texts]
+
+    return vader
+
+
+def _values(
+    function: RewardFunc, inputs: tuple[list, list, dict], completion_ids: list[list[int]]
+) -> list[float | None]:
+    """What one function says of each sample, checked as in training."""
+    prompts, completions, columns = inputs
+    _, by_name = Rewards([function])(prompts, completions, completion_ids, columns)
+    (values,) = by_name.values()
+    return values
+
+
+def _t_quantile_95(df: int) -> float:
+    """The t with 95 percent of Student's distribution between -t and t, by bisection.
+
+    The probability between -t and t is a finite series in theta = atan(t / sqrt(df)) (Abramowitz
+    and Stegun 1964, 26.7.3 and 26.7.4).
+    """
+
+    def probability(theta: float) -> float:
+        odd = df % 2
+        term = math.cos(theta) if odd else 1.0
+        total = 0.0
+        for k in range(odd + 2, df + 1, 2):
+            total += term
+            term *= math.cos(theta) ** 2 * (k - 1) / k
+        total *= math.sin(theta)
+        return 2 / math.pi * (theta + total) if odd else total
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if probability(middle) < 0.95 else (low, middle)
+    return math.sqrt(df) * math.tan(low)
+
+
+def _result_dict(result: ModelResult) -> dict[str, Any]:
+    summary = {measure: result.scored(measure) for measure in result.scores}
+    summary |= {"kl": result.kl, "length": result.lengths}
+    per_response = {"response": result.responses, "length": result.lengths, **result.scores}
+    per_response |= {"kl": result.kl, "reference_nll": result.reference_nll}
+    return {
+        **{key: _summary(values) for key, values in summary.items()},
+        "perplexity": result.perplexity,
+        "distinct_2": result.distinct_2,
+        "responses": [
+            dict(zip(per_response, row, strict=True))
+            for row in zip(*per_response.values(), strict=True)
+        ],
+    }
+
+
+def _summary(values: Sequence[float]) -> dict[str, float]:
+    mean, half = mean_interval(values)
+    return {"mean": mean, "half_width_95": half, "n": len(values)}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(result: ModelResult, measure: str) -> str:
+    scored = len(result.scored(measure))
+    left_out = "" if scored == len(result.responses) else f" (n {scored})"
+    return _plus_minus(*result.interval(measure)) + left_out
+
+
+def _plus_minus(mean: float, half: float) -> str:
+    return f"{_number(mean)} ± {_number(half)}"
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{round(value, 3) + 0.0:.3f}"  # + 0.0 makes -0.000 read 0.000
+
+
+def _wrap(text: str, width: int, indent: str = "") -> list[str]:
+    clean = " ".join(printable(text).split())
+    return textwrap.wrap(clean, width, initial_indent=indent, subsequent_indent=indent) or [""]

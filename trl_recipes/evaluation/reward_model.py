@@ -1,0 +1,242 @@
+"""How good a saved reward model is on held-out rows, and the card that says so beside it.
+
+A figure is measured on what the rewards would score: the saved files, read by their loader, texts
+cut where they are cut there.
+"""
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trl_recipes.describe import printable
+from trl_recipes.evaluation.calibration import (
+    Bin,
+    equal_counts,
+    expected_calibration_error,
+    plot_reliability,
+    reliability,
+)
+from trl_recipes.evaluation.compare import mean_interval
+from trl_recipes.rewards.scorer import (
+    batches_by_length,
+    can_pad,
+    load_classifier,
+    local_device,
+    longest_input,
+)
+from trl_recipes.training.reward_data import Labelled, Pairs
+
+AXES = {
+    "classes": ("confidence in the label that wins", "share that is right"),
+    "pairs": ("probability that the winner is better", "share that is right"),
+    "number": ("predicted number", "true number"),
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured on held-out rows.
+
+    Attributes:
+        kind: classes, number or pairs.
+        n: rows measured.
+        cut: how many of their texts are longer than the model reads.
+        values: accuracy (share), ece (expected calibration error), margin (mean and 95 percent
+            half width, in logits) for classes and pairs; rmse, correlation and ece for numbers.
+        bins: behind the calibration error.
+    """
+
+    kind: str
+    n: int
+    cut: int
+    values: dict[str, float]
+    bins: list[Bin]
+
+    def sentences(self) -> str:
+        """Lay the figures out for a terminal, one a line."""
+        v = self.values
+        if self.kind == "number":
+            lines = [
+                f"held-out root mean squared error {v['rmse']:.3f} (n = {self.n} texts; the "
+                f"labels' own spread is {v['spread']:.3f})",
+                f"correlation with the labels {v['correlation']:.3f}",
+                f"mean distance of predicted and true number over bins {v['ece']:.3f}",
+            ]
+        else:
+            noun = "pairs" if self.kind == "pairs" else "texts"
+            lines = [
+                f"held-out accuracy {v['accuracy']:.3f} ± {v['accuracy_half']:.3f} (n = {self.n} "
+                f"{noun})",
+                f"expected calibration error {v['ece']:.3f}, mean confidence {v['confidence']:.3f}",
+                f"mean margin {v['margin']:.2f} ± {v['margin_half']:.2f} logits",
+            ]
+        if self.cut:
+            lines.append(f"{self.cut} held-out texts are longer than the context and were cut")
+        return "\n".join(lines)
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the reliability diagram.
+
+        Args:
+            path: the PNG file; its folder is made.
+        """
+        x, y = AXES[self.kind]
+        plot_reliability(self.bins, path, title=f"n = {self.n}", predicted=x, observed=y)
+
+
+def measure(folder: str | Path, heldout: Labelled | Pairs) -> Figures:
+    """Measure a saved reward model.
+
+    Args:
+        folder: of the model.
+        heldout: rows that it never saw, of the kind that it learnt from.
+
+    Returns:
+        Its figures.
+    """
+    model, tokenizer = load_classifier(str(folder), "the reward model")
+    model.to(local_device()).eval()
+    if isinstance(heldout, Pairs):
+        special = not heldout.rendered
+        chosen, cut_1 = _logits(model, tokenizer, heldout.chosen, special)
+        rejected, cut_2 = _logits(model, tokenizer, heldout.rejected, special)
+        margin = (chosen - rejected)[:, 0]
+        right, confidence = (margin > 0).float(), margin.abs().sigmoid()
+        return _decisions("pairs", right, confidence, margin, cut_1 + cut_2)
+    logits, cut = _logits(model, tokenizer, heldout.texts)
+    if heldout.names is None:
+        return _numbers(logits[:, 0], torch.tensor(heldout.labels), cut)
+    labels = torch.tensor(heldout.labels)[:, None]
+    confidence, winner = logits.softmax(1).max(1)
+    own = logits.gather(1, labels)[:, 0]
+    others = logits.scatter(1, labels, -math.inf).max(1).values
+    return _decisions("classes", (winner == labels[:, 0]).float(), confidence, own - others, cut)
+
+
+def write_card(
+    folder: str | Path, figures: Figures, *, base: str, source: str, rows: int, seconds: float
+) -> None:
+    """Write README.md beside a model: what it is, from what, how good, and how to use it.
+
+    Args:
+        folder: of the model.
+        figures: what was measured.
+        base: what it started from, in words.
+        source: name of the data set.
+        rows: rows that it learnt from.
+        seconds: that training took.
+    """
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    labels = [printable(str(name)) for name in config["id2label"].values()]
+    use = (
+        f'SentimentReward("path/to/this/folder", label="{labels[-1]}")'
+        if figures.kind == "classes"
+        else 'RewardModelReward("path/to/this/folder")'
+    )
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("trl", "transformers", "torch")
+    )
+    learnt = {
+        "classes": f"the classes {', '.join(labels)} of labelled texts (cross-entropy)",
+        "number": "a number for each text (least squares)",
+        "pairs": "which text of a pair is better (Bradley and Terry: minus log sigmoid of the "
+        "margin)",
+    }[figures.kind]
+    measured = figures.sentences().replace("\n", "\n- ")
+    bins = "\n".join(f"| {b.predicted:.3f} | {b.observed:.3f} | {b.count} |" for b in figures.bins)
+    predicted, observed = AXES[figures.kind]
+    (Path(folder) / "README.md").write_text(
+        f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags:
+- reward-model
+---
+
+# A reward model
+
+It learnt {learnt}.
+
+- Started from: {printable(base)}
+- Data: {printable(source)}, {rows} rows (fragments and windows counted)
+- Training: {seconds:.0f} seconds; {versions}
+
+## Figures on held-out rows
+
+- {measured}
+
+| {predicted} | {observed} | n |
+| --- | --- | --- |
+{bins}
+
+A policy that is optimised against it leaves the texts that these figures are about: watch a judge
+that is not optimised (`--metrics`).
+
+## Use
+
+```python
+from trl_recipes.rewards import {use.partition("(")[0]}
+
+reward = {use}
+scores = reward(prompts=["The film"], completions=[" was a joy."])
+```
+""",
+        encoding="utf-8",
+    )
+
+
+@torch.inference_mode()
+def _logits(
+    model: Any, tokenizer: Any, texts: Sequence[str], special: bool = True
+) -> tuple[Tensor, int]:
+    """Logits (N, labels) on the CPU, and how many texts were cut."""
+    longest = longest_input(model, tokenizer)
+    lengths = tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+    cut = sum(longest is not None and len(ids) > longest for ids in lengths)
+    logits = torch.zeros(len(texts), model.config.num_labels)
+    for batch in batches_by_length(texts, 64 if can_pad(model, tokenizer) else 1):
+        inputs = tokenizer(
+            [texts[index] for index in batch],
+            padding=len(batch) > 1,
+            padding_side="right",
+            truncation=True,
+            max_length=longest,
+            add_special_tokens=special,
+            return_tensors="pt",
+        ).to(model.device)
+        logits[batch] = model(**inputs).logits.float().cpu()
+    return logits, cut
+
+
+def _decisions(kind: str, right: Tensor, confidence: Tensor, margin: Tensor, cut: int) -> Figures:
+    bins = reliability(confidence.tolist(), right.tolist())
+    accuracy, accuracy_half = mean_interval(right.tolist())
+    mean, half = mean_interval(margin.tolist())
+    values = {
+        "accuracy": accuracy,
+        "accuracy_half": accuracy_half,
+        "ece": expected_calibration_error(bins),
+        "confidence": float(confidence.mean()),
+        "margin": mean,
+        "margin_half": half,
+    }
+    return Figures(kind, len(right), cut, values, bins)
+
+
+def _numbers(predicted: Tensor, true: Tensor, cut: int) -> Figures:
+    bins = reliability(predicted.tolist(), true.tolist(), equal_counts(predicted.tolist()))
+    both = torch.stack([predicted, true])
+    values = {
+        "rmse": float((predicted - true).square().mean().sqrt()),
+        "spread": float(true.std(correction=0)),
+        "correlation": float(torch.corrcoef(both)[0, 1]),
+        "ece": expected_calibration_error(bins),
+    }
+    return Figures("number", len(true), cut, values, bins)

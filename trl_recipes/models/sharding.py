@@ -1,0 +1,211 @@
+"""Models whose weights lie in parts over several processes: whole when asked for.
+
+Everywhere else the functions give back what they were given.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy as by_layer
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.models.forward import unwrap_adapter
+
+
+def check_loading() -> None:
+    """Refuse a launch in which only the first process of a machine loads weights.
+
+    Raises:
+        RecipeError: FSDP is told to; what is not spread over the processes (a reward model, a
+            value head) would stay empty in all the others.
+    """
+    if _is_on("ACCELERATE_USE_FSDP") and _is_on("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        raise RecipeError(
+            "`fsdp_cpu_ram_efficient_loading: true` would leave reward models and value heads "
+            "empty in all processes but the first. Set it to false in the configuration that "
+            "`accelerate launch` reads, as recipes/accelerate/fsdp2.yaml does."
+        )
+
+
+def _is_on(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")
+
+
+def check_embeddings(model: nn.Module, accelerator: Accelerator) -> None:
+    """Refuse what transformers' Trainer cannot train under FSDP2.
+
+    Args:
+        model: transformers or PEFT model.
+        accelerator: before it prepares the model.
+
+    Raises:
+        RecipeError: it is an encoder-decoder, whose encoder, decoder and head share one embedding.
+    """
+    if accelerator.is_fsdp2 and model.config.is_encoder_decoder:
+        raise RecipeError(
+            f"{type(unwrap_adapter(model)).__name__} cannot be trained under FSDP2 before PPO: "
+            "accelerate would put the embedding that encoder and decoder share into two groups. "
+            "Launch with `--config_file recipes/accelerate/several_gpus.yaml`."
+        )
+
+
+def spread_by_layer(model: nn.Module, accelerator: Accelerator) -> None:
+    """Tell accelerate which layers FSDP2 is to spread one by one, unless its configuration does.
+
+    What accelerate 1.15 finds out itself fails for a model that names a module around its input
+    embeddings too (ModernBERT), and is kept for the next model that the process trains.
+
+    Args:
+        model: transformers or PEFT model.
+        accelerator: before it prepares the model.
+    """
+    if not accelerator.is_fsdp2 or "FSDP_TRANSFORMER_CLS_TO_WRAP" in os.environ:
+        return
+    plugin = accelerator.state.fsdp_plugin
+    if getattr(plugin.auto_wrap_policy, "func", plugin.auto_wrap_policy) is by_layer:
+        base = unwrap_adapter(model)
+        embeddings = base.get_input_embeddings()
+        around = {type(m).__name__ for m in base.modules() if embeddings in m.children()}
+        plugin.auto_wrap_policy = by_layer
+        plugin.transformer_cls_names_to_wrap = sorted({*(base._no_split_modules or ())} - around)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a model's weights lie in parts over the processes.
+
+    Args:
+        model: any.
+    """
+    return isinstance(model, FSDPModule)
+
+
+def settle(model: nn.Module) -> None:
+    """Tell FSDP which module is the outermost; it takes the first that runs for it.
+
+    Args:
+        model: as accelerate prepared it.
+    """
+    fully_shard.state(model)._lazy_init()
+    # torch warns of in-place operations to come, of which neither we nor transformers have any
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
+
+
+def shard(model: nn.Module) -> None:
+    """Leave each process a part of a model that is only ever used within [`gathered`].
+
+    Args:
+        model: changed in place.
+    """
+    fully_shard(model)
+
+
+@contextmanager
+def gathered(model: nn.Module, reshard_after_forward: bool = True) -> Iterator[None]:
+    """Give each process all of a model's weights for the time of the block, which must not train.
+
+    Sampling calls a model once a token, and calls parts of it; gathered once, the weights travel
+    once a rollout in the place of once a token. All processes enter the block together.
+
+    Args:
+        model: as accelerate prepared it.
+        reshard_after_forward: what its layers go back to doing after a forward pass.
+    """
+    shards = [module for module in model.modules() if is_sharded(module)]
+    for module in shards:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in shards:
+            module.reshard()
+            if module is not model:  # the outermost keeps its weights until the backward pass
+                module.set_reshard_after_forward(reshard_after_forward, recurse=False)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may lie in parts. All processes ask together.
+
+    Args:
+        tensor: any; a parameter under DeepSpeed's ZeRO-3 knows by itself that it lies in parts.
+
+    Returns:
+        The same tensor where it lies whole, or one of the whole's shape.
+    """
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    if hasattr(tensor, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
+    return tensor
+
+
+def _in_parts(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor) or hasattr(tensor, "ds_id")
+
+
+def whole_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """All of some tensors, one after the other; those in parts come to the CPU.
+
+    Args:
+        tensors: by name.
+        keep: whether this process wants them; the others help and get nothing.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor)
+        if keep:
+            found[name] = full.detach().cpu() if _in_parts(tensor) else full
+    return found
+
+
+def parts_like(tensor: Tensor, pattern: Tensor) -> Tensor:
+    """Lay a tensor out over the processes as another of the same shape is.
+
+    Args:
+        tensor: whole, and equal in all processes.
+        pattern: how to lay it out.
+
+    Returns:
+        The same tensor where the pattern lies whole, or this process's part of one.
+    """
+    if not isinstance(pattern, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    return distribute_tensor(
+        tensor.to(pattern.device, pattern.dtype), pattern.device_mesh, pattern.placements
+    )
+
+
+def whole_model(model: nn.Module, keep: bool) -> nn.Module | None:
+    """A language model with all of its weights in one process, to be saved.
+
+    Args:
+        model: transformers or PEFT model.
+        keep: whether this process wants it; the others help and get None.
+
+    Returns:
+        The model itself where it lies whole in each process, a copy on the CPU where it does not.
+    """
+    if not any(map(_in_parts, model.parameters())):
+        return model if keep else None
+    state = whole_tensors(model.state_dict(keep_vars=True), keep)
+    if not keep:
+        return None
+    base = unwrap_adapter(model)
+    with torch.device("meta"):
+        copy = type(base)(base.config)
+        if isinstance(model, PeftModel):
+            copy = type(model)(copy, model.peft_config[model.active_adapter])
+    copy.load_state_dict(state, strict=False, assign=True)  # a reference adapter is not of it
+    unwrap_adapter(copy).tie_weights()
+    return copy

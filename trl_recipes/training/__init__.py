@@ -1,0 +1,1 @@
+"""Supervised training: language models, classifiers, reward models."""

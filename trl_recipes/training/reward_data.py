@@ -1,0 +1,354 @@
+"""What a reward model learns from: labelled texts, or pairs of a better and a worse one.
+
+Pairs are TRL's: columns `chosen` and `rejected`, and `prompt` where the two do not begin with it;
+texts, or conversations (lists of messages). Labelled texts can be made into pairs.
+"""
+
+import bisect
+import logging
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.rewards.text import is_conversation
+from trl_recipes.training.language_model import read_labels, read_texts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """N texts with a label each: the number of a class, or where `names` is None any number.
+
+    Attributes:
+        texts: N of them.
+        labels: N numbers.
+        names: of label 0, 1 and so on; None where labels are any numbers.
+    """
+
+    texts: list[str]
+    labels: list[int] | list[float]
+    names: list[str] | None
+
+    def describe(self) -> str:
+        """Say how many texts of what there are."""
+        if self.names is None:
+            return f"{len(self.texts)} texts with a number each"
+        counts = (f"{self.labels.count(i)} {name}" for i, name in enumerate(self.names))
+        return f"{len(self.texts)} texts ({', '.join(counts)})"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N pairs of whole texts, prompt included.
+
+    Attributes:
+        chosen: the better text of each pair.
+        rejected: the worse one.
+        fragments: whether pairs of fragments teach something too: texts of two classes are told
+            apart by their beginnings, answers to one prompt by their whole.
+        rendered: whether a chat template made the texts, special tokens included.
+    """
+
+    chosen: list[str]
+    rejected: list[str]
+    fragments: bool = False
+    rendered: bool = False
+
+    def describe(self) -> str:
+        """Say how many pairs there are."""
+        return f"{len(self.chosen)} pairs"
+
+
+def kind_of(rows: "Dataset", label_column: str) -> str:
+    """Say what a data set teaches where nobody said: pairs, classes or number.
+
+    Args:
+        rows: the training split.
+        label_column: where labels would be.
+    """
+    if {"chosen", "rejected"} <= set(rows.column_names):
+        return "pairs"
+    values = rows[label_column][:] if label_column in rows.column_names else []
+    fractions = any(isinstance(value, float) and value % 1 for value in values)
+    return "number" if fractions else "classes"
+
+
+def read_reward_data(
+    train: "Dataset",
+    heldout: "Dataset",
+    source: str,
+    *,
+    kind: str | None = None,
+    text_column: str | None = None,
+    label_column: str = "label",
+    names: Sequence[str] | None = None,
+    pairs_per_text: int = 1,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    seed: int = 0,
+) -> tuple[Labelled | Pairs, Labelled | Pairs]:
+    """Take what a reward model learns from, and what it is measured by, out of a data set.
+
+    Args:
+        train: rows to learn from, as `load_rows` gave them.
+        heldout: rows to measure by.
+        source: name of the data set, for messages.
+        kind: classes, number or pairs; pairs are made of labelled texts where the columns chosen
+            and rejected are missing. None goes by `kind_of`.
+        text_column: column of the texts; None takes the first usual name.
+        label_column: column of the labels.
+        names: name of label 0, label 1 and so on, from worst to best; found in the data when None.
+        pairs_per_text: pairs that each labelled text begins.
+        tokenizer: that of the base model, whose chat template conversations need.
+        seed: of the pairs drawn from labelled texts.
+
+    Returns:
+        What to learn from, and what to measure by; both of one kind.
+
+    Raises:
+        RecipeError: see `read_labelled` and `read_pairs`; all labels to learn from are the same.
+    """
+    found = kind_of(train, label_column)
+    kind = kind or found
+    parts = [(train, f"{source} (train)"), (heldout, f"{source} (test)")]
+    if kind == "pairs" and (found == "pairs" or label_column not in train.column_names):
+        learnt, measured = (read_pairs(rows, where, tokenizer) for rows, where in parts)
+        return learnt, measured
+    numbers = "number" in (kind, found)
+    columns = {"text_column": text_column, "label_column": label_column, "numbers": numbers}
+    learnt = read_labelled(*parts[0], names=names, **columns)
+    measured = read_labelled(*parts[1], names=learnt.names, **columns)
+    check_labels_differ(learnt, parts[0][1])
+    if kind != "pairs":
+        return learnt, measured
+    check_labels_differ(measured, parts[1][1])
+    return pairs_of_labels(learnt, pairs_per_text, seed), pairs_of_labels(measured, 1, 0)
+
+
+def read_labelled(
+    rows: "Dataset",
+    source: str,
+    *,
+    text_column: str | None,
+    label_column: str,
+    names: Sequence[str] | None = None,
+    numbers: bool = False,
+) -> Labelled:
+    """Take labelled texts out of a data set; rows without text are left out, which is said.
+
+    Args:
+        rows: what `load_rows` gave.
+        source: name of the data set, for messages.
+        text_column: column of the texts; None takes the first usual name.
+        label_column: column of the labels.
+        names: name of label 0, label 1 and so on; found in the data when None.
+        numbers: labels are numbers to predict rather than classes.
+
+    Raises:
+        RecipeError: a column is missing, a label is none, all texts are empty or all labels equal.
+    """
+    texts = read_texts(rows, text_column, source)
+    if numbers:
+        names, labels = None, _read_numbers(rows, label_column, source)
+    else:
+        names = list(names or _class_names(rows, label_column, source))
+        labels = _class_numbers(rows, label_column, names, source)
+    kept = [index for index, text in enumerate(texts) if text.strip()]
+    if not kept:
+        raise RecipeError(f"--text_column: all {len(texts)} texts of {source} are empty.")
+    if len(kept) < len(texts):
+        _log.warning(
+            "%d of %d texts of %s are empty and left out.",
+            len(texts) - len(kept),
+            len(texts),
+            source,
+        )
+    return Labelled([texts[index] for index in kept], [labels[index] for index in kept], names)
+
+
+def check_labels_differ(data: Labelled, source: str) -> None:
+    """Refuse texts that all have the same label, from which nothing can be learnt.
+
+    Args:
+        data: labelled texts.
+        source: name of the data set, for the message.
+
+    Raises:
+        RecipeError: names the label.
+    """
+    if len(set(data.labels)) < 2:
+        only = data.labels[0] if data.names is None else data.names[data.labels[0]]
+        raise RecipeError(
+            f"--label_column: every text of {source} has the label {only}. Give a data set with "
+            "texts of both or more labels."
+        )
+
+
+def read_pairs(
+    rows: "Dataset", source: str, tokenizer: "PreTrainedTokenizerBase | None" = None
+) -> Pairs:
+    """Take preference pairs out of a data set; those that say nothing are left out and counted.
+
+    Args:
+        rows: what `load_rows` gave, with `chosen`, `rejected` and perhaps `prompt`.
+        source: name of the data set, for messages.
+        tokenizer: that of the base model, whose chat template conversations need.
+
+    Raises:
+        RecipeError: a column is missing, a value is neither text nor conversation, conversations
+            without a chat template, or no pair is left.
+    """
+    missing = [name for name in ("chosen", "rejected") if name not in rows.column_names]
+    if missing:
+        raise RecipeError(
+            f"--kind pairs: {source} has no column {' and no column '.join(missing)}. Its columns "
+            f"are: {', '.join(rows.column_names)}. Give preference pairs (chosen, rejected, and "
+            "prompt if they do not begin with it), or labelled texts (text, label)."
+        )
+    count = len(rows)
+    prompts = rows["prompt"][:] if "prompt" in rows.column_names else [None] * count
+    sides: dict[str, list[str]] = {"chosen": [], "rejected": []}
+    rendered = False
+    for column, texts in sides.items():
+        for number, (prompt, answer) in enumerate(zip(prompts, rows[column][:], strict=True), 1):
+            where = f"row {number} of {source}, column `{column}`"
+            rendered |= is_conversation(answer)
+            texts.append(_whole_text(prompt, answer, where, tokenizer))
+    equal = blank = 0
+    kept = []
+    for better, worse in zip(*sides.values(), strict=True):
+        if not better.strip() or not worse.strip():
+            blank += 1
+        elif better == worse:
+            equal += 1
+        else:
+            kept.append((better, worse))
+    left_out = [
+        f"{number} of {count} pairs of {source} {why}"
+        for number, why in ((equal, "have chosen equal to rejected"), (blank, "are empty"))
+        if number
+    ]
+    if not kept:
+        raise RecipeError(f"--dataset_name: {', and '.join(left_out)}: no pair is left to learn.")
+    for sentence in left_out:
+        _log.warning("%s and are left out.", sentence)
+    chosen, rejected = (list(texts) for texts in zip(*kept, strict=True))
+    return Pairs(chosen, rejected, rendered=rendered)
+
+
+def pairs_of_labels(data: Labelled, per_text: int, seed: int) -> Pairs:
+    """Make pairs of labelled texts: each text with others of another label, the higher one chosen.
+
+    Args:
+        data: labelled texts; of classes those with the higher number are better.
+        per_text: pairs that each text begins.
+        seed: of the draw.
+
+    Returns:
+        Pairs whose fragments may be used too; fewer than `per_text` each where a text comes twice
+        with two labels.
+    """
+    order = sorted(range(len(data.texts)), key=lambda index: data.labels[index])
+    ascending = [data.labels[index] for index in order]
+    draw = random.Random(seed)
+    pairs = []
+    for _ in range(per_text):
+        for text, label in zip(data.texts, data.labels, strict=True):
+            first, end = bisect.bisect_left(ascending, label), bisect.bisect_right(ascending, label)
+            place = draw.randrange(len(order) - (end - first))  # among those of another label
+            other = order[place if place < first else place + end - first]
+            pair = (text, data.texts[other])
+            pairs.append(pair if label > data.labels[other] else pair[::-1])
+    pairs = [pair for pair in pairs if pair[0] != pair[1]]
+    return Pairs([better for better, _ in pairs], [worse for _, worse in pairs], fragments=True)
+
+
+def _class_names(rows: "Dataset", column: str, source: str) -> list[str]:
+    """Names for the labels that are there: the mood for 0 and 1, else the values themselves."""
+    values = _values(rows, column, source)
+    found = set(values)
+    if found <= {0, 1, "0", "1"}:
+        return ["NEGATIVE", "POSITIVE"]
+    for row, value in enumerate(values, 1):
+        if not isinstance(value, str | int):
+            raise RecipeError(
+                f"--label_column: row {row} of {source} has the label {value!r}, which names no "
+                "class. Mend the row, or use --kind number for numbers."
+            )
+    names = sorted({str(value).strip() for value in found}, key=_numbers_first)
+    if len(names) > 100:
+        raise RecipeError(
+            f"--label_column: {source} has {len(names)} different labels (such as {names[0]}), too "
+            "many for classes. Use --kind number for numbers, or name another column."
+        )
+    return names
+
+
+def _numbers_first(name: str) -> tuple[float, str]:
+    try:
+        return float(name), name
+    except ValueError:
+        return math.inf, name
+
+
+def _class_numbers(rows: "Dataset", column: str, names: list[str], source: str) -> list[int]:
+    values = _values(rows, column, source)
+    by_name = {name.lower(): number for number, name in enumerate(names)}
+    known = [str(value).strip().lower() for value in values]
+    if all(value in by_name for value in known):
+        return [by_name[value] for value in known]
+    return read_labels(rows, column, names, source)  # numbers of the names; tells what is wrong
+
+
+def _read_numbers(rows: "Dataset", column: str, source: str) -> list[float]:
+    numbers = []
+    for row, value in enumerate(_values(rows, column, source), 1):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise RecipeError(
+                f"--label_column: row {row} of {source} has the label {value!r}, which is no "
+                "finite number. Mend or delete the row, or use --kind classes for names."
+            )
+        numbers.append(float(value))
+    return numbers
+
+
+def _values(rows: "Dataset", column: str, source: str) -> list[Any]:
+    if column not in rows.column_names:
+        raise RecipeError(
+            f"--label_column: {source} has no column `{column}`. Its columns are: "
+            f"{', '.join(rows.column_names)}. Name one of them; preference pairs need the columns "
+            "chosen and rejected."
+        )
+    return rows[column][:]
+
+
+def _whole_text(
+    prompt: Any, answer: Any, where: str, tokenizer: "PreTrainedTokenizerBase | None"
+) -> str:
+    """Prompt and answer as one text; conversations through the chat template."""
+    if isinstance(answer, str) and isinstance(prompt, str | None):
+        return (prompt or "") + answer
+    if is_conversation(answer) and (prompt is None or is_conversation(prompt)):
+        if tokenizer is None or tokenizer.chat_template is None:
+            raise RecipeError(
+                f"--dataset_name: {where} holds a conversation, and there is no chat template to "
+                "write it with. Give a base model that has one (--model_name_or_path), or plain "
+                "texts."
+            )
+        return tokenizer.apply_chat_template([*(prompt or []), *answer], tokenize=False)
+    raise RecipeError(
+        f"--dataset_name: {where} holds {str(answer)[:60]!r} ({type(answer).__name__}) after a "
+        f"prompt of type {type(prompt).__name__}. Both must be texts, or both lists of messages "
+        "with role and content."
+    )
