@@ -18,8 +18,8 @@ from transformers import (
 
 from trl_recipes import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RecipeError, load_prompts
 from trl_recipes.arguments import run_recipe
+from trl_recipes.data import prompts as data
 from trl_recipes.data.prompts import holds_conversations, one_prompt
-from trl_recipes.data.prompts import prompts as data
 from trl_recipes.evaluation.compare import compare, vader_judge
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from trl_recipes.data import prompts as data
 from trl_recipes.data.prompts import LengthSampler, collator, load_prompts, load_rows
-from trl_recipes.data.prompts import prompts as data
 from trl_recipes.errors import RecipeError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
