@@ -18,9 +18,9 @@ import torch
 from trl_recipes import generate_responses, load_rows, load_run
 from trl_recipes.arguments import run_recipe
 from trl_recipes.describe import printable
-from trl_recipes.distributed import say
+from trl_recipes.distributed import is_main_process, print_main
 from trl_recipes.report import write_report
-from trl_recipes.run_folder import check_run, is_main_process, run_options, start_run
+from trl_recipes.run_folder import check_run, run_options, start_run
 from trl_recipes.training.dry_run import rehearse
 from trl_recipes.training.language_model import (
     LanguageModelSizes,
@@ -70,7 +70,7 @@ def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: Pretra
         sizes=sizes,
     )
     if config.check:
-        return say(rehearse(train, config))
+        return print_main(rehearse(train, config))
     begin = partial(start_run, **run_options(config), settings=(args, sizes, config))
     metrics = train(output_dir=run.model, config=config, before_training=begin)
 

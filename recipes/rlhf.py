@@ -16,11 +16,12 @@ from trl import ModelConfig, get_peft_config
 from trl_recipes import PPOConfig, PPOTrainer, load_prompts, load_run, load_tokenizer
 from trl_recipes.arguments import model_kwargs, run_recipe
 from trl_recipes.data.prompts import LengthSampler, one_prompt
+from trl_recipes.distributed import is_main_process
 from trl_recipes.embedded import language_model
 from trl_recipes.evaluation.compare import compare
 from trl_recipes.evaluation.judges import mood_judges
 from trl_recipes.report import conclude
-from trl_recipes.run_folder import check_run, is_main_process, run_options, start_run
+from trl_recipes.run_folder import check_run, run_options, start_run
 from trl_recipes.training.reward_stage import LearntReward, RewardStage
 from trl_recipes.training.stage import begin, finish, go_on, settings_of
 

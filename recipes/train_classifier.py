@@ -15,9 +15,9 @@ from functools import partial
 
 from trl_recipes import RecipeError, load_rows
 from trl_recipes.arguments import run_recipe
-from trl_recipes.distributed import say
+from trl_recipes.distributed import is_main_process, print_main
 from trl_recipes.report import write_report
-from trl_recipes.run_folder import check_run, is_main_process, run_options, start_run
+from trl_recipes.run_folder import check_run, run_options, start_run
 from trl_recipes.training.dry_run import rehearse
 from trl_recipes.training.language_model import (
     ClassifierConfig,
@@ -81,7 +81,7 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
         sizes=sizes,
     )
     if config.check:
-        return say(rehearse(train, config))
+        return print_main(rehearse(train, config))
     begin = partial(start_run, **run_options(config), settings=(args, sizes, config))
     metrics = train(output_dir=run.model, config=config, before_training=begin)
 

@@ -14,10 +14,10 @@ from typing import Literal
 
 from trl_recipes import load_rows, load_tokenizer
 from trl_recipes.arguments import run_recipe
-from trl_recipes.distributed import say
+from trl_recipes.distributed import is_main_process, print_main
 from trl_recipes.evaluation.reward_model import measure, write_card
 from trl_recipes.report import write_report
-from trl_recipes.run_folder import check_run, is_main_process, run_options, start_run
+from trl_recipes.run_folder import check_run, run_options, start_run
 from trl_recipes.training.dry_run import rehearse
 from trl_recipes.training.language_model import ClassifierSizes
 from trl_recipes.training.reward_data import read_reward_data
@@ -75,7 +75,7 @@ def main(args: RewardModelArguments, sizes: ClassifierSizes, config: RewardModel
         print(f"Training {start} on {data.describe()} of {source}: {config.describe()}")
     train = partial(train_reward_model, data, model_name_or_path=base, sizes=sizes)
     if config.check:
-        return say(rehearse(train, config))
+        return print_main(rehearse(train, config))
     begin = partial(start_run, **run_options(config), settings=(args, sizes, config))
     began = time.monotonic()
     trained = train(output_dir=run.model, config=config, before_training=begin)

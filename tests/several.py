@@ -234,7 +234,7 @@ def resumed(kind, folder):
         trainer = make(noisy, **settings)
         trainer.train()
         if name == "stopped":
-            processes.of_main(partial(damage, path))
+            processes.broadcast_from_main(partial(damage, path))
             trainer = make(noisy, resume_from_checkpoint="true", **settings)
             trainer.train()
         model = trainer.accelerator.unwrap_model(trainer.model).state_dict()
@@ -384,6 +384,6 @@ def run(folder, names):
 
 
 if __name__ == "__main__":
-    processes.meet()
+    processes.init_process()
     run(Path(sys.argv[1]), sys.argv[2:] or CASES)
     processes.let_go()

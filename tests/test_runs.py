@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 import yaml
 
+from trl_recipes import distributed
 from trl_recipes import run_folder as runs
 from trl_recipes.arguments import parse_arguments
 from trl_recipes.errors import RecipeError
@@ -237,10 +238,10 @@ def test_a_folder_without_a_run_has_no_config(tmp_path):
 
 def test_the_main_process_is_rank_0_or_the_only_one(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    assert runs.is_main_process()
+    assert distributed.is_main_process()
     for rank, main in [("0", True), ("1", False)]:
         monkeypatch.setenv("RANK", rank)
-        assert runs.is_main_process() is main
+        assert distributed.is_main_process() is main
 
 
 def test_checking_a_run_removes_and_writes_nothing(tmp_path):

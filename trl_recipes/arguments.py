@@ -99,11 +99,11 @@ def run_recipe(
             check_trackers(getattr(settings, "report_to", None))
         main(*parsed)
     except RecipeError as error:
-        if not runs.is_main_process():
+        if not processes.is_main_process():
             time.sleep(_OTHERS_WAIT_SECONDS)
         processes.end_of(f"error: {printable(str(error))}", 2)
     except RunStopped as stopped:
-        if runs.is_main_process():
+        if processes.is_main_process():
             print(stopped, file=sys.stderr, flush=True)  # noqa: T201  the user's message
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
@@ -149,7 +149,7 @@ def parse_arguments(
     if config_path is not None:
         given |= _apply_config(parser, config_path)
     if helps:  # after the file, so that the defaults told are those that hold
-        if runs.is_main_process():
+        if processes.is_main_process():
             text = _help(parser, description, config_path)
             print(_help_all(parser) if "--help_all" in helps else text)  # noqa: T201
         sys.exit(0)

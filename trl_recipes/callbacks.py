@@ -22,17 +22,18 @@ from transformers.trainer_utils import TrainOutput
 
 from trl_recipes.distributed import (
     another_failed,
+    broadcast_from_main,
+    gather,
     greatest,
     has_ended,
+    is_main_process,
     neighbours,
-    of_all,
-    of_main,
 )
 from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.loss_log import LossLog
 from trl_recipes.lost_peer import notice_lost_machines
 from trl_recipes.models.sharding import check_embeddings, spread_by_layer
-from trl_recipes.run_folder import RunFolder, is_main_process
+from trl_recipes.run_folder import RunFolder
 from trl_recipes.training_record import recorded
 
 _log = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ def train_or_stop(
     args = trainer.args
     run, wanted = RunFolder(Path(args.output_dir)), args.resume_from_checkpoint
     find = partial(_find_checkpoint, run.checkpoints, str(wanted))
-    checkpoint = of_main(find) if wanted else None
+    checkpoint = broadcast_from_main(find) if wanted else None
     check_embeddings(trainer.model, trainer.accelerator)
     spread_by_layer(trainer.model, trainer.accelerator)
     record = nullcontext() if about is None else recorded(run, about, lambda: _step(trainer))
@@ -207,7 +208,7 @@ def _train(
 
 def _of_all(result: TrainOutput) -> TrainOutput:
     """The same with the mean loss of all processes: since its last log, transformers' is of one."""
-    losses = of_all([result.training_loss])
+    losses = gather([result.training_loss])
     return result._replace(training_loss=sum(losses) / len(losses))
 
 

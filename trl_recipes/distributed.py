@@ -14,7 +14,6 @@ from typing import Any, NoReturn, TypeVar
 
 from trl_recipes import lost_peer
 from trl_recipes.errors import RecipeError
-from trl_recipes.run_folder import is_main_process
 
 T = TypeVar("T")
 
@@ -28,12 +27,17 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def is_main_process() -> bool:
+    """Whether this is the one process of a launch that writes and speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def process_index() -> int:
     """Give the number of this process among those of its launch; 0 is the main one."""
     return int(os.environ.get("RANK", "0"))
 
 
-def meet() -> None:
+def init_process() -> None:
     """Let the processes of a launch see each other, once training arguments are made.
 
     Without a GPU Accelerate wants to be told that they are to; else each would train alone, as if
@@ -49,7 +53,7 @@ def meet() -> None:
 
 def join_launch() -> None:
     """Let the processes of a launch see each other, and all but the main one keep silent."""
-    meet()
+    init_process()
     if not is_main_process():
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
@@ -69,7 +73,7 @@ def leave_launch() -> None:
             del os.environ[name]
 
 
-def say(*parts: Any, sep: str = " ") -> None:
+def print_main(*parts: Any, sep: str = " ") -> None:
     """Print, in the main process.
 
     Args:
@@ -80,7 +84,7 @@ def say(*parts: Any, sep: str = " ") -> None:
         print(*parts, sep=sep, flush=True)  # noqa: T201  what a recipe has to tell
 
 
-def of_main(work: Callable[[], T]) -> T:
+def broadcast_from_main(work: Callable[[], T]) -> T:
     """Give all processes what `work` gives in the main one, which alone does it.
 
     Args:
@@ -106,7 +110,7 @@ def of_main(work: Callable[[], T]) -> T:
     return told[0]
 
 
-def together(work: Callable[[], T]) -> T:
+def raise_on_all(work: Callable[[], T]) -> T:
     """Do what each process does on its own part of something; an error in one is one in all.
 
     Args:
@@ -133,7 +137,7 @@ def together(work: Callable[[], T]) -> T:
     return result
 
 
-def of_all(part: list[T]) -> list[T]:
+def gather(part: list[T]) -> list[T]:
     """Give the entries that all processes have, in the order of the processes.
 
     Args:
@@ -170,7 +174,7 @@ def neighbours() -> list[int]:
     if not _have_met():
         return []
     here = platform.node()
-    everyone = of_all([(here, os.getpid())])
+    everyone = gather([(here, os.getpid())])
     return [number for node, number in everyone if node == here and number != os.getpid()]
 
 

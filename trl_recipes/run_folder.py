@@ -33,6 +33,7 @@ from typing import Any
 
 import yaml
 
+from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError
 
 # Attribute in which the parser leaves the names of the fields that flags and --config gave.
@@ -60,11 +61,6 @@ _MODEL_FILES = (
     "training_args.bin",
     "README.md",
 )
-
-
-def is_main_process() -> bool:
-    """Whether this is the one process of a launch that writes and speaks."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from trl_recipes.describe import peak_memory
+from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError, RunStopped
-from trl_recipes.run_folder import RunFolder, is_main_process, versions, write_whole
+from trl_recipes.run_folder import RunFolder, versions, write_whole
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import trl
 
-from trl_recipes.distributed import meet
+from trl_recipes.distributed import init_process
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.adapters import TRAINABLE
 from trl_recipes.settings import check_range, divide_exactly
@@ -126,7 +126,7 @@ class GroupConfig:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers wants to be told
-        meet()
+        init_process()
         if self.save_steps == 0:
             self.save_strategy = "no"
         if self.ddp_find_unused_parameters is None:  # else torch looks for some at each step

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trl_recipes.callbacks import train_or_stop
-from trl_recipes.distributed import of_all, of_main
+from trl_recipes.distributed import broadcast_from_main, gather
 from trl_recipes.errors import RecipeError
 from trl_recipes.grpo.alarms import alarms
 from trl_recipes.grpo.config import GroupConfig, GRPOConfig, RLOOConfig
@@ -271,7 +271,9 @@ class GroupTrainer:
         _, raw = score_part(self.rewards, once, prompts, completions, ids, columns, **extras)
         place = slice(None)
         if once:  # what TRL gathers of all must be there in all
-            extra_columns, extra_metrics = of_main(lambda: (extra_columns, extra_metrics))
+            extra_columns, extra_metrics = broadcast_from_main(
+                lambda: (extra_columns, extra_metrics)
+            )
             place = part_of(len(prompts))
         for column, values in extra_columns:
             self._log_completion_extra(column, values[place])
@@ -328,12 +330,12 @@ class GroupTrainer:
         self._episodes += len(lengths)
         self._generated += int(lengths.sum())
         self._note("tokens/responses_len_mean", lengths.float().mean().item())
-        texts = of_all([plain_text(text) for text in completions])
-        self._note("samples/distinct_2", distinct_n(of_all(list(ids)), 2))
+        texts = gather([plain_text(text) for text in completions])
+        self._note("samples/distinct_2", distinct_n(gather(list(ids)), 2))
         self._note("samples/unique", len(set(texts)) / len(texts))
         if self.mask_truncated_completions:
             ends = (self._tokenizer.eos_token_id, self._tokenizer.pad_token_id)
-            masked = of_all([row[-1] not in ends for row in ids])
+            masked = gather([row[-1] not in ends for row in ids])
             self._note("tokens/masked_share", sum(masked) / len(masked))
 
     def _note_metrics(self, raw: dict[str, list[float]]) -> None:

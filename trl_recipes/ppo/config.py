@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 
-from trl_recipes.distributed import meet
+from trl_recipes.distributed import init_process
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.adapters import TRAINABLE
 from trl_recipes.settings import check_range, divide_exactly
@@ -232,7 +232,7 @@ class PPOConfig(TrainingArguments):
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers wants to be told
-        meet()
+        init_process()
         super().__post_init__()
 
     @property

@@ -13,7 +13,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
 
 from trl_recipes.callbacks import StopSignals, stop_run
-from trl_recipes.distributed import of_main
+from trl_recipes.distributed import broadcast_from_main
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.sharding import whole_tensors
 from trl_recipes.ppo import checkpoint, snapshot
@@ -80,7 +80,7 @@ def found_checkpoint(trainer: "PPOTrainer", wanted: str | bool | None) -> Path |
     if not trainer.args.saves:
         raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
     folder = RunFolder(Path(trainer.args.output_dir)).checkpoints
-    return of_main(partial(checkpoint.find_checkpoint, folder, wanted))
+    return broadcast_from_main(partial(checkpoint.find_checkpoint, folder, wanted))
 
 
 def _read(trainer: "PPOTrainer", found: Path | None) -> checkpoint.Checkpoint | None:
@@ -93,7 +93,7 @@ def _read(trainer: "PPOTrainer", found: Path | None) -> checkpoint.Checkpoint | 
     if trainer.accelerator.num_processes == 1:
         return checkpoint.read_checkpoint(found)
     file = found / checkpoint.MANIFEST
-    manifest = of_main(file.read_bytes)
+    manifest = broadcast_from_main(file.read_bytes)
     here = file.is_file() and file.read_bytes() == manifest
     read = checkpoint.read_checkpoint(found) if here else None
     if all(gather_object([here])):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trl_recipes.distributed import of_all
+from trl_recipes.distributed import gather
 from trl_recipes.ppo.objective import PPOLosses, Sum, masked_moments
 from trl_recipes.stats import distinct_n
 
@@ -245,8 +245,8 @@ def diversity(responses: Sequence[Tensor], texts: Sequence[str]) -> dict[str, fl
         responses: token ids, each of shape (length,).
         texts: the same, decoded.
     """
-    ids = of_all([response.tolist() for response in responses])
-    texts = of_all(list(texts))
+    ids = gather([response.tolist() for response in responses])
+    texts = gather(list(texts))
     return {
         "samples/distinct_2": distinct_n(ids, 2),
         "samples/unique": len(set(texts)) / len(texts),

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.compare import Comparison
 from trl_recipes.evaluation.overoptimization import plot_run
@@ -11,7 +12,7 @@ from trl_recipes.report.comparison_page import comparison_page
 from trl_recipes.report.plots import plot_comparison
 from trl_recipes.report.reading import read_run
 from trl_recipes.report.run_page import run_page
-from trl_recipes.run_folder import RunFolder, is_main_process, write_whole
+from trl_recipes.run_folder import RunFolder, write_whole
 from trl_recipes.stats import load_stats, run_names
 from trl_recipes.training_record import note
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from trl_recipes.distributed import of_all, of_main, process_index, together
+from trl_recipes.distributed import broadcast_from_main, gather, process_index, raise_on_all
 from trl_recipes.rewards.base import Rewards, Text
 
 
@@ -37,11 +37,11 @@ def score_part(
     """
     if not once:
         call = partial(rewards, prompts, completions, completion_ids, columns, **extras)
-        return together(call)
-    parts = of_all([(list(prompts), list(completions), list(completion_ids), dict(columns))])
+        return raise_on_all(call)
+    parts = gather([(list(prompts), list(completions), list(completion_ids), dict(columns))])
     texts = ([row for part in parts for row in part[place]] for place in range(3))
     joined = {name: [value for part in parts for value in part[3][name]] for name in columns}
-    scores, raw = of_main(partial(rewards, *texts, joined, **extras))
+    scores, raw = broadcast_from_main(partial(rewards, *texts, joined, **extras))
     mine = part_of(len(prompts))
     return scores[mine], {name: values[mine] for name, values in raw.items()}
 
@@ -52,7 +52,7 @@ def part_of(count: int) -> slice:
     Args:
         count: entries of the part.
     """
-    before = of_all([count])[: process_index()]
+    before = gather([count])[: process_index()]
     return slice(sum(before), sum(before) + count)
 
 
@@ -68,4 +68,4 @@ def check_rewards(rewards: Rewards, once: bool, *samples: Any, **extras: Any) ->
     Raises:
         RecipeError: as `Rewards.check`, in all processes.
     """
-    (of_main if once else together)(partial(rewards.check, *samples, **extras))
+    (broadcast_from_main if once else raise_on_all)(partial(rewards.check, *samples, **extras))

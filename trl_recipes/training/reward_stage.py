@@ -12,13 +12,14 @@ import numpy as np
 from transformers import set_seed
 
 from trl_recipes.data.prompts import TEXT_COLUMNS, load_rows
+from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.calibration import Bin
 from trl_recipes.evaluation.reward_model import Figures, measure, write_card
 from trl_recipes.models.generation import load_tokenizer
 from trl_recipes.report import write_report
 from trl_recipes.rewards import RewardFunc, RewardModelReward, SentimentReward
-from trl_recipes.run_folder import RunFolder, is_main_process, start_run
+from trl_recipes.run_folder import RunFolder, start_run
 from trl_recipes.training import stage as stages
 from trl_recipes.training.dry_run import rehearse
 from trl_recipes.training.language_model import ClassifierSizes

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_recipes.describe import duration
-from trl_recipes.distributed import of_main, say
+from trl_recipes.distributed import broadcast_from_main, print_main
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.loading import resolve
 from trl_recipes.ppo import PPOConfig
@@ -165,7 +165,9 @@ class Chain:
         }
 
         def prepare():
-            return partial(train_pair_scorer, rows or of_main(self._compared), self._start)
+            return partial(
+                train_pair_scorer, rows or broadcast_from_main(self._compared), self._start
+            )
 
         return self._train(self.run.reward_model, "reward", settings, prepare)
 
@@ -197,7 +199,7 @@ class Chain:
         begun = stages.has_begun(folder) and not anew
         result = stages.result_of(folder, settings, f"the {name} stage") if begun else None
         if result is not None:
-            say(f"{_told(folder, result)}; there already, with the same settings")
+            print_main(f"{_told(folder, result)}; there already, with the same settings")
             return str(folder)
         if name not in self.arguments.stages:
             flag = {"pretrain": "--model_name_or_path", "reward": "--reward_model"}[name]
@@ -206,7 +208,7 @@ class Chain:
                 f"a model with {flag}."
             )
         if config.check:
-            folder = of_main(_passing_folder) / folder.name
+            folder = broadcast_from_main(_passing_folder) / folder.name
         steps = mine[f"{prefix}steps"]
         args = training_arguments(
             folder,
@@ -220,7 +222,9 @@ class Chain:
             args.save_strategy = "no"
             result = prepare()(output_dir=folder / "model", args=args)
             takes = duration(steps * result["seconds_a_step"])
-            say(f"Checked {name} with {args.max_steps} steps; the whole stage takes {takes}.")
+            print_main(
+                f"Checked {name} with {args.max_steps} steps; the whole stage takes {takes}."
+            )
             return str(folder)
 
         def begin():
@@ -233,7 +237,7 @@ class Chain:
         result = prepare()(output_dir=folder / "model", args=args, before_training=begin)
         stages.finish(folder, settings, result)
         write_report(folder)
-        say(_told(folder, result))
+        print_main(_told(folder, result))
         return str(folder)
 
     def _compared(self) -> list[Comparison]:

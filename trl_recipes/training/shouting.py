@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_recipes.data.characters import divide_text, read_text
+from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.compare import Comparison, compare
 from trl_recipes.grpo import GRPOConfig, GRPOTrainer
@@ -18,7 +19,7 @@ from trl_recipes.report.loss_curve import plot_losses
 from trl_recipes.report.plots import plot_comparison, plot_stats
 from trl_recipes.rewards import RewardFunc
 from trl_recipes.rewards.words import known_share, whole_words
-from trl_recipes.run_folder import RunFolder, check_run, is_main_process
+from trl_recipes.run_folder import RunFolder, check_run
 from trl_recipes.stats import distinct_n, load_stats
 from trl_recipes.training.baseline import BaselineConfig
 from trl_recipes.training.language_model import PretrainConfig

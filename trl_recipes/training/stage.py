@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trl_recipes.distributed import of_main
+from trl_recipes.distributed import broadcast_from_main, is_main_process
 from trl_recipes.errors import RecipeError
-from trl_recipes.run_folder import RunFolder, is_main_process
+from trl_recipes.run_folder import RunFolder
 
 # Settings that change nothing of what a stage leaves.
 NEUTRAL = {
@@ -71,7 +71,7 @@ def has_begun(folder: Path) -> bool:
     Args:
         folder: of the stage.
     """
-    return of_main(RunFolder(folder).stage.is_file)
+    return broadcast_from_main(RunFolder(folder).stage.is_file)
 
 
 def result_of(folder: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any] | None:
@@ -85,7 +85,7 @@ def result_of(folder: Path, settings: Mapping[str, Any], name: str) -> dict[str,
     Raises:
         RecipeError: it was begun with other settings; names each with both values.
     """
-    return of_main(partial(_read_result, folder, settings, name))
+    return broadcast_from_main(partial(_read_result, folder, settings, name))
 
 
 def _read_result(folder: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any] | None:
