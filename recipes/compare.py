@@ -20,12 +20,7 @@ from trl_recipes.evaluation.compare import compare, sentiment_measures
 from trl_recipes.report import write_comparison
 from trl_recipes.run_folder import check_folder, read_config, read_number
 from trl_recipes.stats import run_names
-from trl_recipes.training.seq2seq_looking import (
-    held_out_sources,
-    measures_of_run,
-    rewrites,
-    start_of,
-)
+from trl_recipes.training import seq2seq_looking as looking
 
 
 @dataclass
@@ -54,7 +49,7 @@ def main(args: CompareArguments) -> None:
 
     # Models
     configs = [read_config(run) for run in args.runs]
-    starts = {start_of(run, config) for run, config in zip(args.runs, configs, strict=True)}
+    starts = {looking.start_of(run, config) for run, config in zip(args.runs, configs, strict=True)}
     if len(starts) > 1 and args.reference is None:
         found = ", ".join(str(start or "the embedded model") for start in starts)
         raise RecipeError(f"The runs started from several models: {found}. Give --reference.")
@@ -62,18 +57,16 @@ def main(args: CompareArguments) -> None:
     sources = {"reference": args.reference or starts.pop() or language_model()}
     sources |= dict(zip(run_names(args.runs, taken=["reference"]), args.runs, strict=True))
     trusted = {"trust_remote_code": args.trust_remote_code}
-    models = {
-        name: load_run(path, source=f"the model `{name}`", **trusted)
-        for name, path in sources.items()
-    }
-    for model, _ in models.values():
-        model.to(device)
+    models = {}
+    for name, path in sources.items():
+        model, tokenizer = load_run(path, source=f"the model `{name}`", **trusted)
+        models[name] = model.to(device), tokenizer
 
     # Prompts
     length = read_number(args.runs[0], "response_length", 16)
-    if rewrites(config):
-        prompts = held_out_sources(config, *models["reference"], args.max_prompts)
-        measures = measures_of_run(args.runs[0], config)
+    if looking.rewrites(config):
+        prompts = looking.held_out_sources(config, *models["reference"], args.max_prompts)
+        measures = looking.measures_of_run(args.runs[0], config)
     else:
         shortest = read_number(args.runs[0], "min_prompt_length", 2)
         longest = read_number(args.runs[0], "max_prompt_length", 8)
