@@ -9,7 +9,11 @@ TORCH  ?= torch==2.13.0
 # Two processes of pytest; torch's own threads would fight over the cores.
 PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test torture notebooks lint format clean
+# The oldest versions that pyproject.toml admits, and the tests that know them
+OLDEST := trl==1.12.0 transformers==5.20.0 accelerate==1.12.0 datasets==4.4.0 peft==0.19.0
+OLDEST_TESTS := tests/ppo tests/grpo
+
+.PHONY: demo test test-oldest torture notebooks lint format clean
 
 demo: $(VENV)/ready
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
@@ -21,6 +25,10 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(PYTEST)
+
+# PPO, GRPO and RLOO on the oldest versions, in an environment of their own.
+test-oldest: $(VENV)-oldest/ready
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n 2 $(OLDEST_TESTS)
 
 # A run killed fifty times at random moments ends as one that was left alone: some minutes.
 torture: $(VENV)/ready
@@ -45,5 +53,12 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+$(VENV)-oldest/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(VENV)-oldest/bin/python -m pip install --quiet $(OLDEST)
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info .pytest_cache .ruff_cache

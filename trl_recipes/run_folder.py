@@ -317,7 +317,7 @@ def write_config(run: RunFolder, *dataclass_objects: Any, recipe: str | None = N
         kept, worked_out = _settings(settings)
         values.update(kept)
         derived.update(worked_out)
-    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     if any(hasattr(settings, "output_dir") for settings in dataclass_objects):
         values["output_dir"] = str(run.path)  # also where a recipe chose it
         derived.pop("output_dir", None)

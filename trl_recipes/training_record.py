@@ -40,7 +40,7 @@ def recorded(run: RunFolder, about: Mapping[str, Any], step: Callable[[], int]) 
         return
     began = time.monotonic()
     session: dict[str, Any] = {
-        "began": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "began": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "how": "running",
         "device": _device(),
         "versions": versions(),

@@ -15,10 +15,7 @@ from trl_recipes import (
     PPOTrainer,
 )
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
-needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="figures recorded from TRL 0.11.4 are not beside this checkout"
-)
+GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = [
     "default",
     "fixed_kl",
@@ -74,7 +71,6 @@ def probe(trainer, kind, call):
         yield row, logits[0], values[0]
 
 
-@needs_golden
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])
 def test_three_steps_give_the_figures_of_trl_0_11_4(kind, case):
@@ -98,7 +94,6 @@ def test_three_steps_give_the_figures_of_trl_0_11_4(kind, case):
         )
 
 
-@needs_golden
 def test_every_recorded_case_is_tested():
     for kind in ("causal", "seq2seq"):
         assert list(json.loads((GOLDEN / kind / "cases.json").read_text())["cases"]) == CASES
