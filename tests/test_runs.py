@@ -13,7 +13,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.run_folder import RunFolder, read_config, start_run, write_config
 
 
-class Mood(str, enum.Enum):
+class Mood(enum.StrEnum):
     GOOD = "good"
     BAD = "bad"
 
