@@ -1,12 +1,19 @@
-"""What a number among the settings may be, the same in every recipe."""
+"""Settings that PPO, GRPO and RLOO have in common, and the range of each number among settings."""
 
+import dataclasses
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from trl_recipes.distributed import init_process
 from trl_recipes.errors import RecipeError
 
+TRAINABLE = ("all", "attention", "lora")
 INFINITY = float("inf")
-# Smallest and largest value of a flag, by its name; a flag that is left out or None is not held.
+
+# Smallest and largest value of a setting, by its name; one that is left out or None is not held.
 RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (0, INFINITY),
     "weight_decay": (0, INFINITY),
@@ -53,16 +60,170 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def check_range(name: str, value: Any, where: str = "") -> None:
-    """Hold one setting to `RANGES`.
+def setting(default: Any, help: str) -> Any:
+    """Declare a field of a configuration by its default and the help that `--help` shows."""
+    return field(default=default, metadata={"help": help})
 
-    Args:
-        name: of the flag.
-        value: what it was given; what is no number is left to its own check.
-        where: where it was given, for the message.
+
+@dataclass
+class TrainingSettings:
+    """What PPOConfig, GRPOConfig and RLOOConfig share, as a mixin of `TrainingArguments`.
+
+    A configuration unites the two names of one thing in `_unite_names`, refuses values in `_check`
+    and works its batch sizes out in `_resolve_batch`, in this order.
+    """
+
+    # What is trained, and for how long.
+    learning_rate: float = setting(1.41e-5, "Learning rate of AdamW.")
+    lr_scheduler_type: str = setting(
+        "constant", "Learning-rate schedule, by its transformers name."
+    )
+    max_steps: int = setting(
+        -1, "Number of steps; -1 goes by total_episodes (PPO) or num_train_epochs."
+    )
+    seed: int = setting(0, "Seed of python, numpy and torch.")
+    trainable: str = setting(
+        "all",
+        "What is trained, beside a value head: all, attention (its projections) or lora (an "
+        "adapter).",
+    )
+    merge_adapter: bool = setting(
+        False, "Merge a LoRA adapter into the base weights when the model is saved."
+    )
+
+    # The batch: responses of one process.
+    batch_size: int | None = setting(
+        None, "Responses per step and process (default: PPO 128, GRPO and RLOO 64)."
+    )
+    mini_batch_size: int | None = setting(
+        None, "Responses in one forward and backward pass (default: what the other sizes give)."
+    )
+    per_device_train_batch_size: int | None = setting(
+        None, "TRL's name of mini_batch_size (default: as there)."
+    )
+    gradient_accumulation_steps: int | None = setting(
+        None,
+        "Forward and backward passes that make one optimizer step (default: PPO 1, GRPO and RLOO "
+        "what the batch sizes give).",
+    )
+
+    # The response.
+    response_length: int = setting(16, "Longest response, in tokens.")
+    temperature: float = setting(1.0, "Sampling temperature; log-probabilities use the same.")
+
+    # Rewards.
+    reward_funcs: list[str] | None = setting(
+        None,
+        "Reward functions in place of the recipe's own: module.path:function, file.py:function, a "
+        "kind such as RepetitionPenalty, or a model; in YAML also `name: {setting: value}`.",
+    )
+    reward_weights: list[float] | None = setting(
+        None, "Weight of each reward function (default: 1, and -1 for penalties)."
+    )
+    metrics: list[str] | None = setting(
+        None, "Functions, named like reward_funcs, that are logged and never optimised."
+    )
+    reward_once: bool = setting(
+        False, "Let the main process call the reward functions once, for all processes."
+    )
+
+    # Precision, memory and what is seen.
+    trust_remote_code: bool = setting(False, "Run code that a model from the hub brings along.")
+    bf16: bool | None = setting(
+        None, "bfloat16 autocast over float32 weights (default: on a GPU that has it)."
+    )
+    activation_checkpointing: bool | None = setting(
+        None, "Trade compute for memory in the backward pass (default: no)."
+    )
+    gradient_checkpointing: bool | None = setting(None, "Old name of activation_checkpointing.")
+    logging_steps: float = setting(1, "Steps from one logged row to the next.")
+    log_samples: int = setting(4, "Samples per step written to samples.jsonl.")
+    save_steps: float = setting(50, "Steps from one checkpoint to the next; 0: none.")
+    save_total_limit: int | None = setting(2, "Checkpoints to keep; none: all.")
+    check: bool = setting(
+        False, "Check everything, try a few steps, say what the run takes; write nothing."
+    )
+    overwrite_output_dir: bool = setting(False, "Replace the run that output_dir holds.")
+
+    def __post_init__(self):
+        self.saves = self.output_dir is not None  # without a folder nothing is written
+        self._unite_names()
+        self._check()
+        self._resolve_batch()
+        if self.bf16 is None:
+            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers wants to be told
+        init_process()
+        super().__post_init__()
+
+    @property
+    def should_save(self) -> bool:
+        """Whether this process writes files: the main one, and only where output_dir was given."""
+        return self.saves and super().should_save
+
+    def save_to(self, output_dir: str) -> None:
+        """Write to this run folder where the user named none."""
+        if not self.saves:
+            self.saves, self.output_dir = True, output_dir
+
+    def _unite_names(self) -> None:
+        self._unite("activation_checkpointing", "gradient_checkpointing", default=False)
+
+    def _unite(self, ours: str, other: str, default: Any = None) -> None:
+        """Give both names of one thing the value that either was given, or the default."""
+        first, second = getattr(self, ours), getattr(self, other)
+        if first is not None and second is not None and first != second:
+            raise RecipeError(
+                f"`{ours}` ({first}) and `{other}` ({second}) are two names of one thing and "
+                "differ. Give one of them."
+            )
+        value = second if first is None else first
+        value = default if value is None else value
+        setattr(self, ours, value)
+        setattr(self, other, value)
+
+    def _check(self) -> None:
+        for name in ("batch_size", "mini_batch_size", "gradient_accumulation_steps"):
+            self._check_at_least_one(name)
+        self._check_choice("trainable", TRAINABLE)
+        self._check_positive("temperature", "response_length")
+        for settings in dataclasses.fields(self):
+            check_range(settings.name, getattr(self, settings.name))
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise RecipeError(
+                f"`max_steps` is {self.max_steps}. Use 1 or more, or -1 to go by the number of "
+                "epochs."
+            )
+        if self.fp16:
+            raise RecipeError(
+                "`fp16` is refused: the probability ratio needs more than float16 resolves, and "
+                "AdamW on float16 weights turns to NaN. Use `bf16`, or leave both out for float32."
+            )
+
+    def _check_at_least_one(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is not None and value < 1:
+            raise RecipeError(f"`{name}` must be at least 1, got {value}.")
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise RecipeError(f"`{name}` must be greater than 0, got {value}.")
+
+    def _check_choice(self, name: str, allowed: Iterable[str]) -> None:
+        if getattr(self, name) not in allowed:
+            raise RecipeError(
+                f"Unknown `{name}` {getattr(self, name)!r}. Choose one of: {', '.join(allowed)}."
+            )
+
+
+def check_range(name: str, value: Any, where: str = "") -> None:
+    """Hold one setting to `RANGES`; what is no number is left to its own check.
 
     Raises:
-        RecipeError: the value lies outside, is not finite or not a number.
+        RecipeError: the value lies outside, is not finite or not a number; begins with `where`.
     """
     low, high = RANGES.get(name, (-INFINITY, INFINITY))
     if name not in RANGES or not isinstance(value, int | float):
@@ -73,13 +234,7 @@ def check_range(name: str, value: Any, where: str = "") -> None:
 
 
 def divide_exactly(total: int, part: int | None, total_name: str, part_name: str) -> int:
-    """Divide one size by another, or say which numbers would do.
-
-    Args:
-        total: such as a batch.
-        part: such as a minibatch; None stands for 1.
-        total_name: of its flag.
-        part_name: of its flag, or how it is worked out from several.
+    """Divide one size by another (None: by 1), or say which numbers would do.
 
     Raises:
         RecipeError: `total` is not a multiple of `part`.
@@ -105,9 +260,6 @@ def divide_exactly(total: int, part: int | None, total_name: str, part_name: str
 
 def check_trackers(report_to: str | Iterable[str] | None) -> None:
     """Refuse a tracker that is not there, before anything is trained.
-
-    Args:
-        report_to: names of trackers, as transformers takes them.
 
     Raises:
         RecipeError: says which are.

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.sharding import whole_model
 
-TRAINABLE = ("all", "attention", "lora")
 ATTENTION = re.compile(
     r"\.(attn|attention|self_attn|self_attention|encoder_attn|SelfAttention|EncDecAttention)\."
 )
