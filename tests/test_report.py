@@ -14,11 +14,11 @@ import tiny_grpo
 from ppo.test_resume import trainer_of
 
 from trl_recipes import RecipeError
+from trl_recipes.diagnostics import HEALTHY, judge
 from trl_recipes.errors import RunStopped
 from trl_recipes.evaluation.compare import Comparison, ModelResult
 from trl_recipes.report import conclude, run_page, write_comparison, write_report
 from trl_recipes.report.charts import Series, line_chart
-from trl_recipes.report.healthy import HEALTHY, judge
 from trl_recipes.report.reading import read_run
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.stats import append_alarms, append_samples, append_stats, stat_key

@@ -6,8 +6,8 @@ from typing import Any
 from urllib.parse import quote
 
 from trl_recipes.describe import duration
+from trl_recipes.diagnostics import judge, range_of
 from trl_recipes.report.comparison_page import answer, figures, side_by_side
-from trl_recipes.report.healthy import judge, range_of
 from trl_recipes.report.page import (
     Html,
     element,
