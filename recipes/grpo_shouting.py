@@ -20,8 +20,9 @@ from trl_recipes import GRPOConfig, GRPOTrainer, load_run
 from trl_recipes.arguments import run_recipe
 from trl_recipes.data.characters import cut_prompts
 from trl_recipes.data.tokenizers import character_tokenizer
+from trl_recipes.report import write_report
 from trl_recipes.rewards import KnownWordsReward, UppercaseReward
-from trl_recipes.run_folder import RunFolder, run_options, start_run
+from trl_recipes.run_folder import RunFolder, start_run
 from trl_recipes.training import shouting
 from trl_recipes.training.baseline import BaselineConfig, new_model, train_baseline
 from trl_recipes.training.dry_run import rehearse
@@ -70,17 +71,17 @@ def main(args: ShoutingArguments, sizes: BaselineConfig, config: GRPOConfig) -> 
     if stage := stages.todo("tokenizer"):
         shouting.keep_tokenizer(tokenizer, stage)
     if stage := stages.todo("baseline"):
-        start_run(**run_options(baseline), settings=settings)
-        stage.begin()
-        losses = train(output_dir=stage.folder / "model", config=baseline)
+        with start_run(baseline, settings, write_report):
+            stage.begin()
+            losses = train(output_dir=stage.folder / "model", config=baseline)
         say(shouting.tell_baseline(stage.folder, losses))
         stage.finish()
     if stage := stages.todo("grpo"):
         trainer = grpo(load_run(run.path / "baseline")[0])
-        start_run(**run_options(config), settings=settings)
-        stage.begin()
-        trainer.train()
-        shouting.keep_policy(trainer, run)
+        with start_run(config, settings, write_report):
+            stage.begin()
+            trainer.train()
+            shouting.keep_policy(trainer, run)
         stage.finish()
 
     # Results

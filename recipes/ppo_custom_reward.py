@@ -23,8 +23,8 @@ from trl_recipes.arguments import model_kwargs, run_recipe
 from trl_recipes.data.prompts import holds_conversations, one_prompt
 from trl_recipes.embedded import language_model
 from trl_recipes.evaluation.compare import compare
-from trl_recipes.report import conclude
-from trl_recipes.run_folder import check_run, run_options, start_run
+from trl_recipes.report import conclude, write_report
+from trl_recipes.run_folder import check_run, start_run
 
 WEIGHTS = {1: [3.0, 0.0, 0.0, -0.5], 2: [3.0, 1.0, -1.5, -0.5]}  # in the order of `reward`
 REFERENCE = "I went in hoping for nothing and came out amazed."
@@ -43,7 +43,7 @@ class RewardArguments:
 
 def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) -> None:
     config.save_to(f"runs/ppo-custom-{args.version}")
-    run = check_run(**run_options(config))
+    check_run(config)
 
     # Models
     name = model_config.model_name_or_path or str(language_model())
@@ -80,9 +80,9 @@ def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) ->
     trainer.accelerator.print(trainer.describe())
     if config.check:
         return trainer.accelerator.print(trainer.check())
-    start_run(**run_options(config), settings=(args, config, model_config))
-    trainer.train()
-    trainer.save_model()
+    with start_run(config, (args, config, model_config), write_report) as run:
+        trainer.train()
+        trainer.save_model()
 
     # Results
     if trainer.accelerator.is_main_process:

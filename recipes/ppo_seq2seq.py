@@ -21,8 +21,9 @@ from trl_recipes import (
 )
 from trl_recipes.arguments import model_kwargs, run_recipe
 from trl_recipes.evaluation.compare import compare
-from trl_recipes.report import conclude
+from trl_recipes.report import conclude, write_report
 from trl_recipes.rewards import RewardModelReward
+from trl_recipes.run_folder import start_run
 from trl_recipes.training.seq2seq_chain import Chain
 from trl_recipes.training.seq2seq_measures import measures_of
 from trl_recipes.training.seq2seq_pairs import PairArguments
@@ -74,9 +75,10 @@ def main(
         trainer.accelerator.print(trainer.describe())
         if config.check:
             return trainer.accelerator.print(trainer.check())
-        chain.start_ppo(*settings)
-        trainer.train()
-        trainer.save_model()
+        with start_run(config, settings, write_report):
+            chain.start_ppo()
+            trainer.train()
+            trainer.save_model()
         chain.finish_ppo(trainer.state.global_step)
 
     # Results

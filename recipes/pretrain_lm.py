@@ -20,7 +20,7 @@ from trl_recipes.arguments import run_recipe
 from trl_recipes.describe import printable
 from trl_recipes.distributed import is_main_process, print_main
 from trl_recipes.report import write_report
-from trl_recipes.run_folder import check_run, run_options, start_run
+from trl_recipes.run_folder import check_run, start_run
 from trl_recipes.training.dry_run import rehearse
 from trl_recipes.training.language_model import (
     LanguageModelSizes,
@@ -44,7 +44,7 @@ class LanguageModelArguments:
 
 
 def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: PretrainConfig) -> None:
-    run = check_run(**run_options(config))
+    run = check_run(config)
 
     # Texts
     source = args.dataset_name or "the embedded reviews"
@@ -71,7 +71,7 @@ def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: Pretra
     )
     if config.check:
         return print_main(rehearse(train, config))
-    begin = partial(start_run, **run_options(config), settings=(args, sizes, config))
+    begin = partial(start_run, config, (args, sizes, config), write_report)
     metrics = train(output_dir=run.model, config=config, before_training=begin)
 
     # Results

@@ -20,8 +20,8 @@ from trl_recipes.distributed import is_main_process
 from trl_recipes.embedded import language_model
 from trl_recipes.evaluation.compare import compare
 from trl_recipes.evaluation.judges import mood_judges
-from trl_recipes.report import conclude
-from trl_recipes.run_folder import check_run, run_options, start_run
+from trl_recipes.report import conclude, write_report
+from trl_recipes.run_folder import check_run, start_run
 from trl_recipes.training.reward_stage import LearntReward, RewardStage
 from trl_recipes.training.stage import begin, finish, go_on, settings_of
 
@@ -62,7 +62,7 @@ def main(args: RlhfArguments, stage: RewardStage, config: PPOConfig, model_confi
     looking = args.task == "generate"
     settings = settings_of(args, config, model_config) | {"reward": reward.settings}
     done = go_on(config, settings, "a policy", must_be_done=looking)
-    run = check_run(**run_options(config))
+    run = check_run(config)
     if not done:
         trainer = PPOTrainer(
             args=config,
@@ -76,11 +76,11 @@ def main(args: RlhfArguments, stage: RewardStage, config: PPOConfig, model_confi
         trainer.accelerator.print(reward.describe(), trainer.describe(), sep="\n")
         if config.check:
             return trainer.accelerator.print(reward.rehearse(), trainer.check(), sep="\n")
-        start_run(**run_options(config), settings=(args, stage, config, model_config))
-        begin(run.path, settings)
-        reward.train()
-        trainer.train()
-        trainer.save_model()
+        with start_run(config, (args, stage, config, model_config), write_report):
+            begin(run.path, settings)
+            reward.train()
+            trainer.train()
+            trainer.save_model()
         finish(run.path, settings, {"steps": len(trainer.all_stats)})
 
     # Results

@@ -25,8 +25,8 @@ from trl_recipes import (
 from trl_recipes.arguments import model_kwargs, run_recipe
 from trl_recipes.embedded import language_model
 from trl_recipes.evaluation.compare import compare, sentiment_measures
-from trl_recipes.report import conclude
-from trl_recipes.run_folder import check_run, run_options, start_run
+from trl_recipes.report import conclude, write_report
+from trl_recipes.run_folder import check_run, start_run
 
 
 @dataclass
@@ -45,7 +45,7 @@ class SentimentArguments:
 
 def main(args: SentimentArguments, config: RLOOConfig, model_config: ModelConfig) -> None:
     config.save_to("runs/rloo-good" if args.change_score else "runs/rloo-bad")
-    run = check_run(**run_options(config))
+    check_run(config)
 
     # Models
     name = model_config.model_name_or_path or str(language_model())
@@ -79,9 +79,9 @@ def main(args: SentimentArguments, config: RLOOConfig, model_config: ModelConfig
     trainer.accelerator.print(trainer.describe())
     if config.check:
         return trainer.accelerator.print(trainer.check())
-    start_run(**run_options(config), settings=(args, config, model_config))
-    trainer.train()
-    trainer.save_model()
+    with start_run(config, (args, config, model_config), write_report) as run:
+        trainer.train()
+        trainer.save_model()
 
     # Results
     if trainer.accelerator.is_main_process:

@@ -17,7 +17,7 @@ from trl_recipes.arguments import run_recipe
 from trl_recipes.distributed import is_main_process, print_main
 from trl_recipes.evaluation.reward_model import measure, write_card
 from trl_recipes.report import write_report
-from trl_recipes.run_folder import check_run, run_options, start_run
+from trl_recipes.run_folder import check_run, start_run
 from trl_recipes.training.dry_run import rehearse
 from trl_recipes.training.language_model import ClassifierSizes
 from trl_recipes.training.reward_data import read_reward_data
@@ -49,7 +49,7 @@ class RewardModelArguments:
 
 
 def main(args: RewardModelArguments, sizes: ClassifierSizes, config: RewardModelConfig) -> None:
-    run = check_run(**run_options(config))
+    run = check_run(config)
 
     # Models
     source = args.dataset_name or "the embedded reviews"
@@ -76,7 +76,7 @@ def main(args: RewardModelArguments, sizes: ClassifierSizes, config: RewardModel
     train = partial(train_reward_model, data, model_name_or_path=base, sizes=sizes)
     if config.check:
         return print_main(rehearse(train, config))
-    begin = partial(start_run, **run_options(config), settings=(args, sizes, config))
+    begin = partial(start_run, config, (args, sizes, config), write_report)
     began = time.monotonic()
     trained = train(output_dir=run.model, config=config, before_training=begin)
 

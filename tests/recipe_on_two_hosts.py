@@ -16,7 +16,8 @@ from datasets import Dataset
 
 from trl_recipes import PPOConfig, PPOTrainer, lost_peer
 from trl_recipes.arguments import run_recipe
-from trl_recipes.run_folder import run_options, start_run
+from trl_recipes.report import write_report
+from trl_recipes.run_folder import start_run
 
 
 @dataclass
@@ -42,9 +43,9 @@ def main(args: Arguments, config: PPOConfig) -> None:
         train_dataset=Dataset.from_dict({"input_ids": [[2 + i % (VOCAB - 2)] for i in range(64)]}),
         processing_class=Words(),
     )
-    start_run(**run_options(config), settings=(args, config))
-    trainer.train()
-    trainer.save_model()
+    with start_run(config, (args, config), write_report):
+        trainer.train()
+        trainer.save_model()
 
 
 if __name__ == "__main__":

@@ -309,7 +309,7 @@ def test_the_run_folder_and_the_saved_model(kind, tmp_path):
     samples = (tmp_path / "samples.jsonl").read_text().splitlines()
     assert len(samples) == 3 * 2  # one response of each prompt
     names = {path.name for path in tmp_path.iterdir()}
-    kept = {"all_stats.jsonl", "samples.jsonl", "training.json", "report.html"}
+    kept = {"all_stats.jsonl", "samples.jsonl", "training.json"}
     assert names == {*kept, "checkpoints", "model"}
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))

@@ -20,7 +20,7 @@ from trl_recipes.evaluation.compare import Comparison, ModelResult
 from trl_recipes.report import conclude, run_page, write_comparison, write_report
 from trl_recipes.report.charts import Series, line_chart
 from trl_recipes.report.reading import read_run
-from trl_recipes.run_folder import RunFolder
+from trl_recipes.run_folder import RunFolder, start_run
 from trl_recipes.stats import append_alarms, append_samples, append_stats, stat_key
 
 EVIL = "<script>alert('x')</script><img src=http://evil.example/a onerror=alert(1)>"
@@ -419,8 +419,14 @@ def sessions(folder):
     return json.loads((folder / "training.json").read_text())["sessions"]
 
 
+def train(trainer, resume=None):
+    trainer.args.resume_from_checkpoint = resume
+    with start_run(trainer.args, report=write_report):
+        trainer.train()
+
+
 def test_a_run_that_finishes_leaves_its_page(tmp_path):
-    trainer_of(tmp_path, steps=2).train()
+    train(trainer_of(tmp_path, steps=2))
     assert "It finished after 2 steps." in lead(tmp_path)
     (session,) = sessions(tmp_path)
     assert (session["how"], session["step"]) == ("finished", 2)
@@ -437,7 +443,7 @@ def test_a_run_that_fails_leaves_its_page_as_far_as_it_came(tmp_path):
         return [float(len(text)) for text in completions]
 
     with pytest.raises(RecipeError):
-        trainer_of(tmp_path, reward=fails).train()
+        train(trainer_of(tmp_path, reward=fails))
     assert "It failed after 2 steps." in lead(tmp_path)
     page = Page((tmp_path / "report.html").read_text())
     assert EVIL in page.text
@@ -460,9 +466,9 @@ def test_a_run_that_is_stopped_and_resumed_has_two_sessions(kind, tmp_path):
         return tiny_grpo.build(rewards=stops, output_dir=str(tmp_path), max_steps=4)
 
     with pytest.raises(RunStopped):
-        trainer().train()
+        train(trainer())
     assert "It was stopped after 2 steps." in lead(tmp_path)
-    trainer().train(resume_from_checkpoint=True)
+    train(trainer(), resume="true")
     assert "It finished after 4 steps." in lead(tmp_path)
     first, second = sessions(tmp_path)
     assert (first["how"], first["step"]) == ("stopped", 2)
@@ -482,6 +488,6 @@ def test_a_run_that_was_killed_has_a_record_and_says_so(tmp_path):
 def test_a_page_that_cannot_be_written_ends_no_run(tmp_path, caplog):
     (tmp_path / "report.html").mkdir()
     trainer = trainer_of(tmp_path, steps=2)
-    trainer.train()
+    train(trainer)
     assert len(trainer.all_stats) == 2
     assert "was not written" in caplog.text

@@ -7,10 +7,16 @@ import pytest
 import yaml
 
 from trl_recipes import distributed
-from trl_recipes import run_folder as runs
 from trl_recipes.arguments import parse_arguments
 from trl_recipes.errors import RecipeError
-from trl_recipes.run_folder import RunFolder, read_config, start_run, write_config
+from trl_recipes.run_folder import (
+    RunFolder,
+    check_output_dir,
+    prepare_run,
+    read_config,
+    start_run,
+    write_config,
+)
 
 
 class Mood(enum.StrEnum):
@@ -36,7 +42,7 @@ class Arguments:
 @pytest.fixture
 def finished(tmp_path):
     """A folder as a finished run leaves it."""
-    run = start_run(tmp_path / "runs" / "ppo")
+    run = prepare_run(tmp_path / "runs" / "ppo")
     write_config(run, Arguments())
     run.all_stats.write_text('{"step": 1}\n')
     run.samples.write_text("{}\n")
@@ -74,7 +80,7 @@ def test_the_paths_are_those_of_the_design(tmp_path):
 
 
 def test_a_new_folder_is_made_with_its_parents(tmp_path):
-    run = start_run(tmp_path / "a" / "b")
+    run = prepare_run(tmp_path / "a" / "b")
     assert run.path == tmp_path / "a" / "b"
     assert run.plots.is_dir()
     assert read_config(run) == {}
@@ -83,7 +89,7 @@ def test_a_new_folder_is_made_with_its_parents(tmp_path):
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(finished):
     before = contents(finished.path)
     with pytest.raises(RecipeError, match="already holds a run") as error:
-        start_run(finished.path)
+        prepare_run(finished.path)
     assert str(finished.path) in str(error.value)
     assert "--overwrite_output_dir" in str(error.value)
     assert "all_stats.jsonl" in str(error.value)
@@ -91,9 +97,9 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(finished):
 
 
 def test_a_run_that_never_got_to_train_is_no_obstacle(tmp_path):
-    start_run(tmp_path / "run")
-    write_config(start_run(tmp_path / "run"), Arguments())
-    start_run(tmp_path / "run")
+    prepare_run(tmp_path / "run")
+    write_config(prepare_run(tmp_path / "run"), Arguments())
+    prepare_run(tmp_path / "run")
 
 
 def test_overwriting_removes_what_a_run_writes_and_nothing_else(finished):
@@ -101,7 +107,7 @@ def test_overwriting_removes_what_a_run_writes_and_nothing_else(finished):
     for name in own:
         (finished.path / name).parent.mkdir(exist_ok=True)
         (finished.path / name).write_text(f"mine: {name}")
-    start_run(finished.path, overwrite=True)
+    prepare_run(finished.path, overwrite=True)
     left = contents(finished.path)
     assert sorted(left) == sorted([*own, "config.yaml"])
     assert all(left[name] == f"mine: {name}".encode() for name in own)
@@ -109,7 +115,7 @@ def test_overwriting_removes_what_a_run_writes_and_nothing_else(finished):
 
 
 def test_overwriting_a_clean_run_leaves_no_old_folder(finished):
-    start_run(finished.path, overwrite=True)
+    prepare_run(finished.path, overwrite=True)
     assert sorted(path.name for path in finished.path.iterdir()) == ["config.yaml", "plots"]
 
 
@@ -123,7 +129,7 @@ def test_overwriting_does_not_follow_links_out_of_the_folder(finished, tmp_path)
     finished.model.rmdir()
     finished.model.symlink_to(elsewhere)
     (finished.checkpoints / "step-20").symlink_to(elsewhere)
-    start_run(finished.path, overwrite=True)
+    prepare_run(finished.path, overwrite=True)
     assert sorted(path.name for path in elsewhere.iterdir()) == ["config.json", "model.safetensors"]
     assert not finished.model.exists()
 
@@ -135,41 +141,41 @@ def test_a_folder_that_no_run_wrote_is_never_overwritten(tmp_path, name, overwri
     (tmp_path / name).write_text("mine: 1\n")
     before = contents(tmp_path)
     with pytest.raises(RecipeError, match="may be something else"):
-        start_run(tmp_path, overwrite=overwrite)
+        prepare_run(tmp_path, overwrite=overwrite)
     assert contents(tmp_path) == before
 
 
 def test_resuming_leaves_everything(finished):
     before = contents(finished.path)
-    assert start_run(finished.path, resume=True) == finished
+    assert prepare_run(finished.path, resume=True).path == finished.path
     assert contents(finished.path) == before
 
 
 def test_there_must_be_something_to_resume(tmp_path):
     with pytest.raises(RecipeError, match="holds no run to go on with"):
-        start_run(tmp_path / "new", resume=True)
+        prepare_run(tmp_path / "new", resume=True)
     assert not (tmp_path / "new").exists()
     with pytest.raises(RecipeError, match="both given"):
-        start_run(tmp_path, resume=True, overwrite=True)
+        prepare_run(tmp_path, resume=True, overwrite=True)
 
 
 def test_a_file_in_the_way_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(RecipeError, match="cannot be a folder, because"):
-            start_run(path)
+            prepare_run(path)
 
 
 def test_other_processes_neither_look_nor_write(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    assert start_run(finished.path) == finished
-    run = start_run(tmp_path / "new")
+    assert prepare_run(finished.path).path == finished.path
+    run = prepare_run(tmp_path / "new")
     write_config(run, Arguments())
     assert not run.path.exists()
 
 
 def test_the_config_runs_the_same_again(tmp_path):
-    run = start_run(tmp_path / "run")
+    run = prepare_run(tmp_path / "run")
     argv = ["--dataset_name", "a b: c.csv", "--mood", "bad", "--weights", "1", "1e-05"]
     (first,) = parse_arguments(Arguments, argv=[*argv, "--batch_size", "64"])
     write_config(run, first)
@@ -180,7 +186,7 @@ def test_the_config_runs_the_same_again(tmp_path):
 
 
 def test_what_was_worked_out_does_not_get_in_the_way_of_a_flag(tmp_path):
-    run = start_run(tmp_path / "run")
+    run = prepare_run(tmp_path / "run")
     (first,) = parse_arguments(Arguments, argv=["--batch_size", "64"])
     assert first.mini_batch_size == 64  # worked out
     write_config(run, first)
@@ -196,7 +202,7 @@ def test_the_config_tells_recipe_versions_and_seed_and_no_secret(tmp_path, monke
     training = TrainingArguments(
         output_dir="x", learning_rate=1e-4, hub_token="hf_secret", use_cpu=True, report_to="none"
     )
-    run = start_run(tmp_path / "run")
+    run = prepare_run(tmp_path / "run")
     write_config(run, Arguments(dataset_name="d", overwrite_output_dir=True), training)
     text = run.config.read_text()
     assert "# recipe: ppo_sentiment.py\n" in text
@@ -213,13 +219,14 @@ def test_the_config_tells_recipe_versions_and_seed_and_no_secret(tmp_path, monke
     assert read_config(run.path) == values
 
 
-def test_a_required_field_is_written(tmp_path):
+def test_a_required_field_is_written(tmp_path, monkeypatch):
     @dataclass
     class Needs:
         prompt: str
 
-    run = start_run(tmp_path)
-    write_config(run, Needs("hello"), recipe="generate.py")
+    run = prepare_run(tmp_path)
+    monkeypatch.setattr("sys.argv", ["recipes/generate.py"])
+    write_config(run, Needs("hello"))
     assert read_config(run) == {"prompt": "hello"}
     assert "# recipe: generate.py" in run.config.read_text()
 
@@ -245,11 +252,38 @@ def test_the_main_process_is_rank_0_or_the_only_one(monkeypatch):
 
 
 def test_checking_a_run_removes_and_writes_nothing(tmp_path):
-    run = runs.start_run(tmp_path / "run")
+    run = prepare_run(tmp_path / "run")
     run.all_stats.write_text("{}\n")
     before = sorted(tmp_path.rglob("*"))
-    runs.check_run(tmp_path / "run", overwrite=True)
-    runs.check_run(tmp_path / "new")
+    check_output_dir(tmp_path / "run", overwrite=True)
+    check_output_dir(tmp_path / "new")
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(RecipeError, match="already holds a run"):
-        runs.check_run(tmp_path / "run")
+        check_output_dir(tmp_path / "run")
+
+
+def test_the_page_is_written_however_the_training_ends_if_it_did_a_step(tmp_path, caplog):
+    config = Arguments(output_dir=str(tmp_path / "run"))
+    config.resume_from_checkpoint, pages = None, []
+    with start_run(config, [config], pages.append):
+        pass
+    assert pages == []  # no step was done, and the folder is used again
+
+    def interrupted():
+        with start_run(config, [config], pages.append) as run:
+            run.all_stats.write_text("{}\n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [page.path for page in pages] == [tmp_path / "run"]
+    with pytest.raises(RecipeError, match="already holds a run"), start_run(config):
+        raise AssertionError
+
+    def full(run):
+        raise OSError("the disk is full")
+
+    config.overwrite_output_dir = True
+    with start_run(config, report=full) as run:
+        run.all_stats.write_text("{}\n")
+    assert "the disk is full" in caplog.text

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -33,8 +33,7 @@ from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.loss_log import LossLog
 from trl_recipes.lost_peer import notice_lost_machines
 from trl_recipes.models.sharding import check_embeddings, spread_by_layer
-from trl_recipes.run_folder import RunFolder
-from trl_recipes.training_record import recorded
+from trl_recipes.run_folder import RunFolder, recorded
 
 _log = logging.getLogger(__name__)
 
@@ -142,7 +141,7 @@ def stop_run(received: signal.Signals, step: int, steps: int) -> NoReturn:
 
 def train_or_stop(
     trainer: Trainer,
-    before_training: Callable[[], Any] | None = None,
+    before_training: Callable[[], AbstractContextManager] | None = None,
     train: Callable[..., TrainOutput] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> TrainOutput:
@@ -154,10 +153,10 @@ def train_or_stop(
     Args:
         trainer: its `args` say where, how often it saves, and whether to resume: from a
             checkpoint's folder, or `true` for the newest whole one.
-        before_training: called when all was found fit for training, to make the run folder ready;
-            None for a training on texts that leaves no run.
+        before_training: gives what is entered around the training when all was found fit for it, to
+            make the run folder ready; None for a training on texts that leaves no run.
         train: called with `resume_from_checkpoint`; None takes the trainer's own `train`.
-        about: for the record, with `train`; see `trl_recipes.training_record.recorded`.
+        about: for the record, with `train`; see `trl_recipes.run_folder.recorded`.
 
     Returns:
         What the trainer's `train` gave.
@@ -172,9 +171,10 @@ def train_or_stop(
     checkpoint = broadcast_from_main(find) if wanted else None
     check_embeddings(trainer.model, trainer.accelerator)
     spread_by_layer(trainer.model, trainer.accelerator)
+    started = nullcontext()
     record = nullcontext() if about is None else recorded(run, about, lambda: _step(trainer))
     if before_training is not None:
-        before_training()
+        started = before_training()
         if not any(isinstance(c, LossLog) for c in trainer.callback_handler.callbacks):
             trainer.add_callback(LossLog(run.all_stats))
         record = recorded(run, {"about": _about(trainer)}, lambda: _step(trainer))
@@ -183,7 +183,7 @@ def train_or_stop(
         ddp.find_unused_parameters = False  # else torch looks for some at each step, and warns
     args.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
     notice_lost_machines()
-    with record:
+    with started, record:
         return _train(trainer, run, checkpoint, train or trainer.train)
 
 

@@ -3,17 +3,12 @@
 import math
 from pathlib import Path
 
-import torch
-
 
 def printable(text: str) -> str:
     """Make text safe for a terminal and one line: control characters become spaces.
 
     That takes in escape sequences, which could hide or rewrite what stands on the screen, and
     characters that turn the direction of writing.
-
-    Args:
-        text: of any origin.
 
     >>> printable("red " + chr(27) + "[31mtext")
     'red  [31mtext'
@@ -23,9 +18,6 @@ def printable(text: str) -> str:
 
 def duration(seconds: float) -> str:
     """Say a time in the unit that suits it.
-
-    Args:
-        seconds: how long.
 
     >>> duration(75), duration(300), duration(9000)
     ('75 seconds', '5 minutes', '2.5 hours')
@@ -37,10 +29,12 @@ def duration(seconds: float) -> str:
 
 
 def peak_memory() -> float:
-    """Most memory that this process has held, in GB: the GPU's, or else the machine's.
+    """Measure the most memory that this process has held, in GB: the GPU's, or the machine's.
 
     nan where the system does not say.
     """
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     status = Path("/proc/self/status")

@@ -1,21 +1,8 @@
 """The run folder: what a run writes, and where.
 
-    runs/<name>/
-        config.yaml        every setting; --config takes it to run the same again
-        all_stats.jsonl    one row a step
-        samples.jsonl      some queries, responses and scores of each step
-        alarms.jsonl       what looked wrong, each said once
-        failure.json       what is known of a step that ended the run
-        plots/*.png
-        report.html        all of it on one page
-        training.json      what was trained, how it ended, how long it took
-        comparison.json    answers and figures before and after, on held-out prompts
-        model/             policy, value head and tokenizer
-        checkpoints/step-N/
-        stage.json         of a chain: the settings of this stage, and what it found
-
 What is no flag (recipe, versions, date) stands in comment lines of config.yaml, so that the file
-is exactly what --config reads.
+is exactly what --config reads. training.json tells what the statistics do not: what was trained,
+and of each session (one time that the run was started) how it ended and how long it took.
 """
 
 import dataclasses
@@ -23,18 +10,23 @@ import datetime
 import enum
 import importlib.metadata
 import inspect
+import json
+import logging
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from trl_recipes.describe import peak_memory
 from trl_recipes.distributed import is_main_process
-from trl_recipes.errors import RecipeError
+from trl_recipes.errors import RecipeError, RunStopped
 
 # Attribute in which the parser leaves the names of the fields that flags and --config gave.
 GIVEN = "_given"
@@ -62,89 +54,31 @@ _MODEL_FILES = (
     "README.md",
 )
 
+_log = logging.getLogger(__name__)
 
-@dataclasses.dataclass(frozen=True)
+
 class RunFolder:
-    """The paths inside one run folder.
+    """The paths inside one run folder, which need not be there."""
 
-    Attributes:
-        path: of the folder.
-    """
-
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """All settings, as YAML that --config takes."""
-        return self.path / "config.yaml"
-
-    @property
-    def all_stats(self) -> Path:
-        """Statistics, one JSON line a step."""
-        return self.path / "all_stats.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        """Some queries, responses and scores of each step, as JSON lines."""
-        return self.path / "samples.jsonl"
-
-    @property
-    def alarms(self) -> Path:
-        """What looked wrong while it trained, a sentence a JSON line."""
-        return self.path / "alarms.jsonl"
-
-    @property
-    def failure(self) -> Path:
-        """What is known of a step that ended the run."""
-        return self.path / "failure.json"
-
-    @property
-    def plots(self) -> Path:
-        """Folder of the pictures."""
-        return self.path / "plots"
-
-    @property
-    def report(self) -> Path:
-        """The page that shows the run."""
-        return self.path / "report.html"
-
-    @property
-    def record(self) -> Path:
-        """What was trained, how it ended, how long it took."""
-        return self.path / "training.json"
-
-    @property
-    def comparison(self) -> Path:
-        """Answers and figures before and after, on held-out prompts."""
-        return self.path / "comparison.json"
-
-    @property
-    def model(self) -> Path:
-        """Folder of the trained model, value head and tokenizer."""
-        return self.path / "model"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of `step-N` folders."""
-        return self.path / "checkpoints"
-
-    @property
-    def stage(self) -> Path:
-        """What a stage of a chain runs with, and what it found."""
-        return self.path / "stage.json"
-
-    @property
-    def pretrained(self) -> Path:
-        """Folder of the stage that a run of several stages starts PPO from."""
-        return self.path / "pretrained"
-
-    @property
-    def reward_model(self) -> Path:
-        """Folder of the stage that trains the reward model."""
-        return self.path / "reward_model"
+    def __init__(self, path: str | os.PathLike):
+        self.path = path = Path(path).expanduser()
+        self.config = path / "config.yaml"  # all settings; --config takes it to run the same again
+        self.all_stats = path / "all_stats.jsonl"  # one row a step
+        self.samples = path / "samples.jsonl"  # some queries, responses and scores of each step
+        self.alarms = path / "alarms.jsonl"  # what looked wrong, each said once
+        self.failure = path / "failure.json"  # what is known of a step that ended the run
+        self.plots = path / "plots"
+        self.report = path / "report.html"  # all of it on one page
+        self.record = path / "training.json"  # what was trained, how it ended, how long it took
+        self.comparison = path / "comparison.json"  # before and after, on held-out prompts
+        self.model = path / "model"  # policy, value head and tokenizer
+        self.checkpoints = path / "checkpoints"
+        self.stage = path / "stage.json"  # of a chain: this stage's settings, and what it found
+        self.pretrained = path / "pretrained"  # stage that a run of several starts PPO from
+        self.reward_model = path / "reward_model"  # stage that trains the reward model
 
     def places(self) -> str:
-        """Where what a run leaves lies, in four lines."""
+        """Say where what a run leaves lies, in four lines."""
         return (
             f"Model:    {self.model}\nPictures: {self.plots}\nStats:    {self.all_stats}\n"
             f"Report:   {self.report}"
@@ -153,39 +87,49 @@ class RunFolder:
     def __str__(self) -> str:
         return str(self.path)
 
+    def __fspath__(self) -> str:
+        return str(self.path)
 
-def run_options(config: Any) -> dict[str, Any]:
-    """Take what `check_run` and `start_run` want to know out of a trainer's configuration.
 
-    Args:
-        config: transformers' TrainingArguments with `overwrite_output_dir`.
+def check_run(config: Any) -> RunFolder:
+    """Say at once whether a run may start in `config.output_dir`; see `check_output_dir`."""
+    return check_output_dir(config.output_dir, **_choices(config))
+
+
+@contextmanager
+def start_run(
+    config: Any, settings: Sequence[Any] = (), report: Callable[[RunFolder], Any] | None = None
+) -> Iterator[RunFolder]:
+    """Prepare the run folder of the training inside, and write its page when that ends in any way.
+
+    To be entered when everything was found fit for training: see `prepare_run`, which takes the
+    parsed `settings`. `config` is transformers' TrainingArguments with `overwrite_output_dir`;
+    `report` writes the page of a run that did a step. A page that cannot be written ends nothing.
     """
-    return {
-        "output_dir": config.output_dir,
-        "overwrite": config.overwrite_output_dir,
-        "resume": bool(config.resume_from_checkpoint),
-    }
+    run = prepare_run(config.output_dir, settings=settings, **_choices(config))
+    try:
+        yield run
+    finally:
+        if report and is_main_process() and _holds_something(run.all_stats):
+            try:
+                report(run)
+            except (RecipeError, OSError) as error:
+                _log.warning("`%s` was not written: %s", run.report, error)
 
 
-def check_run(
+def _choices(config: Any) -> dict[str, bool]:
+    resume = bool(config.resume_from_checkpoint)
+    return {"overwrite": config.overwrite_output_dir, "resume": resume}
+
+
+def check_output_dir(
     output_dir: str | os.PathLike, *, overwrite: bool = False, resume: bool = False
 ) -> RunFolder:
     """Say at once whether a run may start in a folder; nothing is written or removed.
 
     A folder whose run never got to train (no statistics, model or checkpoint) is used again. Only
-    the main process looks.
-
-    Args:
-        output_dir: the folder; it need not be there.
-        overwrite: whether an earlier run's files may be removed.
-        resume: whether to go on with the run that is there.
-
-    Returns:
-        The run folder.
-
-    Raises:
-        RecipeError: the folder holds a run and neither option was given, or files that no run
-            wrote and that this one would overwrite; or nothing to resume.
+    the main process looks. It is an error where the folder holds a run and neither option was
+    given, or files that no run wrote and that this one would overwrite; or nothing to resume.
     """
     if overwrite and resume:
         raise RecipeError(
@@ -194,8 +138,9 @@ def check_run(
     run = RunFolder(check_folder(output_dir))
     if not is_main_process():
         return run
-    marked = run.config.is_file() and _is_marked(run.config)
-    results = [path for path in _results(run) if _holds_something(path)]
+    marked = run.config.is_file() and run.config.read_bytes().startswith(_MARK.encode())
+    results = [*_result_files(run), run.plots, run.model, run.checkpoints]
+    results = [path for path in results if _holds_something(path)]
     if not marked and (results or run.config.exists() or run.record.exists()):
         found = [run.config] if run.config.exists() else results or [run.record]
         raise RecipeError(
@@ -217,14 +162,7 @@ def check_run(
 
 
 def check_folder(path: str | os.PathLike) -> Path:
-    """Say at once whether a folder to write to can be one; nothing is made.
-
-    Args:
-        path: the value of --output_dir.
-
-    Raises:
-        RecipeError: a file lies there or further up.
-    """
+    """Say at once whether the value of --output_dir can be a folder; nothing is made."""
     if not str(path).strip():
         raise RecipeError("--output_dir is empty. Give the folder to write to.")
     folder = Path(path).expanduser()
@@ -238,15 +176,7 @@ def check_folder(path: str | os.PathLike) -> Path:
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Refuse a run whose checkpoints will not fit on the disk.
-
-    Args:
-        folder: that it will write to; it need not be there yet.
-        needed: bytes.
-
-    Raises:
-        RecipeError: says how much is free and how much is needed.
-    """
+    """Refuse a run whose checkpoints, of `needed` bytes, will not fit on the disk."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
@@ -257,7 +187,7 @@ def check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def start_run(
+def prepare_run(
     output_dir: str | os.PathLike,
     *,
     overwrite: bool = False,
@@ -266,22 +196,10 @@ def start_run(
 ) -> RunFolder:
     """Make a run folder ready, without ever losing an earlier run by accident.
 
-    To be called when everything else was found fit for training, since `overwrite` removes what an
-    earlier run wrote. Only the main process writes.
-
-    Args:
-        output_dir: the folder; made if it is not there.
-        overwrite: remove what an earlier run wrote there, and nothing else.
-        resume: go on with the run that is there.
-        settings: the parsed arguments, for `write_config`; none writes no settings.
-
-    Returns:
-        The run folder.
-
-    Raises:
-        RecipeError: as `check_run`, or no folder can be made.
+    `overwrite` removes what an earlier run wrote there, and nothing else; `resume` goes on with it.
+    `settings` are the parsed arguments, for `write_config`. Only the main process writes.
     """
-    run = check_run(output_dir, overwrite=overwrite, resume=resume)
+    run = check_output_dir(output_dir, overwrite=overwrite, resume=resume)
     if not is_main_process():
         return run
     if overwrite:
@@ -300,31 +218,27 @@ def start_run(
     return run
 
 
-def write_config(run: RunFolder, *dataclass_objects: Any, recipe: str | None = None) -> None:
+def write_config(run: RunFolder, *settings: Any) -> None:
     """Write config.yaml: every setting that differs from its default, and where it came from.
 
-    Args:
-        run: the run folder.
-        *dataclass_objects: the parsed arguments. Fields of our own classes are written even where
-            they have their default; one that was left out and worked out later is a comment.
-        recipe: name of the recipe; that of the running script when None.
+    Fields of our own classes are written even where they have their default; one that was left out
+    and worked out later is a comment.
     """
     if not is_main_process():
         return
     values: dict[str, Any] = {}
     derived: dict[str, Any] = {}
-    for settings in dataclass_objects:
-        kept, worked_out = _settings(settings)
+    for parsed in settings:
+        kept, worked_out = _settings(parsed)
         values.update(kept)
         derived.update(worked_out)
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    if any(hasattr(settings, "output_dir") for settings in dataclass_objects):
+    if any(hasattr(parsed, "output_dir") for parsed in settings):
         values["output_dir"] = str(run.path)  # also where a recipe chose it
         derived.pop("output_dir", None)
     header = (
         f"{_MARK} To run it again: --config <this file> --output_dir <another folder>\n"
-        f"# recipe: {recipe or Path(sys.argv[0]).name}\n"
-        f"# started: {now}\n"
+        f"# recipe: {Path(sys.argv[0]).name}\n"
+        f"# started: {_now()}\n"
         f"# {versions()}\n"
     )
     for name, value in derived.items():
@@ -333,19 +247,9 @@ def write_config(run: RunFolder, *dataclass_objects: Any, recipe: str | None = N
     write_whole(run.config, header + body)
 
 
-def read_config(run: RunFolder | str | os.PathLike) -> dict[str, Any]:
-    """Read the settings of a run.
-
-    Args:
-        run: the run folder, or its path.
-
-    Returns:
-        Settings by name of their flag.
-
-    Raises:
-        RecipeError: there is no such run, or its config.yaml is damaged.
-    """
-    run = run if isinstance(run, RunFolder) else RunFolder(Path(run).expanduser())
+def read_config(run: str | os.PathLike) -> dict[str, Any]:
+    """Read the settings of a run, by name of their flag."""
+    run = RunFolder(run)
     if not run.config.is_file():
         raise RecipeError(f"`{run}` holds no run: there is no `{run.config}`. Check the folder.")
     try:
@@ -354,27 +258,21 @@ def read_config(run: RunFolder | str | os.PathLike) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: {error.problem}" if mark else "it is no YAML"
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else where
-        raise RecipeError(f"`{run.config}` is damaged: {reason}. Mend or delete it.") from error
+        raise RecipeError(f"`{run.config}` is damaged: {reason}. Fix or delete it.") from error
     if values is not None and not isinstance(values, dict):
-        raise RecipeError(f"`{run.config}` is damaged: it holds no settings. Mend or delete it.")
+        raise RecipeError(f"`{run.config}` is damaged: it holds no settings. Fix or delete it.")
     return values or {}
 
 
 def read_header(run: RunFolder) -> tuple[dict[str, str], dict[str, str]]:
-    """Read what config.yaml says beside the settings.
-
-    Args:
-        run: the run folder; it may lack the file.
+    """Read what config.yaml says beside the settings, where it is there.
 
     Returns:
-        `recipe`, `started` and `versions`, those that are there; and what was worked out from the
-        settings, by name.
+        `recipe`, `started` and `versions`; and what was worked out from the settings, by name.
     """
     facts: dict[str, str] = {}
     derived: dict[str, str] = {}
-    if not run.config.is_file():
-        return facts, derived
-    text = run.config.read_text(encoding="utf-8", errors="replace")
+    text = run.config.read_text("utf-8", errors="replace") if run.config.is_file() else ""
     for line in text.splitlines():
         name, _, value = line.removeprefix("# ").partition(": ")
         if not line.startswith("# "):
@@ -389,39 +287,22 @@ def read_header(run: RunFolder) -> tuple[dict[str, str], dict[str, str]]:
     return facts, derived
 
 
-def read_number(run: RunFolder | str | os.PathLike, name: str, default: int) -> int:
-    """Read one setting of a run that is a whole number.
-
-    Args:
-        run: the run folder, or its path.
-        name: of the flag.
-        default: what holds where the run does not say.
-
-    Raises:
-        RecipeError: as `read_config`, or the setting is no whole number.
-    """
+def read_number(run: str | os.PathLike, name: str, default: int) -> int:
+    """Read one setting of a run that is a whole number; `default` where the run does not say."""
     value = read_config(run).get(name, default)
     if type(value) is not int:
         raise RecipeError(
-            f"`{run}`: its config.yaml gives `{name}` as {value!r}, which is no whole number. Mend "
+            f"`{run}`: its config.yaml gives `{name}` as {value!r}, which is no whole number. Fix "
             "the file."
         )
     return value
 
 
-def is_own_class(cls: type) -> bool:
-    """Whether a class is from trl_recipes or a recipe, rather than from transformers or trl."""
-    return cls.__module__.partition(".")[0] not in ("builtins", "transformers", "trl", "peft")
-
-
 def own_fields(cls: type) -> list[str]:
-    """Names of the fields that classes of ours declare for a dataclass, in their order."""
-    names = (
-        name
-        for base in reversed(cls.__mro__)
-        if is_own_class(base)
-        for name in inspect.get_annotations(base)
-    )
+    """Name the fields that classes of ours or of a recipe declare for a dataclass, in order."""
+    upstream = ("builtins", "transformers", "trl", "peft")
+    ours = [base for base in cls.__mro__ if base.__module__.partition(".")[0] not in upstream]
+    names = (name for base in reversed(ours) for name in inspect.get_annotations(base))
     return list(dict.fromkeys(names))
 
 
@@ -438,7 +319,9 @@ def _settings(settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     for field in dataclasses.fields(settings):
         if not field.init or field.name in _NOT_KEPT:
             continue
-        value, default = getattr(settings, field.name), _default(field)
+        value, default = getattr(settings, field.name), field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
         if given is None:
             keep = value != default or (field.name in own and value is not None)
         else:
@@ -448,12 +331,6 @@ def _settings(settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         elif field.name in own and value != default:
             derived[field.name] = _plain(value)
     return kept, derived
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
 
 
 def _plain(value: Any) -> Any:
@@ -482,12 +359,69 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def _is_marked(config: Path) -> bool:
-    return config.read_text(encoding="utf-8", errors="replace").startswith(_MARK)
+@contextmanager
+def recorded(run: RunFolder, about: Mapping[str, Any], step: Callable[[], int]) -> Iterator[None]:
+    """Keep a record of the training inside, from its start on, so that a killed run has one too.
+
+    `about` is plain data: `algorithm`, `about` (the run in a paragraph), `rewards` (weights by
+    name), `metrics` (names), `kl_target` (nats per response); those that there are. `step` gives
+    the last step that was done. Only the main process writes.
+    """
+    if not is_main_process():
+        yield
+        return
+    began = time.monotonic()
+    session = {"began": _now(), "how": "running", "device": _device(), "versions": versions()}
+    sessions = [*read_record(run).get("sessions", ()), session]
+    note(run, **about, sessions=sessions)
+    try:
+        yield
+        session["how"] = "finished"
+    except (RunStopped, KeyboardInterrupt) as stopped:
+        session |= {"how": "stopped", "said": str(stopped) or "Interrupted at once."}
+        raise
+    except BaseException as error:
+        kind = "" if isinstance(error, RecipeError) else f"{type(error).__name__}: "
+        session |= {"how": "failed", "said": f"{kind}{error}"}
+        raise
+    finally:
+        memory = peak_memory()
+        session |= {"step": step(), "seconds": time.monotonic() - began}
+        session["gigabytes"] = memory if memory == memory else None  # nan: the system does not say
+        note(run, sessions=sessions)
 
 
-def _results(run: RunFolder) -> list[Path]:
-    return [*_result_files(run), run.plots, run.model, run.checkpoints]
+def note(run: RunFolder, **facts: Any) -> None:
+    """Add facts, plain data by name, to training.json; the main process does."""
+    if not is_main_process():
+        return
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(read_record(run) | facts, indent=1, default=str, ensure_ascii=False)
+        write_whole(run.record, text + "\n")
+    except OSError as error:
+        _log.warning("`%s` could not be written (%s).", run.record, error.strerror)
+
+
+def read_record(run: RunFolder) -> dict[str, Any]:
+    """Read training.json; nothing where it is missing or damaged."""
+    try:
+        found = json.loads(run.record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "CPU"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _result_files(run: RunFolder) -> list[Path]:
@@ -527,15 +461,7 @@ def _remove_matching(folder: Path, patterns: tuple[str, ...]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, in UTF-8.
-
-    Args:
-        path: the file; its folder is there.
-        text: what it will hold; half of a surrogate pair becomes a question mark.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write a text file whole or not at all; half of a surrogate pair becomes a question mark."""
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(text, encoding="utf-8", errors="replace")
     unfinished.replace(path)

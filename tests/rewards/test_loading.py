@@ -126,7 +126,7 @@ def test_what_goes_wrong_inside_the_users_code_is_raised_as_it_is(folder):
 def test_a_configuration_names_them_with_settings_and_runs_again_from_what_it_wrote(tmp_path):
     from trl_recipes import PPOConfig
     from trl_recipes.arguments import parse_arguments
-    from trl_recipes.run_folder import start_run, write_config
+    from trl_recipes.run_folder import prepare_run, write_config
 
     (tmp_path / "mine.yaml").write_text(
         "reward_funcs:\n  - UppercaseReward\n  - LengthPenalty: {max_length: 3}\n"
@@ -138,7 +138,7 @@ def test_a_configuration_names_them_with_settings_and_runs_again_from_what_it_wr
     assert isinstance(upper, UppercaseReward)
     assert length.max_length == 3
     assert config.reward_weights == [1.0, -0.5]
-    run = start_run(tmp_path / "run")
+    run = prepare_run(tmp_path / "run")
     write_config(run, config)
     (again,) = parse_arguments(PPOConfig, argv=["--config", str(run.config)])
     for name in ("reward_funcs", "reward_weights", "metrics"):

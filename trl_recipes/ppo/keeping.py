@@ -18,9 +18,8 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.models.sharding import whole_tensors
 from trl_recipes.ppo import checkpoint, snapshot
 from trl_recipes.random_states import random_states
-from trl_recipes.run_folder import RunFolder
+from trl_recipes.run_folder import RunFolder, recorded
 from trl_recipes.stats import keep_steps
-from trl_recipes.training_record import recorded
 
 if TYPE_CHECKING:
     from trl_recipes.ppo.trainer import PPOTrainer

@@ -7,9 +7,8 @@ from typing import Any
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.overoptimization import judges_of, overoptimisation
-from trl_recipes.run_folder import RunFolder, read_config, read_header
+from trl_recipes.run_folder import RunFolder, read_config, read_header, read_record
 from trl_recipes.stats import load_stats, read_rows
-from trl_recipes.training_record import read_record
 
 # Where a run's comparison may lie; grpo_shouting.py has a stage for it.
 _COMPARISONS = ("comparison.json", "evaluation/comparison.json")

@@ -12,9 +12,8 @@ from trl_recipes.report.comparison_page import comparison_page
 from trl_recipes.report.plots import plot_comparison
 from trl_recipes.report.reading import read_run
 from trl_recipes.report.run_page import run_page
-from trl_recipes.run_folder import RunFolder, write_whole
+from trl_recipes.run_folder import RunFolder, note, write_whole
 from trl_recipes.stats import load_stats, run_names
-from trl_recipes.training_record import note
 
 
 def write_report(

@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from trl_recipes.evaluation.reward_model import Figures, measure, write_card
 from trl_recipes.models.generation import load_tokenizer
 from trl_recipes.report import write_report
 from trl_recipes.rewards import RewardFunc, RewardModelReward, SentimentReward
-from trl_recipes.run_folder import RunFolder, start_run
+from trl_recipes.run_folder import RunFolder, prepare_run
 from trl_recipes.training import stage as stages
 from trl_recipes.training.dry_run import rehearse
 from trl_recipes.training.language_model import ClassifierSizes
@@ -260,8 +261,10 @@ class LearntReward:
             stages.finish(self.run.path, self.settings, dataclasses.asdict(self.figures))
             write_report(self.run)
 
-    def _begin(self) -> None:
-        start_run(
+    @contextmanager
+    def _begin(self) -> Iterator[None]:
+        prepare_run(
             self.run.path, overwrite=self._overwrite, resume=self._begun, settings=(self.stage,)
         )
         stages.begin(self.run.path, self.settings)
+        yield

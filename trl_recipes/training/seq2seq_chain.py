@@ -9,6 +9,7 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.models.loading import resolve
 from trl_recipes.ppo import PPOConfig
 from trl_recipes.report import write_report
-from trl_recipes.run_folder import RunFolder, check_folder, check_run, run_options, start_run
+from trl_recipes.run_folder import RunFolder, check_folder, check_run, prepare_run
 from trl_recipes.training import stage as stages
 from trl_recipes.training.seq2seq_comparisons import (
     Comparison,
@@ -98,7 +99,7 @@ class Chain:
         self.run = RunFolder(check_folder(config.output_dir))
         if self.last == "ppo":
             self.done = stages.go_on(config, self.settings, "a policy")
-            check_run(**run_options(config))
+            check_run(config)
 
     def pretrained(self) -> str:
         """Give the model that PPO starts from: pretrained now, found in the run folder, or named.
@@ -171,13 +172,8 @@ class Chain:
 
         return self._train(self.run.reward_model, "reward", settings, prepare)
 
-    def start_ppo(self, *settings: Any) -> None:
-        """Make the run folder ready for PPO.
-
-        Args:
-            *settings: the parsed arguments.
-        """
-        start_run(**run_options(self.config), settings=settings)
+    def start_ppo(self) -> None:
+        """Note that PPO has begun."""
         stages.begin(self.run.path, self.settings)
 
     def finish_ppo(self, steps: int) -> None:
@@ -227,11 +223,13 @@ class Chain:
             )
             return str(folder)
 
+        @contextmanager
         def begin():
             if not self.run.config.exists():
-                start_run(self.run.path)  # so that the whole run can be resumed from here on
-            start_run(folder, overwrite=anew, resume=begun)
+                prepare_run(self.run.path)  # so that the whole run can be resumed from here on
+            prepare_run(folder, overwrite=anew, resume=begun)
             stages.begin(folder, settings)
+            yield
 
         args.resume_from_checkpoint = "true" if begun else None
         result = prepare()(output_dir=folder / "model", args=args, before_training=begin)

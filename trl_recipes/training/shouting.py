@@ -19,7 +19,7 @@ from trl_recipes.report.loss_curve import plot_losses
 from trl_recipes.report.plots import plot_comparison, plot_stats
 from trl_recipes.rewards import RewardFunc
 from trl_recipes.rewards.words import known_share, whole_words
-from trl_recipes.run_folder import RunFolder, check_run
+from trl_recipes.run_folder import RunFolder, check_output_dir
 from trl_recipes.stats import distinct_n, load_stats
 from trl_recipes.training.baseline import BaselineConfig
 from trl_recipes.training.language_model import PretrainConfig
@@ -220,7 +220,7 @@ def plan_stages(
     begun = going_on is not None and going_on.begun
     config.resume_from_checkpoint = (resume or "true") if begun else None
     if going_on is not None:
-        check_run(run.path, overwrite=config.overwrite_output_dir, resume=begun)
+        check_output_dir(run.path, overwrite=config.overwrite_output_dir, resume=begun)
     return stages
 
 

@@ -15,7 +15,7 @@ import torch
 from trl_recipes.callbacks import StopSignals
 from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.evaluation.algorithms.work import Run
-from trl_recipes.run_folder import check_run, start_run
+from trl_recipes.run_folder import check_output_dir, prepare_run
 
 SETTINGS_FILE = "settings.json"  # what a run was begun with
 RESULT_FILE = "result.json"  # written last: the run is finished
@@ -51,7 +51,7 @@ def is_finished(run: Run, folder: Path, overwrite: bool = False) -> bool:
         RecipeError: the folder holds a run with other settings, or something else.
     """
     if not (folder / SETTINGS_FILE).is_file():
-        check_run(folder, overwrite=overwrite)
+        check_output_dir(folder, overwrite=overwrite)
         return False
     if overwrite:
         return False
@@ -192,7 +192,7 @@ def _stop(going: list[subprocess.Popen], signals: StopSignals) -> None:
 
 
 def _remove(folder: Path) -> None:
-    start_run(folder, overwrite=True)
+    prepare_run(folder, overwrite=True)
     for name in OWN_FILES:
         (folder / name).unlink(missing_ok=True)
 

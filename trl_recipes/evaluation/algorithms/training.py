@@ -29,7 +29,7 @@ from trl_recipes.evaluation.algorithms.runner import RESULT_FILE, SETTINGS_FILE,
 from trl_recipes.evaluation.algorithms.work import Run, config_of, trainer_class
 from trl_recipes.evaluation.compare import ModelResult, compare, measure_model, sentiment_measures
 from trl_recipes.report import write_report
-from trl_recipes.run_folder import run_options, start_run
+from trl_recipes.run_folder import start_run
 
 COMPARISON_FILE = "comparison.json"
 
@@ -120,10 +120,10 @@ def train(prepared: Prepared) -> None:
     run, folder, trainer = prepared.run, prepared.folder, prepared.trainer
     work, reward = run.work, prepared.reward
     trainer.add_callback(Curve(folder, work.tokens, work.batch, work.evaluations, prepared.measure))
-    begun = start_run(**run_options(trainer.args), settings=[trainer.args])
-    write_json(folder / SETTINGS_FILE, run.to_dict())
-    trainer.train()
-    trainer.save_model()
+    with start_run(trainer.args, [trainer.args], write_report) as begun:
+        write_json(folder / SETTINGS_FILE, run.to_dict())
+        trainer.train()
+        trainer.save_model()
     plot_stats(trainer.all_stats, begun.plots / "training.png", title=run.folder_name)
 
     models = {"reference": (prepared.reference, prepared.tokenizer)}
