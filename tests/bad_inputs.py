@@ -202,9 +202,9 @@ YAML = [
     BadInput("a folder for YAML", PLOT + "--config .", ("--config", "directory", "file")),
     BadInput("no YAML after --config", PLOT + "--config", ("--config", "YAML file")),
     BadInput("two YAML files", PLOT + "--config a.yaml --config b.yaml", ("2 times", "Give one")),
-    BadInput("broken YAML", PLOT + "--config a.yaml", ("line 2", "Mend"), {"a.yaml": "runs: [a\n"}),
+    BadInput("broken YAML", PLOT + "--config a.yaml", ("line 2", "Fix"), {"a.yaml": "runs: [a\n"}),
     BadInput(
-        "a tab", PLOT + "--config a.yaml", ("line 2", "'\\t'", "Mend"), {"a.yaml": "a:\n\tb: 1\n"}
+        "a tab", PLOT + "--config a.yaml", ("line 2", "'\\t'", "Fix"), {"a.yaml": "a:\n\tb: 1\n"}
     ),
     BadInput(
         "a list", PLOT + "--config a.yaml", ("a list", "`flag: value`"), {"a.yaml": "- runs\n"}
@@ -262,10 +262,10 @@ DATA = [
     BadInput(
         "row without text",
         LM,
-        ("row", "None", "Mend the row"),
+        ("row", "None", "Fix the row"),
         {"data.jsonl": rows() + rows(9, text=None)},
     ),
-    BadInput("broken JSON", LM, ("row 21", "Mend"), {"data.jsonl": rows() + '{"text": "a\n'}),
+    BadInput("broken JSON", LM, ("row 21", "Fix"), {"data.jsonl": rows() + '{"text": "a\n'}),
     BadInput(
         "ragged csv",
         LM + "--dataset_name a.csv",
@@ -462,16 +462,16 @@ RUNS = [
     BadInput(
         "broken statistics",
         PLOT,
-        ("line 1", "Mend"),
+        ("line 1", "Fix"),
         {"run": run(all_stats__jsonl="{'step': 1}\n{}\n")},
     ),
     BadInput(
         "statistics that are no numbers",
         PLOT,
-        ("row 1", "'one'", "Mend"),
+        ("row 1", "'one'", "Fix"),
         {"run": run(all_stats__jsonl='{"step": "one"}\n')},
     ),
-    BadInput("broken settings", PLOT, ("config.yaml", "Mend"), {"run": run(config__yaml="a: [\n")}),
+    BadInput("broken settings", PLOT, ("config.yaml", "Fix"), {"run": run(config__yaml="a: [\n")}),
     BadInput(
         "settings that are no text",
         PLOT,
@@ -495,7 +495,7 @@ RUNS = [
     BadInput(
         "settings of a wrong kind",
         COMPARE,
-        ("`response_length`", "'long'", "config.yaml", "Mend"),
+        ("`response_length`", "'long'", "config.yaml", "Fix"),
         {"run": run(more="response_length: long\n")},
     ),
 ]
@@ -602,7 +602,7 @@ REWARDS = [
     BadInput(
         "a file of rewards that is not python",
         PPO + "--reward_funcs mine.py:short",
-        ("`mine.py`, line 1", "Mend"),
+        ("`mine.py`, line 1", "Fix"),
         {"mine.py": "def short(:\n"},
     ),
     BadInput(
@@ -626,7 +626,7 @@ REWARDS = [
     BadInput(
         "a reward that raises",
         PPO + "--reward_funcs mine.py:short",
-        ("`short` raised KeyError", "mine.py, line 2", "sample 0", "Mend"),
+        ("`short` raised KeyError", "mine.py, line 2", "sample 0", "Fix"),
         {"mine.py": "def short(completions, **_):\n    return {}['x']\n"},
     ),
     BadInput(
@@ -701,7 +701,7 @@ REWARD_MODELS = [
     BadInput(
         "a number that is none",
         REWARD_MODEL + "--kind number",
-        ("row 1", "nan", "Mend or delete"),
+        ("row 1", "nan", "Fix or delete"),
         {"data.jsonl": rows(label=float("nan"))},
     ),
     BadInput(
@@ -733,7 +733,7 @@ SEQ2SEQ = [  # more of them, without a process each, in test_ppo_seq2seq.py
     BadInput(
         "an empty target",
         REWRITE,
-        ("row 17", "`target`", "empty", "Mend"),
+        ("row 17", "`target`", "empty", "Fix"),
         {"data.jsonl": PAIRS["data.jsonl"] + rows(9, source="A film.", target=" ")},
     ),
     BadInput(
