@@ -2,13 +2,16 @@
 
 from trl_recipes.rewards.base import RewardFunc, Rewards
 from trl_recipes.rewards.loading import load_reward_funcs
-from trl_recipes.rewards.patterns import KeywordReward, RegexReward, UppercaseReward
-from trl_recipes.rewards.penalties import LengthPenalty, RepetitionPenalty
-from trl_recipes.rewards.perplexity import PerplexityReward
-from trl_recipes.rewards.reward_model import RewardModelReward
-from trl_recipes.rewards.sentiment import SentimentReward
+from trl_recipes.rewards.models import PerplexityReward, RewardModelReward, SentimentReward
+from trl_recipes.rewards.rules import (
+    KeywordReward,
+    KnownWordsReward,
+    LengthPenalty,
+    RegexReward,
+    RepetitionPenalty,
+    UppercaseReward,
+)
 from trl_recipes.rewards.similarity import SimilarityReward
-from trl_recipes.rewards.words import KnownWordsReward
 
 __all__ = [
     "KeywordReward",

@@ -11,23 +11,25 @@ arguments that it names. None leaves a sample out. It may be `async`. Where TRL 
 classification head, or its name, so does `Rewards`.
 """
 
+import asyncio
 import functools
 import inspect
 import logging
 import math
 import numbers
+import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from trl_recipes.describe import printable
+from trl_recipes.distributed import broadcast_from_main, gather, process_index, raise_on_all
 from trl_recipes.errors import RecipeError
-from trl_recipes.rewards.event_loop import await_all
-from trl_recipes.rewards.text import Message, plain_text
+from trl_recipes.rewards.models import reward_of_model
+from trl_recipes.rewards.text import Text, plain_text
 
 RewardFunc = Callable[..., list[float | None]]
-Text = str | list[Message]
 
 _log = logging.getLogger(__name__)
 
@@ -38,19 +40,15 @@ class Rewards:
     Args:
         reward_funcs: one reward function or a list of them; a model with a classification head, or
             its name, stands for the score that it gives.
-        reward_weights: one finite number a function. None: each function's `default_weight`, which
-            is -1 for the penalties of this package, or 1.
-        metrics: further such functions, which are called and logged and never optimised.
+        reward_weights: one finite number per function. None: each function's `default_weight`,
+            which is -1 for the penalties of this package, or 1.
+        metrics: further such functions, which are called and logged and never optimized.
 
     Attributes:
-        names: a name a function, for logging: its `__name__`, made distinct with `_2`, `_3`, ...
+        names: a name per function, for logging: its `__name__`, made distinct with `_2`, `_3`, ...
         metric_names: the same for the metrics.
         weights: the weights, in the order of the functions.
         normalisation: shift and scale of each function by name; empty until `normalise`.
-
-    Raises:
-        RecipeError: no function, something that cannot be called, weights of another number or
-            not finite, or a model that cannot be loaded.
     """
 
     def __init__(
@@ -64,9 +62,11 @@ class Rewards:
         if not self.reward_funcs:
             raise RecipeError("`reward_funcs` is empty. Give at least one reward function.")
         self.weights = _checked_weights(reward_weights, self.reward_funcs)
-        names = _distinct([_name(func) for func in [*self.reward_funcs, *self.metrics]])
+        functions = [*self.reward_funcs, *self.metrics]
+        names = _distinct([_name(func) for func in functions])
         count = len(self.reward_funcs)
         self.names, self.metric_names = names[:count], names[count:]
+        self._by_name = dict(zip(names, functions, strict=True))
         self.normalisation: dict[str, tuple[float, float]] = {}
         self._warned = False
 
@@ -78,56 +78,44 @@ class Rewards:
         columns: Mapping[str, Sequence[Any]] | None = None,
         **extras: Any,
     ) -> tuple[list[float], dict[str, list[float | None]]]:
-        """Score a batch.
+        """Score a batch of B samples.
 
-        Args:
-            prompts: B texts or conversations.
-            completions: B texts or conversations.
-            completion_ids: B lists of token ids.
-            columns: further columns of the data set, B entries each.
-            **extras: what goes to every function as it is, such as TRL's `trainer_state`.
-
-        Returns:
-            The weighted sum for each sample, of normalised values after `normalise` (B numbers; a
-            None counts as nothing), and the raw values of each function and metric by name.
-
-        Raises:
-            RecipeError: a function wants a column that is not there, raised an exception (which is
-                the cause of this one), or returned the wrong number or kind of values, or one that
-                is not finite.
+        `columns` are further columns of the data set, B entries each; `extras` go to every function
+        as they are, such as TRL's `trainer_state`. Returns the weighted sum for each sample, of
+        normalized values after `normalise` (a None counts as nothing), and the raw values of each
+        function and metric by name.
         """
-        arguments = extras | {name: list(values) for name, values in (columns or {}).items()}
-        arguments |= {
-            "prompts": list(prompts),
-            "completions": list(completions),
-            "completion_ids": list(completion_ids),
-        }
-        functions = [*self.reward_funcs, *self.metrics]
-        names = [*self.names, *self.metric_names]
-        returned = _call_all(functions, names, arguments)
-        raw = {
-            name: _checked_values(values, name, prompts, completions)
-            for name, values in zip(names, returned, strict=True)
-        }
+        arguments = _arguments(prompts, completions, completion_ids, columns, extras)
+        raw = _checked_calls(self._by_name, arguments)
         self._warn_of_unscored(raw)
         return self._weighted(raw, self.normalisation), raw
 
-    def raw_totals(self, raw: Mapping[str, Sequence[float | None]]) -> list[float]:
-        """Weigh and add raw values, without normalisation.
+    def check(
+        self,
+        prompts: Sequence[Text] = ("The film", "I thought the plot"),
+        completions: Sequence[Text] = (" was a joy to watch.", " made no sense at all."),
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        **extras: Any,
+    ) -> None:
+        """Call every function once on two samples, so that a mistake shows before training.
 
-        Args:
-            raw: B values of each function, as a call returned them.
+        A function whose attribute `ready` is false, such as one whose model is trained later, is
+        left out. Token ids are made up when None.
         """
+        ids = completion_ids or [[0, 1]] * len(prompts)
+        ready = {n: func for n, func in self._by_name.items() if getattr(func, "ready", True)}
+        _checked_calls(ready, _arguments(prompts, completions, ids, columns, extras))
+
+    def raw_totals(self, raw: Mapping[str, Sequence[float | None]]) -> list[float]:
+        """Weigh and add the raw values that a call returned, without normalization."""
         return self._weighted(raw, {})
 
     def normalise(self, moments: Mapping[str, tuple[float, float]]) -> None:
-        """Fix a shift and a scale for each function: from now on (value - mean) / std is optimised.
+        """Optimize (value - mean) / std of each function from now on; raw values stay as they are.
 
-        Raw values stay as they are. A spread of 0 or none leaves the scale at 1.
-
-        Args:
-            moments: mean and standard deviation of each function on the reference model's samples;
-                nan where it scored none.
+        `moments` are mean and standard deviation of each function on the reference model's samples,
+        nan where it scored none. A standard deviation of 0 or nan leaves the scale at 1.
         """
         for name in self.names:
             mean, std = moments[name]
@@ -141,37 +129,12 @@ class Rewards:
             shift = mean if math.isfinite(mean) else 0.0
             self.normalisation[name] = (shift, std if usable else 1.0)
 
-    def check(
-        self,
-        prompts: Sequence[Text] = ("The film", "I thought the plot"),
-        completions: Sequence[Text] = (" was a joy to watch.", " made no sense at all."),
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        columns: Mapping[str, Sequence[Any]] | None = None,
-        **extras: Any,
-    ) -> None:
-        """Call every function once on two samples, so that a mistake shows before training.
-
-        Args:
-            prompts: two texts or conversations; best the first two of the data set.
-            completions: two texts or conversations.
-            completion_ids: their token ids; made up when None.
-            columns: the further columns of the same two rows.
-            **extras: as for a call.
-
-        Raises:
-            RecipeError: as for a call.
-        """
-        ids = completion_ids or [[0, 1]] * len(prompts)
-        self(list(prompts), list(completions), ids, columns, **extras)
-
     def for_trl(self) -> list[RewardFunc]:
-        """Give the reward functions as TRL's own trainers take them, by their names here.
+        """Return the functions as TRL's trainers take them: named as here, checked at each call.
 
-        They are checked and their exceptions told as by a call. The trainer wants `weights` as its
-        `reward_weights`.
+        The trainer wants `weights` as its `reward_weights`.
         """
-        pairs = zip(self.reward_funcs, self.names, strict=True)
-        return [_for_trl(func, name) for func, name in pairs]
+        return [_for_trl(self._by_name[name], name) for name in self.names]
 
     def _weighted(
         self,
@@ -197,16 +160,51 @@ class Rewards:
             )
 
 
+def score_part(
+    rewards: Rewards,
+    once: bool,
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    completion_ids: Sequence[Sequence[int]],
+    columns: Mapping[str, Sequence[Any]],
+    **extras: Any,
+) -> tuple[list[float], dict[str, list[float | None]]]:
+    """Score this process's part of a batch; every process calls this with its own.
+
+    With `once` the main process calls the functions, once, with the whole batch in the order of the
+    processes. Returns what a call of `rewards` does, for the part; an error is raised in all
+    processes, wherever it happened.
+    """
+    if not once:
+        call = functools.partial(rewards, prompts, completions, completion_ids, columns, **extras)
+        return raise_on_all(call)
+    parts = gather([(list(prompts), list(completions), list(completion_ids), dict(columns))])
+    texts = ([row for part in parts for row in part[place]] for place in range(3))
+    joined = {name: [value for part in parts for value in part[3][name]] for name in columns}
+    scores, raw = broadcast_from_main(functools.partial(rewards, *texts, joined, **extras))
+    mine = part_of(len(prompts))
+    return scores[mine], {name: values[mine] for name, values in raw.items()}
+
+
+def part_of(count: int) -> slice:
+    """Return the place of this process's part, of `count` entries, in the whole batch."""
+    before = gather([count])[: process_index()]
+    return slice(sum(before), sum(before) + count)
+
+
+def check_rewards(rewards: Rewards, once: bool, *samples: Any, **extras: Any) -> None:
+    """Call `rewards.check` in each process or, with `once`, in the main one alone."""
+    (broadcast_from_main if once else raise_on_all)(functools.partial(rewards.check, *samples, **extras))
+
+
 def _functions(given: Any, argument: str) -> list[RewardFunc]:
-    """One function or several as a list, with models turned into functions."""
+    """Return one function or several as a list, with models turned into functions."""
     entries = list(given) if isinstance(given, list | tuple) else [given]
     return [_function(entry, f"`{argument}[{i}]`") for i, entry in enumerate(entries)]
 
 
 def _function(entry: Any, source: str) -> RewardFunc:
     if isinstance(entry, str) or (hasattr(entry, "config") and hasattr(entry, "forward")):
-        from trl_recipes.rewards.reward_model import reward_of_model
-
         return reward_of_model(entry, source)
     if not callable(entry):
         raise RecipeError(
@@ -216,68 +214,91 @@ def _function(entry: Any, source: str) -> RewardFunc:
     return entry
 
 
-def _call_all(
-    functions: Sequence[RewardFunc], names: Sequence[str], arguments: Mapping[str, Any]
-) -> list[Any]:
-    """What each function returned, in order; asynchronous ones are awaited together, as in TRL."""
-    returned: dict[int, Any] = {}
-    for index in sorted(range(len(functions)), key=lambda index: _is_async(functions[index])):
-        chosen = _chosen_arguments(functions[index], names[index], arguments)
-        with _told_of(functions[index], names[index], chosen):
-            returned[index] = functions[index](**chosen)
-    pending = [index for index, result in returned.items() if inspect.isawaitable(result)]
-    with _told_of(None, ", ".join(names[index] for index in pending), arguments):
-        awaited = await_all([returned[index] for index in pending])
-    returned |= dict(zip(pending, awaited, strict=True))
-    return [returned[index] for index in range(len(functions))]
+def _arguments(
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    completion_ids: Sequence[Sequence[int]],
+    columns: Mapping[str, Sequence[Any]] | None,
+    extras: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Collect what reward functions may ask for, in lists; a column never replaces the texts."""
+    arguments = extras | {name: list(values) for name, values in (columns or {}).items()}
+    texts = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+    return arguments | {name: list(values) for name, values in texts.items()}
+
+
+def _checked_calls(
+    functions: Mapping[str, RewardFunc], arguments: Mapping[str, Any]
+) -> dict[str, list[float | None]]:
+    """Call each function; asynchronous ones are awaited at the same time, as in TRL."""
+    returned: dict[str, Any] = {}
+    for name in sorted(functions, key=lambda name: _is_async(functions[name])):
+        chosen = _chosen_arguments(functions[name], name, arguments)
+        with _named_errors(name, chosen):
+            returned[name] = functions[name](**chosen)
+    pending = {name: result for name, result in returned.items() if inspect.isawaitable(result)}
+    returned |= _await_all(pending, arguments)
+    texts = arguments["prompts"], arguments["completions"]
+    return {name: _checked_values(returned[name], name, *texts) for name in functions}
 
 
 def _for_trl(func: RewardFunc, name: str) -> RewardFunc:
-    """A function that checks what `func` returns."""
-
     def checked(**arguments: Any) -> list[float | None]:
-        (values,) = _call_all([func], [name], arguments)
-        return _checked_values(values, name, arguments["prompts"], arguments["completions"])
+        return _checked_calls({name: func}, arguments)[name]
 
     checked.__name__ = name
     return checked
 
 
 @contextmanager
-def _told_of(func: RewardFunc | None, name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Say which function an exception is of, where in it, and at which sample."""
+def _named_errors(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Say which function an exception is of and where in it; nothing is called again for that."""
     try:
         yield
     except RecipeError:
         raise
     except Exception as error:  # a user's function may raise anything
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        index = 0 if func is None else _first_failing(func, arguments)
-        at = f"for sample {index}: prompt" if index is not None else "for a batch that begins with"
         prompt, completion = (
-            _shown(arguments[key][index or 0]) if arguments.get(key) else "(not asked for)"
+            _shown(arguments[key][0]) if arguments.get(key) else "(not asked for)"
             for key in ("prompts", "completions")
         )
         raise RecipeError(
             f"Reward function `{name}` raised {type(error).__name__}: {error} "
-            f"({frame.filename}, line {frame.lineno}) {at} {prompt}, completion {completion}. Mend "
-            "the function, or return None for a sample that it cannot score."
+            f"({frame.filename}, line {frame.lineno}) for a batch that begins with {prompt}, "
+            f"completion {completion}. Fix the function, or return None for a sample that it "
+            "cannot score."
         ) from error
 
 
-def _first_failing(func: RewardFunc, arguments: Mapping[str, Any]) -> int | None:
-    """The first sample that makes a function raise by itself; None where none does."""
-    count = max(len(values) for values in arguments.values() if isinstance(values, list))
-    for index in range(count):
-        alone = {
-            name: values[index : index + 1] if isinstance(values, list) else values
-            for name, values in arguments.items()
-        }
-        try:
-            func(**alone)
-        except Exception:  # the same one, or one like it
-            return index
-    return None
+def _await_all(
+    pending: Mapping[str, Awaitable[Any]], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Await all at the same time and return their results by name."""
+    if not pending:
+        return {}
+
+    async def one(name: str, awaitable: Awaitable[Any]) -> Any:
+        with _named_errors(name, arguments):
+            return await awaitable
+
+    async def every_one() -> list[Any]:
+        return await asyncio.gather(*(one(*item) for item in pending.items()))
+
+    results = asyncio.run_coroutine_threadsafe(every_one(), _event_loop()).result()
+    return dict(zip(pending, results, strict=True))
+
+
+@functools.lru_cache(maxsize=1)
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """Start an event loop in a thread of its own, the same for every call.
+
+    Clients that a function keeps, of a judge behind an API for instance, belong to the loop that
+    they were first used in; and the caller's own loop may be running, as a notebook's is.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="reward functions", daemon=True).start()
+    return loop
 
 
 def _is_async(func: RewardFunc) -> bool:
@@ -310,7 +331,7 @@ def _checked_weights(
 def _checked_values(
     values: Any, name: str, prompts: Sequence[Text], completions: Sequence[Text]
 ) -> list[float | None]:
-    """The values of one function as a list of B floats or None."""
+    """Return the values of one function as a list of B floats or None."""
     if hasattr(values, "tolist"):  # numpy arrays and tensors
         values = values.tolist()
     if not isinstance(values, list | tuple):
@@ -357,7 +378,7 @@ def _checked_value(
 def _chosen_arguments(
     func: RewardFunc, name: str, arguments: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """The arguments that `func` takes; one that it needs and that is not there is an error."""
+    """Choose the arguments that `func` takes; a missing one that it needs is an error."""
     try:
         parameters = inspect.signature(func).parameters.values()
     except (TypeError, ValueError):  # some built-in functions have no signature

@@ -20,9 +20,36 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trl_recipes import rewards
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards.base import RewardFunc, Rewards
+from trl_recipes.rewards.models import (
+    PerplexityReward,
+    RewardModelReward,
+    SentimentReward,
+    reward_of_model,
+)
+from trl_recipes.rewards.rules import (
+    KeywordReward,
+    KnownWordsReward,
+    LengthPenalty,
+    RegexReward,
+    RepetitionPenalty,
+    UppercaseReward,
+)
+from trl_recipes.rewards.similarity import SimilarityReward
+
+KINDS: dict[str, Callable[..., RewardFunc]] = {
+    "KeywordReward": KeywordReward,
+    "KnownWordsReward": KnownWordsReward,
+    "LengthPenalty": LengthPenalty,
+    "PerplexityReward": PerplexityReward,
+    "RegexReward": RegexReward,
+    "RepetitionPenalty": RepetitionPenalty,
+    "RewardModelReward": RewardModelReward,
+    "SentimentReward": SentimentReward,
+    "SimilarityReward": SimilarityReward,
+    "UppercaseReward": UppercaseReward,
+}
 
 
 def load_reward_funcs(
@@ -30,18 +57,11 @@ def load_reward_funcs(
 ) -> list[RewardFunc]:
     """Turn names into reward functions.
 
-    Args:
-        specs: each one of
-            `module.path:function` or `file.py:function`, the user's own;
-            the name of a kind of this package, such as `RepetitionPenalty`;
-            a model with a classification head: a folder or a hub name;
-            a mapping of one of the first two to its settings, `{LengthPenalty: {max_length: 20}}`;
-            a function of the user's then gets the settings and gives the reward function.
-        source: where they came from, for messages.
-
-    Raises:
-        RecipeError: there is no such file, module, function or model, it cannot be called, or it
-            does not take the settings.
+    Each of `specs` is a function of the user's own, `module.path:function` or `file.py:function`;
+    a kind of this package, such as `RepetitionPenalty`; a model with a classification head, a
+    folder or a hub name; or a mapping of one of the first two to its settings,
+    `{LengthPenalty: {max_length: 20}}`: a function of the user's then gets the settings and returns
+    the reward function. `source` is where they came from, for messages.
     """
     return [_load(spec, source) for spec in specs]
 
@@ -52,20 +72,10 @@ def rewards_of(
     reward_weights: list[float] | None,
     metrics: Callable | list[Callable] | None,
 ) -> Rewards | None:
-    """Collect reward functions and metrics; those that the configuration names go first.
+    """Collect reward functions and metrics of a trainer; None where there is no reward function.
 
-    Args:
-        config: of a trainer; its `reward_funcs` stand in place of those passed, its
-            `reward_weights` likewise, its `metrics` beside them.
-        reward_funcs: one reward function or several.
-        reward_weights: weight of each.
-        metrics: one function or several that are only logged.
-
-    Returns:
-        None where there is no reward function.
-
-    Raises:
-        RecipeError: as `Rewards` and `load_reward_funcs`.
+    The configuration's `reward_funcs` and `reward_weights` stand in place of those passed, its
+    `metrics` beside them.
     """
     if config.reward_funcs:
         reward_funcs, reward_weights = load_reward_funcs(config.reward_funcs), None
@@ -78,41 +88,32 @@ def rewards_of(
     return Rewards(reward_funcs, reward_weights, [*own, *named])
 
 
-def kinds() -> list[str]:
-    """Name the kinds of rewards that this package has."""
-    return [name for name in rewards.__all__ if name.endswith(("Reward", "Penalty"))]
-
-
 def _load(spec: str | Mapping[str, Any], source: str) -> RewardFunc:
-    if isinstance(spec, str):
-        if ":" in spec:
-            return _users_own(spec, source)
-        if spec in kinds():
-            return _make(getattr(rewards, spec), {}, spec, source)
-        if "/" not in spec and not Path(spec).exists():
-            raise RecipeError(
-                f"{source}: `{spec}` is neither a kind of reward ({', '.join(kinds())}) nor a "
-                "folder of a model. Give one of these, module.path:function or file.py:function."
-            )
-        from trl_recipes.rewards.reward_model import reward_of_model
-
-        return reward_of_model(spec, source)
-    if not isinstance(spec, Mapping) or len(spec) != 1:
+    if not isinstance(spec, str) and (not isinstance(spec, Mapping) or len(spec) != 1):
         raise RecipeError(
             f"{source}: {spec!r} is no reward function. Write its name, or `name: {{setting: "
             "value}}`, one in each entry of the list."
         )
-    ((name, settings),) = spec.items()
+    ((name, settings),) = [(spec, {})] if isinstance(spec, str) else spec.items()
     if not isinstance(settings, Mapping | None):
         raise RecipeError(
             f"{source}: the settings of `{name}` are {settings!r}, not names and values."
         )
-    maker = _users_own(name, source) if ":" in name else getattr(rewards, name, None)
-    if maker is None or (":" not in name and name not in kinds()):
+    if ":" in name:
+        own = _users_own(name, source)
+        return own if isinstance(spec, str) else _make(own, dict(settings or {}), name, source)
+    if name in KINDS:
+        return _make(KINDS[name], dict(settings or {}), name, source)
+    if not isinstance(spec, str):
         raise RecipeError(
-            f"{source}: there is no kind of reward `{name}`. There are: {', '.join(kinds())}."
+            f"{source}: there is no kind of reward `{name}`. There are: {', '.join(KINDS)}."
         )
-    return _make(maker, dict(settings or {}), name, source)
+    if "/" not in name and not Path(name).exists():
+        raise RecipeError(
+            f"{source}: `{name}` is neither a kind of reward ({', '.join(KINDS)}) nor a "
+            "folder of a model. Give one of these, module.path:function or file.py:function."
+        )
+    return reward_of_model(name, source)
 
 
 def _make(maker: Any, settings: dict[str, Any], name: str, source: str) -> RewardFunc:
@@ -129,11 +130,10 @@ def _make(maker: Any, settings: dict[str, Any], name: str, source: str) -> Rewar
 
 
 def _users_own(spec: str, source: str) -> Any:
-    """The object that `module.path:name` or `file.py:name` names."""
+    """Return the object that `module.path:name` or `file.py:name` names."""
     place, _, name = spec.rpartition(":")
-    module = (
-        _file(Path(place).expanduser(), source) if place.endswith(".py") else _module(place, source)
-    )
+    is_file = place.endswith(".py")
+    module = _file(Path(place).expanduser(), source) if is_file else _module(place, source)
     if not hasattr(module, name):
         has = [
             key
@@ -171,7 +171,7 @@ def _file(path: Path, source: str) -> ModuleType:
         del sys.modules[name]
         if isinstance(error, SyntaxError):
             raise RecipeError(
-                f"{source}: `{path}`, line {error.lineno}, is no python ({error.msg}). Mend it."
+                f"{source}: `{path}`, line {error.lineno}, is no python ({error.msg}). Fix it."
             ) from error
         raise
     return module

@@ -1,7 +1,6 @@
 """How close a text comes in meaning to a reference text."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,12 +10,16 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length
 from trl_recipes.models.padding import pad_rows
 from trl_recipes.models.sampling import evaluating
-from trl_recipes.rewards.scorer import batches_by_length, load_language_model, local_device
+from trl_recipes.rewards.models import batches_by_length, load_language_model, local_device
+from trl_recipes.rewards.rules import read_text
 from trl_recipes.rewards.text import full_texts, plain_text
 
 _SOURCE = "SimilarityReward"
 # Parts of a spaCy pipeline that have no say in Doc.similarity where there are word vectors.
 _IDLE_PIPES = ("tok2vec", "tagger", "parser", "senter", "attribute_ruler", "lemmatizer", "ner")
+
+
+Compare = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
 class SimilarityReward:
@@ -35,10 +38,6 @@ class SimilarityReward:
         column: column of the data set that holds a reference text for each prompt.
         batch_size: texts in one forward pass.
         name: the name in logs; `similarity` when None.
-
-    Raises:
-        RecipeError: no reference text or an empty one, an unknown kind, a package that is not
-            installed, no such model, or a spaCy pipeline without vectors.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class SimilarityReward:
                 "set's column of reference texts."
             )
         if reference_text is not None:
-            reference_text = _read_reference(reference_text)
+            reference_text = read_text(reference_text, f"{_SOURCE}: the reference text")
             _check_reference(reference_text, "`reference_text`")
         if kind == "spacy":
             self._compare = _with_spacy(model or "en_core_web_md", batch_size)
@@ -81,17 +80,7 @@ class SimilarityReward:
     ) -> list[float]:
         """Compare each prompt plus completion with its reference text.
 
-        Args:
-            prompts: B texts or conversations.
-            completions: B texts or conversations.
-            **columns: the data set's columns, among them the reference texts where `column` names
-                one.
-
-        Returns:
-            B similarities; 0 for a text that the model knows no word of.
-
-        Raises:
-            RecipeError: there is no such column, or a reference text in it is empty.
+        A text that the model knows no word of gets 0.
         """
         texts = full_texts(prompts, completions)
         if self.column is None:
@@ -107,22 +96,6 @@ class SimilarityReward:
         return self._compare(texts, references)
 
 
-def _read_reference(text_or_file: str) -> str:
-    """The text itself, or what the .txt file holds that it names."""
-    if not isinstance(text_or_file, str) or not text_or_file.endswith(".txt"):
-        return text_or_file
-    try:
-        return Path(text_or_file).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"{_SOURCE}: the reference text `{text_or_file}` could not be read as "
-            f"text ({error}). Give a UTF-8 text file, or the text itself."
-        ) from error
-
-
-Compare = Callable[[Sequence[str], Sequence[str]], list[float]]
-
-
 def _check_reference(text: str, where: str) -> None:
     if not isinstance(text, str) or not text.strip():
         raise RecipeError(
@@ -136,7 +109,7 @@ def _with_hidden_states(model: Any, tokenizer: Any, batch_size: int) -> Compare:
 
     @torch.inference_mode()
     def embed(texts: Sequence[str]) -> torch.Tensor:
-        """Mean hidden state of each text, (B, H); zeros for an empty one."""
+        """Average the hidden states of each text, (B, H); zeros for an empty one."""
         rows = [tokenizer(text, verbose=False)["input_ids"] for text in texts]
         rows = [torch.tensor(row[: context_length(model.config)] or [0]) for row in rows]
         means = torch.zeros(len(rows), model.config.hidden_size)
@@ -216,7 +189,7 @@ def _with_spacy(pipeline: Any, batch_size: int) -> Compare:
 def _cosines(
     embed: Callable[[Sequence[str]], torch.Tensor], texts: Sequence[str], references: Sequence[str]
 ) -> list[float]:
-    """Cosine of each text with its reference; each different reference is read once."""
+    """Return the cosine of each text with its reference; each reference is read once."""
     different = {text: row for row, text in enumerate(dict.fromkeys(references))}
     embedded = embed(list(different))[[different[reference] for reference in references]]
     return F.cosine_similarity(embed(texts).float(), embedded.float()).tolist()

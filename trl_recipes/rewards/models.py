@@ -1,0 +1,430 @@
+"""Rewards with a model behind them: sentiment, a reward model's score, perplexity."""
+
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional as F
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.models import loading as hub
+from trl_recipes.models.forward import context_length
+from trl_recipes.models.padding import pad_rows
+from trl_recipes.models.sampling import evaluating
+from trl_recipes.rewards.text import completion_texts, full_texts, is_conversation
+
+
+class SentimentReward:
+    """How much a text-classification model sees one label in prompt plus completion.
+
+    The numbers are those of the transformers pipeline with `top_k=None` (and
+    `function_to_apply="none"` for the logit), but all texts go through the model in batches sorted
+    by length, without the pipeline's own work for each text.
+
+    Args:
+        model: None for the embedded classifier; a folder or hub name; or a ready transformers
+            text-classification pipeline.
+        label: the label whose score counts, by name (upper or lower case).
+        score: "logit" is the model's raw output for the label; "probability" is in 0 to 1;
+            "log_odds" is log(p / (1 - p)), in nats.
+        batch_size: texts in one forward pass.
+        device: where the model runs; the GPU of this process, if there is one, when None.
+        name: the name in logs; `sentiment_<label>` when None.
+        trust_remote_code: whether code that the model brings along may run.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        *,
+        label: str = "POSITIVE",
+        score: Literal["logit", "probability", "log_odds"] = "logit",
+        batch_size: int = 64,
+        device: str | torch.device | None = None,
+        name: str | None = None,
+        trust_remote_code: bool = False,
+    ):
+        if score not in ("logit", "probability", "log_odds"):
+            raise RecipeError(
+                f"SentimentReward: unknown score {score!r}. Choose logit, probability or log_odds."
+            )
+        if batch_size < 1:
+            raise RecipeError(f"SentimentReward: batch_size is {batch_size}. Use 1 or more.")
+        if hasattr(model, "model") and hasattr(model, "tokenizer"):  # a ready pipeline
+            self.model, self.tokenizer = model.model, model.tokenizer
+            self.device = torch.device(device) if device is not None else model.device
+        else:
+            if model is None:
+                from trl_recipes.embedded import sentiment_classifier
+
+                model = str(sentiment_classifier())
+            self.model, self.tokenizer = load_classifier(
+                model, "--reward_model", trust_remote_code=trust_remote_code
+            )
+            self.device = torch.device(device) if device is not None else local_device()
+        self.model.to(self.device).eval()
+        self.label_id = _label_id(self.model.config.id2label, label, self.model.name_or_path)
+        self.label = self.model.config.id2label[self.label_id]
+        if score != "logit" and self.model.config.problem_type == "regression":
+            raise RecipeError(
+                f"SentimentReward: `{self.model.name_or_path}` is a regression model, whose output "
+                f'has no {score}. Use score="logit".'
+            )
+        self.score = score
+        # Without a padding token a model cannot tell where a shorter text of a batch ends.
+        self.batch_size = batch_size if can_pad(self.model, self.tokenizer) else 1
+        self.max_length = longest_input(self.model, self.tokenizer)
+        self.__name__ = name or f"sentiment_{self.label.lower()}"
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], **kwargs: Any
+    ) -> list[float]:
+        """Score each prompt plus completion."""
+        return self.score_texts(full_texts(prompts, completions))
+
+    @torch.inference_mode()
+    def score_texts(self, texts: Sequence[str]) -> list[float]:
+        """Score whole texts; what exceeds the model's maximum is cut off at the end."""
+        scores = [0.0] * len(texts)
+        for batch in batches_by_length(texts, self.batch_size):
+            inputs = self.tokenizer(
+                [texts[index] for index in batch],
+                padding=len(batch) > 1,
+                padding_side="right",  # absolute positions must start at the first token
+                truncation=True,
+                max_length=self.max_length,
+                return_tensors="pt",
+            ).to(self.device)
+            values = self._scores(self.model(**inputs).logits.float()).tolist()
+            for index, value in zip(batch, values, strict=True):
+                scores[index] = value
+        return scores
+
+    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """Turn logits, (B, labels), into scores, (B,)."""
+        logit = logits[:, self.label_id]
+        if self.score == "logit":
+            return logit
+        # The pipeline's rule: independent labels go through a sigmoid, competing ones a softmax.
+        several = self.model.config.problem_type == "multi_label_classification"
+        if several or logits.shape[1] == 1:
+            return logit.sigmoid() if self.score == "probability" else logit
+        if self.score == "probability":
+            return logits.softmax(dim=1)[:, self.label_id]
+        others = [index for index in range(logits.shape[1]) if index != self.label_id]
+        return logit - logits[:, others].logsumexp(dim=1)
+
+
+class RewardModelReward:
+    """What a scalar reward model says of prompt plus completion.
+
+    The model has a tokenizer of its own; it need not be the policy's. Texts are joined and get the
+    special tokens that this tokenizer gives every text (TRL's GRPOTrainer leaves them out, which
+    matters for BERT and its kin); conversations go through its chat template. A model whose
+    config.json says `reads_pairs` gets prompt and completion as a pair of texts.
+
+    Args:
+        model: a folder or hub name, or a ready model with a sequence-classification head.
+        tokenizer: of a ready model; loaded by the model's name when None.
+        batch_size: texts in one forward pass.
+        device: where the model runs; None: the GPU of this process, if there is one, or where a
+            ready model is.
+        name: the name in logs; the last part of the model's name when None.
+        trust_remote_code: run the code that comes with the model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        batch_size: int = 32,
+        device: str | torch.device | None = None,
+        name: str | None = None,
+        trust_remote_code: bool = False,
+    ):
+        source = "RewardModelReward"
+        if isinstance(model, str) or hasattr(model, "__fspath__"):
+            model, tokenizer = load_classifier(
+                str(model), source, trust_remote_code=trust_remote_code
+            )
+            device = device or local_device()
+        elif tokenizer is None:
+            from trl_recipes.models.generation import load_tokenizer
+
+            tokenizer = load_tokenizer(model.name_or_path)
+        if model.config.num_labels != 1:
+            labels = ", ".join(model.config.id2label[i] for i in sorted(model.config.id2label))
+            raise RecipeError(
+                f"{source}: `{model.name_or_path}` has {model.config.num_labels} labels "
+                f"({labels}), a reward model has one. For a classifier use SentimentReward(model, "
+                "label=...)."
+            )
+        if tokenizer.pad_token_id is None:
+            if tokenizer.eos_token_id is None:
+                raise RecipeError(
+                    f"{source}: the tokenizer of `{model.name_or_path}` has neither a pad nor an "
+                    "eos token. Set `pad_token` in it, and save it again."
+                )
+            tokenizer.pad_token = tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.pad_token_id  # the score is that of the last other
+        self.model = model.eval() if device is None else model.to(device).eval()
+        self.tokenizer = tokenizer
+        self.reads_pairs = bool(getattr(model.config, "reads_pairs", False))
+        self.batch_size = batch_size
+        self.max_length = longest_input(model, tokenizer)
+        self.__name__ = name or str(model.name_or_path).rstrip("/").split("/")[-1] or "reward_model"
+
+    @torch.inference_mode()
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any
+    ) -> list[float]:
+        """Score each prompt plus completion with the model's one logit, raw."""
+        conversations = bool(prompts) and is_conversation(prompts[0]) and not self.reads_pairs
+        texts = (self._rendered if conversations else full_texts)(prompts, completions)
+        firsts, seconds = completion_texts(prompts), completion_texts(completions)
+        scores = [0.0] * len(texts)
+        for batch in batches_by_length(texts, self.batch_size):
+            if self.reads_pairs:
+                pairs = [[part[index] for index in batch] for part in (firsts, seconds)]
+                inputs = encode_pairs(self.tokenizer, *pairs, self.max_length)
+            else:
+                inputs = self.tokenizer(
+                    [texts[index] for index in batch],
+                    padding=True,
+                    padding_side="right",  # absolute positions must start at the first token
+                    truncation=True,
+                    max_length=self.max_length,
+                    add_special_tokens=not conversations,  # a chat template brings its own
+                    return_tensors="pt",
+                )
+            inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+            values = self.model(**inputs).logits[:, 0].float().tolist()
+            for index, value in zip(batch, values, strict=True):
+                scores[index] = value
+        return scores
+
+    def _rendered(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[str]:
+        """Write conversations as texts, by the reward model's own chat template."""
+        if self.tokenizer.chat_template is None:
+            raise RecipeError(
+                f"`{self.__name__}`: the data are conversations, and the reward model's tokenizer "
+                "has no chat template. Give one that has, or prompts of plain text."
+            )
+        return [
+            self.tokenizer.apply_chat_template(prompt + completion, tokenize=False)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+
+
+class PerplexityReward:
+    """Minus the perplexity of prompt plus completion under a causal language model.
+
+    The perplexity is exp of the model's own loss on the text alone: minus the mean log-probability
+    of its tokens after the first. A text of one token is read after the model's begin token.
+
+    Alone it invites one dull sentence said again and again: add a `RepetitionPenalty`.
+
+    Args:
+        model: None for the embedded language model; a folder or hub name; or a ready model, which
+            stays where it is. It should not be the model in training, or it judges itself.
+        tokenizer: of a ready model; loaded by the model's name when None.
+        log: minus the logarithm instead, which is minus the loss, in nats per token: it does not
+            let a few odd texts outweigh all others.
+        batch_size: texts in one forward pass.
+        name: the name in logs; `perplexity` or `log_perplexity` when None.
+        trust_remote_code: run the code that comes with the model.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        tokenizer: Any = None,
+        *,
+        log: bool = False,
+        batch_size: int = 32,
+        name: str | None = None,
+        trust_remote_code: bool = False,
+    ):
+        self.model, self.tokenizer = load_language_model(
+            model, tokenizer, "PerplexityReward", trust_remote_code=trust_remote_code
+        )
+        self.log = log
+        self.batch_size = batch_size
+        self.__name__ = name or ("log_perplexity" if log else "perplexity")
+
+    @torch.inference_mode()
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any
+    ) -> list[float | None]:
+        """Score each prompt plus completion: at most -1 (at most 0 with `log`).
+
+        An empty text gets None. Tokens beyond the model's context are left out.
+        """
+        rows = [self._token_ids(text) for text in full_texts(prompts, completions)]
+        values: list[float | None] = [None] * len(rows)
+        with evaluating(self.model):
+            for batch in batches_by_length(rows, self.batch_size):
+                scored = [index for index in batch if len(rows[index]) > 1]
+                losses = self._losses([rows[index] for index in scored]) if scored else []
+                for index, loss in zip(scored, losses, strict=True):
+                    values[index] = -(loss if self.log else torch.tensor(loss).exp().item())
+        return values
+
+    def _token_ids(self, text: str) -> torch.Tensor:
+        ids = self.tokenizer(text, verbose=False)["input_ids"]
+        if len(ids) == 1 and self.tokenizer.bos_token_id is not None:
+            ids = [self.tokenizer.bos_token_id, *ids]
+        return torch.tensor(ids[: context_length(self.model.config)], dtype=torch.long)
+
+    def _losses(self, rows: list[torch.Tensor]) -> list[float]:
+        """Return the model's loss on each row, in nats per token."""
+        ids, mask = pad_rows(rows, 0, side="right")
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        nll = F.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
+        counts = mask[:, 1:].sum(1)
+        return ((nll * mask[:, 1:]).sum(1) / counts).tolist()
+
+
+def reward_of_model(model: Any, source: str) -> RewardModelReward | SentimentReward:
+    """Turn a model with a classification head, its name or folder, into a reward function.
+
+    One label gives the model's score, several the logit of POSITIVE. `source` is where the model
+    came from, for messages.
+    """
+    from transformers import AutoTokenizer
+
+    if isinstance(model, str):
+        model, tokenizer = load_classifier(model, source)
+        model.to(local_device())
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+    if model.config.num_labels == 1:
+        return RewardModelReward(model, tokenizer)
+    return SentimentReward(SimpleNamespace(model=model, tokenizer=tokenizer, device=model.device))
+
+
+def load_classifier(name: str, source: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Load a model with a sequence-classification head, in float32, and its tokenizer.
+
+    `source` is where the name came from, for messages.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    path = hub.resolve(name, "model", source=source)
+    trusted = {"trust_remote_code": trust_remote_code}
+    with hub.loading(path, "model", source=source):
+        config = AutoConfig.from_pretrained(path, **trusted)
+        architecture = (config.architectures or ["none given"])[0]
+        # transformers would put a fresh random head on a language model and only warn.
+        if not architecture.endswith("ForSequenceClassification"):
+            raise RecipeError(
+                f"{source}: `{name}` is no text classifier (its architecture is {architecture}). "
+                "Give a model with a sequence-classification head, for instance one made by "
+                "recipes/train_classifier.py."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(path, **trusted)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **trusted
+        )
+    if info["missing_keys"]:
+        raise RecipeError(
+            f"{source}: `{name}` lacks weights of its classifier "
+            f"({', '.join(sorted(info['missing_keys'])[:3])}). Save the whole model again."
+        )
+    return model, tokenizer
+
+
+def load_language_model(
+    model: Any, tokenizer: Any, source: str, *, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """Return a causal language model and its tokenizer, loaded where they are not ready yet.
+
+    `model` is None for the embedded one, a folder or hub name, or a ready model, whose tokenizer is
+    loaded by its name when None. `source` is where the name came from, for messages.
+    """
+    from trl_recipes.models.generation import load_run, load_tokenizer
+
+    if model is None or isinstance(model, str) or hasattr(model, "__fspath__"):
+        if model is None:
+            from trl_recipes.embedded import language_model
+
+            model = language_model()
+        path = hub.resolve(str(model), "model", source=source)
+        model, tokenizer = load_run(path, trust_remote_code=trust_remote_code)
+        model.to(local_device())
+    elif tokenizer is None:
+        tokenizer = load_tokenizer(model.name_or_path)
+    if model.config.is_encoder_decoder:
+        raise RecipeError(
+            f"{source}: `{model.name_or_path}` is an encoder-decoder. Give a causal language model."
+        )
+    return model, tokenizer
+
+
+def local_device() -> torch.device:
+    """Return the device of this process: its GPU, if there is one."""
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
+def batches_by_length(texts: Sequence[Any], batch_size: int) -> Iterator[list[int]]:
+    """Yield indices of texts or token lists in batches of like lengths, to pad little."""
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def encode_pairs(
+    tokenizer: Any, firsts: Sequence[str], seconds: Sequence[str], max_length: int | None
+) -> dict[str, torch.Tensor]:
+    """Tokenize pairs of texts, each with its special tokens and an end token where there is one.
+
+    Each text is cut to half of `max_length`. Returns `input_ids` and `attention_mask`,
+    (B, longest), padded at the right.
+    """
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    room = None if max_length is None else max_length // 2 - len(end)
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        # split_special_tokens: an end token that a model spelled out is no end of a text
+        rows = tokenizer(list(texts), split_special_tokens=True, verbose=False)["input_ids"]
+        return [(row[:-1] if row[-1:] == end else row)[:room] + end for row in rows]
+
+    rows = [torch.tensor(a + b) for a, b in zip(encode(firsts), encode(seconds), strict=True)]
+    ids, mask = pad_rows(rows, tokenizer.pad_token_id, "right")
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def can_pad(model: Any, tokenizer: Any) -> bool:
+    """Tell whether a classifier knows where a padded text ends."""
+    pad_token_id = tokenizer.pad_token_id
+    return pad_token_id is not None and pad_token_id == model.config.pad_token_id
+
+
+def longest_input(model: Any, tokenizer: Any) -> int | None:
+    """Return the most tokens that a model takes, or None where it does not say."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    embeddings = getattr(model.base_model, "embeddings", None)
+    padding_idx = getattr(embeddings, "padding_idx", None)
+    if positions is not None and padding_idx is not None:
+        positions -= padding_idx + 1  # RoBERTa and its kin count positions from there
+    limits = [tokenizer.model_max_length, positions]
+    known = [int(limit) for limit in limits if limit is not None and limit < 1e9]
+    return min(known, default=None)
+
+
+def _label_id(id2label: dict[int, str], label: str, name: str) -> int:
+    by_name = {text: index for index, text in id2label.items()}
+    by_lower_name = {text.lower(): index for text, index in by_name.items()}
+    index = by_name.get(label, by_lower_name.get(str(label).lower()))
+    if index is None:
+        labels = ", ".join(id2label[key] for key in sorted(id2label))
+        raise RecipeError(
+            f"--reward_model: the classifier `{name}` has no label {label!r}. Its labels are: "
+            f"{labels}."
+        )
+    return index
