@@ -626,7 +626,7 @@ REWARDS = [
     BadInput(
         "a reward that raises",
         PPO + "--reward_funcs mine.py:short",
-        ("`short` raised KeyError", "mine.py, line 2", "sample 0", "Fix"),
+        ("`short` raised KeyError", "mine.py, line 2", "begins with", "Fix"),
         {"mine.py": "def short(completions, **_):\n    return {}['x']\n"},
     ),
     BadInput(

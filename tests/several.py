@@ -24,7 +24,7 @@ from trl_recipes import PPOConfig, PPOTrainer, RecipeError
 from trl_recipes import distributed as processes
 from trl_recipes.errors import RunStopped
 from trl_recipes.rewards import Rewards
-from trl_recipes.rewards.sharing import score_part
+from trl_recipes.rewards.base import score_part
 from trl_recipes.training.language_model import (
     ClassifierSizes,
     LanguageModelSizes,

@@ -196,6 +196,9 @@ def test_what_the_reward_model_learns_from_is_no_prompt(tiny_gpt2, reviews, tmp_
     config = PPOConfig(output_dir=str(tmp_path), disable_tqdm=True)
     stage = RewardStage(dataset_name=str(reviews), reward_share=0.3)
     reward = LearntReward(stage, config, label="POSITIVE")
+    assert not reward.ready
+    with pytest.raises(RecipeError, match="is not trained yet"):
+        reward(prompts=["The film"], completions=[" is good."])
     prompts = reward.unseen(rows)
     assert not set(prompts["text"]) & set(seen["text"])
     assert len(prompts) < 126  # texts that stand twice are in neither half twice

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards import KnownWordsReward
-from trl_recipes.rewards.words import known_share, whole_words, words_of
+from trl_recipes.rewards.rules import known_share, whole_words, words_of
 
 TEXT = "The film didn't end. It was good."
 

@@ -25,8 +25,7 @@ from trl_recipes.models.forward import context_length, response_logits
 from trl_recipes.models.generation import generate_responses
 from trl_recipes.models.padding import pad_rows
 from trl_recipes.rewards import RewardFunc, Rewards, SentimentReward
-from trl_recipes.rewards.inputs import reward_inputs
-from trl_recipes.rewards.text import full_texts
+from trl_recipes.rewards.text import full_texts, reward_inputs
 from trl_recipes.stats import distinct_n
 
 __all__ = [

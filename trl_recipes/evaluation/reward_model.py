@@ -24,7 +24,7 @@ from trl_recipes.evaluation.calibration import (
     reliability,
 )
 from trl_recipes.evaluation.compare import mean_interval
-from trl_recipes.rewards.scorer import (
+from trl_recipes.rewards.models import (
     batches_by_length,
     can_pad,
     load_classifier,

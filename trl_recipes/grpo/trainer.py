@@ -57,8 +57,8 @@ from trl_recipes.models.packed_weights import packed_weights
 from trl_recipes.models.sharding import check_loading, is_sharded, whole, whole_model
 from trl_recipes.progress import StepProgress
 from trl_recipes.random_states import random_states, set_random_states
+from trl_recipes.rewards.base import check_rewards, part_of, score_part
 from trl_recipes.rewards.loading import rewards_of
-from trl_recipes.rewards.sharing import check_rewards, part_of, score_part
 from trl_recipes.rewards.text import plain_text
 from trl_recipes.run_folder import RunFolder, check_disk
 from trl_recipes.stats import (

@@ -67,9 +67,9 @@ from trl_recipes.ppo.statistics import (
 from trl_recipes.ppo.value_head import create_reference_model, save_value_head
 from trl_recipes.progress import StepProgress
 from trl_recipes.random_states import random_states, set_random_states
-from trl_recipes.rewards.inputs import made_up_batch, reward_inputs
+from trl_recipes.rewards.base import check_rewards, score_part
 from trl_recipes.rewards.loading import rewards_of
-from trl_recipes.rewards.sharing import check_rewards, score_part
+from trl_recipes.rewards.text import made_up_batch, reward_inputs
 from trl_recipes.run_folder import check_disk
 from trl_recipes.stats import append_alarms, append_samples, append_stats
 

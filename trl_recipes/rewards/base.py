@@ -194,7 +194,9 @@ def part_of(count: int) -> slice:
 
 def check_rewards(rewards: Rewards, once: bool, *samples: Any, **extras: Any) -> None:
     """Call `rewards.check` in each process or, with `once`, in the main one alone."""
-    (broadcast_from_main if once else raise_on_all)(functools.partial(rewards.check, *samples, **extras))
+    (broadcast_from_main if once else raise_on_all)(
+        functools.partial(rewards.check, *samples, **extras)
+    )
 
 
 def _functions(given: Any, argument: str) -> list[RewardFunc]:

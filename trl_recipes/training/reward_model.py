@@ -37,7 +37,7 @@ from trl_recipes.embedded import language_model
 from trl_recipes.errors import RecipeError
 from trl_recipes.models import loading as hub
 from trl_recipes.models.adapters import save_trained
-from trl_recipes.rewards.scorer import longest_input
+from trl_recipes.rewards.models import longest_input
 from trl_recipes.training.language_model import (
     ClassifierConfig,
     ClassifierSizes,

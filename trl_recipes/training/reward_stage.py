@@ -83,7 +83,7 @@ def divide(rows: "Dataset", share: float, seed: int) -> "tuple[Dataset, Dataset]
 
 
 class LearntReward:
-    """A reward function whose model is trained when all else was found fit: 0 until then.
+    """A reward function whose model is trained when all else was found fit; an error until then.
 
     Of the embedded reviews it learns from the split "prompts", which no other embedded model saw.
 
@@ -172,8 +172,15 @@ class LearntReward:
         return f"The reward model learns first: {self._start} on {self._data.describe()}."
 
     def rehearse(self) -> str:
-        """Train for a few steps and keep nothing; see `rehearsal.rehearse`."""
-        return f"The reward model: {rehearse(self._train, self._config)}"
+        """Train for a few steps and keep nothing; what is tried afterwards scores 0."""
+        checked = rehearse(self._train, self._config)
+        self._function = lambda prompts, completions: [0.0] * len(prompts)
+        return f"The reward model: {checked}"
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a model to score by; a check before training skips this one else."""
+        return self._function is not None
 
     def unseen(self, prompts: "Dataset") -> "Dataset":
         """Keep the prompts from texts that the model does not learn from.
@@ -235,7 +242,10 @@ class LearntReward:
             B scores: the log odds of the label, or the model's one logit.
         """
         if self._function is None:
-            return [0.0] * len(prompts)
+            raise RecipeError(
+                f"The reward model of {self.run} is not trained yet. Call `train()` of "
+                "`LearntReward` before anything is scored."
+            )
         return self._function(prompts=prompts, completions=completions)
 
     @property

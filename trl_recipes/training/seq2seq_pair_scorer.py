@@ -27,7 +27,7 @@ from trl_recipes.callbacks import train_or_stop
 from trl_recipes.models import loading as hub
 from trl_recipes.models.adapters import save_trained
 from trl_recipes.models.forward import context_length
-from trl_recipes.rewards.scorer import encode_pairs, longest_input
+from trl_recipes.rewards.models import encode_pairs, longest_input
 from trl_recipes.training.seq2seq_comparisons import Comparison
 from trl_recipes.training.seq2seq_pretraining import EVALUATION_BATCH, quiet
 

@@ -18,7 +18,7 @@ from trl_recipes.report import write_report
 from trl_recipes.report.loss_curve import plot_losses
 from trl_recipes.report.plots import plot_comparison, plot_stats
 from trl_recipes.rewards import RewardFunc
-from trl_recipes.rewards.words import known_share, whole_words
+from trl_recipes.rewards.rules import known_share, whole_words
 from trl_recipes.run_folder import RunFolder, check_output_dir
 from trl_recipes.stats import distinct_n, load_stats
 from trl_recipes.training.baseline import BaselineConfig
