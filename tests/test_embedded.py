@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from trl_recipes import embedded
 from trl_recipes.embedded import build, cache, corpus
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.generation import generate_responses
+from trl_recipes.models.sampling import generate_responses
 
 ROOT = Path(__file__).parents[1]
 SHA256 = "de9f6d0a52ef6d198cbaf04839daef074231fa7d47a9b3de71b3da7675dfe656"

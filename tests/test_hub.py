@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.models import loading as hub
+from trl_recipes.models import hub
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = """
 import http.server, json, re, socket, sys, threading, time
 from huggingface_hub import constants
-from trl_recipes.models import loading as hub
+from trl_recipes.models import hub
 from trl_recipes.errors import RecipeError
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -147,7 +147,7 @@ def hub_cache(tmp_path):
 
 LOAD_CACHED_MODEL = """
 from transformers import AutoConfig
-from trl_recipes.models import loading as hub
+from trl_recipes.models import hub
 print(AutoConfig.from_pretrained(hub.resolve("owner/tiny", "model")).n_embd)
 """
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer, GPT2Config, T5Config
 
 from trl_recipes import AutoModelForCausalLMWithValueHead, RecipeError, load_run
-from trl_recipes.models.checks import check_language_model
+from trl_recipes.models.loading import check_language_model
 
 
 def test_heads_of_other_tasks_are_no_language_models():

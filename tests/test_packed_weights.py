@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from trl_recipes.models import packed_weights as packing
-from trl_recipes.models.packed_weights import packed_weights
+from trl_recipes.models import sampling as packing
+from trl_recipes.models.sampling import packed_weights
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch comes without oneDNN"

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from trl_recipes.models.padding import fill_lines, length_groups, pad_rows, unpack
+from trl_recipes.models.packing import bin_pack, length_groups, pad_rows, unpack
 
 
 def test_masks_come_from_lengths_though_padding_is_a_token():
@@ -62,7 +62,7 @@ def test_equal_rows_stay_together_and_the_longest_group_comes_first():
 def test_lines_hold_every_row_once_and_are_near_the_fewest(seed):
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 30, (16,), generator=generator).tolist()
-    lines = fill_lines(lengths)
+    lines = bin_pack(lengths)
     assert sorted(itertools.chain(*lines)) == list(range(16))
     sums = [sum(lengths[row] for row in line) for line in lines]
     assert max(sums) == max(lengths)
@@ -71,5 +71,5 @@ def test_lines_hold_every_row_once_and_are_near_the_fewest(seed):
 
 
 def test_rows_of_one_length_have_a_line_each():
-    assert fill_lines([5, 5, 5]) == [[0], [1], [2]]
-    assert fill_lines([3, 9, 6, 1]) == [[1], [2, 0], [3]]
+    assert bin_pack([5, 5, 5]) == [[0], [1], [2]]
+    assert bin_pack([3, 9, 6, 1]) == [[1], [2, 0], [3]]

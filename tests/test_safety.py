@@ -1,6 +1,5 @@
 """What a model folder brings along is not run and not shown raw: pickles, code, labels, text."""
 
-import io
 import json
 import os
 import re
@@ -26,7 +25,7 @@ from trl_recipes import (
 )
 from trl_recipes.describe import printable
 from trl_recipes.evaluation.compare import Comparison, ModelResult
-from trl_recipes.models import loading as hub
+from trl_recipes.models.loading import load_classifier
 from trl_recipes.report.plots import plot_comparison
 from trl_recipes.rewards import Rewards
 from trl_recipes.training.language_model import (
@@ -113,16 +112,20 @@ def test_a_pickled_adapter_is_refused_and_can_be_converted(tiny_gpt2, tmp_path):
     load_run(tmp_path)
 
 
-def test_no_library_unpickles_while_a_model_is_loaded():
-    """Also where the file was not there to be seen before: on the hub, or named in config.json."""
-    with (
-        pytest.raises(RecipeError, match="hf download some/model"),
-        hub.loading("some/model", "model"),
-    ):
-        torch.load(io.BytesIO(b""))
-    torch.save(torch.ones(2), buffer := io.BytesIO())
-    buffer.seek(0)
-    assert torch.load(buffer).tolist() == [1, 1]  # outside it is torch's own again
+def test_weights_that_were_not_there_to_be_seen_are_not_unpickled(tiny_gpt2, tmp_path, monkeypatch):
+    """An adapter's beside other safetensors, and those that config.json names."""
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
+    pickle = "adapter_model.bin"
+    config = json.loads((tiny_gpt2 / "config.json").read_text()) | {"transformers_weights": pickle}
+    adapter = {"base_model_name_or_path": str(tiny_gpt2), "peft_type": "LORA", "r": 1}
+    for name, settings in {"config": config, "adapter_config": adapter}.items():
+        folder = shutil.copytree(tiny_gpt2, tmp_path / name)
+        torch.save({"x": Touch(tmp_path / "touched")}, folder / pickle)
+        (folder / f"{name}.json").write_text(json.dumps(settings))
+        for load in (load_run, load_classifier):
+            with pytest.raises(RecipeError, match="pickle file"):
+                load(str(folder))
+    assert not (tmp_path / "touched").exists()
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ import torch
 from architectures import ARCHITECTURES, UNUSUAL, VOCAB, gpt2
 from peft import LoraConfig, get_peft_model
 
-from trl_recipes.models import packed_weights
+from trl_recipes.models import sampling
 from trl_recipes.models.forward import response_logits
-from trl_recipes.models.generation import generate_responses
-from trl_recipes.models.padding import pad_rows
-from trl_recipes.models.sampling import can_sample, sample_responses
+from trl_recipes.models.packing import pad_rows
+from trl_recipes.models.sampling import can_sample, generate_responses, sample_responses
 
 QUERIES = [torch.arange(2, 2 + n) for n in (3, 1, 6, 2)]
 MODELS = ARCHITECTURES | {name: model for name, model in UNUSUAL.items() if name != "mamba"}
@@ -37,11 +36,11 @@ def of_one_row(model, query, response, temperature=1.0):
     return logits, logprobs.gather(1, response[:, None])[:, 0], hidden
 
 
-@pytest.mark.parametrize("smallest", [packed_weights.SMALLEST, 1], ids=["plain", "packed"])
+@pytest.mark.parametrize("smallest", [sampling.SMALLEST, 1], ids=["plain", "packed"])
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_what_sampling_keeps_is_what_a_forward_pass_gives(name, smallest, monkeypatch):
-    monkeypatch.setattr(packed_weights, "SMALLEST", smallest)
+    monkeypatch.setattr(sampling, "SMALLEST", smallest)
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     samples = sample(model, temperature=0.7)

@@ -5,9 +5,8 @@ import torch
 from architectures import ARCHITECTURES, UNUSUAL, VOCAB, gpt2
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
-from trl_recipes.models.forward import response_logits
-from trl_recipes.models.packing import can_share_lines
-from trl_recipes.models.padding import pad_rows
+from trl_recipes.models.forward import can_pack, response_logits
+from trl_recipes.models.packing import pad_rows
 
 MODELS = ARCHITECTURES | UNUSUAL
 FIT = {"gpt2", "llama", "qwen2", "gpt_neox", "gemma2"}
@@ -33,7 +32,7 @@ def test_a_shared_line_changes_no_logits(name):
     model.register_forward_pre_hook(
         lambda _, __, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    alone, shared = (response_logits(model, *batch(), share_lines=share) for share in (False, True))
+    alone, shared = (response_logits(model, *batch(), pack=share) for share in (False, True))
     assert sizes[0] == (8, 19)
     assert sizes[1] == (4, 19)  # 58 tokens
     for shared_values, values in zip(shared, alone, strict=True):
@@ -42,10 +41,10 @@ def test_a_shared_line_changes_no_logits(name):
 
 def test_a_shared_line_changes_no_gradient():
     gradients = []
-    for share_lines in (False, True):
+    for pack in (False, True):
         torch.manual_seed(0)
         model = gpt2().eval()
-        logits, _ = response_logits(model, *batch(), share_lines=share_lines)
+        logits, _ = response_logits(model, *batch(), pack=pack)
         logits.log_softmax(-1)[:, 5].mean().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for shared, alone in zip(*gradients, strict=True):
@@ -57,22 +56,22 @@ def test_a_shared_line_changes_no_gradient():
 def test_the_model_itself_says_whether_it_is_fit(name, dtype):
     torch.manual_seed(0)
     model = MODELS[name]().to(dtype).train()
-    assert can_share_lines(model) == (name in FIT)
+    assert can_pack(model) == (name in FIT)
     assert model.training
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_both_kinds_of_attention_are_fit(attention):
     torch.manual_seed(0)
-    assert can_share_lines(gpt2(attn_implementation=attention))
+    assert can_pack(gpt2(attn_implementation=attention))
 
 
 def test_an_adapter_is_fit_and_a_prefix_that_all_tokens_read_is_not():
     torch.manual_seed(0)
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True)
-    assert can_share_lines(get_peft_model(gpt2(), lora))
+    assert can_pack(get_peft_model(gpt2(), lora))
     prefix = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    assert not can_share_lines(get_peft_model(gpt2(), prefix))
+    assert not can_pack(get_peft_model(gpt2(), prefix))
 
 
 def test_a_model_without_masks_of_its_own_is_unfit():
@@ -87,4 +86,4 @@ def test_a_model_without_masks_of_its_own_is_unfit():
 
     torch.manual_seed(0)
     model = Careless(gpt2().config)
-    assert not can_share_lines(model)
+    assert not can_pack(model)

@@ -32,7 +32,7 @@ from trl_recipes.distributed import (
 from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.loss_log import LossLog
 from trl_recipes.lost_peer import notice_lost_machines
-from trl_recipes.models.sharding import check_embeddings, spread_by_layer
+from trl_recipes.models.sharding import check_embeddings, wrap_by_layer
 from trl_recipes.run_folder import RunFolder, recorded
 
 _log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ def train_or_stop(
     find = partial(_find_checkpoint, run.checkpoints, str(wanted))
     checkpoint = broadcast_from_main(find) if wanted else None
     check_embeddings(trainer.model, trainer.accelerator)
-    spread_by_layer(trainer.model, trainer.accelerator)
+    wrap_by_layer(trainer.model, trainer.accelerator)
     started = nullcontext()
     record = nullcontext() if about is None else recorded(run, about, lambda: _step(trainer))
     if before_training is not None:

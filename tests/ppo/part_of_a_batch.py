@@ -16,8 +16,8 @@ from architectures import ARCHITECTURES, VOCAB, Words
 from safetensors.torch import save_file
 
 from trl_recipes import PPOConfig, PPOTrainer
-from trl_recipes.models.padding import pad_rows
-from trl_recipes.models.sharding import is_sharded, whole_tensors
+from trl_recipes.models.packing import pad_rows
+from trl_recipes.models.sharding import full_tensors, is_sharded
 
 GLOBAL_BATCH = 8
 SHARDED = "ACCELERATE_USE_FSDP" in os.environ
@@ -65,7 +65,7 @@ def run_case(name, steps, settings):
     inputs = (*pad_rows(queries, 0, "right"), *pad_rows(responses, 0, "right"))
     with torch.no_grad():
         logits, values = trainer.model(*inputs)
-    weights = whole_tensors(dict(trainer._actor_critic().named_parameters()), keep=True)
+    weights = full_tensors(dict(trainer._actor_critic().named_parameters()), keep=True)
     found = {"logits": logits, "values": values, **weights}
     return rows, {key: value.detach().clone() for key, value in found.items()}
 

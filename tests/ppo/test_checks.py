@@ -7,7 +7,7 @@ from test_trainer import VOCAB, Tokens, build, gpt2, rollout_of
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError
 from trl_recipes.evaluation.compare import check_context
-from trl_recipes.models.checks import check_lengths
+from trl_recipes.models.loading import check_lengths
 from trl_recipes.ppo import checks
 
 

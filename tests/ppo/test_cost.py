@@ -118,11 +118,11 @@ def test_logits_do_not_grow_with_the_prompt():
         assert counts[0][key] == counts[1][key] > 0
 
 
-@pytest.mark.parametrize("share_lines", [True, False])
-def test_short_responses_do_not_pay_for_long_ones(share_lines):
+@pytest.mark.parametrize("pack", [True, False])
+def test_short_responses_do_not_pay_for_long_ones(pack):
     trainer = trainer_of("gpt2", batch_size=16, response_length=40)
-    assert trainer._actor_critic().share_lines
-    trainer._actor_critic().share_lines = share_lines
+    assert trainer._actor_critic().pack
+    trainer._actor_critic().pack = pack
     trainer._pass_cost = 20  # what it is for a model of some size
     lengths = torch.linspace(4, 40, 16).round().int().tolist()
     queries = [torch.arange(2, 5)] * 16
@@ -132,16 +132,16 @@ def test_short_responses_do_not_pay_for_long_ones(share_lines):
     tokens = sum(lengths) + 2 * 16
     assert tokens <= counts["policy update tokens"] / EPOCHS <= 1.25 * tokens  # padded whole: 1.7
     assert counts["policy update logits"] == EPOCHS * sum(lengths)
-    if share_lines:
+    if pack:
         assert counts["policy update calls"] == EPOCHS
 
 
-@pytest.mark.parametrize(("name", "share_lines"), [("gpt2", False), ("gpt2", True), ("t5", False)])
-def test_splitting_and_sharing_lines_make_the_update_of_one_padded_pass(name, share_lines):
+@pytest.mark.parametrize(("name", "pack"), [("gpt2", False), ("gpt2", True), ("t5", False)])
+def test_splitting_and_sharing_lines_make_the_update_of_one_padded_pass(name, pack):
     trainers = [trainer_of(name, response_length=12, learning_rate=1e-3) for _ in range(2)]
     trainers[0]._pass_cost, trainers[1]._pass_cost = 0, 10_000
-    trainers[0]._actor_critic().share_lines = share_lines
-    trainers[1]._actor_critic().share_lines = False
+    trainers[0]._actor_critic().pack = pack
+    trainers[1]._actor_critic().pack = False
     lengths = (1, 12, 5, 2, 9, 9, 3, 1)
     queries = [torch.arange(2, 4 + row % 3) for row in range(BATCH)]
     responses = [torch.arange(2, 2 + length) for length in lengths]
@@ -150,7 +150,7 @@ def test_splitting_and_sharing_lines_make_the_update_of_one_padded_pass(name, sh
     scores = [torch.tensor(float(i % 3)) for i in range(BATCH)]
     counts = [counted(trainer) for trainer in trainers]
     split, whole = (trainer.step(queries, responses, scores) for trainer in trainers)
-    if share_lines:
+    if pack:
         assert counts[0]["policy update tokens"] < counts[1]["policy update tokens"]
     else:
         assert counts[0]["policy update calls"] > counts[1]["policy update calls"] == EPOCHS

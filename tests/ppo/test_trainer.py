@@ -17,7 +17,7 @@ from trl_recipes import (
     RecipeError,
     create_reference_model,
 )
-from trl_recipes.models.padding import unpack
+from trl_recipes.models.packing import unpack
 from trl_recipes.ppo.rollout import collate
 
 

@@ -18,7 +18,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 
 from trl_recipes import PPOConfig, PPOTrainer
-from trl_recipes.models.sharding import whole_tensors
+from trl_recipes.models.sharding import full_tensors
 
 
 def different_words(completions, **_):
@@ -57,7 +57,7 @@ def train(folder, text, settings):
     trainer = trainer_of(folder, "gpt2", 4, settings)
     trainer.train()
     trainer.save_model()
-    weights = whole_tensors(dict(trainer.model.named_parameters()), keep=True)
+    weights = full_tensors(dict(trainer.model.named_parameters()), keep=True)
     if trainer.accelerator.is_main_process:
         rows = [{k: v for k, v in row.items() if "time/" not in k} for row in trainer.all_stats]
         responses = (folder / "samples.jsonl").read_text().splitlines()

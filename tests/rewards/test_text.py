@@ -1,6 +1,6 @@
 """Texts of prompts and completions, plain or conversations."""
 
-from trl_recipes.rewards.text import completion_texts, full_texts, is_conversation, plain_text
+from trl_recipes.data.conversations import completion_texts, full_texts, is_conversation, plain_text
 
 ASKED = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Why?"}]
 ANSWERED = [{"role": "assistant", "content": "Because."}]

@@ -7,10 +7,47 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.rewards.text import Message, is_conversation, plain_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, Any]
+Text = str | list[Message]
+
+
+def is_conversation(value: Any) -> bool:
+    """Tell whether a prompt or completion is a list of messages rather than a text.
+
+    >>> is_conversation([{"role": "user", "content": "Hello"}]), is_conversation("Hello")
+    (True, False)
+    """
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+def plain_text(value: str | Sequence[Message]) -> str:
+    """Return the text of a prompt or completion: itself, or its messages' contents, one a line."""
+    if isinstance(value, str):
+        return value
+    return "\n".join(_content(message.get("content")) for message in value)
+
+
+def completion_texts(completions: Sequence[Text]) -> list[str]:
+    """Return the text of each completion."""
+    return [plain_text(completion) for completion in completions]
+
+
+def full_texts(prompts: Sequence[Text], completions: Sequence[Text]) -> list[str]:
+    """Join each prompt and its completion: as they are, or message after message."""
+    return [
+        plain_text(prompt) + "\n" * (not isinstance(completion, str)) + plain_text(completion)
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def _content(content: Any) -> str:
+    if isinstance(content, list):
+        return "".join(part.get("text", "") for part in content if part.get("type") == "text")
+    return content or ""
 
 
 def are_conversations(values: Iterable[Any]) -> bool:

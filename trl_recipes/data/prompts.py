@@ -19,7 +19,7 @@ from trl_recipes.data.conversations import (
 from trl_recipes.data.files import SOURCE, columns_of, make_dataset, read_file
 from trl_recipes.data.tokenizers import check_characters
 from trl_recipes.errors import RecipeError
-from trl_recipes.models import loading as hub
+from trl_recipes.models import hub
 from trl_recipes.models.forward import context_length
 
 if TYPE_CHECKING:

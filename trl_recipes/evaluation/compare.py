@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trl_recipes.data.conversations import full_texts
 from trl_recipes.describe import printable
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length, response_logits
-from trl_recipes.models.generation import generate_responses
-from trl_recipes.models.padding import pad_rows
+from trl_recipes.models.packing import pad_rows
+from trl_recipes.models.sampling import generate_responses
 from trl_recipes.rewards import RewardFunc, Rewards, SentimentReward
-from trl_recipes.rewards.text import full_texts, reward_inputs
+from trl_recipes.rewards.text import reward_inputs
 from trl_recipes.stats import distinct_n
 
 __all__ = [

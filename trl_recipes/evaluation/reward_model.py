@@ -24,10 +24,10 @@ from trl_recipes.evaluation.calibration import (
     reliability,
 )
 from trl_recipes.evaluation.compare import mean_interval
+from trl_recipes.models.loading import load_classifier
 from trl_recipes.rewards.models import (
     batches_by_length,
     can_pad,
-    load_classifier,
     local_device,
     longest_input,
 )
@@ -101,7 +101,7 @@ def measure(folder: str | Path, heldout: Labelled | Pairs) -> Figures:
     Returns:
         Its figures.
     """
-    model, tokenizer = load_classifier(str(folder), "the reward model")
+    model, tokenizer = load_classifier(folder, source="the reward model")
     model.to(local_device()).eval()
     if isinstance(heldout, Pairs):
         special = not heldout.rendered

@@ -13,13 +13,17 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from trl_recipes.data.conversations import is_conversation
 from trl_recipes.data.tokenizers import is_character_tokenizer
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.checks import check_language_model, check_vocabulary
 from trl_recipes.models.forward import unwrap_adapter
-from trl_recipes.models.generation import load_run, load_tokenizer
-from trl_recipes.models.sharding import whole_tensors
-from trl_recipes.rewards.text import is_conversation
+from trl_recipes.models.loading import (
+    check_language_model,
+    check_vocabulary,
+    load_run,
+    load_tokenizer,
+)
+from trl_recipes.models.sharding import full_tensors
 
 # Columns that are another form of the prompt, and names that TRL gives to reward functions itself.
 _NO_COLUMNS = ("query", "input_ids", "attention_mask")
@@ -202,7 +206,7 @@ def named(model: nn.Module, wanted: bool) -> Iterator[None]:
         # every process needs the same files, and transformers saves in the main one alone
         once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
         state = {n: t for n, t in model.state_dict(keep_vars=True).items() if n in once}
-        state = {name: t.contiguous() for name, t in whole_tensors(state, keep=True).items()}
+        state = {name: t.contiguous() for name, t in full_tensors(state, keep=True).items()}
         save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)

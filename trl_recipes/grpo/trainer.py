@@ -27,6 +27,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trl_recipes.callbacks import train_or_stop
+from trl_recipes.data.conversations import plain_text
 from trl_recipes.distributed import broadcast_from_main, gather
 from trl_recipes.errors import RecipeError
 from trl_recipes.grpo.alarms import alarms
@@ -50,16 +51,15 @@ from trl_recipes.grpo.keeping import (
     write_weights,
 )
 from trl_recipes.models.adapters import save_policy, select_trainable
-from trl_recipes.models.checks import check_lengths
 from trl_recipes.models.forward import unwrap_adapter
-from trl_recipes.models.freed_memory import keep_freed_memory
-from trl_recipes.models.packed_weights import packed_weights
-from trl_recipes.models.sharding import check_loading, is_sharded, whole, whole_model
+from trl_recipes.models.loading import check_lengths
+from trl_recipes.models.memory import set_malloc_thresholds
+from trl_recipes.models.sampling import packed_weights
+from trl_recipes.models.sharding import check_fsdp_loading, full_model, full_tensor, is_sharded
 from trl_recipes.progress import StepProgress
 from trl_recipes.random_states import random_states, set_random_states
 from trl_recipes.rewards.base import check_rewards, part_of, score_part
 from trl_recipes.rewards.loading import rewards_of
-from trl_recipes.rewards.text import plain_text
 from trl_recipes.run_folder import RunFolder, check_disk
 from trl_recipes.stats import (
     append_alarms,
@@ -154,7 +154,7 @@ class GroupTrainer:
                 f"`args` must be a trl_recipes.{self.config_class.__name__}, got "
                 f"{type(args).__module__}.{type(args).__name__}. Change the import."
             )
-        check_loading()
+        check_fsdp_loading()
         set_seed(args.seed)
         policy = causal_model(model, args.trust_remote_code)
         tokenizer = fitting_tokenizer(processing_class, model, policy)
@@ -192,7 +192,7 @@ class GroupTrainer:
             if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
                 copy_weights(policy, reference)
         if self.accelerator.device.type == "cpu":
-            keep_freed_memory()
+            set_malloc_thresholds()
         self.log_completions = args.log_completions
         self._folder = Path(args.output_dir)  # `args` names the checkpoints' while it trains
         self._forget()
@@ -464,7 +464,7 @@ class GroupTrainer:
         if self.is_deepspeed_enabled or (self.is_fsdp_enabled and not is_sharded(self.model)):
             return  # gradients are not here
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        finite = bool(whole(nn.utils.get_total_norm(gradients)).isfinite())
+        finite = bool(full_tensor(nn.utils.get_total_norm(gradients)).isfinite())
         self._not_finite = 0 if finite else self._not_finite + 1
         self._note("skipped_steps", float(not finite))
         if not finite:
@@ -526,7 +526,7 @@ class GroupTrainer:
             super().save_model(output_dir, _internal_call)
             return
         writes = self.accelerator.is_main_process
-        policy = whole_model(self.accelerator.unwrap_model(self.model), keep=writes)
+        policy = full_model(self.accelerator.unwrap_model(self.model), keep=writes)
         if writes:
             folder = Path(output_dir or RunFolder(Path(self.args.output_dir)).model)
             folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.sharding import whole_model
+from trl_recipes.models.sharding import full_model
 
 ATTENTION = re.compile(
     r"\.(attn|attention|self_attn|self_attention|encoder_attn|SelfAttention|EncDecAttention)\."
@@ -82,7 +82,7 @@ def save_trained(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: s
         folder: made if it is not there.
     """
     writes = trainer.is_world_process_zero()
-    model = whole_model(trainer.accelerator.unwrap_model(trainer.model), keep=writes)
+    model = full_model(trainer.accelerator.unwrap_model(trainer.model), keep=writes)
     if writes:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,18 +1,32 @@
 """One forward pass over queries and responses, for causal and encoder-decoder models alike."""
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
-from trl_recipes.models.padding import fill_lines
+from trl_recipes.models.packing import bin_pack, packed_starts
 
 
 def unwrap_adapter(model: nn.Module) -> nn.Module:
-    """Return the transformers model, out of its PEFT wrapper where it has one.
-
-    Args:
-        model: with a PEFT wrapper or without.
-    """
+    """Return the transformers model, out of its PEFT wrapper where it has one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode for the time of the block.
+
+    Train mode with gradient checkpointing would switch the cache off.
+    """
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def response_logits(
@@ -21,35 +35,21 @@ def response_logits(
     query_mask: Tensor,
     responses: Tensor,
     response_mask: Tensor,
-    share_lines: bool = False,
+    pack: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Run a model once and keep what belongs to the response tokens.
+    """Compute logits (N, V), in float32, and last hidden states (N, H) of N response tokens.
 
-    The head runs on the N response tokens alone: not on queries, not on padding. A causal model's
-    sequences are query and response without a gap, so short ones are padded only behind their
-    end, where causality hides the padding and neither mask nor positions need to know of it; or
-    several short ones stand in one line, in the place of padding.
-
-    Args:
-        model: transformers language model, or the PEFT model around one.
-        queries: token ids, (B, Q).
-        query_mask: 1 at query tokens, (B, Q).
-        responses: token ids, (B, R), without a decoder's start token.
-        response_mask: 1 at response tokens, (B, R).
-        share_lines: whether short sequences may stand in one line, which the model must have
-            been found fit for by `shared_lines.can_share_lines`.
-
-    Returns:
-        logits: float32, (N, V); row after row, each of the response token at its place.
-        hidden: the trunk's last hidden states at the same places, (N, H).
+    Queries are (B, Q), responses (B, R) without a decoder's start token. The head runs on response
+    tokens alone: not on queries, not on padding. A causal model's sequences are query and response
+    without a gap, padded only behind their end, where causality hides the padding and neither mask
+    nor positions need to know of it; or packed into few lines, where [`can_pack`] allows it.
     """
     language_model = unwrap_adapter(model)
     if language_model.config.is_encoder_decoder:
         inputs = _encoder_decoder_inputs(language_model, queries, query_mask, responses)
         kept = response_mask.flatten().nonzero()[:, 0]
     else:
-        rows = (queries, query_mask, responses, response_mask)
-        inputs, kept = _causal_inputs(*rows, share_lines)
+        inputs, kept = _causal_inputs(queries, query_mask, responses, response_mask, pack)
 
     states: list[Tensor] = []
     trunk = language_model.get_decoder()
@@ -67,9 +67,7 @@ def response_logits(
     return logits.float(), _pick(states[0], kept)
 
 
-def _causal_inputs(
-    queries, query_mask, responses, response_mask, share_lines
-) -> tuple[dict, Tensor]:
+def _causal_inputs(queries, query_mask, responses, response_mask, pack) -> tuple[dict, Tensor]:
     """Query and response of each row side by side, and the places that predict the response.
 
     The last response token predicts nothing that is asked for, and stays out.
@@ -82,34 +80,17 @@ def _causal_inputs(
     ids[columns < start] = queries[query_mask.bool()]
     ids[(columns >= start) & (columns < end)] = responses[:, :-1][inner]
     predicts = (columns >= start - 1) & (columns < end)
-    lines = fill_lines(end[:, 0].tolist()) if share_lines else []
+    lines = bin_pack(end[:, 0].tolist()) if pack else []
     if not 0 < len(lines) < len(ids):
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return inputs, predicts.flatten().nonzero()[:, 0]
-    places = _places(lines, end[:, 0], len(columns)) + columns
+    places = packed_starts(lines, end[:, 0], len(columns)) + columns
     inside = columns < end
     shape = (len(lines), len(columns))
-    shared, positions = ids.new_zeros(shape), ids.new_zeros(shape)
-    shared.view(-1)[places[inside]] = ids[inside]
+    packed, positions = ids.new_zeros(shape), ids.new_zeros(shape)
+    packed.view(-1)[places[inside]] = ids[inside]
     positions.view(-1)[places[inside]] = columns.expand_as(ids)[inside]
-    return {"input_ids": shared, "position_ids": positions}, places[predicts]
-
-
-def _places(lines: list[list[int]], lengths: Tensor, width: int) -> Tensor:
-    """Where each row begins once the lines stand one behind the other, (B, 1)."""
-    rows = [row for line in lines for row in line]
-    taken = lengths[rows].cumsum(0) - lengths[rows]  # before each, over all lines
-    counts = torch.tensor([len(line) for line in lines])
-    firsts = (counts.cumsum(0) - counts).to(lengths.device)
-    line_of = torch.arange(len(lines)).repeat_interleave(counts).to(lengths.device)
-    places = torch.empty_like(lengths)
-    places[rows] = line_of * width + taken - taken[firsts][line_of]
-    return places[:, None]
-
-
-def _pick(states: Tensor, places: Tensor) -> Tensor:
-    """States (B, L, H) at places counted through all rows, (N, H)."""
-    return states.flatten(0, 1)[places]
+    return {"input_ids": packed, "position_ids": positions}, places[predicts]
 
 
 def _encoder_decoder_inputs(language_model, queries, query_mask, responses) -> dict:
@@ -121,22 +102,55 @@ def _encoder_decoder_inputs(language_model, queries, query_mask, responses) -> d
     }
 
 
-def decoder_start_token_id(config) -> int:
-    """The token that an encoder-decoder's responses begin with, before the first sampled one.
+def _pick(states: Tensor, places: Tensor) -> Tensor:
+    """States (B, L, H) at places counted through all rows, (N, H)."""
+    return states.flatten(0, 1)[places]
 
-    Args:
-        config: of the model.
+
+def can_pack(model: nn.Module) -> bool:
+    """Whether a model keeps packed sequences apart, by their positions alone.
+
+    transformers lets attention end where `position_ids` start anew, for the models whose masks it
+    makes itself. The model is asked, not a list of names: changing the first sequence of a line
+    must not change a bit of the second, and each must come out as it does alone.
     """
+    language_model = unwrap_adapter(model)
+    config = language_model.config
+    if config.is_encoder_decoder or "position_ids" not in forward_arguments(language_model):
+        return False
+    device = language_model.get_input_embeddings().weight.device
+    ids = torch.arange(27, device=device).view(3, 9) % (config.vocab_size - 1)
+    # 4, 4 and 8 tokens, without each last: the first two share a line
+    queries, responses = ids[:, :3], ids[:, 3:]
+    response_mask = torch.ones_like(responses)
+    response_mask[:2, 2:] = 0
+
+    def logits(pack: bool) -> Tensor:
+        rows = (queries, torch.ones_like(queries), responses, response_mask)
+        return response_logits(model, *rows, pack=pack)[0]
+
+    with torch.no_grad(), evaluating(language_model):
+        alone, packed = logits(False), logits(True)
+        queries = torch.cat([queries[:1] + 1, queries[1:]])
+        changed = logits(True)
+    tolerance = (1e-3 if language_model.dtype == torch.float32 else 0.1) * alone.std()
+    close = (packed - alone).abs().max() <= tolerance
+    return bool(close) and changed[2:].equal(packed[2:]) and not changed[:2].equal(packed[:2])
+
+
+def forward_arguments(language_model: nn.Module) -> set[str]:
+    """Give the names of what a model's `forward` takes."""
+    return set(inspect.signature(language_model.forward).parameters)
+
+
+def decoder_start_token_id(config) -> int:
+    """Give the token that an encoder-decoder's responses begin with, before the first sampled."""
     start = getattr(config, "decoder_start_token_id", None)
     return config.bos_token_id if start is None else start
 
 
 def context_length(config) -> int | None:
-    """Most tokens that a model's positions allow; None where they are unbounded (T5, BLOOM).
-
-    Args:
-        config: of the model.
-    """
+    """Give the most tokens that a model's positions allow; None: no limit (T5, BLOOM)."""
     for name in ("max_position_embeddings", "n_positions"):
         value = getattr(config, name, None)
         if isinstance(value, int) and getattr(config, "model_type", "") not in ("t5", "mt5"):

@@ -1,339 +1,235 @@
-"""Model and data set names: a local folder, or a name on the Hugging Face hub.
-
-Left alone, the libraries retry an unreachable hub for 20 to 50 seconds with noise on stderr. Here
-one short question is asked first, and every answer but "it is there" is one `RecipeError`.
+"""Models and tokenizers by name: a local folder, the folder of a run, or a name on the hub.
 
 Weights are read from safetensors alone: a pickle file can run code when it is read. Code that a
 model brings along runs only where `trust_remote_code` was given.
 """
 
-import contextlib
 import json
-import os
 import re
-import shlex
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any
+
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.hub import cached_file
 
 from trl_recipes.errors import RecipeError
+from trl_recipes.models.forward import context_length
+from trl_recipes.models.hub import loading, refuse_pickle, resolve
 
-PROBE_SECONDS = 5.0
-Kind = Literal["model", "dataset"]
-
-_FLAGS = {"model": "--model_name_or_path", "dataset": "--dataset_name"}
-_NOUNS = {"model": "model", "dataset": "data set"}
-_DATA_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt"}
-_PICKLED = ("pytorch_model*.bin", "adapter_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_VALUE_HEAD = "value_head.safetensors"
+# Heads that answer something else than which token comes next.
+_OTHER_HEADS = r"For(\w+Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$"
 
 
-def resolve(name: str, kind: Kind, *, source: str | None = None) -> str:
-    """Find out where a model or a data set is, before anything slow is done with it.
+def load_run(
+    path: str | Path, *, source: str | None = None, **kwargs
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Load a language model in eval mode, its adapter included, and its tokenizer.
 
-    Args:
-        name: a local folder (or file, for a data set), a run folder, or a name on the hub.
-        kind: "model" or "dataset".
-        source: where the name came from, for the message; the usual flag when None.
-
-    Returns:
-        The local path, or the hub name unchanged. A run folder becomes the `model` folder in it.
-
-    Raises:
-        RecipeError: no such path, a folder that is no model or has its weights only as pickle, a
-            name that the hub does not have or does not give out, or a hub that cannot be reached
-            within `PROBE_SECONDS`.
+    `path` is a run folder, a model folder or a hub name; `source` says in messages where it came
+    from; `kwargs` go to `from_pretrained`, and `trust_remote_code` counts for the tokenizer too.
     """
-    source = source or _FLAGS[kind]
-    if not isinstance(name, str | os.PathLike) or not str(name).strip():
-        raise RecipeError(
-            f"{source}: {name!r} names no {_NOUNS[kind]}. Give a folder or a name on the hub."
-        )
-    name = str(name)
-    path = Path(name).expanduser()
-    if path.exists():
-        if kind == "dataset":
-            return str(path)
-        folder = _model_folder(path, source)
-        _check_weights(folder, source)
-        return str(folder)
-    if not _may_be_hub_name(name):
-        raise RecipeError(
-            f"{source}: there is no file or folder `{name}`. Check the path (relative paths "
-            f"start at {Path.cwd()}), or leave the flag out to use the embedded default."
-        )
-    _ask_hub(name, kind, source)
-    return name
+    trusted = {"trust_remote_code": kwargs.get("trust_remote_code", False)}
+    tokenizer = load_tokenizer(path, source=source, **trusted)
+    model = load_language_model(path, source=source, **kwargs)
+    check_vocabulary(tokenizer, model)
+    return model.eval(), tokenizer
 
 
-@contextlib.contextmanager
-def loading(
-    name: str, kind: Kind, *, source: str | None = None, part: str | None = None
-) -> Iterator[None]:
-    """Turn a library's failure to load `name` into one `RecipeError`.
+def load_tokenizer(
+    name: str | Path, *, trust_remote_code: bool = False, source: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model: of a run folder, a model folder or a hub name."""
+    name = resolve(name, "model", source=source)
+    with loading(name, "model", part="tokenizer", source=source):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
-    Inside, nothing is unpickled, whichever library tries, and nobody is asked on the terminal
-    whether a model's own code may run: without `trust_remote_code` it may not.
 
-    Args:
-        name: what is being loaded, as `resolve` returned it.
-        kind: "model" or "dataset".
-        source: where the name came from, for the message; the usual flag when None.
-        part: what of it is loaded, for the message, such as its tokenizer; all of it when None.
+def load_config(
+    name: str | Path, *, trust_remote_code: bool = False, source: str | None = None
+) -> PreTrainedConfig:
+    """Load the configuration of a model, or of the model that an adapter belongs to."""
+    name = resolve(name, "model", source=source)
+    with loading(name, "model", source=source):
+        name = _base_of_adapter(name) or name
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
 
-    Raises:
-        RecipeError: the block raised what libraries raise for files that are missing, damaged or
-            do not fit together.
+
+def load_language_model(
+    name: str | Path,
+    *model_args,
+    causal: bool | None = None,
+    is_trainable: bool = False,
+    source: str | None = None,
+    **kwargs,
+) -> nn.Module:
+    """Load a language model in float32, or the PEFT model around one.
+
+    `causal` says which kind is wanted: True a causal one, False an encoder-decoder, None either.
+    An adapter is loaded frozen unless `is_trainable`. The rest goes to `from_pretrained`.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
+    name = resolve(name, "model", source=source)
+    kwargs = {"dtype": "float32", "use_safetensors": True, "trust_remote_code": False} | kwargs
+    with loading(name, "model", source=source):
+        adapted = _base_of_adapter(name)
+        base = adapted or name
+        config = AutoConfig.from_pretrained(base, trust_remote_code=kwargs["trust_remote_code"])
+        _check_named_weights(config, base, source)
+        check_language_model(config, base, causal=causal)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model, info = auto.from_pretrained(base, *model_args, output_loading_info=True, **kwargs)
+        check_complete(info, base)
+        if adapted is None:
+            return model
+        from peft import PeftModel
 
-    damaged = (SafetensorError, StrictDataclassError, LookupError, TypeError, RuntimeError)
-    source = source or _FLAGS[kind]
-    try:
-        with contextlib.ExitStack() as stack:
-            if kind == "model":
-                stack.enter_context(_guarded(name, source))
-                stack.enter_context(_whole())
-            yield
-    except RecipeError:
-        raise
-    except (OSError, ValueError, ImportError, *damaged) as error:
-        if "trust_remote_code" in str(error):
+        _check_adapter(name, source)
+        return PeftModel.from_pretrained(model, name, is_trainable=is_trainable)
+
+
+def load_classifier(
+    name: str | Path,
+    *,
+    new_head: bool = False,
+    trust_remote_code: bool = False,
+    source: str | None = None,
+    **kwargs,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model with a sequence-classification head, in float32, and its tokenizer.
+
+    With `new_head` any model will do, and gets a fresh head for the labels in `kwargs`; otherwise
+    transformers must find the whole classifier, rather than drawing its head at random.
+    """
+    path, source = resolve(name, "model", source=source), source or "--model_name_or_path"
+    trusted = {"trust_remote_code": trust_remote_code}
+    with loading(path, "model", source=source):
+        config = AutoConfig.from_pretrained(path, **trusted)
+        _check_named_weights(config, path, source)
+        _check_adapter(path, source)
+        architecture = (config.architectures or ["none given"])[0]
+        if not new_head and not architecture.endswith("ForSequenceClassification"):
             raise RecipeError(
-                f"{source}: the {_NOUNS[kind]} `{name}` brings its own code along, which would run "
-                "on this machine. Read it; if you trust it, give --trust_remote_code true (a "
-                "recipe without that flag takes only models that transformers knows)."
-            ) from error
-        if "cannot be loaded with `safetensors`" in str(error):
-            _refuse_pickle(name, source)
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+                f"{source}: `{name}` is no text classifier (its architecture is {architecture}). "
+                "Give a model with a sequence-classification head, for instance one made by "
+                "recipes/train_classifier.py."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(path, **trusted)
+        settings = {"dtype": "float32", "use_safetensors": True} | trusted | kwargs
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=new_head, **settings
+        )
+    if info["missing_keys"] and not new_head:
         raise RecipeError(
-            f"{source}: {f'the {part} of ' if part else ''}the {_NOUNS[kind]} `{name}` could not "
-            f"be loaded ({type(error).__name__}: {reason[:300]}). {_how_to_mend(name, kind, part)}"
-        ) from error
+            f"{source}: `{name}` lacks weights of its classifier "
+            f"({', '.join(sorted(info['missing_keys'])[:3])}). Save the whole model again."
+        )
+    return model, tokenizer
 
 
-@contextlib.contextmanager
-def _whole() -> Iterator[None]:
-    """Load all of a model's weights in each process.
-
-    Under DeepSpeed's ZeRO-3 transformers spreads every model that it loads over the processes, also
-    reward models, which nobody gathers again.
-    """
-    from transformers.integrations import deepspeed
-
-    spread = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = spread
+def find_file(name: str, filename: str) -> str | None:
+    """Find a file of a model, local or on the hub: its path, or None where there is none."""
+    return cached_file(
+        name,
+        filename,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
 
 
-@contextlib.contextmanager
-def _guarded(name: str, source: str) -> Iterator[None]:
-    """No unpickling, whoever asks for it (peft reads what it finds), and no question."""
-    import torch
-    from transformers import dynamic_module_utils
-
-    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
-        _refuse_pickle(name, source)
-
-    load, seconds = torch.load, dynamic_module_utils.TIME_OUT_REMOTE_CODE
-    torch.load, dynamic_module_utils.TIME_OUT_REMOTE_CODE = refuse, 0
-    try:
-        yield
-    finally:
-        torch.load, dynamic_module_utils.TIME_OUT_REMOTE_CODE = load, seconds
+def _base_of_adapter(name: str) -> str | None:
+    """The model that an adapter belongs to; None where `name` is a whole model."""
+    config = find_file(name, "adapter_config.json")
+    if config is None:
+        return None
+    base = json.loads(Path(config).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return resolve(base, "model", source=f"the base model of `{name}`")
 
 
-def _check_weights(folder: Path, source: str) -> None:
-    """Refuse a model folder whose weights are missing, cut short, or only pickled."""
-    from safetensors import SafetensorError, safe_open
+def _check_adapter(name: str, source: str | None) -> None:
+    """Refuse an adapter whose weights are pickled, which peft would read."""
+    adapter = find_file(name, "adapter_config.json") is not None
+    if adapter and find_file(name, "adapter_model.safetensors") is None:
+        refuse_pickle(name, source)
 
-    weights = [path for path in folder.glob("*.safetensors") if path.name != _VALUE_HEAD]
-    for path in weights:
-        try:
-            safe_open(path, framework="numpy")  # reads the header, and compares it with the size
-        except (SafetensorError, OSError) as error:
-            raise RecipeError(
-                f"{source}: `{path}` is damaged ({error}). Save or download the model again."
-            ) from error
-    if weights:
+
+def _check_named_weights(config: PreTrainedConfig, name: str, source: str | None) -> None:
+    """Refuse a configuration that names a pickle file as the weights, which transformers reads."""
+    named = getattr(config, "transformers_weights", None) or ""
+    if named.endswith(".bin"):
+        refuse_pickle(name, source)
+
+
+def check_language_model(config: Any, name: str, *, causal: bool | None = None) -> None:
+    """Refuse a model that continues no text; transformers would give it a head at random."""
+    architecture = (config.architectures or [""])[0]
+    if re.search(_OTHER_HEADS, architecture):
+        raise RecipeError(
+            f"`{name}` is a {architecture}, which is no language model. Give one that continues "
+            "text, such as one made by recipes/pretrain_lm.py; a classifier goes to --reward_model."
+        )
+    kind = architecture or config.model_type
+    if causal and config.is_encoder_decoder:
+        raise RecipeError(
+            f"`{name}` is an encoder-decoder ({kind}), where a causal language model is needed. "
+            "Give a causal one, such as GPT-2; encoder-decoders go to recipes/ppo_seq2seq.py."
+        )
+    if causal is False and not config.is_encoder_decoder:
+        raise RecipeError(
+            f"`{name}` is a causal model ({kind}), where an encoder-decoder is needed. Give one, "
+            "such as T5 or BART; causal language models go to recipes/ppo_sentiment.py."
+        )
+
+
+def check_complete(info: dict[str, Any], name: str) -> None:
+    """Refuse a model some of whose weights transformers has just drawn at random."""
+    if info["missing_keys"]:
+        raise RecipeError(
+            f"`{name}` lacks weights of its model ({', '.join(sorted(info['missing_keys'])[:3])}): "
+            "its config.json and its weights belong to different models. Save the model again."
+        )
+
+
+def check_vocabulary(tokenizer: Any, model: nn.Module) -> None:
+    """Hold a tokenizer to the model's vocabulary."""
+    embeddings = model.get_input_embeddings()
+    # the weight itself may lie in parts over several processes
+    size = getattr(embeddings, "num_embeddings", embeddings.weight.shape[0])
+    if len(tokenizer) > size:
+        raise RecipeError(
+            f"The tokenizer knows {len(tokenizer)} tokens, the model only {size}. Use the "
+            "model's own tokenizer, or `model.resize_token_embeddings(len(tokenizer))` before "
+            "training."
+        )
+
+
+def check_lengths(longest_query: int, response_length: int, model: nn.Module) -> None:
+    """Refuse prompts that leave no room for a response, before any training."""
+    context = context_length(model.config)
+    if context is None:
         return
-    if any(path for pattern in _PICKLED for path in folder.glob(pattern)):
-        _refuse_pickle(str(folder), source)
-    raise RecipeError(
-        f"{source}: the folder `{folder}` holds no weights, no model.safetensors beside its "
-        "config.json. Give a folder written by save_pretrained, or save the model again."
-    )
-
-
-def _refuse_pickle(name: str, source: str) -> NoReturn:
-    """Say how to turn a pickled model, local or on the hub, into one that can be loaded."""
-    folder = Path(name)
-    local = folder.is_dir()
-    if local and not (folder / "config.json").is_file():
-        convert = (
-            "import torch, safetensors.torch as s; s.save_file(torch.load(f + '/adapter_model.bin',"
-            " weights_only=True), f + '/adapter_model.safetensors')"
-        )
-    else:
-        convert = (
-            f"from transformers import {_architecture(folder)} as M; "
-            "M.from_pretrained(f, use_safetensors=False).save_pretrained(f)"
-        )
-    first = "" if local else f"hf download {name} --local-dir FOLDER && "
-    place = shlex.quote(name) if local else "FOLDER"
-    raise RecipeError(
-        f"{source}: the weights of `{name}` are a pickle file, which can run code when it is read; "
-        "only safetensors is loaded. If you trust where it is from, convert it once, then give "
-        f'{"it again" if local else "FOLDER"}: {first}python -c "import sys; f = sys.argv[1]; '
-        f'{convert}" {place}'
-    )
-
-
-def _architecture(folder: Path) -> str:
-    """The transformers class of a model folder."""
-    try:
-        named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    except (OSError, ValueError, LookupError, TypeError):
-        return "AutoModelForCausalLM"
-    return named if str(named).isidentifier() else "AutoModelForCausalLM"
-
-
-def _model_folder(path: Path, source: str) -> Path:
-    """The folder that holds the model: `path`, or `path/model` where `path` is a run."""
-    if path.is_file():
-        raise RecipeError(
-            f"{source}: `{path}` is a file. Give the folder that holds config.json and the weights."
-        )
-    for folder in (path, path / "model"):
-        if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
-            return folder
-    raise RecipeError(
-        f"{source}: the folder `{path}` is no model: it holds neither config.json nor "
-        "adapter_config.json. Give a folder written by save_pretrained, or the folder of a "
-        "finished run."
-    )
-
-
-def _may_be_hub_name(name: str) -> bool:
-    """Whether `name` has the form `owner/name` or `name`, and does not end like a data file."""
-    if Path(name).suffix.lower() in _DATA_SUFFIXES:
-        return False
-    return re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", name, flags=re.ASCII) is not None
-
-
-def _ask_hub(name: str, kind: Kind, source: str) -> None:
-    from huggingface_hub import constants, is_offline_mode
-
-    cached = _is_cached(name, kind)
-    if is_offline_mode():
-        if not cached:
+    if model.config.is_encoder_decoder:
+        if max(longest_query, response_length) > context:
             raise RecipeError(
-                f"{source}: `{name}` is no folder here, and it is not in the local hub cache "
-                f"({constants.HF_HUB_CACHE}), the only place to look with HF_HUB_OFFLINE=1. "
-                f"{_how_offline(kind)}"
+                f"The longest prompt has {longest_query} tokens and `response_length` is "
+                f"{response_length}, but the model's encoder and decoder hold {context} each. "
+                "Shorten the one or the other."
             )
         return
-    failure = _probe(name, kind)
-    if failure is None:
-        return
-    noun, status = _NOUNS[kind], getattr(getattr(failure, "response", None), "status_code", None)
-    gated = type(failure).__name__ == "GatedRepoError" or status == 403
-    if gated or status in (401, 404):
-        # The hub answers 401, not 404, for names that it does not have to those not logged in.
-        reason = (
-            f"the {noun} `{name}` is gated on {constants.ENDPOINT}. Ask for access on its page "
-            "and log in with `hf auth login`"
-            if gated
-            else f"`{name}` is no folder here, and {constants.ENDPOINT} has no public {noun} of "
-            "that name. Check the spelling; for a private one log in with `hf auth login`"
+    room = context - longest_query
+    if response_length > room:
+        raise RecipeError(
+            f"The longest prompt ({longest_query} tokens) and `response_length` "
+            f"({response_length}) need {longest_query + response_length} tokens, but the model's "
+            f"context holds {context}. "
+            + (f"Lower `response_length` to {room}, or cut" if room > 0 else "Cut")
+            + f" the prompts to {max(context - response_length, 0)} tokens."
         )
-        raise RecipeError(f"{source}: {reason}, or leave the flag out to use the embedded default.")
-    if cached:
-        _work_offline()
-        return
-    raise RecipeError(
-        f"{source}: `{name}` is no folder here, and {constants.ENDPOINT} could not be reached to "
-        f"load it from ({_short(failure)}). {_how_offline(kind)}"
-    )
-
-
-def _probe(name: str, kind: Kind) -> BaseException | None:
-    """Ask the hub once for `name`; what went wrong, or None.
-
-    In a thread of its own because no timeout of a socket bounds a slow name lookup.
-    """
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # Its base class is the HTTPError of httpx2 or httpx, whichever this huggingface_hub uses.
-    failures = (OSError, ValueError, *HfHubHTTPError.__bases__)
-    outcome: list[BaseException | None] = []
-
-    def ask() -> None:
-        api = huggingface_hub.HfApi()
-        info = api.model_info if kind == "model" else api.dataset_info
-        try:
-            info(name, timeout=PROBE_SECONDS - 0.5)
-            outcome.append(None)
-        except failures as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return outcome[0] if outcome else TimeoutError(f"no answer within {PROBE_SECONDS:g} s")
-
-
-def _is_cached(name: str, kind: Kind) -> bool:
-    if kind == "model":
-        from huggingface_hub import try_to_load_from_cache
-
-        files = ("config.json", "adapter_config.json")
-        return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
-    import datasets.config
-
-    # datasets keeps owner/SomeName as owner___some_name.
-    *owner, last = name.split("/")
-    folder = "___".join([*owner, datasets.naming.camelcase_to_snakecase(last)])
-    return any(Path(datasets.config.HF_DATASETS_CACHE).glob(f"{folder}/*/*/*"))
-
-
-def _work_offline() -> None:
-    """From here on this process reads the local cache and asks the hub nothing."""
-    from huggingface_hub import constants
-
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    constants.HF_HUB_OFFLINE = True
-    if "datasets" in sys.modules:
-        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
-
-
-def _how_to_mend(name: str, kind: Kind, part: str | None) -> str:
-    if Path(name).exists():
-        again = (
-            f"save the {part or 'model'} again with save_pretrained"
-            if kind == "model"
-            else "write them again"
-        )
-        return f"Files there are missing, damaged or do not fit together: {again}."
-    return _how_offline(kind)
-
-
-def _how_offline(kind: Kind) -> str:
-    folder = "folder or file" if kind == "dataset" else "folder"
-    return (
-        f"To run offline, leave the flag out (embedded default), give a local {folder}, or set "
-        "HF_HUB_OFFLINE=1 when it is in the hub's cache."
-    )
-
-
-def _short(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return (lines[0] if lines and lines[0] else type(error).__name__)[:200]

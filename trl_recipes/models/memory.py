@@ -1,28 +1,16 @@
-"""How much memory training takes on each GPU, worked out beforehand from what is kept.
+"""How much memory training takes on each GPU, worked out beforehand; and how the CPU keeps it.
 
-What is kept all the time, in bytes a parameter: weights that are trained 4 (float32), frozen ones 2
-or 4 as they were loaded, gradients of trained ones 4, AdamW's two moments 8, a reference model 2 or
-4; with LoRA the reference is the policy with its adapter off and takes nothing. Several processes
-that average gradients (DDP) hold them once more, in the buckets that travel. On a CPU weights are
-laid out once more for sampling, and freed memory is kept for the next step.
+Kept all the time, in bytes per parameter: trained weights 4 (float32), frozen ones 2 or 4 as they
+were loaded, gradients of trained ones 4, AdamW's moments 8, a reference model 2 or 4 (with LoRA
+it is the policy with its adapter off and takes nothing). DDP holds gradients once more, in the
+buckets that travel. On top comes the largest of three phases: sampling, evaluation and update.
 
-What a phase takes on top of it, the largest of which counts:
-
-- sampling: keys and values of all responses of the batch, and the logits of one position of each;
-- evaluation: one forward pass, whose logits are float32, three times: logits, their softmax, and
-  the reference's;
-- update: what the backward pass needs of a forward pass of `micro_batch` sequences, logits three
-  times, and under autocast the weights in bfloat16. With one pass an optimizer step it is less:
-  gradients then come as activations go.
-
-Spread over several GPUs (FSDP2), each holds its part of what is kept; sampling and evaluation
-gather the whole policy, and evaluation the reference.
-
-Left out: CUDA's own half a gigabyte, what the allocator loses between its blocks, the reward model.
-`HEADROOM` of a GPU is left free for the first two. PPO and GRPO keep the same: PPO's value head has
-a few thousand weights.
+Left out: CUDA's own half a gigabyte, what the allocator loses between its blocks, the reward model;
+`HEADROOM` of a GPU is left free for the first two.
 """
 
+import ctypes
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -59,35 +47,20 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model is trained.
+    """How a model is trained."""
 
-    Attributes:
-        rank: of LoRA on queries and values; None trains all weights.
-        frozen: bytes of a weight that is not trained, the reference's included.
-        reference: whether there is one.
-        autocast: bfloat16 autocast.
-        checkpointing: whether activations are worked out again in the backward pass.
-        batch: responses of one process that are sampled together.
-        micro_batch: sequences of one forward and backward pass.
-        query: tokens of each.
-        response: tokens of each.
-        processes: GPUs.
-        spread: over GPUs: nothing (DDP), or all that is kept (FSDP2).
-        packed: whether weights are laid out once more for sampling, as on a CPU.
-    """
-
-    rank: int | None = None
-    frozen: int = BFLOAT16
+    rank: int | None = None  # of LoRA on queries and values; None trains all weights
+    frozen: int = BFLOAT16  # bytes of a weight that is not trained, the reference's included
     reference: bool = True
-    autocast: bool = True
-    checkpointing: bool = True
-    batch: int = 32
-    micro_batch: int = 4
-    query: int = 256
-    response: int = 256
-    processes: int = 1
-    spread: Literal["nothing", "all"] = "nothing"
-    packed: bool = False
+    autocast: bool = True  # to bfloat16
+    checkpointing: bool = True  # of activations
+    batch: int = 32  # responses of one process that are sampled together
+    micro_batch: int = 4  # sequences of one forward and backward pass
+    query: int = 256  # tokens of each
+    response: int = 256  # tokens of each
+    processes: int = 1  # GPUs
+    spread: Literal["nothing", "all"] = "nothing"  # over GPUs: DDP, or FSDP2
+    packed: bool = False  # weights are laid out once more for sampling, as on a CPU
 
 
 class Memory(NamedTuple):
@@ -107,23 +80,14 @@ class Memory(NamedTuple):
 
 
 def lora_parameters(shape: Shape, rank: int) -> int:
-    """Count the weights of an adapter on the projections to queries and values.
-
-    Args:
-        shape: of the model.
-        rank: of the adapter.
-    """
+    """Count the weights of an adapter on the projections to queries and values."""
     return shape.layers * rank * (2 * shape.width + shape.width + shape.key_value)
 
 
 def kept(trained: int, frozen: int, reference: int, number: int = FLOAT32) -> Memory:
-    """Bytes of what is kept all the time by one process alone.
+    """Give the bytes that one process keeps all the time, from numbers of parameters.
 
-    Args:
-        trained: parameters that are trained.
-        frozen: parameters of the policy that are not.
-        reference: parameters of a reference model of its own; 0 where there is none.
-        number: bytes of a frozen one, the reference's included.
+    `number` is the bytes of one that is not trained, the reference's included.
     """
     return Memory(
         weights=trained * FLOAT32 + frozen * number,
@@ -136,12 +100,7 @@ def kept(trained: int, frozen: int, reference: int, number: int = FLOAT32) -> Me
 
 
 def kept_by(model: nn.Module, reference: nn.Module | None) -> Memory:
-    """Count the bytes of what training keeps all the time: the same as `kept`, of a model at hand.
-
-    Args:
-        model: that is trained, on one process.
-        reference: a model of its own, or None.
-    """
+    """Count the bytes that training a model on one process keeps all the time."""
     trained = _bytes(p for p in model.parameters() if p.requires_grad)
     return Memory(
         weights=_bytes(model.parameters()),
@@ -160,38 +119,30 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def needed(shape: Shape, plan: Plan) -> Memory:
     """Work out the bytes that training takes on each GPU, at its most.
 
-    Args:
-        shape: of the policy; the reference has the same.
-        plan: how it is trained.
+    FSDP2 divides what is kept; sampling and evaluation gather the whole policy, and evaluation the
+    reference.
     """
     adapter = 0 if plan.rank is None else lora_parameters(shape, plan.rank)
     trained = adapter or shape.parameters
     frozen = shape.parameters if adapter else 0
     copied = shape.parameters if plan.reference and not adapter else 0
-    whole = kept(trained, frozen, copied, plan.frozen)
+    full = kept(trained, frozen, copied, plan.frozen)
     spread = plan.spread == "all"
-    part = Memory(*(value / plan.processes for value in whole)) if spread else whole
-    gathered = whole.weights if spread else 0.0
+    part = Memory(*(value / plan.processes for value in full)) if spread else full
+    gathered, gathered_reference = (full.weights, full.reference) if spread else (0, 0)
+    evaluation = evaluation_bytes(shape, plan) + gathered + gathered_reference
     phase = max(
         sampling_bytes(shape, plan) + gathered - part.gradients,  # which come with the update
-        evaluation_bytes(shape, plan)
-        + gathered
-        + (whole.reference if spread else 0)
-        - part.gradients,
+        evaluation - part.gradients,
         update_bytes(shape, plan) + (layer_bytes(shape) if spread else 0),
     )
-    buckets = whole.gradients if plan.processes > 1 and not spread else 0.0
-    packed = whole.weights if plan.packed else 0.0
+    buckets = full.gradients if plan.processes > 1 and not spread else 0.0
+    packed = full.weights if plan.packed else 0.0
     return part._replace(copies=buckets + packed, phase=phase)
 
 
 def sampling_bytes(shape: Shape, plan: Plan) -> float:
-    """Keys and values of all responses, and logits of one position of each.
-
-    Args:
-        shape: of the policy.
-        plan: gives batch and lengths.
-    """
+    """Give the bytes of keys and values of all responses, and logits of one position of each."""
     number = BFLOAT16 if plan.autocast else FLOAT32
     tokens = plan.batch * (plan.query + plan.response)
     cache = 2 * shape.layers * shape.key_value * tokens * number
@@ -199,26 +150,17 @@ def sampling_bytes(shape: Shape, plan: Plan) -> float:
 
 
 def evaluation_bytes(shape: Shape, plan: Plan) -> float:
-    """Logits of policy and reference in one forward pass.
-
-    Args:
-        shape: of the policy.
-        plan: gives the sequences of a pass, and their length.
-    """
+    """Give the bytes of one pass's logits: themselves, their softmax, and the reference's."""
     logits = plan.micro_batch * plan.response * shape.vocabulary * FLOAT32
     return 3 * logits + autocast_bytes(shape, plan)
 
 
 def update_bytes(shape: Shape, plan: Plan) -> float:
-    """What a backward pass needs of its forward pass, roughly.
+    """Give the bytes that a backward pass needs of its forward pass, roughly.
 
-    Each layer keeps about 8 vectors of its width a token (what norms, projections, attention and
+    Each layer keeps about 8 vectors of its width per token (what norms, projections, attention and
     the sums around them take in), keys and values, and 2 or 4 of the width within the MLP. With
     checkpointing it keeps what it took in alone, and one layer at a time has all.
-
-    Args:
-        shape: of the policy.
-        plan: gives the sequences of a pass, their length and what is kept of them.
     """
     number = BFLOAT16 if plan.autocast else FLOAT32
     tokens = plan.micro_batch * (plan.query + plan.response)
@@ -233,38 +175,25 @@ def update_bytes(shape: Shape, plan: Plan) -> float:
 
 
 def autocast_bytes(shape: Shape, plan: Plan) -> float:
-    """Copies in bfloat16 of weights that are kept in float32, which a pass under autocast makes.
-
-    Args:
-        shape: of the policy.
-        plan: says which weights are float32.
-    """
+    """Give the bytes of autocast's bfloat16 copies of weights that are kept in float32."""
     in_float32 = plan.rank is None or plan.frozen == FLOAT32
     return BFLOAT16 * shape.parameters if plan.autocast and in_float32 else 0
 
 
 def layer_bytes(shape: Shape) -> float:
-    """The layers that are gathered at a time: two of them, with their gradients, or the head.
-
-    Args:
-        shape: of the policy.
-    """
+    """Give the bytes that FSDP2 gathers at a time: two layers with gradients, or the head."""
     head = shape.width * shape.vocabulary
     return 2 * FLOAT32 * max(2 * (shape.parameters - head) // shape.layers, head)
 
 
 def smallest_gpu(needed_bytes: float) -> int | None:
-    """Find the smallest GPU of `GPUS` that holds so many bytes; None where none does.
-
-    Args:
-        needed_bytes: from `needed`.
-    """
+    """Find the smallest GPU of `GPUS` that holds so many bytes; None where none does."""
     fitting = (size for size in GPUS if needed_bytes <= (1 - HEADROOM) * size * 1e9)
     return next(fitting, None)
 
 
 def memory_table() -> str:
-    """Lay out as Markdown what training takes on each GPU, and the smallest that holds it."""
+    """Write the Markdown table of what training takes on each GPU, and the smallest that fits."""
     full = Plan(frozen=FLOAT32)
     plans = {
         "all weights": full,
@@ -275,10 +204,23 @@ def memory_table() -> str:
     }
     rows = [["GB a GPU (smallest)", *plans], ["---", *["---:"] * len(plans)]]
     for name, shape in SHAPES.items():
-        rows.append([name, *(_cell(needed(shape, plan).total) for plan in plans.values())])
+        totals = [needed(shape, plan).total for plan in plans.values()]
+        cells = [f"{total / 1e9:.3g} ({smallest_gpu(total) or 'none'})" for total in totals]
+        rows.append([name, *cells])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
-def _cell(taken: float) -> str:
-    gpu = smallest_gpu(taken)
-    return f"{taken / 1e9:.3g} ({gpu or 'none'})"
+def set_malloc_thresholds() -> None:
+    """Let the C library, where it is glibc, keep large blocks for the next tensor.
+
+    By default it returns them to the system at once, and the system hands out zeroed pages again
+    for the gradients and logits of every update: a tenth of a step on the CPU with GPT-2 small, a
+    third with small models. The peak stays the same.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1  # of malloc.h
+        mallopt(trim_threshold, most)
+        mallopt(mmap_threshold, most)

@@ -1,16 +1,30 @@
-"""Drawing responses from a model's whole distribution, with what training wants to know of them."""
+"""Sampling responses from a model's whole distribution, and what training wants to know of them."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.pytorch_utils import Conv1D
 
-from trl_recipes.models.forward import decoder_start_token_id, unwrap_adapter
-from trl_recipes.models.packed_weights import packed_weights
-from trl_recipes.models.padding import pad_rows
+from trl_recipes.models.forward import (
+    decoder_start_token_id,
+    evaluating,
+    forward_arguments,
+    unwrap_adapter,
+)
+from trl_recipes.models.packing import pad_rows
+
+# What a model calls what it keeps of the tokens before; transformers renamed it in 5.24.
+CACHES = {"cache", "past_key_values"}
+
+# Entries from which a weight is packed: below, starting the kernels costs more than the layout.
+SMALLEST = 2**18
+# Entries of all packed weights together: larger models on a CPU want for memory before time.
+MOST = 2**30
 
 
 class Samples(NamedTuple):
@@ -26,35 +40,67 @@ class Samples(NamedTuple):
         return [row[: int(n)] for row, n in zip(self.responses, self.mask.sum(1), strict=True)]
 
 
-# What a model calls what it keeps of the tokens before; transformers renamed it in 5.24.
-CACHES = {"cache", "past_key_values"}
+@torch.no_grad()
+def generate_responses(
+    model: nn.Module,
+    queries: Sequence[Tensor],
+    *,
+    pad_token_id: int,
+    eos_token_id: int | list[int] | None,
+    max_new_tokens: int | Sequence[int],
+    temperature: float = 1.0,
+    do_sample: bool = True,
+    batch_size: int | None = None,
+    **generation_kwargs,
+) -> list[Tensor]:
+    """Continue each query, sampling from the model's whole distribution unless told otherwise.
+
+    The model's own generation settings (top-k, repetition penalty, forced tokens ...) are set
+    aside: a log-probability is only that of the sampled token when nothing bends the distribution.
+
+    Args:
+        model: transformers causal or encoder-decoder model, or the PEFT model around one.
+        queries: token ids, each of shape (query length,).
+        pad_token_id: fills the gaps; attention masks hide it.
+        eos_token_id: ends a response, as any of several does; None never ends one early.
+        max_new_tokens: most tokens of a response: one number, or one per query.
+        temperature: of the sampling distribution.
+        do_sample: False takes the most likely token each time.
+        batch_size: queries generated together; None takes all.
+        **generation_kwargs: further fields of `transformers.GenerationConfig`.
+
+    Returns:
+        Responses on the model's device, each of shape (response length,): the sampled tokens alone,
+        the ending one included, without query, padding or a decoder's start token.
+    """
+    device = next(model.parameters()).device
+    limits = [max_new_tokens] * len(queries) if isinstance(max_new_tokens, int) else max_new_tokens
+    tokens = {"pad_token_id": pad_token_id, "eos_token_id": eos_token_id}
+    fast = do_sample and not generation_kwargs and can_sample(model)
+    responses: list[Tensor] = []
+    size = batch_size or len(queries)
+    for start in range(0, len(queries), size):
+        chunk = [query.to(device) for query in queries[start : start + size]]
+        lengths = limits[start : start + size]
+        if fast:
+            chosen = {"max_new_tokens": lengths, "temperature": temperature}
+            responses += sample_responses(model, chunk, **tokens, **chosen).rows()
+            continue
+        settings = GenerationConfig(do_sample=do_sample, **tokens)
+        if do_sample:
+            settings.update(temperature=temperature, top_k=0, top_p=1.0)
+        settings.update(**generation_kwargs)
+        responses += _generate(model, chunk, torch.tensor(lengths, device=device), settings)
+    return responses
 
 
 def can_sample(model: nn.Module) -> bool:
-    """Whether [`sample_responses`] knows how to decode with this model step by step.
+    """Whether [`sample_responses`] can decode with this model step by step.
 
-    Args:
-        model: transformers language model, or the PEFT model around one.
+    It needs a cache whose rows can be taken out; the state of Mamba and its kin is none.
     """
     language_model = unwrap_adapter(model)
-    return bool(CACHES & _parameters(language_model)) and not language_model._is_stateful
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode for the time of the block.
-
-    Train mode with gradient checkpointing would switch the cache off.
-
-    Args:
-        model: transformers language model.
-    """
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+    return bool(CACHES & forward_arguments(language_model)) and not language_model._is_stateful
 
 
 @torch.no_grad()
@@ -71,19 +117,11 @@ def sample_responses(
 
     transformers' `generate` keeps computing rows that have ended; here they leave the batch, and
     what was known when a token was drawn is kept, so that training needs no second pass for it.
-
-    Args:
-        model: transformers causal or encoder-decoder model, or the PEFT model around one,
-            such that [`can_sample`].
-        queries: token ids, each of shape (query length,), on the model's device.
-        pad_token_id: fills the gaps between queries; masks hide it.
-        eos_token_id: ends a response; None never ends one early.
-        max_new_tokens: most tokens of each response.
-        temperature: of the sampling distribution.
+    The arguments are those of [`generate_responses`]; queries lie on the model's device.
     """
     language_model = unwrap_adapter(model)
     config, device = language_model.config, queries[0].device
-    (cache,) = CACHES & _parameters(language_model)
+    (cache,) = CACHES & forward_arguments(language_model)
     states: list[Tensor] = []
     trunk = language_model.get_decoder()
     hook = trunk.register_forward_hook(lambda _, __, output: states.append(output[0][:, -1]))
@@ -120,7 +158,7 @@ def sample_responses(
 
 
 def _draw(probabilities: Tensor) -> Tensor:
-    """One token a row, (B, 1): where a uniform number falls in the cumulative distribution.
+    """One token per row, (B, 1): where a uniform number falls in the cumulative distribution.
 
     `torch.multinomial` draws a random number for each token of the vocabulary in place of one.
     """
@@ -128,10 +166,6 @@ def _draw(probabilities: Tensor) -> Tensor:
     cumulative = probabilities.to(exact).cumsum(1)
     points = torch.rand_like(cumulative[:, :1]) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, points, right=True).clamp(max=cumulative.shape[1] - 1)
-
-
-def _parameters(language_model: nn.Module) -> set[str]:
-    return set(inspect.signature(language_model.forward).parameters)
 
 
 def _first_inputs(language_model, config, queries, pad_token_id) -> dict:
@@ -145,7 +179,7 @@ def _first_inputs(language_model, config, queries, pad_token_id) -> dict:
         }
     ids, mask = pad_rows(queries, pad_token_id, side="left")
     inputs = {"input_ids": ids, "attention_mask": mask}
-    accepted = _parameters(language_model)
+    accepted = forward_arguments(language_model)
     if "position_ids" in accepted:
         # explicit, so that a row's positions never depend on its neighbours' padding
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
@@ -171,3 +205,103 @@ def _keep_rows(inputs: dict, kept: Tensor) -> dict:
         inputs = inputs | {"encoder_outputs": (inputs["encoder_outputs"][0][kept],)}
     by_row = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")
     return inputs | {name: inputs[name][kept] for name in by_row if name in inputs}
+
+
+class _RowLengths(StoppingCriteria):
+    """Ends each row of a batch at a length of its own, (B,)."""
+
+    def __init__(self, start: int, lengths: Tensor):
+        self.start = start
+        self.lengths = lengths
+
+    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
+        return (input_ids.shape[1] - self.start) >= self.lengths
+
+
+def _generate(model, queries, lengths, settings: GenerationConfig) -> list[Tensor]:
+    """Let transformers generate one padded batch, with these settings in place of the model's."""
+    language_model = unwrap_adapter(model)
+    encoder_decoder = language_model.config.is_encoder_decoder
+    own = language_model.generation_config
+    side = "right" if encoder_decoder else "left"
+    ids, mask = pad_rows(queries, settings.pad_token_id, side)
+    before = 1 if encoder_decoder else ids.shape[1]
+    settings.max_new_tokens = int(lengths.max())
+    language_model.generation_config = GenerationConfig(
+        decoder_start_token_id=own.decoder_start_token_id, bos_token_id=own.bos_token_id
+    )
+    try:
+        with evaluating(language_model):
+            output = language_model.generate(
+                ids,
+                attention_mask=mask,
+                generation_config=settings,
+                stopping_criteria=StoppingCriteriaList([_RowLengths(before, lengths)]),
+            )
+    finally:
+        language_model.generation_config = own
+    sampled = output[:, before:]
+    ends = _ends(sampled, lengths, settings.eos_token_id)
+    return [row[:end] for row, end in zip(sampled, ends.tolist(), strict=True)]
+
+
+def _ends(sampled: Tensor, lengths: Tensor, eos_token_id) -> Tensor:
+    """Length of each response: up to its own limit, or to the first end token before it, (B,)."""
+    lengths = lengths.clamp(max=sampled.shape[1])
+    if eos_token_id is None:
+        return lengths
+    stops = torch.isin(sampled, torch.as_tensor(eos_token_id, device=sampled.device))
+    first = torch.where(stops.any(1), stops.float().argmax(1) + 1, sampled.shape[1])
+    return torch.minimum(lengths, first)
+
+
+@contextmanager
+def packed_weights(model: nn.Module) -> Iterator[None]:
+    """Let a model multiply with weights as oneDNN lays them out, for the time of the block.
+
+    A matrix product with a few rows spends most of its time on laying the weight out for the
+    processor, anew in each call: with 16 rows, GPT-2 small's take a third of the time on weights
+    laid out once. The copies take as much memory as the weights, have autocast's precision, and
+    must not be trained. Elsewhere than on a CPU, and without oneDNN, nothing is changed.
+    """
+    layers = [layer for layer in model.modules() if _gains(layer)]
+    if sum(layer.weight.numel() for layer in layers) > MOST:
+        layers = []
+    for layer in layers:
+        layer.forward = _PackedLinear(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _gains(layer: nn.Module) -> bool:
+    """Whether a layer is one that is worth packing, and nobody else has changed."""
+    if type(layer) not in (nn.Linear, Conv1D) or "forward" in vars(layer):
+        return False
+    weight = layer.weight
+    return (
+        weight.device.type == "cpu"
+        and not isinstance(weight, DTensor)
+        and weight.dtype in (torch.float32, torch.bfloat16)
+        and weight.numel() >= SMALLEST
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+class _PackedLinear:
+    """What a linear layer computes, in its place."""
+
+    def __init__(self, layer: nn.Linear | Conv1D):
+        weight, bias = layer.weight.detach(), layer.bias
+        if isinstance(layer, Conv1D):  # (in, out)
+            weight = weight.t()
+        autocast = torch.is_autocast_enabled("cpu")
+        self.dtype = torch.get_autocast_dtype("cpu") if autocast else weight.dtype
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype))
+        self.bias = None if bias is None else bias.detach().to(self.dtype)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        inputs = inputs.to(self.dtype)
+        return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")

@@ -20,7 +20,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import unwrap_adapter
 
 
-def check_loading() -> None:
+def check_fsdp_loading() -> None:
     """Refuse a launch in which only the first process of a machine loads weights.
 
     Raises:
@@ -57,7 +57,7 @@ def check_embeddings(model: nn.Module, accelerator: Accelerator) -> None:
         )
 
 
-def spread_by_layer(model: nn.Module, accelerator: Accelerator) -> None:
+def wrap_by_layer(model: nn.Module, accelerator: Accelerator) -> None:
     """Tell accelerate which layers FSDP2 is to spread one by one, unless its configuration does.
 
     What accelerate 1.15 finds out itself fails for a model that names a module around its input
@@ -87,7 +87,7 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def settle(model: nn.Module) -> None:
+def set_fsdp_root(model: nn.Module) -> None:
     """Tell FSDP which module is the outermost; it takes the first that runs for it.
 
     Args:
@@ -131,7 +131,7 @@ def gathered(model: nn.Module, reshard_after_forward: bool = True) -> Iterator[N
                 module.set_reshard_after_forward(reshard_after_forward, recurse=False)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that may lie in parts. All processes ask together.
 
     Args:
@@ -154,7 +154,7 @@ def _in_parts(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor) or hasattr(tensor, "ds_id")
 
 
-def whole_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+def full_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """All of some tensors, one after the other; those in parts come to the CPU.
 
     Args:
@@ -163,13 +163,13 @@ def whole_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor
     """
     found = {}
     for name, tensor in tensors.items():
-        full = whole(tensor)
+        full = full_tensor(tensor)
         if keep:
             found[name] = full.detach().cpu() if _in_parts(tensor) else full
     return found
 
 
-def parts_like(tensor: Tensor, pattern: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     """Lay a tensor out over the processes as another of the same shape is.
 
     Args:
@@ -186,7 +186,7 @@ def parts_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     )
 
 
-def whole_model(model: nn.Module, keep: bool) -> nn.Module | None:
+def full_model(model: nn.Module, keep: bool) -> nn.Module | None:
     """A language model with all of its weights in one process, to be saved.
 
     Args:
@@ -198,7 +198,7 @@ def whole_model(model: nn.Module, keep: bool) -> nn.Module | None:
     """
     if not any(map(_in_parts, model.parameters())):
         return model if keep else None
-    state = whole_tensors(model.state_dict(keep_vars=True), keep)
+    state = full_tensors(model.state_dict(keep_vars=True), keep)
     if not keep:
         return None
     base = unwrap_adapter(model)

@@ -14,7 +14,7 @@ class ActorCritic(nn.Module):
         value_head: maps hidden states (B, R, H) to (B, R, 1); kept in float32.
 
     Attributes:
-        share_lines: whether short sequences stand in one line; set where the policy was found fit.
+        pack: whether short sequences stand in one line; set where the policy was found fit.
     """
 
     def __init__(self, policy: nn.Module, value_head: nn.Module):
@@ -22,7 +22,7 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.value_head = value_head
         self.config = policy.config
-        self.share_lines = False
+        self.pack = False
 
     def forward(
         self, queries: Tensor, query_mask: Tensor, responses: Tensor, response_mask: Tensor
@@ -40,7 +40,7 @@ class ActorCritic(nn.Module):
             values: float32, (N,); each of the state before that token.
         """
         rows = (queries, query_mask, responses, response_mask)
-        logits, hidden = response_logits(self.policy, *rows, share_lines=self.share_lines)
+        logits, hidden = response_logits(self.policy, *rows, pack=self.pack)
         return logits, self.values_of(hidden)
 
     def values_of(self, hidden: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.checks import check_vocabulary
 from trl_recipes.models.forward import context_length, unwrap_adapter
+from trl_recipes.models.loading import check_vocabulary
 
 logger = logging.getLogger(__name__)
 

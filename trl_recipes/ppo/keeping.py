@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from trl_recipes.callbacks import StopSignals, stop_run
 from trl_recipes.distributed import broadcast_from_main
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.sharding import whole_tensors
+from trl_recipes.models.sharding import full_tensors
 from trl_recipes.ppo import checkpoint, snapshot
 from trl_recipes.random_states import random_states
 from trl_recipes.run_folder import RunFolder, recorded
@@ -114,7 +114,7 @@ def save(trainer: "PPOTrainer", randomness: dict[str, Any]) -> None:
     if trainer.accelerator.num_processes > 1:
         everyones = gather_object(everyones)
     taken, writes = snapshot.take(trainer, everyones), trainer.args.should_save
-    weights, moments = (whole_tensors(part, keep=writes) for part in taken[:2])
+    weights, moments = (full_tensors(part, keep=writes) for part in taken[:2])
     if writes:
         _write(trainer, checkpoint.Checkpoint(weights, moments, taken.state))
     trainer.accelerator.wait_for_everyone()  # none goes on, or ends, before it is written

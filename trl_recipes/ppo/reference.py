@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import nn
 
 from trl_recipes.models.forward import unwrap_adapter
-from trl_recipes.models.sharding import gathered, whole
+from trl_recipes.models.sharding import full_tensor, gathered
 
 REFERENCE_ADAPTER = "reference"
 
@@ -79,6 +79,6 @@ def reference_is_start(policy: nn.Module, ref_model: nn.Module | None) -> bool:
         return True
     state, others = unwrap_adapter(policy).state_dict(), ref_model.state_dict()
     return state.keys() == others.keys() and all(
-        torch.equal(whole(value), whole(others[key]).to(value.device))
+        torch.equal(full_tensor(value), full_tensor(others[key]).to(value.device))
         for key, value in state.items()
     )

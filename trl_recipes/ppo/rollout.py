@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from trl_recipes.models.padding import pad_rows
+from trl_recipes.models.packing import pad_rows
 
 
 class Rollout(NamedTuple):

@@ -9,13 +9,12 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 from torch import nn
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.generation import load_tokenizer
-from trl_recipes.models.loading import loading, resolve
-from trl_recipes.models.sharding import check_loading
+from trl_recipes.models.loading import load_config, load_tokenizer
+from trl_recipes.models.sharding import check_fsdp_loading
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.value_head import (
     AutoModelForCausalLMWithValueHead,
@@ -32,7 +31,7 @@ def check_launch(config: PPOConfig) -> None:
     Raises:
         RecipeError: the model would be spread over the processes in a way that cannot be trained.
     """
-    check_loading()
+    check_fsdp_loading()
     if config.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise RecipeError(
             "PPO does not train under DeepSpeed, which takes the optimizer step within the "
@@ -80,10 +79,7 @@ def with_value_head(model: str | Path | nn.Module | None) -> nn.Module:
         RecipeError: it is none of these.
     """
     if isinstance(model, str | Path):
-        name = resolve(str(model), "model")
-        with loading(name, "model"):
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        return _class_for(config).from_pretrained(name)
+        return _class_for(load_config(model)).from_pretrained(model)
     if hasattr(model, "v_head"):
         return model
     if isinstance(model, nn.Module) and hasattr(model, "config"):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.sharding import parts_like
+from trl_recipes.models.sharding import shard_like
 from trl_recipes.ppo.checkpoint import Checkpoint
 from trl_recipes.random_states import set_random_states
 
@@ -109,7 +109,7 @@ def set_trained_parameters(model: nn.Module, saved: dict[str, Tensor]) -> None:
             "`trainable` and LoRA settings that the run began with."
         )
     for name, parameter in current.items():
-        parameter.copy_(parts_like(saved[name], parameter))
+        parameter.copy_(shard_like(saved[name], parameter))
 
 
 def optimizer_state(optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -145,5 +145,5 @@ def set_optimizer_state(optimizer: Any, tensors: dict[str, Tensor], plain: dict[
     for number, moments in state.items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameters[number].shape:
-                moments[name] = parts_like(value, parameters[number])
+                moments[name] = shard_like(value, parameters[number])
     optimizer.load_state_dict({"state": state, "param_groups": plain["param_groups"]})

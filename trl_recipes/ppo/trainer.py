@@ -21,23 +21,20 @@ from trl_recipes.data.prompts import LengthSampler, collator, stream_rows
 from trl_recipes.errors import RecipeError
 from trl_recipes.lost_peer import notice_lost_machines
 from trl_recipes.models.adapters import save_policy, select_trainable
-from trl_recipes.models.checks import check_lengths
-from trl_recipes.models.forward import decoder_start_token_id, response_logits
-from trl_recipes.models.freed_memory import keep_freed_memory
-from trl_recipes.models.generation import generate_responses
-from trl_recipes.models.memory import kept_by
-from trl_recipes.models.packing import can_share_lines
-from trl_recipes.models.padding import length_groups, unpack
-from trl_recipes.models.sampling import Samples, can_sample, sample_responses
+from trl_recipes.models.forward import can_pack, decoder_start_token_id, response_logits
+from trl_recipes.models.loading import check_lengths
+from trl_recipes.models.memory import kept_by, set_malloc_thresholds
+from trl_recipes.models.packing import length_groups, unpack
+from trl_recipes.models.sampling import Samples, can_sample, generate_responses, sample_responses
 from trl_recipes.models.sharding import (
+    full_model,
+    full_tensor,
+    full_tensors,
     gathered,
     is_sharded,
-    settle,
+    set_fsdp_root,
     shard,
-    spread_by_layer,
-    whole,
-    whole_model,
-    whole_tensors,
+    wrap_by_layer,
 )
 from trl_recipes.ppo import checks, keeping, objective, setup, snapshot
 from trl_recipes.ppo.actor_critic import ActorCritic, switch_off_dropout
@@ -199,7 +196,7 @@ class PPOTrainer(Trainer):
         self.train_dataset_len = len(self.train_dataset)
         self.state.episode = 0
         setup.keep_float32_shards(self.accelerator)
-        spread_by_layer(policy, self.accelerator)
+        wrap_by_layer(policy, self.accelerator)
         self.create_optimizer_and_scheduler(config.num_total_batches)
         loader = DataLoader(
             self.train_dataset,
@@ -228,11 +225,11 @@ class PPOTrainer(Trainer):
         notice_lost_machines()
         self.current_device = self.accelerator.device
         if is_sharded(self.model):
-            settle(self.model)
+            set_fsdp_root(self.model)
             if self.ref_model is not None:
                 shard(self.ref_model)
         if self.current_device.type == "cpu":
-            keep_freed_memory()
+            set_malloc_thresholds()
         self.kl_ctl = (
             AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
             if config.adap_kl_ctrl
@@ -251,11 +248,11 @@ class PPOTrainer(Trainer):
         self._trust_sampling: bool | None = None  # found out on the first batch
         self._pass_cost = setup.pass_cost(policy, self.current_device.type)
         with self._gathered():
-            share_lines = can_share_lines(self._policy())
+            pack = can_pack(self._policy())
         if self.ref_model is not None:
             with self._reference() as reference:
-                share_lines = can_share_lines(reference) and share_lines
-        self._actor_critic().share_lines = share_lines
+                pack = can_pack(reference) and pack
+        self._actor_critic().pack = pack
         self._updated = False
         self._not_finite = 0  # optimizer steps in a row
         self._step_began: dict[str, Any] | None = None  # random states, until weights change
@@ -476,14 +473,14 @@ class PPOTrainer(Trainer):
         if known:
             logprobs, values = samples.logprobs, self._actor_critic().values_of(samples.hidden)
         everything = torch.arange(shape[0], device=self.current_device)
-        share_lines = self._actor_critic().share_lines
+        pack = self._actor_critic().pack
         size = self.config.local_rollout_forward_batch_size
         for indices in self._passes(rollout, everything, size):
             rows = rollout.rows(indices)
             mask = rows.response_mask.bool()
             labels, place = rows.responses[mask], (indices, slice(mask.shape[1]))
             with self._autocast(), self._reference() as reference:
-                ref_logits, _ = response_logits(reference, *rows[:4], share_lines=share_lines)
+                ref_logits, _ = response_logits(reference, *rows[:4], pack=pack)
                 ref_logits = self._tempered(ref_logits)
             ref_logprobs[place] = unpack(objective.logprobs_from_logits(ref_logits, labels), mask)
             if known:
@@ -524,7 +521,7 @@ class PPOTrainer(Trainer):
 
         Processes that hold parts of a model need as many passes each: they split alike.
         """
-        if self._actor_critic().share_lines or is_sharded(self.model):
+        if self._actor_critic().pack or is_sharded(self.model):
             return list(indices.split(size))
         groups = length_groups(rollout.lengths()[indices].tolist(), self._pass_cost)
         groups = [indices[torch.tensor(group, device=indices.device)] for group in groups]
@@ -617,7 +614,7 @@ class PPOTrainer(Trainer):
             norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
         else:
             norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        norm = whole(norm)
+        norm = full_tensor(norm)
         finite = bool(torch.isfinite(norm) & torch.isfinite(means["loss/policy"]))
         self._not_finite = 0 if finite else self._not_finite + 1
         healthy = finite and means["ratio"] <= self.config.ratio_threshold
@@ -905,8 +902,8 @@ class PPOTrainer(Trainer):
             _internal_call: transformers' own argument.
         """
         writes = self.accelerator.is_main_process
-        policy = whole_model(self._policy(), keep=writes)
-        value_head = whole_tensors(self._actor_critic().value_head.summary.state_dict(), writes)
+        policy = full_model(self._policy(), keep=writes)
+        value_head = full_tensors(self._actor_critic().value_head.summary.state_dict(), writes)
         if not writes:
             return
         folder = Path(output_dir or Path(self.args.output_dir) / "model")

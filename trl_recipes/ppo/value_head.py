@@ -10,11 +10,10 @@ from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-from transformers.utils.hub import cached_file
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from trl_recipes.models.checks import check_complete, check_language_model
-from trl_recipes.models.loading import loading, resolve
+from trl_recipes.models.hub import resolve
+from trl_recipes.models.loading import find_file, load_language_model
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +99,10 @@ class _ValueHeadModel(nn.Module):
         if isinstance(model, str | Path):
             name = resolve(str(model), "model")
             ours = {key: kwargs.pop(key) for key in list(kwargs) if key in _OUR_ARGUMENTS}
-            with loading(name, "model"):
-                model = cls._load(name, *model_args, **kwargs)
+            causal = cls.transformers_parent_class is AutoModelForCausalLM
+            model = load_language_model(
+                name, *model_args, causal=causal, is_trainable=True, **kwargs
+            )
             kwargs = ours
         kwargs.pop("is_trainable", None)
         fresh = "v_head_init_strategy" not in kwargs
@@ -114,28 +115,6 @@ class _ValueHeadModel(nn.Module):
             model.v_head.summary.load_state_dict(weights)
         elif fresh:
             model.start_value_head(name)
-        return model
-
-    @classmethod
-    def _load(cls, name: str, *model_args, **kwargs) -> nn.Module:
-        kwargs.setdefault("dtype", torch.float32)
-        kwargs.setdefault("use_safetensors", True)
-        kwargs.setdefault("trust_remote_code", False)
-        if (Path(name) / "adapter_config.json").is_file():
-            from peft import PeftConfig
-
-            base = PeftConfig.from_pretrained(name).base_model_name_or_path
-            model = cls.transformers_parent_class.from_pretrained(
-                resolve(base, "model", source=f"the base model of `{name}`"), *model_args, **kwargs
-            )
-            return PeftModel.from_pretrained(model, name, is_trainable=True)
-        config = AutoConfig.from_pretrained(name, trust_remote_code=kwargs["trust_remote_code"])
-        causal = cls.transformers_parent_class is AutoModelForCausalLM
-        check_language_model(config, name, causal=causal)
-        model, info = cls.transformers_parent_class.from_pretrained(
-            name, *model_args, output_loading_info=True, **kwargs
-        )
-        check_complete(info, name)
         return model
 
     def start_value_head(self, name: str | None) -> None:
@@ -214,14 +193,10 @@ def find_value_head(name: str) -> dict[str, torch.Tensor] | None:
     Returns:
         `weight` (1, H) and `bias` (1,), or None.
     """
-    quietly = {
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-    }
-    ours = cached_file(name, VALUE_HEAD_FILE, **quietly)
+    ours = find_file(name, VALUE_HEAD_FILE)
     if ours is not None:
         return load_file(ours)
-    classic = cached_file(name, "model.safetensors", **quietly)
+    classic = find_file(name, "model.safetensors")
     if classic is None:
         return None
     prefix = "v_head.summary."

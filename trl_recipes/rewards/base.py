@@ -23,11 +23,11 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from trl_recipes.data.conversations import Text, plain_text
 from trl_recipes.describe import printable
 from trl_recipes.distributed import broadcast_from_main, gather, process_index, raise_on_all
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards.models import reward_of_model
-from trl_recipes.rewards.text import Text, plain_text
 
 RewardFunc = Callable[..., list[float | None]]
 

@@ -7,12 +7,11 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional as F
 
+from trl_recipes.data.conversations import completion_texts, full_texts, is_conversation
 from trl_recipes.errors import RecipeError
-from trl_recipes.models import loading as hub
-from trl_recipes.models.forward import context_length
-from trl_recipes.models.padding import pad_rows
-from trl_recipes.models.sampling import evaluating
-from trl_recipes.rewards.text import completion_texts, full_texts, is_conversation
+from trl_recipes.models.forward import context_length, evaluating
+from trl_recipes.models.loading import load_classifier, load_run, load_tokenizer
+from trl_recipes.models.packing import pad_rows
 
 
 class SentimentReward:
@@ -60,7 +59,7 @@ class SentimentReward:
 
                 model = str(sentiment_classifier())
             self.model, self.tokenizer = load_classifier(
-                model, "--reward_model", trust_remote_code=trust_remote_code
+                model, source="--reward_model", trust_remote_code=trust_remote_code
             )
             self.device = torch.device(device) if device is not None else local_device()
         self.model.to(self.device).eval()
@@ -147,12 +146,10 @@ class RewardModelReward:
         source = "RewardModelReward"
         if isinstance(model, str) or hasattr(model, "__fspath__"):
             model, tokenizer = load_classifier(
-                str(model), source, trust_remote_code=trust_remote_code
+                model, source=source, trust_remote_code=trust_remote_code
             )
             device = device or local_device()
         elif tokenizer is None:
-            from trl_recipes.models.generation import load_tokenizer
-
             tokenizer = load_tokenizer(model.name_or_path)
         if model.config.num_labels != 1:
             labels = ", ".join(model.config.id2label[i] for i in sorted(model.config.id2label))
@@ -294,47 +291,14 @@ def reward_of_model(model: Any, source: str) -> RewardModelReward | SentimentRew
     One label gives the model's score, several the logit of POSITIVE. `source` is where the model
     came from, for messages.
     """
-    from transformers import AutoTokenizer
-
     if isinstance(model, str):
-        model, tokenizer = load_classifier(model, source)
+        model, tokenizer = load_classifier(model, source=source)
         model.to(local_device())
     else:
-        tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+        tokenizer = load_tokenizer(model.name_or_path)
     if model.config.num_labels == 1:
         return RewardModelReward(model, tokenizer)
     return SentimentReward(SimpleNamespace(model=model, tokenizer=tokenizer, device=model.device))
-
-
-def load_classifier(name: str, source: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Load a model with a sequence-classification head, in float32, and its tokenizer.
-
-    `source` is where the name came from, for messages.
-    """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
-    path = hub.resolve(name, "model", source=source)
-    trusted = {"trust_remote_code": trust_remote_code}
-    with hub.loading(path, "model", source=source):
-        config = AutoConfig.from_pretrained(path, **trusted)
-        architecture = (config.architectures or ["none given"])[0]
-        # transformers would put a fresh random head on a language model and only warn.
-        if not architecture.endswith("ForSequenceClassification"):
-            raise RecipeError(
-                f"{source}: `{name}` is no text classifier (its architecture is {architecture}). "
-                "Give a model with a sequence-classification head, for instance one made by "
-                "recipes/train_classifier.py."
-            )
-        tokenizer = AutoTokenizer.from_pretrained(path, **trusted)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **trusted
-        )
-    if info["missing_keys"]:
-        raise RecipeError(
-            f"{source}: `{name}` lacks weights of its classifier "
-            f"({', '.join(sorted(info['missing_keys'])[:3])}). Save the whole model again."
-        )
-    return model, tokenizer
 
 
 def load_language_model(
@@ -345,15 +309,12 @@ def load_language_model(
     `model` is None for the embedded one, a folder or hub name, or a ready model, whose tokenizer is
     loaded by its name when None. `source` is where the name came from, for messages.
     """
-    from trl_recipes.models.generation import load_run, load_tokenizer
-
     if model is None or isinstance(model, str) or hasattr(model, "__fspath__"):
         if model is None:
             from trl_recipes.embedded import language_model
 
             model = language_model()
-        path = hub.resolve(str(model), "model", source=source)
-        model, tokenizer = load_run(path, trust_remote_code=trust_remote_code)
+        model, tokenizer = load_run(model, source=source, trust_remote_code=trust_remote_code)
         model.to(local_device())
     elif tokenizer is None:
         tokenizer = load_tokenizer(model.name_or_path)

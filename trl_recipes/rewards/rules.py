@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from trl_recipes.data.conversations import completion_texts
 from trl_recipes.errors import RecipeError
-from trl_recipes.rewards.text import completion_texts
 
 WORD = re.compile(r"[^\W\d_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}][^\W\d_]+)*")  # don't is one
 

@@ -6,13 +6,12 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional as F
 
+from trl_recipes.data.conversations import full_texts, plain_text
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.forward import context_length
-from trl_recipes.models.padding import pad_rows
-from trl_recipes.models.sampling import evaluating
+from trl_recipes.models.forward import context_length, evaluating
+from trl_recipes.models.packing import pad_rows
 from trl_recipes.rewards.models import batches_by_length, load_language_model, local_device
 from trl_recipes.rewards.rules import read_text
-from trl_recipes.rewards.text import full_texts, plain_text
 
 _SOURCE = "SimilarityReward"
 # Parts of a spaCy pipeline that have no say in Doc.similarity where there are word vectors.
@@ -135,11 +134,13 @@ def _with_sentence_transformers(model: Any, batch_size: int) -> Compare:
             "install 'trl_recipes[sentence-transformers]'`."
         ) from error
     if isinstance(model, str) or hasattr(model, "__fspath__"):
-        from trl_recipes.models.loading import loading, resolve
+        from trl_recipes.models.hub import loading, resolve
 
         name = resolve(str(model), "model", source=_SOURCE)
         with loading(name, "model", source=_SOURCE):
-            model = SentenceTransformer(name, device=str(local_device()))
+            model = SentenceTransformer(
+                name, device=str(local_device()), model_kwargs={"use_safetensors": True}
+            )
 
     def embed(texts: Sequence[str]) -> torch.Tensor:
         return model.encode(

@@ -16,10 +16,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     GPT2Config,
     ModernBertConfig,
     PreTrainedModel,
@@ -35,9 +33,8 @@ from transformers import (
 from trl_recipes.callbacks import train_or_stop
 from trl_recipes.data.prompts import TEXT_COLUMNS
 from trl_recipes.errors import RecipeError
-from trl_recipes.models import loading as hub
 from trl_recipes.models.adapters import save_trained
-from trl_recipes.models.checks import check_language_model
+from trl_recipes.models.loading import load_classifier, load_language_model, load_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -285,11 +282,8 @@ def train_language_model(
             )
         )
     else:
-        name = hub.resolve(model_name_or_path, "model")
-        with hub.loading(name, "model"):
-            check_language_model(AutoConfig.from_pretrained(name), name, causal=True)
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        tokenizer = load_tokenizer(model_name_or_path)
+        model = load_language_model(model_name_or_path, causal=True)
     model.loss_type = "ForCausalLM"  # what transformers falls back to for GPT-2, with a warning
     rows = language_model_rows(texts, tokenizer, sizes.context_length)
     pad = _pad_language_model_rows
@@ -369,16 +363,11 @@ def train_classifier(
             )
         )
     else:
-        name = hub.resolve(model_name_or_path, "model")
-        with hub.loading(name, "model"):
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                name, dtype=torch.float32, ignore_mismatched_sizes=True, **label_map
-            )
+        model, tokenizer = load_classifier(model_name_or_path, new_head=True, **label_map)
         if model.config.is_encoder_decoder:
             raise RecipeError(
-                f"--model_name_or_path: `{name}` is an encoder-decoder. Give an encoder such as "
-                "BERT, or a decoder such as GPT-2."
+                f"--model_name_or_path: `{model_name_or_path}` is an encoder-decoder. Give an "
+                "encoder such as BERT, or a decoder such as GPT-2."
             )
         if tokenizer.pad_token_id is None:  # GPT-2 and its like
             tokenizer.pad_token = tokenizer.eos_token

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trl_recipes.data.conversations import is_conversation
 from trl_recipes.errors import RecipeError
-from trl_recipes.rewards.text import is_conversation
 from trl_recipes.training.language_model import read_labels, read_texts
 
 if TYPE_CHECKING:

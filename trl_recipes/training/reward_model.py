@@ -18,9 +18,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     ModernBertConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,8 +33,8 @@ from trl import RewardConfig, RewardTrainer
 from trl_recipes.callbacks import train_or_stop
 from trl_recipes.embedded import language_model
 from trl_recipes.errors import RecipeError
-from trl_recipes.models import loading as hub
 from trl_recipes.models.adapters import save_trained
+from trl_recipes.models.loading import load_classifier, load_config
 from trl_recipes.rewards.models import longest_input
 from trl_recipes.training.language_model import (
     ClassifierConfig,
@@ -277,11 +275,7 @@ def _scorer(
             )
         )
     else:
-        with hub.loading(name, "model"):
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                name, dtype=torch.float32, ignore_mismatched_sizes=True, **labels
-            )
+        model, tokenizer = load_classifier(name, new_head=True, **labels)
         if tokenizer.pad_token_id is None:  # GPT-2 and its like
             tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -306,9 +300,7 @@ def base_model(name: str | None) -> str | None:
         return None
     if name == "embedded":
         return str(language_model())
-    path = hub.resolve(name, "model")
-    with hub.loading(path, "model"):
-        config = AutoConfig.from_pretrained(path)
+    config = load_config(name)
     if config.is_encoder_decoder:
         raise RecipeError(
             f"--model_name_or_path: `{name}` is an encoder-decoder ({config.model_type}). Give an "
@@ -320,7 +312,7 @@ def base_model(name: str | None) -> str | None:
             "put no head that scores texts. Give an encoder such as BERT, or a decoder such as "
             "GPT-2."
         )
-    return path
+    return name
 
 
 def _encode(

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_recipes.describe import duration
 from trl_recipes.distributed import broadcast_from_main, print_main
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.loading import resolve
+from trl_recipes.models.hub import resolve
 from trl_recipes.ppo import PPOConfig
 from trl_recipes.report import write_report
 from trl_recipes.run_folder import RunFolder, check_folder, check_run, prepare_run

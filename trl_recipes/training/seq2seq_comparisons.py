@@ -10,7 +10,8 @@ from accelerate import PartialState
 
 from trl_recipes.data.prompts import load_rows
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.generation import generate_responses, load_run
+from trl_recipes.models.loading import load_run
+from trl_recipes.models.sampling import generate_responses
 from trl_recipes.rewards.base import RewardFunc
 from trl_recipes.training.seq2seq_pairs import Pair, tokenize
 from trl_recipes.training.seq2seq_pretraining import longest_text

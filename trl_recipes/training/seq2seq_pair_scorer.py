@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -24,9 +22,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from trl_recipes.callbacks import train_or_stop
-from trl_recipes.models import loading as hub
 from trl_recipes.models.adapters import save_trained
 from trl_recipes.models.forward import context_length
+from trl_recipes.models.loading import load_classifier
 from trl_recipes.rewards.models import encode_pairs, longest_input
 from trl_recipes.training.seq2seq_comparisons import Comparison
 from trl_recipes.training.seq2seq_pretraining import EVALUATION_BATCH, quiet
@@ -170,15 +168,10 @@ def measure(
 
 def _classifier(start: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A classifier with one label, on the weights of another model, whose head is new."""
-    name = hub.resolve(start, "model")
     said = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # that a head is new goes without saying here
     try:
-        with hub.loading(name, "model"):
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                name, num_labels=1, dtype=torch.float32
-            )
+        model, tokenizer = load_classifier(start, new_head=True, num_labels=1)
     finally:
         transformers_logging.set_verbosity(said)
     model.config.reads_pairs, model.config.problem_type = True, "regression"

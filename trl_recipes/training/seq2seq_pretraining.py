@@ -12,9 +12,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import (
-    AutoConfig,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
     PreTrainedModel,
@@ -31,11 +28,10 @@ from transformers import (
 
 from trl_recipes.callbacks import train_or_stop
 from trl_recipes.errors import RecipeError
-from trl_recipes.models import loading as hub
 from trl_recipes.models.adapters import save_trained
-from trl_recipes.models.checks import check_language_model
 from trl_recipes.models.forward import context_length
-from trl_recipes.models.padding import pad_rows
+from trl_recipes.models.loading import load_language_model, load_tokenizer
+from trl_recipes.models.packing import pad_rows
 from trl_recipes.training.language_model import IGNORED, LossBar
 from trl_recipes.training.seq2seq_pairs import Pair, tokenize
 
@@ -122,11 +118,8 @@ def start_model(
     """
     set_seed(seed)
     if model_name_or_path is not None:
-        name = hub.resolve(model_name_or_path, "model")
-        with hub.loading(name, "model"):
-            check_language_model(AutoConfig.from_pretrained(name), name, causal=False)
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            return AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32), tokenizer
+        tokenizer = load_tokenizer(model_name_or_path)
+        return load_language_model(model_name_or_path, causal=False), tokenizer
     tokenizer = train_pair_tokenizer(texts, sizes.vocab_size)
     tokenizer.model_max_length = sizes.context_length
     tokens = {

@@ -13,7 +13,7 @@ from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.compare import Comparison, compare
 from trl_recipes.grpo import GRPOConfig, GRPOTrainer
-from trl_recipes.models.generation import load_run
+from trl_recipes.models.loading import load_run
 from trl_recipes.report import write_report
 from trl_recipes.report.loss_curve import plot_losses
 from trl_recipes.report.plots import plot_comparison, plot_stats

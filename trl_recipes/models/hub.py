@@ -1,0 +1,271 @@
+"""Where a model or a data set is: a local folder, or a name on the Hugging Face hub.
+
+Left alone, the libraries retry an unreachable hub for 20 to 50 seconds with noise on stderr. Here
+one short question is asked first, and every answer but "it is there" is one `RecipeError`.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from trl_recipes.errors import RecipeError
+
+PROBE_SECONDS = 5.0
+Kind = Literal["model", "dataset"]
+
+_FLAGS = {"model": "--model_name_or_path", "dataset": "--dataset_name"}
+_NOUNS = {"model": "model", "dataset": "data set"}
+_DATA_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt"}
+_PICKLED = ("pytorch_model*.bin", "adapter_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_VALUE_HEAD = "value_head.safetensors"
+
+
+def resolve(name: str | Path, kind: Kind, *, source: str | None = None) -> str:
+    """Find a model or a data set, before anything slow is done with it: a path, or a hub name.
+
+    A run folder becomes the `model` folder in it. `source` says in messages where the name came
+    from; the usual flag when None.
+    """
+    source = source or _FLAGS[kind]
+    if not isinstance(name, str | os.PathLike) or not str(name).strip():
+        raise RecipeError(
+            f"{source}: {name!r} names no {_NOUNS[kind]}. Give a folder or a name on the hub."
+        )
+    name = str(name)
+    path = Path(name).expanduser()
+    if path.exists():
+        if kind == "dataset":
+            return str(path)
+        folder = _model_folder(path, source)
+        _check_weights(folder, source)
+        return str(folder)
+    if not _may_be_hub_name(name):
+        raise RecipeError(
+            f"{source}: there is no file or folder `{name}`. Check the path (relative paths "
+            f"start at {Path.cwd()}), or leave the flag out to use the embedded default."
+        )
+    _ask_hub(name, kind, source)
+    return name
+
+
+@contextlib.contextmanager
+def loading(
+    name: str, kind: Kind, *, source: str | None = None, part: str | None = None
+) -> Iterator[None]:
+    """Turn a library's failure to load `name`, or a `part` of it, into one `RecipeError`."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    damaged = (SafetensorError, StrictDataclassError, LookupError, TypeError, RuntimeError)
+    source = source or _FLAGS[kind]
+    try:
+        with _full_weights() if kind == "model" else contextlib.nullcontext():
+            yield
+    except RecipeError:
+        raise
+    except (OSError, ValueError, ImportError, *damaged) as error:
+        if "trust_remote_code" in str(error):
+            raise RecipeError(
+                f"{source}: the {_NOUNS[kind]} `{name}` brings its own code along, which would run "
+                "on this machine. Read it; if you trust it, give --trust_remote_code true (a "
+                "recipe without that flag takes only models that transformers knows)."
+            ) from error
+        if "cannot be loaded with `safetensors`" in str(error):
+            refuse_pickle(name, source)
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise RecipeError(
+            f"{source}: {f'the {part} of ' if part else ''}the {_NOUNS[kind]} `{name}` could not "
+            f"be loaded ({type(error).__name__}: {reason[:300]}). {_how_to_fix(name, kind, part)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _full_weights() -> Iterator[None]:
+    """Load all of a model's weights in each process.
+
+    Under DeepSpeed's ZeRO-3 transformers spreads every model that it loads over the processes, also
+    reward models, which nobody gathers again.
+    """
+    from transformers.integrations import deepspeed
+
+    spread = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = spread
+
+
+def _check_weights(folder: Path, source: str) -> None:
+    """Refuse a model folder whose weights are missing, cut short, or only pickled."""
+    from safetensors import SafetensorError, safe_open
+
+    weights = [path for path in folder.glob("*.safetensors") if path.name != _VALUE_HEAD]
+    for path in weights:
+        try:
+            safe_open(path, framework="numpy")  # reads the header, and compares it with the size
+        except (SafetensorError, OSError) as error:
+            raise RecipeError(
+                f"{source}: `{path}` is damaged ({error}). Save or download the model again."
+            ) from error
+    if weights:
+        return
+    if any(path for pattern in _PICKLED for path in folder.glob(pattern)):
+        refuse_pickle(str(folder), source)
+    raise RecipeError(
+        f"{source}: the folder `{folder}` holds no weights, no model.safetensors beside its "
+        "config.json. Give a folder written by save_pretrained, or save the model again."
+    )
+
+
+def refuse_pickle(name: str, source: str | None) -> NoReturn:
+    """Say how to turn a pickled model, local or on the hub, into one that can be loaded."""
+    folder = Path(name)
+    local = folder.is_dir()
+    if local and not (folder / "config.json").is_file():
+        convert = (
+            "import torch, safetensors.torch as s; s.save_file(torch.load(f + '/adapter_model.bin',"
+            " weights_only=True), f + '/adapter_model.safetensors')"
+        )
+    else:
+        convert = (
+            f"from transformers import {_architecture(folder)} as M; "
+            "M.from_pretrained(f, use_safetensors=False).save_pretrained(f)"
+        )
+    first = "" if local else f"hf download {name} --local-dir FOLDER && "
+    place = shlex.quote(name) if local else "FOLDER"
+    raise RecipeError(
+        f"{source or _FLAGS['model']}: the weights of `{name}` are a pickle file, which can run "
+        "code when it is read; only safetensors is loaded. If you trust where it is from, convert "
+        f"it once, then give {'it again' if local else 'FOLDER'}: {first}"
+        f'python -c "import sys; f = sys.argv[1]; {convert}" {place}'
+    )
+
+
+def _architecture(folder: Path) -> str:
+    """The transformers class of a model folder."""
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    except (OSError, ValueError, LookupError, TypeError):
+        return "AutoModelForCausalLM"
+    return named if str(named).isidentifier() else "AutoModelForCausalLM"
+
+
+def _model_folder(path: Path, source: str) -> Path:
+    """The folder that holds the model: `path`, or `path/model` where `path` is a run."""
+    if path.is_file():
+        raise RecipeError(
+            f"{source}: `{path}` is a file. Give the folder that holds config.json and the weights."
+        )
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+            return folder
+    raise RecipeError(
+        f"{source}: the folder `{path}` is no model: it holds neither config.json nor "
+        "adapter_config.json. Give a folder written by save_pretrained, or the folder of a "
+        "finished run."
+    )
+
+
+def _may_be_hub_name(name: str) -> bool:
+    """Whether `name` has the form `owner/name` or `name`, and does not end like a data file."""
+    if Path(name).suffix.lower() in _DATA_SUFFIXES:
+        return False
+    return re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", name, flags=re.ASCII) is not None
+
+
+def _ask_hub(name: str, kind: Kind, source: str) -> None:
+    from huggingface_hub import constants, is_offline_mode
+
+    cached = _is_cached(name, kind)
+    if is_offline_mode():
+        if not cached:
+            raise RecipeError(
+                f"{source}: `{name}` is no folder here, and it is not in the local hub cache "
+                f"({constants.HF_HUB_CACHE}), the only place to look with HF_HUB_OFFLINE=1. "
+                f"{_how_offline(kind)}"
+            )
+        return
+    failure = _probe(name, kind)
+    if failure is None:
+        return
+    noun, status = _NOUNS[kind], getattr(getattr(failure, "response", None), "status_code", None)
+    gated = type(failure).__name__ == "GatedRepoError" or status == 403
+    if gated or status in (401, 404):
+        # The hub answers 401, not 404, for names that it does not have to those not logged in.
+        reason = (
+            f"the {noun} `{name}` is gated on {constants.ENDPOINT}. Ask for access on its page "
+            "and log in with `hf auth login`"
+            if gated
+            else f"`{name}` is no folder here, and {constants.ENDPOINT} has no public {noun} of "
+            "that name. Check the spelling; for a private one log in with `hf auth login`"
+        )
+        raise RecipeError(f"{source}: {reason}, or leave the flag out to use the embedded default.")
+    if cached:
+        _work_offline()
+        return
+    raise RecipeError(
+        f"{source}: `{name}` is no folder here, and {constants.ENDPOINT} could not be reached to "
+        f"load it from ({(str(failure).splitlines() or [type(failure).__name__])[0][:200]}). "
+        f"{_how_offline(kind)}"
+    )
+
+
+def _probe(name: str, kind: Kind) -> BaseException | None:
+    """Ask the hub once for `name`; what went wrong, or None."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        (api.model_info if kind == "model" else api.dataset_info)(name, timeout=PROBE_SECONDS)
+    # its base class is the HTTPError of httpx2 or httpx, whichever this huggingface_hub uses
+    except (OSError, ValueError, *HfHubHTTPError.__bases__) as error:
+        return error
+    return None
+
+
+def _is_cached(name: str, kind: Kind) -> bool:
+    if kind == "model":
+        from huggingface_hub import try_to_load_from_cache
+
+        files = ("config.json", "adapter_config.json")
+        return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
+    import datasets.config
+
+    # datasets keeps owner/SomeName as owner___some_name.
+    *owner, last = name.split("/")
+    folder = "___".join([*owner, datasets.naming.camelcase_to_snakecase(last)])
+    return any(Path(datasets.config.HF_DATASETS_CACHE).glob(f"{folder}/*/*/*"))
+
+
+def _work_offline() -> None:
+    """From here on this process reads the local cache and asks the hub nothing."""
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+
+
+def _how_to_fix(name: str, kind: Kind, part: str | None) -> str:
+    if not Path(name).exists():
+        return _how_offline(kind)
+    again = f"save the {part or 'model'} again with save_pretrained"
+    again = "write them again" if kind == "dataset" else again
+    return f"Files there are missing, damaged or do not fit together: {again}."
+
+
+def _how_offline(kind: Kind) -> str:
+    folder = "folder or file" if kind == "dataset" else "folder"
+    return (
+        f"To run offline, leave the flag out (embedded default), give a local {folder}, or set "
+        "HF_HUB_OFFLINE=1 when it is in the hub's cache."
+    )
