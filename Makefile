@@ -10,7 +10,7 @@ TORCH  ?= torch==2.13.0
 PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # The oldest versions that pyproject.toml admits, and the tests that know them
-OLDEST := trl==1.12.0 transformers==5.20.0 accelerate==1.12.0 datasets==4.4.0 peft==0.19.0
+OLDEST := trl==1.12.0 transformers==5.20.0 accelerate==1.12.0 datasets==4.7.0 peft==0.21.2
 OLDEST_TESTS := tests/ppo tests/grpo
 
 .PHONY: demo test test-oldest torture notebooks lint format clean

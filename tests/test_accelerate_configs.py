@@ -138,8 +138,8 @@ def test_no_line_of_a_file_is_dead(name, tmp_path):
 def test_each_file_says_how_it_is_launched_and_why_each_line_is_there(name):
     text = (FOLDER / f"{name}.yaml").read_text()
     assert f"accelerate launch --config_file recipes/accelerate/{name}.yaml" in text
-    readme = (ROOT / "README.md").read_text()
-    assert f"recipes/accelerate/{name}.yaml" in readme
+    page = (ROOT / "docs" / "distributed.md").read_text()
+    assert f"recipes/accelerate/{name}.yaml" in page
     assert max(map(len, text.splitlines())) <= 100
     plain = ("num_processes", "num_machines", "zero_stage", "distributed_type")  # say it all
     for line in text.splitlines():

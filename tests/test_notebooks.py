@@ -165,8 +165,8 @@ def test_what_it_names_is_there(path):
 
 
 @each_notebook
-def test_the_readme_names_it(path):
-    assert f"notebooks/{path.name}" in (ROOT / "README.md").read_text()
+def test_the_docs_name_it(path):
+    assert f"notebooks/{path.name}" in (ROOT / "docs" / "recipes.md").read_text()
 
 
 # The checks themselves: each can fail.
