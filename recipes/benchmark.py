@@ -12,11 +12,12 @@ process of its own, in turn, and warms up for a step. The bound is worked out fr
 and a copy measured in the same run; trl_recipes/benchmark/bound.py says how.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from trl_recipes import setting
 from trl_recipes.arguments import run_recipe
 from trl_recipes.benchmark.bound import fastest, measure_rates, model_shape, needs
 from trl_recipes.benchmark.growth import Growth, growth_works
@@ -30,40 +31,30 @@ from trl_recipes.benchmark.work import Size, Work, check_works, find_device
 class BenchmarkArguments:
     """What to measure, how often, on what."""
 
-    size: Size = field(
-        default="small",
-        metadata={"help": "Model: small is GPT-2 small, half-billion has Qwen2-0.5B's shape."},
+    size: Size = setting(
+        "small", "Model: small is GPT-2 small, half-billion has Qwen2-0.5B's shape."
     )
-    batch: int = field(default=16, metadata={"help": "Responses a step."})
-    query: int = field(default=8, metadata={"help": "Tokens of each query."})
-    response: int = field(default=16, metadata={"help": "Tokens of each response."})
-    epochs: int = field(default=4, metadata={"help": "Passes over each batch."})
-    precision: Literal["fp32", "bf16"] = field(
-        default="fp32", metadata={"help": "float32, or bfloat16 autocast over float32 weights."}
+    batch: int = setting(16, "Responses a step.")
+    query: int = setting(8, "Tokens of each query.")
+    response: int = setting(16, "Tokens of each response.")
+    epochs: int = setting(4, "Passes over each batch.")
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "float32, or bfloat16 autocast over float32 weights."
     )
-    peft: bool = field(
-        default=False, metadata={"help": "LoRA on the attention projections, for both."}
+    peft: bool = setting(False, "LoRA on the attention projections, for both.")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto takes a GPU where there is one.")
+    repeats: int = setting(3, "Processes of each contestant, in turn.")
+    steps: int = setting(2, "Timed steps of each, after one to warm up.")
+    only: Literal["ours", "stock", "both"] = setting(
+        "both", "Contestants: ours, stock (TRL's own trainer) or both."
     )
-    device: Literal["auto", "cpu", "cuda"] = field(
-        default="auto", metadata={"help": "auto takes a GPU where there is one."}
+    growth: bool = setting(
+        False, "Ours alone: twice the batch, twice the response, uneven lengths."
     )
-    repeats: int = field(default=3, metadata={"help": "Processes of each contestant, in turn."})
-    steps: int = field(default=2, metadata={"help": "Timed steps of each, after one to warm up."})
-    only: Literal["ours", "stock", "both"] = field(
-        default="both", metadata={"help": "Contestants: ours, stock (TRL's own trainer) or both."}
-    )
-    growth: bool = field(
-        default=False,
-        metadata={"help": "Ours alone: twice the batch, twice the response, uneven lengths."},
-    )
-    processes: int = field(
-        default=1, metadata={"help": "Ours alone: the same batch by one process and by so many."}
-    )
-    timeout: float = field(default=1800, metadata={"help": "Seconds a process may take."})
-    seed: int = field(default=0, metadata={"help": "Seed of weights, prompts and sampling."})
-    output_dir: str = field(
-        default="runs/benchmark", metadata={"help": "Folder for table, JSON and chart."}
-    )
+    processes: int = setting(1, "Ours alone: the same batch by one process and by so many.")
+    timeout: float = setting(1800, "Seconds a process may take.")
+    seed: int = setting(0, "Seed of weights, prompts and sampling.")
+    output_dir: str = setting("runs/benchmark", "Folder for table, JSON and chart.")
 
 
 def main(args: BenchmarkArguments) -> None:

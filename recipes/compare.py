@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from accelerate import PartialState
 
-from trl_recipes import LengthSampler, RecipeError, SentimentReward, load_prompts, load_run
+from trl_recipes import LengthSampler, RecipeError, SentimentReward, load_prompts, load_run, setting
 from trl_recipes.arguments import run_recipe
 from trl_recipes.embedded import language_model
 from trl_recipes.evaluation.compare import compare, sentiment_measures
@@ -30,18 +30,14 @@ class CompareArguments:
     runs: list[str] = field(
         metadata={"help": "Run folders. They may also stand first, without the flag."}
     )
-    output_dir: str = field(
-        default="runs/comparison", metadata={"help": "Folder for pictures and numbers."}
+    output_dir: str = setting("runs/comparison", "Folder for pictures and numbers.")
+    reference: str | None = setting(
+        None, "Model to compare with, if not the one they started from."
     )
-    reference: str | None = field(
-        default=None, metadata={"help": "Model to compare with, if not the one they started from."}
-    )
-    max_prompts: int = field(default=256, metadata={"help": "Held-out prompts to answer."})
-    show: int = field(default=5, metadata={"help": "Prompts whose answers are printed."})
-    seed: int = field(default=0, metadata={"help": "Seed of prompts, lengths and sampling."})
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that a model from the hub brings along."}
-    )
+    max_prompts: int = setting(256, "Held-out prompts to answer.")
+    show: int = setting(5, "Prompts whose answers are printed.")
+    seed: int = setting(0, "Seed of prompts, lengths and sampling.")
+    trust_remote_code: bool = setting(False, "Run code that a model from the hub brings along.")
 
 
 def main(args: CompareArguments) -> None:

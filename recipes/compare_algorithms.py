@@ -11,7 +11,7 @@ process and a folder: the same command goes on with what is unfinished, and runs
 from dataclasses import dataclass, field
 from functools import partial
 
-from trl_recipes import RecipeError
+from trl_recipes import RecipeError, setting
 from trl_recipes.arguments import run_recipe
 from trl_recipes.evaluation.algorithms.picture import plot_algorithms
 from trl_recipes.evaluation.algorithms.results import load_results
@@ -33,24 +33,24 @@ class AlgorithmsArguments:
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds, one run of each algorithm."}
     )
-    tokens: int = field(default=100_000, metadata={"help": "Tokens that each run generates."})
-    batch: int = field(default=128, metadata={"help": "Responses a step."})
-    response_length: int = field(default=16, metadata={"help": "Most tokens of a response."})
-    min_prompt_length: int = field(default=2, metadata={"help": "Shortest prompt, in tokens."})
-    max_prompt_length: int = field(default=8, metadata={"help": "Longest prompt, in tokens."})
-    evaluations: int = field(default=10, metadata={"help": "How often to measure on the way."})
-    eval_prompts: int = field(default=256, metadata={"help": "Held-out prompts to measure on."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Start model."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Texts to take prompts of."})
-    reward_model: str | None = field(default=None, metadata={"help": "Sentiment classifier."})
-    label: str = field(default="POSITIVE", metadata={"help": "Its probability is the reward."})
-    ppo: dict | str | None = field(default=None, metadata={"help": OWN})
-    grpo: dict | str | None = field(default=None, metadata={"help": OWN})
-    rloo: dict | str | None = field(default=None, metadata={"help": OWN})
-    jobs: int = field(default=0, metadata={"help": "Runs at a time; 0: one a core, or a GPU."})
-    check: bool = field(default=False, metadata={"help": "Try a few steps of each; write nothing."})
-    output_dir: str = field(default="runs/algorithms", metadata={"help": "Folder of all runs."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Make all runs again."})
+    tokens: int = setting(100_000, "Tokens that each run generates.")
+    batch: int = setting(128, "Responses a step.")
+    response_length: int = setting(16, "Most tokens of a response.")
+    min_prompt_length: int = setting(2, "Shortest prompt, in tokens.")
+    max_prompt_length: int = setting(8, "Longest prompt, in tokens.")
+    evaluations: int = setting(10, "How often to measure on the way.")
+    eval_prompts: int = setting(256, "Held-out prompts to measure on.")
+    model_name_or_path: str | None = setting(None, "Start model.")
+    dataset_name: str | None = setting(None, "Texts to take prompts of.")
+    reward_model: str | None = setting(None, "Sentiment classifier.")
+    label: str = setting("POSITIVE", "Its probability is the reward.")
+    ppo: dict | str | None = setting(None, OWN)
+    grpo: dict | str | None = setting(None, OWN)
+    rloo: dict | str | None = setting(None, OWN)
+    jobs: int = setting(0, "Runs at a time; 0: one a core, or a GPU.")
+    check: bool = setting(False, "Try a few steps of each; write nothing.")
+    output_dir: str = setting("runs/algorithms", "Folder of all runs.")
+    overwrite_output_dir: bool = setting(False, "Make all runs again.")
 
 
 def main(args: AlgorithmsArguments) -> None:

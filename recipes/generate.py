@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import PartialState
 
-from trl_recipes import RecipeError, collator, generate_responses, load_run
+from trl_recipes import RecipeError, collator, generate_responses, load_run, setting
 from trl_recipes.arguments import run_recipe
 from trl_recipes.data.prompts import one_prompt
 from trl_recipes.describe import printable
@@ -26,31 +26,19 @@ class GenerateArguments:
     """What to continue, with what."""
 
     prompt: str = field(metadata={"help": "Text to continue."})
-    chat: bool = field(
-        default=False, metadata={"help": "The prompt is a message that a chat model answers."}
+    chat: bool = setting(False, "The prompt is a message that a chat model answers.")
+    model: str | None = setting(
+        None, "Run folder, model folder or hub name; embedded when left out."
     )
-    model: str | None = field(
-        default=None,
-        metadata={"help": "Run folder, model folder or hub name; embedded when left out."},
+    num_return_sequences: int = setting(5, "Number of continuations.")
+    max_new_tokens: int = setting(16, "Most tokens of a continuation; it may end earlier.")
+    temperature: float = setting(1.0, "Below 1 the likely words win more often, above 1 less.")
+    reward_model: str | None = setting(
+        None, "Classifier that scores: folder or hub name; embedded when left out."
     )
-    num_return_sequences: int = field(default=5, metadata={"help": "Number of continuations."})
-    max_new_tokens: int = field(
-        default=16, metadata={"help": "Most tokens of a continuation; it may end earlier."}
-    )
-    temperature: float = field(
-        default=1.0, metadata={"help": "Below 1 the likely words win more often, above 1 less."}
-    )
-    reward_model: str | None = field(
-        default=None,
-        metadata={"help": "Classifier that scores: folder or hub name; embedded when left out."},
-    )
-    label: str = field(
-        default="POSITIVE", metadata={"help": "Label of the classifier whose score is shown."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that a model from the hub brings along."}
-    )
+    label: str = setting("POSITIVE", "Label of the classifier whose score is shown.")
+    seed: int = setting(0, "Seed of the sampling.")
+    trust_remote_code: bool = setting(False, "Run code that a model from the hub brings along.")
 
     def __post_init__(self):
         for name in ("num_return_sequences", "max_new_tokens", "temperature"):

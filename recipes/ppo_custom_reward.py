@@ -4,41 +4,44 @@
 Offline, in about a minute: perplexity 6 to 4, similarity 0.24 to 0.39, too long 33 % to 3 %.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from trl import ModelConfig, get_peft_config
 
 from trl_recipes import (
     AutoModelForCausalLMWithValueHead,
-    LengthSampler,
     PPOConfig,
     PPOTrainer,
-    load_prompts,
+    PromptArguments,
+    check_run,
+    compare,
+    conclude,
+    language_model,
     load_run,
     load_tokenizer,
+    model_kwargs,
     rewards,
+    run_recipe,
+    setting,
+    start_run,
+    write_report,
 )
-from trl_recipes.arguments import model_kwargs, run_recipe
 from trl_recipes.data.prompts import holds_conversations, one_prompt
-from trl_recipes.embedded import language_model
-from trl_recipes.evaluation.compare import compare
-from trl_recipes.report import conclude, write_report
-from trl_recipes.run_folder import check_run, start_run
 
 WEIGHTS = {1: [3.0, 0.0, 0.0, -0.5], 2: [3.0, 1.0, -1.5, -0.5]}  # in the order of `reward`
 REFERENCE = "I went in hoping for nothing and came out amazed."
 
 
 @dataclass
-class RewardArguments:
-    """What to reward, on what."""
+class RewardArguments(PromptArguments):
+    """What to reward."""
 
-    version: Literal[1, 2] = field(default=2, metadata={"help": "1: fluent. 2: also near, short."})
-    reference_text: str = field(default=REFERENCE, metadata={"help": "Goal, or its .txt file."})
-    max_length: int = field(default=20, metadata={"help": "Longer responses cost 1, in tokens."})
-    prompt: str = field(default="The story", metadata={"help": "Continued before and after."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Texts to take prompts of."})
+    version: Literal[1, 2] = setting(2, "1: fluent. 2: also near, short.")
+    reference_text: str = setting(REFERENCE, "Goal, or its .txt file.")
+    max_length: int = setting(20, "Longer responses cost 1, in tokens.")
+    prompt: str = setting("The story", "Continued before and after.")
+    max_prompt_length: int = setting(4, "Longest prompt, in tokens.")
 
 
 def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) -> None:
@@ -53,13 +56,9 @@ def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) ->
     tokenizer = load_tokenizer(name, **trusted)
 
     # Prompts
-    def load(seed: int, **chosen):
-        lengths = LengthSampler(2, 5, seed=seed)  # prompts of 2 to 4 tokens
-        chosen |= {"model": model, "response_length": config.response_length}
-        return load_prompts(args.dataset_name, tokenizer, length_sampler=lengths, **chosen)
-
-    prompts = load(config.seed, split="train")
-    held_out = load(0, split="test", max_prompts=256)  # the same for every run
+    fit = {"model": model, "response_length": config.response_length}
+    prompts = args.load("train", tokenizer, config.seed, **fit)
+    held_out = args.load("test", tokenizer, seed=0, **fit)  # the same for every run
     shown = one_prompt(args.prompt, tokenizer, copies=3, chat=holds_conversations(prompts))
 
     # Reward
@@ -86,8 +85,7 @@ def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) ->
 
     # Results
     if trainer.accelerator.is_main_process:
-        sources = {"reference": name, run.path.name: run.path}
-        models = {source: load_run(path, **loading) for source, path in sources.items()}
+        models = {"reference": load_run(name, **loading), run.path.name: load_run(run, **loading)}
         measures, limit = {r.__name__: r for r in reward}, config.response_length
         shown = compare(models, shown, measures, max_new_tokens=limit).with_scores()
         results = compare(models, held_out, measures, max_new_tokens=limit)

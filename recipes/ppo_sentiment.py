@@ -8,40 +8,39 @@ Offline, a minute or two on two cores: P(POSITIVE) goes from 0.46 to 0.90 to 0.9
 or to 0.07 (seed 0), n = 256. With the hub: --config recipes/configs/ppo_sentiment_imdb.yaml.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from trl import ModelConfig, get_peft_config
 
 from trl_recipes import (
     AutoModelForCausalLMWithValueHead,
-    LengthSampler,
     PPOConfig,
     PPOTrainer,
+    PromptArguments,
     SentimentReward,
-    load_prompts,
+    check_run,
+    compare,
+    conclude,
+    language_model,
     load_run,
     load_tokenizer,
+    model_kwargs,
+    run_recipe,
+    sentiment_measures,
+    setting,
+    start_run,
+    write_report,
 )
-from trl_recipes.arguments import model_kwargs, run_recipe
-from trl_recipes.embedded import language_model
-from trl_recipes.evaluation.compare import compare, sentiment_measures
-from trl_recipes.report import conclude, write_report
-from trl_recipes.run_folder import check_run, start_run
 
 
 @dataclass
-class SentimentArguments:
-    """What to train towards, on what."""
+class SentimentArguments(PromptArguments):
+    """What to train towards."""
 
-    change_score: Literal[1, 0] = field(default=1, metadata={"help": "1: positive, 0: negative."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Reviews to take prompts of."})
-    text_column: str | None = field(default=None, metadata={"help": "Column that holds the text."})
-    reward_model: str | None = field(default=None, metadata={"help": "Sentiment classifier."})
-    label: str | None = field(default=None, metadata={"help": "Label to reward, if it has others."})
-    min_prompt_length: int = field(default=2, metadata={"help": "Shortest prompt, in tokens."})
-    max_prompt_length: int = field(default=8, metadata={"help": "Longest prompt, in tokens."})
-    eval_prompts: int = field(default=256, metadata={"help": "Held-out prompts to judge by."})
+    change_score: Literal[1, 0] = setting(1, "1: positive, 0: negative.")
+    reward_model: str | None = setting(None, "Sentiment classifier.")
+    label: str | None = setting(None, "Label to reward, if it has others.")
 
 
 def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig) -> None:
@@ -56,14 +55,9 @@ def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig)
     tokenizer = load_tokenizer(name, **trusted)
 
     # Prompts
-    def load(seed: int, **chosen):
-        lengths = LengthSampler(args.min_prompt_length, args.max_prompt_length + 1, seed=seed)
-        chosen |= {"text_column": args.text_column, "length_sampler": lengths, "seed": seed}
-        chosen |= {"model": model, "response_length": config.response_length}
-        return load_prompts(args.dataset_name, tokenizer, **chosen)
-
-    prompts = load(config.seed, split="train")
-    held_out = load(0, split="test", max_prompts=args.eval_prompts)  # the same for every run
+    fit = {"model": model, "response_length": config.response_length}
+    prompts = args.load("train", tokenizer, config.seed, **fit)
+    held_out = args.load("test", tokenizer, seed=0, **fit)  # the same for every run
 
     # Reward
     label = args.label or ("NEGATIVE", "POSITIVE")[args.change_score]
@@ -87,8 +81,7 @@ def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig)
 
     # Results
     if trainer.accelerator.is_main_process:
-        sources = {"reference": name, run.path.name: run.path}
-        models = {source: load_run(path, **loading) for source, path in sources.items()}
+        models = {"reference": load_run(name, **loading), run.path.name: load_run(run, **loading)}
         measures = sentiment_measures(reward, label=args.label or "POSITIVE")
         results = compare(models, held_out, measures, max_new_tokens=config.response_length)
         print(conclude(run, results))

@@ -10,12 +10,12 @@ sentences three passes take 2 minutes, to 219 (n = 32400).
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from trl_recipes import generate_responses, load_rows, load_run
+from trl_recipes import generate_responses, load_rows, load_run, setting
 from trl_recipes.arguments import run_recipe
 from trl_recipes.describe import printable
 from trl_recipes.distributed import is_main_process, print_main
@@ -34,13 +34,9 @@ from trl_recipes.training.language_model import (
 class LanguageModelArguments:
     """What to learn, and where to start."""
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "File, folder or hub name; embedded when left out."}
-    )
-    text_column: str | None = field(default=None, metadata={"help": "Column that holds the text."})
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Base model; from scratch when left out."}
-    )
+    dataset_name: str | None = setting(None, "File, folder or hub name; embedded when left out.")
+    text_column: str | None = setting(None, "Column that holds the text.")
+    model_name_or_path: str | None = setting(None, "Base model; from scratch when left out.")
 
 
 def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: PretrainConfig) -> None:

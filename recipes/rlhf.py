@@ -8,12 +8,12 @@ Offline, in 80 seconds on one core: a reward model right on 0.90 to 0.91 of held
 which judges, goes from 0.15 to 0.35 to 0.38, seeds 0 to 2, n = 256.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from trl import ModelConfig, get_peft_config
 
-from trl_recipes import PPOConfig, PPOTrainer, load_prompts, load_run, load_tokenizer
+from trl_recipes import PPOConfig, PPOTrainer, load_prompts, load_run, load_tokenizer, setting
 from trl_recipes.arguments import model_kwargs, run_recipe
 from trl_recipes.data.prompts import LengthSampler, one_prompt
 from trl_recipes.distributed import is_main_process
@@ -30,11 +30,11 @@ from trl_recipes.training.stage import begin, finish, go_on, settings_of
 class RlhfArguments:
     """What to do, towards what, and who judges."""
 
-    task: Literal["train", "generate"] = field(default="train", metadata={"help": "What to do."})
-    prompt: str = field(default="The film", metadata={"help": "Continued by --task generate."})
-    label: str = field(default="POSITIVE", metadata={"help": "Label to reward."})
-    judge: str | None = field(default=None, metadata={"help": "Classifier that judges the result."})
-    eval_prompts: int = field(default=256, metadata={"help": "Held-out prompts to judge by."})
+    task: Literal["train", "generate"] = setting("train", "What to do.")
+    prompt: str = setting("The film", "Continued by --task generate.")
+    label: str = setting("POSITIVE", "Label to reward.")
+    judge: str | None = setting(None, "Classifier that judges the result.")
+    eval_prompts: int = setting(256, "Held-out prompts to judge by.")
 
 
 def main(args: RlhfArguments, stage: RewardStage, config: PPOConfig, model_config: ModelConfig):

@@ -13,7 +13,7 @@ three passes take 1.5 minutes and reach 0.75 (n = 1066).
 from dataclasses import dataclass, field
 from functools import partial
 
-from trl_recipes import RecipeError, load_rows
+from trl_recipes import RecipeError, load_rows, setting
 from trl_recipes.arguments import run_recipe
 from trl_recipes.distributed import is_main_process, print_main
 from trl_recipes.report import write_report
@@ -32,18 +32,14 @@ from trl_recipes.training.language_model import (
 class ClassifierArguments:
     """What to learn, and where to start."""
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "File, folder or hub name; embedded when left out."}
-    )
-    text_column: str | None = field(default=None, metadata={"help": "Column that holds the text."})
-    label_column: str = field(default="label", metadata={"help": "Column that holds the label."})
+    dataset_name: str | None = setting(None, "File, folder or hub name; embedded when left out.")
+    text_column: str | None = setting(None, "Column that holds the text.")
+    label_column: str = setting("label", "Column that holds the label.")
     class_names: list[str] = field(
         default_factory=lambda: ["NEGATIVE", "POSITIVE"],
         metadata={"help": "Names of label 0, label 1 and so on."},
     )
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Base model; from scratch when left out."}
-    )
+    model_name_or_path: str | None = setting(None, "Base model; from scratch when left out.")
 
 
 def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierConfig) -> None:

@@ -8,11 +8,11 @@ python recipes/ppo_sentiment.py --reward_funcs runs/reward
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from trl_recipes import load_rows, load_tokenizer
+from trl_recipes import load_rows, load_tokenizer, setting
 from trl_recipes.arguments import run_recipe
 from trl_recipes.distributed import is_main_process, print_main
 from trl_recipes.evaluation.reward_model import measure, write_card
@@ -28,23 +28,18 @@ from trl_recipes.training.reward_model import RewardModelConfig, base_model, tra
 class RewardModelArguments:
     """What to learn, and where to start."""
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "File, folder or hub name; embedded when left out."}
+    dataset_name: str | None = setting(None, "File, folder or hub name; embedded when left out.")
+    kind: Literal["classes", "number", "pairs"] | None = setting(
+        None, "What to learn; else found. pairs may be made of labelled texts."
     )
-    kind: Literal["classes", "number", "pairs"] | None = field(
-        default=None,
-        metadata={"help": "What to learn; else found. pairs may be made of labelled texts."},
+    text_column: str | None = setting(None, "Column that holds the text.")
+    label_column: str = setting("label", "Column that holds the label.")
+    class_names: list[str] | None = setting(
+        None, "Names of label 0, 1 and so on, worst first; else found."
     )
-    text_column: str | None = field(default=None, metadata={"help": "Column that holds the text."})
-    label_column: str = field(default="label", metadata={"help": "Column that holds the label."})
-    class_names: list[str] | None = field(
-        default=None, metadata={"help": "Names of label 0, 1 and so on, worst first; else found."}
-    )
-    pairs_per_text: int = field(
-        default=1, metadata={"help": "Pairs that each labelled text begins, with --kind pairs."}
-    )
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Base model, or `embedded`; from scratch when left out."}
+    pairs_per_text: int = setting(1, "Pairs that each labelled text begins, with --kind pairs.")
+    model_name_or_path: str | None = setting(
+        None, "Base model, or `embedded`; from scratch when left out."
     )
 
 

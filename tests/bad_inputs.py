@@ -551,11 +551,8 @@ RESUMING = [
     ),
 ]
 
-CUSTOM = (
-    PPO.replace("ppo_sentiment.py", "ppo_custom_reward.py")
-    .replace("--reward_model {classifier} ", "")
-    .replace("--eval_prompts 4 ", "")
-)
+CUSTOM = PPO.replace("ppo_sentiment.py", "ppo_custom_reward.py")
+CUSTOM = CUSTOM.replace("--reward_model {classifier} ", "")
 SHORT = "def short(completions, **_):\n    return [0.0 for _ in completions]\n"
 PRETRAINING = [
     BadInput(

@@ -7,30 +7,30 @@ import importlib
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "AutoModelForCausalLMWithValueHead": "ppo",
-    "AutoModelForSeq2SeqLMWithValueHead": "ppo",
-    "PPOConfig": "ppo",
-    "PPOTrainer": "ppo",
-    "create_reference_model": "ppo",
-    "GRPOConfig": "grpo",
-    "GRPOTrainer": "grpo",
-    "RLOOConfig": "grpo",
-    "RLOOTrainer": "grpo",
-    "LengthSampler": "data.prompts",
-    "collator": "data.prompts",
-    "load_prompts": "data.prompts",
-    "load_rows": "data.prompts",
-    "RecipeError": "errors",
-    "generate_responses": "models.sampling",
-    "load_run": "models.loading",
-    "load_tokenizer": "models.loading",
-    "Rewards": "rewards",
-    "SentimentReward": "rewards",
-    "load_stats": "stats",
-    "plot_stats": "report.plots",
-    "write_report": "report",
+_NAMES = {
+    "arguments": ("model_kwargs", "run_recipe"),
+    "data.prompts": ("LengthSampler", "PromptArguments", "collator", "load_prompts", "load_rows"),
+    "embedded": ("language_model",),
+    "errors": ("RecipeError",),
+    "evaluation.compare": ("compare", "sentiment_measures"),
+    "grpo": ("GRPOConfig", "GRPOTrainer", "RLOOConfig", "RLOOTrainer"),
+    "models.loading": ("load_run", "load_tokenizer"),
+    "models.sampling": ("generate_responses",),
+    "ppo": (
+        "AutoModelForCausalLMWithValueHead",
+        "AutoModelForSeq2SeqLMWithValueHead",
+        "PPOConfig",
+        "PPOTrainer",
+        "create_reference_model",
+    ),
+    "report": ("conclude", "write_report"),
+    "report.plots": ("plot_stats",),
+    "rewards": ("Rewards", "SentimentReward"),
+    "run_folder": ("check_run", "start_run"),
+    "settings": ("setting",),
+    "stats": ("load_stats",),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = list(_HOMES)
 

@@ -6,6 +6,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from trl_recipes.data.tokenizers import check_characters
 from trl_recipes.errors import RecipeError
 from trl_recipes.models import hub
 from trl_recipes.models.forward import context_length
+from trl_recipes.settings import setting
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -259,6 +261,32 @@ def load_prompts(
     elif are_conversations(columns.get("prompt", [])):
         del columns["prompt"]  # the texts of another column were asked for
     return make_dataset({**columns, "query": queries, "input_ids": token_lists}, shown)
+
+
+@dataclass
+class PromptArguments:
+    """Where a recipe's prompts come from, and how long they are."""
+
+    dataset_name: str | None = setting(None, "Texts to take prompts of; embedded when left out.")
+    text_column: str | None = setting(None, "Column that holds the text.")
+    min_prompt_length: int = setting(2, "Shortest prompt, in tokens.")
+    max_prompt_length: int = setting(8, "Longest prompt, in tokens.")
+    eval_prompts: int = setting(256, "Held-out prompts to judge by.")
+
+    def load(
+        self, split: str, tokenizer: "PreTrainedTokenizerBase", seed: int, **chosen: Any
+    ) -> "Dataset":
+        """Load all prompts of `train`, or `eval_prompts` of `test`; `chosen` as `load_prompts`."""
+        return load_prompts(
+            self.dataset_name,
+            tokenizer,
+            split=split,
+            length_sampler=LengthSampler(self.min_prompt_length, self.max_prompt_length + 1, seed),
+            text_column=self.text_column,
+            max_prompts=None if split == "train" else self.eval_prompts,
+            seed=seed,
+            **chosen,
+        )
 
 
 def holds_conversations(prompts: "Dataset") -> bool:
