@@ -14,14 +14,13 @@ import tiny_grpo
 from ppo.test_resume import trainer_of
 
 from trl_recipes import RecipeError
-from trl_recipes.diagnostics import HEALTHY, judge
 from trl_recipes.errors import RunStopped
 from trl_recipes.evaluation.compare import Comparison, ModelResult
 from trl_recipes.report import conclude, run_page, write_comparison, write_report
 from trl_recipes.report.charts import Series, line_chart
 from trl_recipes.report.reading import read_run
 from trl_recipes.run_folder import RunFolder, start_run
-from trl_recipes.stats import append_alarms, append_samples, append_stats, stat_key
+from trl_recipes.stats import append_alarms, append_samples, append_stats
 
 EVIL = "<script>alert('x')</script><img src=http://evil.example/a onerror=alert(1)>"
 NAMES = ("reference", "<script>run")
@@ -246,26 +245,6 @@ def test_charts_hold_out_against_odd_series():
     assert "nan" not in flat
     long = line_chart("T", "u", [Series("a", range(10**5), range(10**5))], smooth=True)
     assert len(long) < 40_000
-
-
-def test_healthy_ranges_are_held_to_the_last_tenth_by_hand():
-    found = {j.healthy.key: j for j in judge(ppo_rows(30))}
-    # three rows of thirty: steps 28 to 30, and of the start 1 to 3
-    assert found["objective/kl"].last == pytest.approx(2.9)
-    assert found["objective/kl"].within
-    assert found["ppo/policy/clipfrac"].last == pytest.approx(0.4)
-    assert not found["ppo/policy/clipfrac"].within
-    share = (0.8 - 0.02 * 29) / (0.8 - 0.02 * 2)
-    assert found["samples/distinct_2"].last == pytest.approx(share)
-    assert not found["samples/distinct_2"].within
-    assert "grad_norm" not in found
-    assert judge([]) == []
-
-
-def test_every_healthy_range_is_of_a_known_statistic_and_has_a_source():
-    assert [h.key for h in HEALTHY if stat_key(h.key) is None] == []
-    assert len({h.key for h in HEALTHY}) == len(HEALTHY)
-    assert all(h.source and h.why and (h.low is not None or h.high is not None) for h in HEALTHY)
 
 
 def test_the_page_says_what_was_trained_and_how_it_went(tmp_path):

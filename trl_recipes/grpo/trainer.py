@@ -28,9 +28,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trl_recipes.callbacks import train_or_stop
 from trl_recipes.data.conversations import plain_text
+from trl_recipes.diagnostics import Alarms, group_alarms
 from trl_recipes.distributed import broadcast_from_main, gather
 from trl_recipes.errors import RecipeError
-from trl_recipes.grpo.alarms import alarms
 from trl_recipes.grpo.config import GroupConfig, GRPOConfig, RLOOConfig
 from trl_recipes.grpo.describe import describe_check, describe_run
 from trl_recipes.grpo.inputs import (
@@ -210,7 +210,7 @@ class GroupTrainer:
         self._step, self._buffered_inputs = 0, None
         self._episodes = self._generated = self._not_finite = 0
         self._samples: tuple[list, list, list] | None = None
-        self._said: set[str] = set()  # names of alarms
+        self._alarms = Alarms(group_alarms)
         self._between: tuple[Place, dict, int] | None = None  # how the last step ended
         self._sampler: Sampler | None = None  # none for a stream of prompts
         self._checkpoint: str | None = None
@@ -365,18 +365,15 @@ class GroupTrainer:
         row["tokens/generated"] = self._generated
         row |= {key: value for key, value in logs.items() if isinstance(value, int | float)}
         self.all_stats.append(row)
-        new = {
-            name: what for name, what in alarms(self.all_stats).items() if name not in self._said
-        }
-        self._said |= set(new)
+        alarms = self._alarms.look(self.all_stats)
         if self._trying:
             return
-        for sentence in new.values():
+        for sentence in alarms:
             logger.warning(sentence)
         if self.args.should_save:
             run = RunFolder(self._folder)
             append_stats(run.all_stats, row)
-            append_alarms(run.alarms, row["step"], list(new.values()))
+            append_alarms(run.alarms, row["step"], alarms)
             if self._samples is not None:
                 append_samples(run.samples, row["step"], *self._samples)
         self._samples = None  # a batch that is used again is written once
@@ -434,8 +431,7 @@ class GroupTrainer:
             self.all_stats = keep_steps(run.all_stats, step)
             for path in (run.samples, run.alarms):
                 keep_steps(path, step)
-        for count in range(1, len(self.all_stats) + 1):
-            self._said |= set(alarms(self.all_stats[:count]))
+        self._alarms.replay(self.all_stats)
         if self._checkpoint is not None:
             process, device = self.accelerator.process_index, self.accelerator.device
             place, processes = read_place(Path(self._checkpoint), process, device)

@@ -57,6 +57,7 @@ def resume(trainer: "PPOTrainer", wanted: str | bool | None) -> None:
     trainer.accelerator.wait_for_everyone()  # all have read before one writes
     if trainer.args.should_save:
         trainer.all_stats = keep_steps(run.all_stats, trainer.state.global_step)
+        trainer.alarms.replay(trainer.all_stats)
         for path in (run.samples, run.alarms):
             keep_steps(path, trainer.state.global_step)
 

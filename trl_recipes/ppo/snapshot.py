@@ -29,7 +29,6 @@ def take(trainer: "PPOTrainer", randomness: list[dict[str, Any]]) -> Checkpoint:
         "running": vars(trainer.running),
         "normalisation": trainer.rewards.normalisation if trainer.rewards else {},
         "trust_sampling": trainer._trust_sampling,
-        "alarms": trainer.alarms.state_dict(),
         "optimizer": optimizer,
         "scheduler": trainer.lr_scheduler.state_dict(),
         "random": randomness,
@@ -69,7 +68,6 @@ def restore(trainer: "PPOTrainer", checkpoint: Checkpoint) -> dict[str, Any]:
     if trainer.rewards:
         fixed = {name: tuple(moments) for name, moments in state["normalisation"].items()}
         trainer.rewards.normalisation = fixed
-    trainer.alarms.load_state_dict(state["alarms"])
     trainer._trust_sampling = state["trust_sampling"]
     trainer._updated = state["step"] > 0
     trainer._first_batch = not trainer._updated

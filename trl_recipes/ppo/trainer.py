@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trl_recipes.callbacks import StopSignals
 from trl_recipes.data.prompts import LengthSampler, collator, stream_rows
+from trl_recipes.diagnostics import Alarms, ppo_alarms
 from trl_recipes.errors import RecipeError
 from trl_recipes.lost_peer import notice_lost_machines
 from trl_recipes.models.adapters import save_policy, select_trainable
@@ -38,7 +40,6 @@ from trl_recipes.models.sharding import (
 )
 from trl_recipes.ppo import checks, keeping, objective, setup, snapshot
 from trl_recipes.ppo.actor_critic import ActorCritic, switch_off_dropout
-from trl_recipes.ppo.alarms import Alarms
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.controllers import AdaptiveKLController, FixedKLController
 from trl_recipes.ppo.describe import describe_check, describe_run
@@ -237,13 +238,9 @@ class PPOTrainer(Trainer):
         )
         self.running = RunningMoments()
         self.all_stats: list[dict] = []
-        self.alarms = Alarms(
-            config.batch_size,
-            config.response_length,
-            config.min_response_length,
-            ends=config.stop_token is not None,
-            ratio_threshold=config.ratio_threshold,
-        )
+        held_to = ("batch_size", "response_length", "min_response_length", "stop_token")
+        settings = {name: getattr(config, name) for name in (*held_to, "ratio_threshold")}
+        self.alarms = Alarms(partial(ppo_alarms, **settings))
         self._first_batch = True
         self._trust_sampling: bool | None = None  # found out on the first batch
         self._pass_cost = setup.pass_cost(policy, self.current_device.type)
@@ -803,7 +800,7 @@ class PPOTrainer(Trainer):
         row = {"step": self.state.global_step, "episode": self.state.episode}
         row |= {key: value for key, value in stats.items() if not isinstance(value, np.ndarray)}
         self.all_stats.append(row)
-        alarms = self.alarms.look(row)
+        alarms = self.alarms.look(self.all_stats)
         for sentence in alarms:
             logger.warning(sentence)
         if self.args.should_save:

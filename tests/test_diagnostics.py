@@ -1,0 +1,215 @@
+"""Ranges are held to the end of a run; alarms ring on what they are for, once, and else not."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from trl_recipes.diagnostics import (
+    HEALTHY,
+    RUNNING,
+    WINDOW,
+    Alarms,
+    group_alarms,
+    judge,
+    ppo_alarms,
+)
+from trl_recipes.stats import stat_key
+
+# Rows of recipes/ppo_sentiment.py as it is ("healthy"), and with --init_kl_coef 0
+# --learning_rate 3e-3 --max_steps 40 ("collapsing"), both of seed 0, rounded.
+CURVES = json.loads(Path(__file__).with_name("alarm_curves.json").read_text())
+PPO_ROW = {
+    "objective/kl": 2.0,
+    "ppo/skipped_minibatches": 0,
+    "env/reward_mean": 0.5,
+    "env/reward_std": 1.0,
+    "tokens/responses_len_mean": 9.0,
+    "samples/unique": 1.0,
+    "samples/distinct_2": 0.6,
+}
+LENGTH = "tokens/responses_len_mean"
+
+
+def rows(count, **changes):
+    """`count` healthy rows of PPO; a change is a number, or a function of the row's number."""
+    return [
+        {"step": 1 + i}
+        | PPO_ROW
+        | {k: value(i) if callable(value) else value for k, value in changes.items()}
+        for i in range(count)
+    ]
+
+
+def ppo(**settings):
+    defaults = {"batch_size": 256, "response_length": 16, "min_response_length": 4}
+    return Alarms(partial(ppo_alarms, **defaults | settings))
+
+
+def rung(watch, given, first=1):
+    """Step and sentence of each alarm as a run goes on from its `first` row."""
+    counts = range(first, len(given) + 1)
+    return [(given[n - 1]["step"], what) for n in counts for what in watch.look(given[:n])]
+
+
+def curve(name):
+    columns = CURVES[name]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values())]  # noqa: B905
+
+
+def test_ranges_are_held_to_the_last_tenth_by_hand():
+    given = [
+        {"objective/kl": 0.1 * i, "ppo/policy/clipfrac": 0.4, "samples/distinct_2": 0.8 - 0.02 * i}
+        for i in range(1, 31)
+    ]
+    found = {j.healthy.key: j for j in judge(given)}
+    assert found["objective/kl"].last == pytest.approx(2.9)  # three rows of thirty: 28 to 30
+    assert found["objective/kl"].within
+    assert found["ppo/policy/clipfrac"].last == pytest.approx(0.4)
+    assert not found["ppo/policy/clipfrac"].within
+    share = (0.8 - 0.02 * 29) / (0.8 - 0.02 * 2)  # beside steps 1 to 3
+    assert found["samples/distinct_2"].last == pytest.approx(share)
+    assert not found["samples/distinct_2"].within
+    assert "grad_norm" not in found
+    assert judge([]) == []
+
+
+def test_every_range_is_of_a_known_statistic_and_has_a_source():
+    assert [h.key for h in HEALTHY if stat_key(h.key) is None] == []
+    assert len({h.key for h in HEALTHY}) == len(HEALTHY)
+    assert all(h.source and h.why and (h.low is not None or h.high is not None) for h in HEALTHY)
+
+
+def test_a_healthy_run_rings_nothing():
+    assert len(curve("healthy")) == 80
+    assert rung(ppo(), curve("healthy")) == []
+
+
+def test_a_run_without_kl_penalty_and_with_a_high_learning_rate_rings():
+    """It ends in "I see we see we see we see we", 10 tokens long where limits have that mean."""
+    watch = ppo()
+    found = rung(watch, curve("collapsing"))
+    assert set(watch.said) == {"falling diversity", "full length"}
+    assert all(2 * WINDOW <= step < 30 for step, _ in found)
+    assert "init_kl_coef" in watch.said["falling diversity"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "step", "words"),
+    [
+        ({}, {"objective/kl": lambda i: -1.5 - 0.1 * i}, RUNNING, ["-1.70", "top_k"]),
+        (
+            {"ratio_threshold": 7},
+            {"ppo/skipped_minibatches": lambda i: 2 * (i > 4)},
+            6,
+            ["2 minibatch", "(7)", "learning_rate"],
+        ),
+        (  # 0 but for rounding
+            {},
+            {"env/reward_mean": 0.1, "env/reward_std": 1e-9},
+            RUNNING,
+            ["0.1", "reward function"],
+        ),
+        ({"batch_size": 8}, {"samples/unique": 1 / 8}, RUNNING, ["all 8 responses"]),
+        ({"min_response_length": None}, {LENGTH: 16.0}, RUNNING, ["16 tokens", "end token"]),
+    ],
+    ids=["negative KL", "skipped", "equal scores", "equal responses", "full length"],
+)
+def test_an_alarm_of_ppo_rings_once_and_says_why(settings, changes, step, words):
+    ((found, sentence),) = rung(ppo(**settings), rows(20, **changes))
+    assert found == step
+    assert [word for word in words if word not in sentence] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ({}, {"objective/kl": lambda i: -1.5 + 0.1 * (i % 2)}),
+        ({}, {"objective/kl": lambda i: -0.9 + 0.001 * -i}),
+        ({"batch_size": 1}, {"env/reward_mean": 0.1, "env/reward_std": 1e-9}),
+        ({}, {"env/reward_mean": 0.1, "env/reward_std": lambda i: float(i % 3 == 0)}),
+        ({"batch_size": 8}, {"samples/unique": 2 / 8}),
+        ({"batch_size": 1}, {"samples/unique": 1.0}),
+        ({"min_response_length": None, "stop_token": None}, {LENGTH: 16.0}),
+        ({"min_response_length": None}, {LENGTH: 15.99}),
+        # limits of 4 to 16 have the mean 10: responses that are only ever cut are 10 tokens long
+        ({}, {LENGTH: lambda i: 10 + 0.2 * (-1) ** i}),
+        ({}, {LENGTH: lambda i: min(9.6, 8.7 + i / 15)}),
+        ({}, {"samples/distinct_2": lambda i: 0.6 - 0.012 * i}),  # the score does not rise
+        ({}, {"objective/kl": float("nan"), "samples/unique": None}),
+    ],
+)
+def test_what_is_no_alarm_of_ppo_keeps_silent(settings, changes):
+    given = rows(40, **changes)
+    assert rung(ppo(**settings), given) == []
+    assert rung(ppo(**settings), [{"step": 0}, *given]) == []
+
+
+def test_ceasing_to_end_is_an_alarm_where_limits_are_drawn():
+    given = rows(40, **{LENGTH: lambda i: min(10.0, 8.7 + i / 15)})
+    ((step, sentence),) = rung(ppo(), given)
+    assert step > 2 * WINDOW
+    assert "4 to 16" in sentence
+
+
+def test_diversity_that_falls_while_the_score_rises_is_an_alarm():
+    fall = {"samples/distinct_2": lambda i: 0.6 - 0.012 * i, "env/reward_mean": lambda i: i / 40}
+    ((_, sentence),) = rung(ppo(), rows(40, **fall))
+    assert "distinct pairs of tokens has fallen from 0.58 to 0.28" in sentence
+
+
+@pytest.mark.parametrize("cut", [1, 2, WINDOW, 2 * WINDOW + 3])
+def test_a_resumed_run_says_what_one_that_was_not_stopped_does(cut):
+    given = rows(
+        45,
+        **{
+            "objective/kl": lambda i: -1.5 - 0.1 * i,
+            "samples/distinct_2": lambda i: 0.6 - 0.012 * i,
+            "env/reward_mean": lambda i: i / 40,
+        },
+    )
+    whole, before, resumed = ppo(), ppo(), ppo()
+    expected = rung(whole, given)
+    assert len(expected) == 2
+    resumed.replay(given[:cut])
+    assert rung(before, given[:cut]) + rung(resumed, given, cut + 1) == expected
+    assert resumed.said == whole.said
+
+
+def group_rows(count=12, **changes):
+    """Rows of GRPO whose score rises and whose variety falls a little; changes are by step."""
+    healthy = {"groups/equal": 0.2, "clip_ratio/region_mean": 0.1, "skipped_steps": 0.0}
+    return [
+        healthy
+        | {"step": step, "env/reward_mean": 0.1 * step}
+        | {"samples/distinct_2": 0.6 - 0.01 * step, "samples/unique": 0.9}
+        | {name: value(step) for name, value in changes.items()}
+        for step in range(1, count + 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rings", "word"),
+    [
+        ({}, [], ""),
+        ({"groups/equal": lambda step: float(step > 9)}, ["equal groups"], "nothing to learn"),
+        ({"groups/equal": lambda step: 0.97}, [], ""),
+        ({"groups/equal": lambda step: float(step % 3 > 0)}, [], ""),
+        ({"clip_ratio/region_mean": lambda step: 0.7}, ["clipping"], "70% of the probability"),
+        ({"skipped_steps": lambda step: float(step == 12)}, ["skipped steps"], "not finite"),
+        ({"tokens/masked_share": lambda step: 1.0}, ["all masked"], "mask_truncated_completions"),
+        ({"samples/distinct_2": lambda step: 0.7 / step}, ["falling diversity"], "beta"),
+        ({"samples/unique": lambda step: 1 / step}, ["falling diversity"], "distinct responses"),
+        (
+            {"samples/distinct_2": lambda step: 1 / step, "env/reward_mean": lambda step: -step},
+            [],  # variety that buys nothing is no hacking of the reward
+            "",
+        ),
+    ],
+)
+def test_alarms_of_grpo_ring_on_their_state_alone(changes, rings, word):
+    found = group_alarms(group_rows(**changes))
+    assert list(found) == rings
+    assert all(word in sentence and sentence.startswith("Step 12: ") for sentence in found.values())
+    assert group_alarms(group_rows(count=2, **changes)).keys() <= {"skipped steps"}
