@@ -14,6 +14,9 @@ _NAMES = {
     "errors": ("RecipeError",),
     "evaluation.compare": ("compare", "sentiment_measures"),
     "grpo": ("GRPOConfig", "GRPOTrainer", "RLOOConfig", "RLOOTrainer"),
+    "core": ("set_seed",),
+    "models.best_of_n": ("BestOfNSampler",),
+    "text_environment": ("TextEnvironment", "TextHistory"),
     "models.loading": ("load_run", "load_tokenizer"),
     "models.sampling": ("generate_responses",),
     "ppo": (
