@@ -13,8 +13,7 @@ from pathlib import Path
 
 from trl_recipes.arguments import run_recipe
 from trl_recipes.report import write_report
-from trl_recipes.report.loss_curve import plot_losses
-from trl_recipes.report.plots import plot_runs, plot_stats
+from trl_recipes.report.plots import plot_losses, plot_runs, plot_stats
 from trl_recipes.run_folder import RunFolder, read_config
 from trl_recipes.stats import load_stats, run_names
 

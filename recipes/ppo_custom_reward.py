@@ -16,7 +16,6 @@ from trl_recipes import (
     PromptArguments,
     check_run,
     compare,
-    conclude,
     language_model,
     load_run,
     load_tokenizer,
@@ -26,6 +25,7 @@ from trl_recipes import (
     setting,
     start_run,
     write_report,
+    write_results,
 )
 from trl_recipes.data.prompts import holds_conversations, one_prompt
 
@@ -89,7 +89,7 @@ def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) ->
         measures, limit = {r.__name__: r for r in reward}, config.response_length
         shown = compare(models, shown, measures, max_new_tokens=limit).with_scores()
         results = compare(models, held_out, measures, max_new_tokens=limit)
-        print(conclude(run, results, shown))
+        print(write_results(run, results, shown))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from trl_recipes import (
     SentimentReward,
     check_run,
     compare,
-    conclude,
     language_model,
     load_run,
     load_tokenizer,
@@ -31,6 +30,7 @@ from trl_recipes import (
     setting,
     start_run,
     write_report,
+    write_results,
 )
 
 
@@ -84,7 +84,7 @@ def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig)
         models = {"reference": load_run(name, **loading), run.path.name: load_run(run, **loading)}
         measures = sentiment_measures(reward, label=args.label or "POSITIVE")
         results = compare(models, held_out, measures, max_new_tokens=config.response_length)
-        print(conclude(run, results))
+        print(write_results(run, results))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from trl_recipes import (
 )
 from trl_recipes.arguments import model_kwargs, run_recipe
 from trl_recipes.evaluation.compare import compare
-from trl_recipes.report import conclude, write_report
+from trl_recipes.report import write_report, write_results
 from trl_recipes.rewards import RewardModelReward
 from trl_recipes.run_folder import start_run
 from trl_recipes.training.seq2seq_chain import Chain
@@ -87,7 +87,7 @@ def main(
         models = {source: load_run(path, **loading) for source, path in sources.items()}
         measures = {measure.__name__: measure for measure in (reward, *metrics)}
         results = compare(models, held_out, measures, max_new_tokens=config.response_length)
-        print(conclude(run, results, results.side_by_side(5)))
+        print(write_results(run, results, results.side_by_side(5)))
 
 
 if __name__ == "__main__":

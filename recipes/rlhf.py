@@ -20,7 +20,7 @@ from trl_recipes.distributed import is_main_process
 from trl_recipes.embedded import language_model
 from trl_recipes.evaluation.compare import compare
 from trl_recipes.evaluation.judges import mood_judges
-from trl_recipes.report import conclude, write_report
+from trl_recipes.report import write_report, write_results
 from trl_recipes.run_folder import check_run, start_run
 from trl_recipes.training.reward_stage import LearntReward, RewardStage
 from trl_recipes.training.stage import begin, finish, go_on, settings_of
@@ -92,7 +92,7 @@ def main(args: RlhfArguments, stage: RewardStage, config: PPOConfig, model_confi
         results = compare(models, asked, measures, max_new_tokens=config.response_length)
         if looking:
             return print(results.with_scores())
-        print(conclude(run, results))
+        print(write_results(run, results))
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def test_the_chain_leaves_two_models_and_their_figures(finished):
     assert AutoModelForCausalLM.from_pretrained(finished / "model").config.n_layer == 2
     scorer = AutoModelForSequenceClassification.from_pretrained(finished / "reward" / "model")
     assert scorer.config.id2label == {0: "NEGATIVE", 1: "POSITIVE"}
-    for picture in ("plots/training.png", "plots/overoptimisation_vader.png"):
+    for picture in ("plots/training.png", "plots/overoptimization_vader.png"):
         assert (finished / picture).stat().st_size > 10_000
     assert (finished / "reward" / "plots" / "reliability.png").stat().st_size > 10_000
     card = (finished / "reward" / "model" / "README.md").read_text()

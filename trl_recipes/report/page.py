@@ -1,201 +1,357 @@
-"""The pieces that pages are made of: text made safe, tables, a figure's number, the page itself.
+"""The pages of a run and of a comparison, from what lies on disk.
 
-Whatever comes from a model, a data set, a file or a user goes through `text`. The page names no
-address that a browser would fetch, holds no script, and forbids both to the browser as well.
+Jinja escapes whatever comes from a model, a data set, a file or a user. A page names no address
+that a browser would fetch, holds no script, and forbids both to the browser as well.
 """
 
-import html
 import math
-from collections.abc import Iterable, Sequence
-from importlib import resources
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from trl_recipes.describe import printable
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from trl_recipes.describe import duration, printable
+from trl_recipes.diagnostics import judge, range_of
+from trl_recipes.distributed import is_main_process
+from trl_recipes.errors import RecipeError
+from trl_recipes.report.overoptimization import judges_of, plot_run
+from trl_recipes.report.plots import (
+    PANELS,
+    Panel,
+    comparison_charts,
+    ends,
+    intervals_of,
+    looks_of,
+    number,
+    panel_charts,
+    plot_comparison,
+    plus_minus,
+)
+from trl_recipes.report.reading import RunFiles, read_run
+from trl_recipes.run_folder import RunFolder, note, write_whole
+from trl_recipes.stats import load_stats, run_names
 
 LONGEST = 2000  # characters of one text; a page is to be read
+SAMPLES = 8  # of the first step and of the last
+_NO_MEASURES = ("response", "length", "kl", "reference_nll")
+_WORDS = {"ece": "expected calibration error", "rmse": "root mean squared error"}
+_ENDED = {
+    "finished": "It finished",
+    "stopped": "It was stopped",
+    "failed": "It failed",
+    "running": "It is still going on, or it was killed",
+}
+_TILES = (
+    ("mean score", "", PANELS["score"].lines["score"]),
+    ("KL", "nats per response", ("objective/kl",)),
+    ("training loss", "", ("loss/train",)),
+    ("held-out loss", "", ("loss/heldout",)),
+    ("length", "tokens", ("tokens/responses_len_mean",)),
+)
+_PARTS = {  # of a step's time, as rows hold it
+    "sampling": "time/generation",
+    "scoring": "time/scoring",
+    "forward passes": "time/ppo/forward_pass",
+    "updates": "time/ppo/optimize_step",
+    "whole step, as TRL measures it": "step_time",
+}
 
-# Nothing is fetched and nothing is run, whatever slipped through.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
+def write_report(
+    run: str | os.PathLike | RunFolder, figures: Mapping[str, float] | None = None
+) -> Path:
+    """Write report.html into a run folder, as far as the run has come; the main process does it.
 
-class Html(str):
-    """Text that is HTML already, and safe."""
-
-    __slots__ = ()
-
-
-def text(value: object) -> Html:
-    """Make anything safe to stand in a page: markup is shown as written, controls are spaces.
-
-    Args:
-        value: HTML that is safe already stays as it is; line ends are kept, and what exceeds
-            `LONGEST` characters is cut and counted.
-
-    >>> text("<b>1 & 2</b>")
-    '&lt;b&gt;1 &amp; 2&lt;/b&gt;'
+    `figures` are what the run found, by name; they are kept with it.
     """
-    if isinstance(value, Html):
-        return value
+    run = run if isinstance(run, RunFolder) else RunFolder(Path(run).expanduser())
+    if not is_main_process():
+        return run.report
+    if figures is not None:
+        note(run, figures=dict(figures))
+    return _write(run.report, run_page(read_run(run.path)))
+
+
+def write_results(run: RunFolder, comparison: Any, samples: str | None = None) -> str:
+    """Keep what a finished run came to - `Comparison` with its start, pictures, page - and say it.
+
+    `samples` are texts to tell first; None takes three prompts with their answers side by side.
+    """
+    comparison.save(run.comparison)
+    said = plot_run(load_stats(run.path), run.plots, run.path.name)
+    write_report(run)
+    samples = comparison.side_by_side(3) if samples is None else samples
+    return "\n\n".join([samples, comparison.table(), *said, run.places()])
+
+
+def write_comparison(
+    comparison: Any, folder: str | os.PathLike, runs: Sequence[str | os.PathLike] = ()
+) -> str:
+    """Write a `Comparison` as comparison.json, comparison.png and compare.html; say where they lie.
+
+    `runs` are the folders of the runs that the models are of; the page shows their curves.
+    """
+    folder = Path(folder)
+    comparison.save(folder / "comparison.json")
+    plot_comparison(comparison, folder / "comparison.png")
+    named = zip(run_names(list(runs), taken=["reference"]), runs, strict=True)
+    stats = {n: load_stats(run) for n, run in named if RunFolder(Path(run)).all_stats.is_file()}
+    page = _write(folder / "compare.html", comparison_page(comparison.to_dict(), stats))
+    return (
+        f"Page:     {page}\nPictures: {folder / 'comparison.png'}\n"
+        f"Numbers:  {folder / 'comparison.json'}"
+    )
+
+
+def comparison_page(comparison: Mapping[str, Any], runs: Mapping[str, Any]) -> str:
+    """Make the page of a comparison.json; `runs` are the all_stats of models, by name."""
+    models = comparison["models"]
+    panels = [PANELS[name] for name in ("score", "kl", "entropy", "length")]
+    stats = {name: runs.get(name, []) for name in models}  # each in its model's color
+    looks = looks_of(len(models))
+    return _render(
+        "comparison.html.j2",
+        title=f"{len(models)} models on the same prompts",
+        kind="trl_recipes · comparison",
+        lead=f"{' · '.join(models)}. {comparison['n']} prompts, seed {comparison['seed']}; KL and "
+        f"perplexity are under {comparison['reference']}.",
+        found=_comparison(comparison),
+        colors={name: look["color"] for name, look in zip(models, looks, strict=True)},
+        pictures=comparison_charts(models, _measures(models)),
+        runs=[name for name in models if name in runs],
+        curves=panel_charts(panels, stats) if runs else [],
+    )
+
+
+def run_page(files: RunFiles) -> str:
+    """Make the page of a run, as far as it came."""
+    record, header = files.record, files.header
+    algorithm = record.get("algorithm") or _algorithm(files)
+    return _render(
+        "run.html.j2",
+        title=files.run.path.resolve().name,
+        kind=" · ".join(filter(None, ("trl_recipes", algorithm, header.get("recipe")))),
+        lead=_lead(files),
+        tiles=_tiles(files),
+        about=record.get("about"),
+        trained=_trained(files, algorithm),
+        stages=files.stages,
+        warnings=files.warnings,
+        stats=files.stats,
+        charts=_curves(files),
+        judged=judge(files.stats),
+        found=_comparison(files.comparison) if files.comparison else None,
+        samples=_samples(files),
+        settings=_given((name, _plain(value)) for name, value in files.settings.items()),
+        derived=_given(files.derived.items()),
+        sessions=_sessions(files),
+        circumstances=_circumstances(files),
+    )
+
+
+def _render(template: str, **context: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("trl_recipes.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "range": range_of}
+    return environment.get_template(template).render(context)
+
+
+def _shown(value: Any) -> Any:
+    """Text of any origin made fit for a page: controls become spaces, a long one is cut."""
+    if value is None or isinstance(value, Markup):
+        return value or ""
     whole = str(value)
     shown = "\n".join(printable(line) for line in whole[:LONGEST].split("\n"))
     more = len(whole) - LONGEST
-    return Html(html.escape(shown) + (f" … ({more:,} more characters)" if more > 0 else ""))
+    return shown + (f" … ({more:,} more characters)" if more > 0 else "")
 
 
-def element(tag: str, *content: object, **attributes: object) -> Html:
-    """Make an element, with content and attributes made safe.
+def _write(path: Path, page: str) -> Path:
+    try:
+        write_whole(path, page)
+    except OSError as error:
+        raise RecipeError(
+            f"`{path}` could not be written ({error.strerror}). Free some space, or make the "
+            "folder writable."
+        ) from error
+    return path
 
-    Args:
-        tag: its name.
-        *content: put one after another.
-        **attributes: `_` in a name stands for a hyphen, one at its end is dropped; None leaves an
-            attribute out.
 
-    >>> element("p", "a < b", class_="note")
-    '<p class="note">a &lt; b</p>'
-    """
-    given = {
-        name.rstrip("_").replace("_", "-"): value
-        for name, value in attributes.items()
-        if value is not None
+def _comparison(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """What the templates show of a comparison.json: figures and answers."""
+    models = comparison["models"]
+    measures = _measures(models)
+    rows = {m: m for m in measures} | {"kl": "KL, nats per response", "length": "length, tokens"}
+    figures = [
+        (name, *(plus_minus(*interval) for interval in intervals_of(models, key).values()))
+        for key, name in rows.items()
+    ]
+    for key, name in (("perplexity", "perplexity"), ("distinct_2", "distinct-2")):
+        figures.append((name, *(number(model.get(key)) for model in models.values())))
+    score = next(iter(measures), None)
+    return {
+        "models": models, "figures": figures, "score": score, "prompts": comparison["prompts"]
+    }  # fmt: skip
+
+
+def _measures(models: Mapping[str, Any]) -> list[str]:
+    """Names of the measures, the score first."""
+    rows = next(iter(models.values()), {}).get("responses") or [{}]
+    return [name for name in rows[0] if name not in _NO_MEASURES]
+
+
+def _lead(files: RunFiles) -> str:
+    how = _ENDED.get(_last_session(files).get("how"), "")
+    if not files.stats:
+        return f"{how or 'It has begun'}; no step has been written yet."
+    step = files.stats[-1].get("step")
+    steps = f"after {step} step{'' if step == 1 else 's'}"
+    told = f"{how} {steps}" if how else f"It has come to step {step or '?'}"
+    return f"{_change(files)} {told}.".strip()
+
+
+def _change(files: RunFiles) -> str:
+    for name, _, keys in (_TILES[0], _TILES[3], _TILES[2]):
+        found = ends(files.stats, keys)
+        if found is not None:
+            before, after = map(number, found)
+            if before == after:
+                return f"{name.capitalize()} stayed at {after}."
+            way = "rose" if found[1] > found[0] else "fell"
+            return f"{name.capitalize()} {way} from {before} to {after}."
+    return ""
+
+
+def _tiles(files: RunFiles) -> list[tuple[str, Any, str]]:
+    """The few numbers that one wants first; averages of a tenth of the steps."""
+    tiles: list[tuple[str, Any, str]] = []
+    for name, unit, keys in _TILES:
+        found = ends(files.stats, keys)
+        if found is not None:
+            below = f"{unit}{', ' if unit else ''}from {number(found[0])}"
+            tiles.append((name, number(found[1]), below))
+    sessions = files.record["sessions"]
+    seconds = sum(session.get("seconds") or 0 for session in sessions)
+    if seconds:
+        tiles.append(("time", duration(seconds), "of training"))
+    peaks = [session["gigabytes"] for session in sessions if session.get("gigabytes")]
+    if peaks:
+        tiles.append(("memory", f"{max(peaks):.2g} GB", "at most"))
+    if files.stats:
+        tiles.append(("warnings", len(files.warnings), "listed below" if files.warnings else ""))
+    return tiles
+
+
+def _trained(files: RunFiles, algorithm: str) -> list[tuple[str, Any]]:
+    settings, record = files.settings, files.record
+    embedded = "embedded" if settings else ""  # where nothing is named
+    from_stage = {"baseline", "pretrained"} & set(files.stages)
+    start = embedded if algorithm and not from_stage else ""
+    rewards = record.get("rewards") or {}
+    weighted = ", ".join(
+        f"{name} (weight {f'{w:g}' if isinstance(w, int | float) else '-'})"
+        for name, w in rewards.items()
+    )
+    facts = [
+        ("recipe", files.header.get("recipe")),
+        ("algorithm", algorithm),
+        ("start model", settings.get("model_name_or_path") or start),
+        ("data", settings.get("dataset_name") or settings.get("text_file") or embedded),
+        ("rewards", weighted or _listed(settings.get("reward_funcs"))),
+        ("metrics, never optimized", _listed(record.get("metrics") or [])),
+    ]
+    for name, value in files.figures.items():  # half of an interval's width beside its mean
+        half = files.figures.get(f"{name}_half")
+        if not (name.endswith("_half") and name.removesuffix("_half") in files.figures):
+            shown = number(value) if half is None else plus_minus(value, half)
+            facts.append((_WORDS.get(name, name.replace("_", " ")), shown))
+    return _given(facts)
+
+
+def _curves(files: RunFiles) -> list[Any]:
+    """Charts of all panels, and one for each reward and metric, as each has a unit of its own."""
+    target = files.record.get("kl_target")
+    if target is None and files.settings.get("adap_kl_ctrl"):
+        target = files.settings.get("target")
+    keys = dict.fromkeys(key for row in files.stats for key in row)
+    rewards = [key for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
+    units = dict.fromkeys(rewards if len(rewards) > 1 else [], "reward, unweighted")
+    units |= dict.fromkeys(judges_of(files.stats), "metric, never optimized")
+    names = {key: key.split("/", 1)[1].removesuffix("/mean") for key in units}
+    own = [Panel(names[k], unit, {names[k]: (k,)}, points=True) for k, unit in units.items()]
+    first, *others = PANELS.values()
+    return panel_charts([first, *own, *others], {"": files.stats}, target)
+
+
+def _samples(files: RunFiles) -> dict[int, list[dict[str, Any]]]:
+    """Some of the first step and of the last."""
+    steps = sorted({row["step"] for row in files.samples if isinstance(row.get("step"), int)})
+    return {
+        step: [row for row in files.samples if row.get("step") == step][:SAMPLES]
+        for step in dict.fromkeys([*steps[:1], *steps[-1:]])
     }
-    opening = "".join(f' {name}="{text(value)}"' for name, value in given.items())
-    return Html(f"<{tag}{opening}>{join(content)}</{tag}>")
 
 
-def join(parts: Iterable[object], between: str = "") -> Html:
-    """Put pieces one after another, each made safe.
-
-    Args:
-        parts: the pieces.
-        between: HTML that stands between them.
-    """
-    return Html(between.join(text(part) for part in parts))
-
-
-def section(title: str, *content: object) -> Html:
-    """Make a section of the page under a heading of the second level; empty without content.
-
-    Args:
-        title: the heading.
-        *content: below it; empty pieces do not count.
-    """
-    kept = [part for part in content if part]
-    return element("section", element("h2", title), *kept) if kept else Html("")
+def _sessions(files: RunFiles) -> list[tuple[str, ...]]:
+    return [
+        (
+            session.get("began", ""),
+            {"running": "not ended"}.get(session.get("how"), session.get("how", "")),
+            number(session.get("step")),
+            duration(session["seconds"]) if session.get("seconds") else "-",
+            f"{session['gigabytes']:.2g} GB" if session.get("gigabytes") else "-",
+        )
+        for session in files.record["sessions"]
+    ]
 
 
-def table(
-    head: Sequence[object], rows: Iterable[Sequence[object]], label: str, numbers: bool = False
-) -> Html:
-    """Make a table that scrolls by itself where the screen is narrower.
-
-    Args:
-        head: a heading for each column.
-        rows: cells; the first of each row is its heading.
-        label: what the table shows, for who cannot see it.
-        numbers: whether all columns but the first hold numbers, which then stand at the right.
-    """
-    heads = join(element("th", cell, scope="col") for cell in head)
-    body = join(
-        element("tr", element("th", first, scope="row"), *(element("td", c) for c in cells))
-        for first, *cells in rows
+def _circumstances(files: RunFiles) -> list[tuple[str, Any]]:
+    last = _last_session(files)
+    means = {}
+    for name, key in _PARTS.items():
+        values = [row[key] for row in files.stats if math.isfinite(row.get(key, math.nan))]
+        if values:
+            means[name] = math.fsum(values) / len(values)
+    return _given(
+        [
+            ("started", "" if files.record["sessions"] else files.header.get("started")),
+            ("device", last.get("device")),
+            ("versions", last.get("versions") or files.header.get("versions")),
+            ("said at the end", last.get("said")),
+            ("seconds of a step, in the mean", ", ".join(f"{n} {v:.2g}" for n, v in means.items())),
+        ]
     )
-    inner = element(
-        "table",
-        element("thead", element("tr", heads)),
-        element("tbody", body),
-        class_="numbers" if numbers else None,
-    )
-    return element(
-        "div", inner, class_="scroll", role="region", aria_label=label, tabindex=0
-    )  # a keyboard scrolls only what it can reach
 
 
-def facts(pairs: Iterable[tuple[str, object]]) -> Html:
-    """Make a list of names and values; those without a value are left out.
-
-    Args:
-        pairs: name and value.
-    """
-    kept = [(name, value) for name, value in pairs if value not in (None, "")]
-    inside = join(element("div", element("dt", n), element("dd", v)) for n, v in kept)
-    return element("dl", inside, class_="facts") if kept else Html("")
+def _last_session(files: RunFiles) -> dict[str, Any]:
+    return (files.record["sessions"] or [{}])[-1]
 
 
-def folded(title: str, *content: object) -> Html:
-    """Make a part that opens when it is asked for.
-
-    Args:
-        title: stands there always.
-        *content: what is folded.
-    """
-    return element("details", element("summary", title), *content)
+def _algorithm(files: RunFiles) -> str:
+    """Of a run older than the record."""
+    keys = {key for row in files.stats for key in row}
+    if "ppo/loss/total" in keys:
+        return "PPO"
+    return "GRPO or RLOO" if "groups/equal" in keys else ""
 
 
-def number(value: object) -> str:
-    """Show a number in few digits; a dash where there is none.
-
-    Args:
-        value: anything; what is no finite number has no digits.
-
-    >>> [number(x) for x in (0.123456, 1234.5, 80, -0.00001, None)]
-    ['0.123', '1,234', '80', '-1e-05', '-']
-    >>> number(1e-13)  # rounding
-    '0'
-    """
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return "-"
-    if abs(value) < 1e-9:
-        return "0"
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3f}" if 0.01 <= abs(value) < 10 else f"{value:.3g}"
+def _given(pairs: Any) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in pairs if value not in (None, "")]
 
 
-def plus_minus(mean: object, half: object) -> str:
-    """Show a mean with half the width of its interval; a dash where there is none.
-
-    Args:
-        mean: None or nan where there is none.
-        half: the same.
-
-    >>> [plus_minus(13.36, 0.4361), plus_minus(1234.5, 20.25), plus_minus(None, None)]
-    ['13.360 ± 0.436', '1234.5 ± 20.2', '-']
-    """
-    if not isinstance(mean, int | float) or not math.isfinite(mean):
-        return "-"
-    digits = 3 if abs(mean) < 100 else 1
-    known = isinstance(half, int | float) and math.isfinite(half)
-    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if known else "")
+def _listed(values: Any) -> str:
+    return ", ".join(map(str, values)) if isinstance(values, list) else str(values or "")
 
 
-def page(title: str, kind: str, lead: object, *sections: object) -> str:
-    """Make the whole page.
-
-    Args:
-        title: its heading, and the browser's name of it.
-        kind: what it is a page of, above the heading.
-        lead: the one thing to know, below it.
-        *sections: as `section` makes them; empty ones are left out.
-    """
-    style = resources.files("trl_recipes.report").joinpath("page.css").read_text(encoding="utf-8")
-    head = Html(
-        '<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-    )
-    top = element(
-        "header", element("p", kind, class_="kind"), element("h1", title), element("p", lead)
-    )
-    foot = element(
-        "footer", "Made by trl_recipes from the files of the run. No script, no network."
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n'
-        f"{head}{element('title', title)}\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f"{top}\n<main>\n"
-        + "\n".join(str(part) for part in sections if part)
-        + f"\n</main>\n{foot}\n</body>\n</html>\n"
-    )
+def _plain(value: Any) -> str:
+    words = {"True": "true", "False": "false", "None": "none"}
+    return words.get(str(value), str(value))

@@ -1,16 +1,19 @@
-"""Pictures from what runs leave: score, KL and loss over the steps, and models side by side.
+"""Charts of runs and of models side by side: PNG files for a folder, SVG inside a page.
 
 Figures are made with matplotlib's object interface alone, so drawing works without a display, in
-threads and in notebooks, and leaves no state behind. A path saves the figure as PNG.
+threads and in notebooks, and leaves no state behind.
 """
 
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,51 +23,88 @@ from trl_recipes.describe import printable
 from trl_recipes.errors import RecipeError
 from trl_recipes.stats import steps_of
 
-if TYPE_CHECKING:
-    from trl_recipes.evaluation.compare import Comparison
-
-# Okabe and Ito's colours, which colour-blind readers tell apart, without the pale ones
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", ":")  # once the colours are used up
-GREY = "#5F5F5F"
-SCORE_KEYS = ("env/reward_mean", "ppo/mean_scores")  # the raw score where it was kept
+# After Okabe and Ito, so that color-blind readers tell them apart; each stands out from white paper
+# and from a page's dark paper (contrast above 3).
+COLORS = ("#1E85C8", "#D55E00", "#009E73", "#C0609A", "#A87400", "#7F67D0", "#3F8CA8")
+LINES = ("-", "--", ":")  # once the colors are used up
+GREY = "#737D87"
 DPI = 150
+PAGE_SIZE = (
+    5,
+    2.8,
+)  # inches of a chart in a page: as wide as a phone, its letters as large as text
+MARKS = 400  # most single steps and points of a line that are drawn; more find no room
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 class Panel(NamedTuple):
-    """One of the panels below the score.
-
-    Attributes:
-        title: stands above it.
-        unit: of its axis.
-        keys: of all_stats; the first that a run has is drawn.
-        points: every step and a moving average, in the place of a line.
-        share: from 0 to 100 percent.
-    """
+    """What one chart shows; of each line's keys of all_stats the first that a run has is drawn."""
 
     title: str
     unit: str
-    keys: tuple[str, ...]
-    points: bool = False
-    share: bool = False
+    lines: Mapping[str, tuple[str, ...]]
+    points: bool = False  # every step as a faint point, and a moving average
+    share: bool = False  # from 0 to 100 percent
+    note: str = ""
 
 
-KL = Panel("KL from the reference", "nats per response", ("objective/kl",))
-LENGTH = Panel("Length of the responses", "tokens", ("tokens/responses_len_mean",))
-ENTROPY = Panel("Entropy of the next token", "nats per token", ("entropy", "ppo/policy/entropy"))
-PPO_PANELS = (
-    KL,
-    Panel("KL coefficient", "score per nat", ("objective/kl_coef",)),
-    Panel("Total loss", "loss", ("ppo/loss/total",), points=True),
-)
-GROUP_PANELS = (  # of GRPO and RLOO, whose loss is near 0 and tells nothing
-    Panel("Score's spread in a group", "standard deviation", ("groups/reward_std",), points=True),
-    Panel("Groups without any spread", "share of groups", ("groups/equal",), share=True),
-    KL,
-    LENGTH,
-    ENTROPY,
-)
-SHARED_PANELS = (KL, LENGTH, ENTROPY)  # what every algorithm logs
+PANELS = {
+    "score": Panel(
+        "Mean score",
+        "score",
+        {"score": ("env/reward_mean", "ppo/mean_scores")},
+        points=True,
+        note="Points: single steps. Line: moving average.",
+    ),
+    "kl": Panel("KL from the reference", "nats per response", {"KL": ("objective/kl",)}),
+    "kl_coef": Panel("KL coefficient", "score per nat", {"coefficient": ("objective/kl_coef",)}),
+    "ppo_loss": Panel(
+        "Loss",
+        "loss",
+        {"total": ("ppo/loss/total",), "value head": ("ppo/loss/value",)},
+        note="The total need not fall: read the score.",
+    ),
+    "group_std": Panel(
+        "Score's spread in a group",
+        "standard deviation",
+        {"spread": ("groups/reward_std",)},
+        points=True,
+    ),
+    "group_equal": Panel(
+        "Groups without any spread", "share of groups", {"equal": ("groups/equal",)}, share=True
+    ),
+    "group_loss": Panel(
+        "Loss",
+        "loss",
+        {"loss": ("loss",)},
+        points=True,
+        note="Stays near 0 however well it goes: read the score.",
+    ),
+    "text_loss": Panel(
+        "Loss", "loss", {"training text": ("loss/train",), "held-out text": ("loss/heldout",)}
+    ),
+    "accuracy": Panel(
+        "Accuracy on the batches", "share of pairs", {"accuracy": ("accuracy",)}, points=True
+    ),
+    "margin": Panel("Margin of the winners", "logits", {"margin": ("margin",)}, points=True),
+    "entropy": Panel(
+        "Entropy of the next token",
+        "nats per token",
+        {"entropy": ("entropy", "ppo/policy/entropy")},
+    ),
+    "length": Panel(
+        "Length of the responses", "tokens", {"length": ("tokens/responses_len_mean",)}
+    ),
+    "distinct": Panel("Distinct pairs of tokens", "share", {"distinct": ("samples/distinct_2",)}),
+    "grad_norm": Panel("Norm of the gradient", "before clipping", {"norm": ("grad_norm",)}),
+    "learning_rate": Panel(
+        "Learning rate", "of each step", {"rate": ("ppo/learning_rate", "learning_rate")}
+    ),
+}
+PPO = ("kl", "kl_coef", "ppo_loss")
+GROUPS = ("group_std", "group_equal", "kl", "length", "entropy")  # of GRPO and RLOO
+SHARED = ("kl", "length", "entropy")  # what every algorithm logs
 
 
 class Picture(Figure):
@@ -76,56 +116,45 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
+class Chart(NamedTuple):
+    """A chart for a page, as an `svg` element."""
+
+    title: str
+    unit: str
+    svg: Markup
+    note: str = ""
+
+
 def plot_stats(
-    all_stats: Sequence[Mapping[str, Any]],
+    all_stats: Rows,
     path: str | Path | None = None,
     title: str | None = None,
     kl_target: float | None = None,
 ) -> Figure:
     """Draw one run: mean score with its moving average, and what explains it.
 
-    That is KL, KL coefficient and total loss for PPO; the score's spread in a group, the share of
-    groups without any, KL, length and entropy for GRPO and RLOO.
-
-    Args:
-        all_stats: one row a step, as `load_stats` reads them or as a hand-written loop collects
-            what `PPOTrainer.step` returns.
-        path: where to save the PNG; None saves nothing.
-        title: what the picture shows, such as the run's name. The change of the score is added.
-        kl_target: target of the adaptive KL controller in nats per response, drawn as a line.
-
-    Returns:
-        The figure; a notebook shows it.
+    That is KL, KL coefficient and loss for PPO; the score's spread in a group, the share of groups
+    without any, KL, length and entropy for GRPO and RLOO. `all_stats` has one row a step, as
+    `load_stats` reads them or a hand-written loop collects what `PPOTrainer.step` returns;
+    `kl_target` is in nats per response. A path saves the figure as PNG; a notebook shows it.
     """
     figure = _draw_runs({"": all_stats}, kl_target)
     change = _score_change(all_stats)
-    figure.suptitle(f"{_label_text(title)}: {change}" if title else change.capitalize())
+    figure.suptitle(f"{as_label(title)}: {change}" if title else change.capitalize())
     return save_figure(figure, path)
 
 
 def plot_runs(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]],
-    path: str | Path | None = None,
-    kl_target: float | None = None,
+    runs: Mapping[str, Rows], path: str | Path | None = None, kl_target: float | None = None
 ) -> Figure:
-    """Lay several runs over each other: a colour each, the same panels as `plot_stats`.
+    """Lay several runs over each other, by name: a color each, the same panels as `plot_stats`.
 
     Where PPO stands beside GRPO or RLOO, they are those that both have: KL, length and entropy.
-
-    Args:
-        runs: the name of each run and its all_stats.
-        path: where to save the PNG; None saves nothing.
-        kl_target: target of the adaptive KL controller in nats per response, drawn as a line.
-
-    Returns:
-        The figure; a notebook shows it.
     """
     figure = _draw_runs(runs, kl_target)
-    looks = _styles(len(runs))
-    handles = [Line2D([], [], color=color, ls=line, linewidth=2.4) for color, line in looks]
     figure.legend(
-        handles,
-        [_label_text(name) for name in runs],
+        [Line2D([], [], linewidth=2.4, **look) for look in looks_of(len(runs))],
+        [as_label(name) for name in runs],
         title=f"{len(runs)} runs (points: single steps, lines: moving average)",
         title_fontsize=12,
         loc="outside upper center",
@@ -135,44 +164,79 @@ def plot_runs(
     return save_figure(figure, path)
 
 
-def plot_comparison(comparison: "Comparison", path: str | Path | None = None) -> Figure:
-    """Draw a comparison: means with 95 percent intervals as bars, and a histogram of the scores.
-
-    Args:
-        comparison: what `trl_recipes.evaluation.compare.compare` gave.
-        path: where to save the PNG; None saves nothing.
-
-    Returns:
-        The figure; a notebook shows it.
-    """
-    results, measures = comparison.results, comparison.measures
-    styles = dict(zip([r.name for r in results], _styles(len(results), first=GREY), strict=True))
-    bars_height = 1.0 + 0.42 * len(results)
-    figure = Picture(figsize=(9, bars_height + 4.2), layout="constrained")
-    rows = figure.add_gridspec(2, 1, height_ratios=[bars_height, 3.4])
-    bar_panels = rows[0].subgridspec(1, len(measures)).subplots(sharey=True, squeeze=False)[0]
-    for axes, measure in zip(bar_panels, measures, strict=True):
-        _draw_bars(axes, measure, {r.name: r.interval(measure) for r in results}, styles)
-    _draw_histogram(
-        figure.add_subplot(rows[1]),
-        measures[0],
-        {r.name: r.scored(measures[0]) for r in results},
-        styles,
-    )
-    n = len(comparison.prompts)
-    figure.suptitle(f"{len(results)} models on the same {n} prompts: mean and 95 % interval")
+def plot_losses(
+    all_stats: Rows, path: str | Path | None = None, title: str = "", unit: str = "nats per token"
+) -> Figure:
+    """Draw `loss/train` and `loss/heldout` of a model that was trained on texts."""
+    figure = Picture(figsize=(9, 4.2), layout="constrained")
+    axes = figure.subplots()
+    _draw_panel(axes, PANELS["text_loss"]._replace(unit=unit), {"": all_stats}, titled=True)
+    axes.set_ylim(bottom=0)
+    figure.suptitle(as_label(title))
     return save_figure(figure, path)
+
+
+def plot_comparison(comparison: Any, path: str | Path | None = None) -> Figure:
+    """Draw a `Comparison`: means with 95 percent intervals as bars, and the scores' histogram."""
+    models, measures = comparison.to_dict()["models"], comparison.measures
+    height = 0.8 + 0.5 * len(models)
+    figure = Picture(figsize=(9, height + 4.2), layout="constrained")
+    rows = figure.add_gridspec(2, 1, height_ratios=[height, 3.4])
+    bars = rows[0].subgridspec(1, len(measures)).subplots(squeeze=False)[0]
+    for axes, measure in zip(bars, measures, strict=True):
+        _draw_bars(axes, intervals_of(models, measure), as_label(measure))
+    axes = figure.add_subplot(rows[1])
+    _draw_histogram(axes, scores_of(models, measures[0]))
+    axes.set_xlabel(as_label(measures[0]))
+    axes.set_ylabel("share of responses")
+    axes.legend(loc="best", frameon=False)
+    style_axes(axes, f"Distribution over the responses: {as_label(measures[0])}", grid="y")
+    n = len(comparison.prompts)
+    figure.suptitle(f"{len(models)} models on the same {n} prompts: mean and 95 % interval")
+    return save_figure(figure, path)
+
+
+def panel_charts(
+    panels: Sequence[Panel], runs: Mapping[str, Rows], kl_target: float | None = None
+) -> list[Chart]:
+    """Draw each panel that a run has statistics for, as a chart of a page."""
+    charts = []
+    for panel in panels:
+        figure = Figure(figsize=PAGE_SIZE, layout="constrained")
+        target = kl_target if panel.title == PANELS["kl"].title else None
+        told = _draw_panel(figure.add_subplot(), panel, runs, target)
+        if told:
+            svg = svg_of(figure, f"{panel.title}: {told}")
+            charts.append(Chart(panel.title, panel.unit, svg, panel.note))
+    return charts
+
+
+def comparison_charts(models: Mapping[str, Any], measures: Sequence[str]) -> list[Chart]:
+    """Draw the models of a comparison.json: each measure's means and KL, and the score's spread."""
+    charts = []
+    for key, title in ({m: m for m in measures} | {"kl": "KL, nats per response"}).items():
+        intervals = intervals_of(models, key)
+        if any(math.isfinite(mean) for mean, _ in intervals.values()):
+            figure = Figure((PAGE_SIZE[0], 0.4 + 0.5 * len(intervals)), layout="constrained")
+            _draw_bars(figure.add_subplot(), intervals)
+            told = (f"{name}: {plus_minus(*interval)}" for name, interval in intervals.items())
+            charts.append(Chart(title, "", svg_of(figure, f"{title}: {'; '.join(told)}")))
+    scores = scores_of(models, measures[0]) if measures else {}
+    if any(scores.values()):
+        figure = Figure(figsize=PAGE_SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        _draw_histogram(axes, scores)
+        style_axes(axes, "", grid="y")
+        told = "; ".join(f"{name}: {len(values)} values" for name, values in scores.items())
+        title = f"Spread of {measures[0]}"
+        charts.append(Chart(title, "share of responses", svg_of(figure, f"{title}: {told}")))
+    return charts
 
 
 def moving_average(values: Sequence[float], window: int) -> np.ndarray:
     """Average each value with its neighbours, `window` in all, fewer at the ends; nan is left out.
 
-    Args:
-        values: shape (N,).
-        window: how many values to average, centred.
-
-    Returns:
-        Shape (N,); nan where every value in the window is nan.
+    Returns shape (N,); nan where every value in the window is nan.
 
     >>> moving_average([1, 2, 6, 3], 3).tolist()
     [1.5, 3.0, 3.6666666666666665, 4.5]
@@ -189,71 +253,227 @@ def moving_average(values: Sequence[float], window: int) -> np.ndarray:
     return np.where(kept > 0, (sums[end] - sums[first]) / np.maximum(kept, 1), math.nan)
 
 
-def _draw_runs(runs: Mapping[str, Any], kl_target: float | None) -> Picture:
-    """The score wide on top, what explains it below."""
+def ends(all_stats: Rows, keys: Sequence[str]) -> tuple[float, float] | None:
+    """Average the first and the last tenth of the rows that have one of the keys, 3 at least."""
+    values = _values(all_stats, keys)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    window = _window(len(values))
+    return math.fsum(values[:window]) / window, math.fsum(values[-window:]) / window
+
+
+def number(value: object) -> str:
+    """Show a number in few digits; a dash where there is none.
+
+    >>> [number(x) for x in (0.123456, 1234.5, 80, -0.00001, 1e-13, None)]
+    ['0.123', '1,234', '80', '-1e-05', '0', '-']
+    """
+    if not is_number(value):
+        return "-"
+    if abs(value) < 1e-9:
+        return "0"
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if 0.01 <= abs(value) < 10 else f"{value:.3g}"
+
+
+def plus_minus(mean: object, half: object) -> str:
+    """Show a mean with half the width of its interval; a dash where there is none.
+
+    >>> [plus_minus(13.36, 0.4361), plus_minus(1234.5, 20.25), plus_minus(None, None)]
+    ['13.360 ± 0.436', '1234.5 ± 20.2', '-']
+    """
+    if not is_number(mean):
+        return "-"
+    digits = 3 if abs(mean) < 100 else 1
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if is_number(half) else "")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def intervals_of(models: Mapping[str, Any], key: str) -> dict[str, tuple[float, float]]:
+    """Give mean and half width of a figure for each model of a comparison.json; nan for none."""
+    found = {name: model.get(key) for name, model in models.items() if isinstance(model, dict)}
+    pairs = {name: entry if isinstance(entry, dict) else {} for name, entry in found.items()}
+    return {
+        name: tuple(v if is_number(v := entry.get(k)) else math.nan for k in KEYS_OF_INTERVAL)
+        for name, entry in pairs.items()
+    }
+
+
+KEYS_OF_INTERVAL = ("mean", "half_width_95")
+
+
+def scores_of(models: Mapping[str, Any], measure: str) -> dict[str, list[float]]:
+    """Give the values of a measure for each model, without responses that it left out."""
+    return {
+        name: [row[measure] for row in model["responses"] if is_number(row.get(measure))]
+        for name, model in models.items()
+    }
+
+
+def looks_of(count: int) -> Iterator[dict[str, str]]:
+    """Give a color and a line style for each of `count` runs, no two alike before 22."""
+    for i in range(count):
+        line = LINES[i // len(COLORS) % len(LINES)]
+        yield {"color": COLORS[i % len(COLORS)], "linestyle": line}
+
+
+def as_label(name: str) -> str:
+    """Keep matplotlib from reading a name as mathematics ($) or as one to hide (_ in front)."""
+    return (" " if name.startswith("_") else "") + printable(name).replace("$", r"\$")
+
+
+def style_axes(axes: Axes, title: str, grid: str | None) -> None:
+    """Give a panel the look of all our pictures; `grid` names the axis whose lines are drawn."""
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
+    if grid is not None:
+        axes.grid(axis=grid, color=GREY, alpha=0.22, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color(GREY)
+    axes.tick_params(labelsize=9, color=GREY)
+
+
+def save_figure(figure: Figure, path: str | Path | None) -> Figure:
+    """Save a figure as PNG where there is a path, making its folder, and give it back."""
+    if path is None:
+        return figure
+    if Path(path).suffix.lower() != ".png":
+        raise RecipeError(f"`{path}`: pictures are PNG files. Give a name that ends in .png.")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=DPI)
+    except OSError as error:
+        raise RecipeError(
+            f"The picture `{path}` could not be written ({error.strerror}). Choose another place."
+        ) from error
+    return figure
+
+
+def svg_of(figure: Figure, label: str) -> Markup:
+    """Give a figure as an element of a page that sets fonts and ink; `label` tells what it shows.
+
+    Text stays text, numbers keep two digits, and names (`id`) that nothing refers to go, since a
+    page holds many figures.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True)
+    svg = buffer.getvalue()
+    inside = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    inside = re.sub(r"<(metadata|style|clipPath).*?</\1>", "", inside, flags=re.DOTALL)
+    inside = re.sub(r' id="[\w.]+_\d+"| clip-path="[^"]*"|(?<= )xlink:|\n *(?=<)', "", inside)
+    inside = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), inside)
+    width, height = figure.get_size_inches() * 72
+    opening = Markup('<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">')
+    return opening.format(width, height, printable(label)) + Markup(inside)
+
+
+def _draw_runs(runs: Mapping[str, Rows], kl_target: float | None) -> Picture:
+    """The score wide on top, what explains it below, three in a row."""
     chosen = _panels(runs)
     rows = [chosen[i : i + 3] for i in range(0, len(chosen), 3)]
     figure = Picture(figsize=(9, 3.8 + 2.6 * len(rows)), layout="constrained")
     grid = figure.add_gridspec(1 + len(rows), 6, height_ratios=[1.45] + [1] * len(rows))
-    score = figure.add_subplot(grid[0, :])
-    panels = {}
-    for row, in_row in enumerate(rows, 1):
-        width = 6 // len(in_row)
-        for i, panel in enumerate(in_row):
-            panels[panel] = figure.add_subplot(grid[row, width * i : width * (i + 1)])
-    for all_stats, (color, line) in zip(runs.values(), _styles(len(runs)), strict=True):
-        steps, look = steps_of(all_stats), {"color": color, "linestyle": line}
-        _draw_points(score, steps, _score(all_stats), look)
-        for panel, axes in panels.items():
-            draw = _draw_points if panel.points else _draw_line
-            draw(axes, steps, _values(all_stats, _key(all_stats, panel.keys)), look)
-    if len(runs) == 1 and score.lines:
-        score.legend(loc="best", frameon=False)
-    if kl_target is not None and panels[KL].lines:
-        _draw_target(panels[KL], kl_target)
-    step = "PPO step" if chosen is PPO_PANELS else "step"
-    _label(score, "Mean score of each step", "mean score", step)
-    for panel, axes in panels.items():
-        _label(axes, panel.title, panel.unit, step)
-        if panel.share and axes.lines:
-            axes.set_ylim(-0.04, 1.04)
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    places = {"score": grid[0, :]}
+    for i, row in enumerate(rows, 1):
+        width = 6 // len(row)
+        places |= {name: grid[i, width * j : width * (j + 1)] for j, name in enumerate(row)}
+    for name, place in places.items():
+        target = kl_target if name == "kl" else None
+        axes = figure.add_subplot(place)
+        _draw_panel(axes, PANELS[name], runs, target, titled=True)
+        if name == "score" and len(runs) == 1 and axes.lines:
+            axes.legend(loc="best", frameon=False)
     return figure
 
 
-def _panels(runs: Mapping[str, Any]) -> tuple[Panel, ...]:
+def _panels(runs: Mapping[str, Rows]) -> tuple[str, ...]:
     """The panels that fit the algorithms of all runs."""
     grouped = {any("groups/equal" in row for row in rows) for rows in runs.values()}
     if grouped == {True}:
-        return GROUP_PANELS
-    return SHARED_PANELS if True in grouped else PPO_PANELS
+        return GROUPS
+    return SHARED if True in grouped else PPO
 
 
-def _draw_points(axes: Axes, steps: list[int], values: np.ndarray, look: dict[str, Any]) -> None:
+def _draw_panel(
+    axes: Axes,
+    panel: Panel,
+    runs: Mapping[str, Rows],
+    kl_target: float | None = None,
+    titled: bool = False,
+) -> str:
+    """Draw a panel, of several runs the first line of each, and say what it shows."""
+    told = []
+    for (name, rows), look in zip(runs.items(), looks_of(len(runs)), strict=True):
+        lines = panel.lines if len(runs) == 1 else dict([next(iter(panel.lines.items()))])
+        looks = [look] if len(lines) == 1 else looks_of(len(lines))
+        for (line, keys), line_look in zip(lines.items(), looks, strict=True):
+            values, steps = _values(rows, keys), np.array(steps_of(rows))
+            known = np.isfinite(values)
+            if known.any():
+                draw = _draw_points if panel.points else _draw_line
+                draw(axes, steps, values, line_look | {"label": line})
+                first, last = np.flatnonzero(known)[[0, -1]]
+                of = f"{name or line}: " if len(runs) > 1 or len(lines) > 1 else ""
+                told.append(
+                    f"{of}{number(float(values[first]))} at step {steps[first]}, "
+                    f"{number(float(values[last]))} at step {steps[last]}"
+                )
+    if len(runs) == 1 and len(axes.lines) > 1 and not panel.points:
+        axes.legend(loc="best", frameon=False, fontsize=9)
+    if kl_target is not None and axes.lines:
+        _draw_target(axes, kl_target)
+    if titled:
+        axes.set_ylabel(panel.unit)
+    style_axes(axes, panel.title if titled else "", grid="y")
+    _label_steps(axes)
+    if panel.share and axes.lines:
+        axes.set_ylim(-0.04, 1.04)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return "; ".join(told)
+
+
+def _draw_points(axes: Axes, steps: np.ndarray, values: np.ndarray, look: dict[str, Any]) -> None:
     """Every step as a faint point, the moving average as the line that the eye follows."""
-    if not np.isfinite(values).any():
-        return
     alone = len(values) == 1
     axes.plot(
         steps,
         values,
         "o",
         color=look["color"],
-        markersize=6 if alone else 3.5,
-        alpha=1 if alone else 0.3,
+        markersize=6 if alone else 4,
+        alpha=1 if alone else 0.4,
         markeredgewidth=0,
+        markevery=-(-len(values) // MARKS),
         label="one step",
     )
     if not alone:
         window = _window(len(values))
         average = moving_average(values, window)
-        axes.plot(steps, average, linewidth=2.4, label=f"average of {window} steps", **look)
+        look = look | {"label": f"average of {window} steps"}
+        axes.plot(*_fewer(steps, average), linewidth=2.4, **look)
 
 
-def _draw_line(axes: Axes, steps: list[int], values: np.ndarray, look: dict[str, Any]) -> None:
-    if np.isfinite(values).any():
-        marker = "o" if len(steps) == 1 else None  # a line through one point shows nothing
-        axes.plot(steps, values, linewidth=1.6, marker=marker, **look)
+def _draw_line(axes: Axes, steps: np.ndarray, values: np.ndarray, look: dict[str, Any]) -> None:
+    known = np.isfinite(values)
+    marker = "o" if (known.sum() <= 20 and not known.all()) or len(steps) == 1 else None
+    axes.plot(*_fewer(steps[known], values[known]), linewidth=1.6, marker=marker, **look)
+
+
+def _fewer(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of neighbours, where there are more points than a chart can show."""
+    if len(values) <= MARKS:
+        return steps, values
+    parts = np.array_split(np.arange(len(values)), MARKS)
+    return tuple(np.array([column[part].mean() for part in parts]) for column in (steps, values))
 
 
 def _draw_target(axes: Axes, target: float) -> None:
@@ -271,81 +491,10 @@ def _draw_target(axes: Axes, target: float) -> None:
     )
 
 
-def _draw_bars(
-    axes: Axes,
-    measure: str,
-    intervals: Mapping[str, tuple[float, float]],
-    styles: Mapping[str, tuple[str, str]],
-) -> None:
-    """One horizontal bar a model, so that long names stay readable, with its value beside it."""
-    for row, (name, (mean, half)) in enumerate(intervals.items()):
-        if math.isnan(mean):
-            continue
-        half = 0.0 if math.isnan(half) else half
-        axes.barh(
-            row,
-            mean,
-            xerr=half,
-            color=styles[name][0],
-            height=0.62,
-            ecolor="black",
-            error_kw={"elinewidth": 1.2, "capsize": 3},
-        )
-        side = 1 if mean >= 0 else -1
-        axes.annotate(
-            f"{mean:.2f}".replace("-", "\N{MINUS SIGN}"),
-            (mean + side * half, row),
-            xytext=(side * 5, 0),
-            fontsize=9,
-            textcoords="offset points",
-            va="center",
-            ha="left" if side > 0 else "right",
-        )
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(intervals)), [_label_text(name) for name in intervals])
-    axes.set_ylim(len(intervals) - 0.5, -0.5)
-    axes.margins(x=0.34)  # room for the values beside the bars
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    style_axes(axes, _label_text(measure), grid="x")
-    axes.tick_params(axis="y", length=0)
-
-
-def _draw_histogram(
-    axes: Axes,
-    measure: str,
-    scores: Mapping[str, Sequence[float]],
-    styles: Mapping[str, tuple[str, str]],
-) -> None:
-    """The share of responses at each score: a mean can hide two heaps."""
-    pooled = [value for values in scores.values() for value in values]
-    bins = np.histogram_bin_edges(pooled, bins=30) if pooled else 30
-    for name, values in scores.items():
-        color, line = styles[name]
-        weights = np.full(len(values), 1 / max(1, len(values)))
-        axes.hist(values, bins, weights=weights, color=color, alpha=0.22)
-        axes.hist(
-            values,
-            bins,
-            weights=weights,
-            histtype="step",
-            color=color,
-            linestyle=line,
-            linewidth=1.8,
-            label=_label_text(name),
-        )
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel(_label_text(measure))
-    axes.set_ylabel("share of responses")
-    axes.legend(loc="best", frameon=False)
-    style_axes(axes, f"Distribution over the responses: {_label_text(measure)}", grid="y")
-
-
-def _label(axes: Axes, title: str, unit: str, step: str) -> None:
-    style_axes(axes, title, grid="y")
-    axes.set_xlabel(step)
-    axes.set_ylabel(unit)
+def _label_steps(axes: Axes) -> None:
+    axes.set_xlabel("step")
     if axes.lines:
-        last = max(max(line.get_xdata()) for line in axes.lines)
+        last = max(max(line.get_xdata()) for line in axes.lines if len(line.get_xdata()))
         axes.set_xlim(0, max(2, 1.02 * last))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
     else:
@@ -353,88 +502,69 @@ def _label(axes: Axes, title: str, unit: str, step: str) -> None:
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=GREY)
 
 
-def style_axes(axes: Axes, title: str, grid: str) -> None:
-    """Give a panel the look of all our pictures.
-
-    Args:
-        axes: the panel.
-        title: stands at its top left.
-        grid: axis whose lines are drawn, x or y.
-    """
-    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
-    axes.grid(axis=grid, color="#E3E3E3", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9)
-
-
-def _styles(count: int, first: str | None = None) -> Iterator[tuple[str, str]]:
-    """Give a colour and a line style for each of `count` runs, no two alike before 21."""
-    colors = ([first] if first else []) + [COLORS[i % len(COLORS)] for i in range(count)]
-    return ((colors[i], LINES[i // len(COLORS) % len(LINES)]) for i in range(count))
-
-
-def _label_text(name: str) -> str:
-    """Keep matplotlib from reading a name as mathematics ($) or as one to hide (_ in front)."""
-    return (" " if name.startswith("_") else "") + printable(name).replace("$", r"\$")
+def _draw_bars(axes: Axes, intervals: Mapping[str, tuple[float, float]], title: str = "") -> None:
+    """A bar a model with its interval; name and value stand above it, however long they are."""
+    for row, ((name, (mean, half)), look) in enumerate(
+        zip(intervals.items(), looks_of(len(intervals)), strict=True)
+    ):
+        if math.isfinite(mean):
+            error = half if math.isfinite(half) else None
+            style = {"ecolor": GREY, "error_kw": {"elinewidth": 1.6, "capsize": 3}}
+            axes.barh(row, mean, xerr=error, color=look["color"], alpha=0.6, height=0.4, **style)
+        above = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 9}
+        axes.text(0.01, row - 0.22, as_label(name), clip_on=True, **above)
+        axes.text(1, row - 0.22, plus_minus(mean, half), ha="right", **above)
+        axes.vlines(0, row - 0.25, row + 0.25, color=GREY, linewidth=0.8)
+    axes.set_yticks([])
+    axes.set_ylim(len(intervals) - 0.7, -0.75)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    style_axes(axes, title, grid=None)
+    axes.spines["left"].set_visible(False)
 
 
-def _values(all_stats: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    return np.array([float(row.get(key, math.nan)) for row in all_stats])
+def _draw_histogram(axes: Axes, scores: Mapping[str, Sequence[float]]) -> None:
+    """The share of responses at each score: a mean can hide two heaps."""
+    pooled = [value for values in scores.values() for value in values]
+    bins = np.histogram_bin_edges(pooled, bins=30) if pooled else 30
+    for (name, values), look in zip(scores.items(), looks_of(len(scores)), strict=True):
+        weights = np.full(len(values), 1 / max(1, len(values)))
+        axes.hist(values, bins, weights=weights, color=look["color"], alpha=0.22)
+        axes.hist(
+            values,
+            bins,
+            weights=weights,
+            histtype="step",
+            linewidth=1.8,
+            label=as_label(name),
+            **look,
+        )
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
-def _score(all_stats: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    return _values(all_stats, _key(all_stats, SCORE_KEYS))
-
-
-def _key(all_stats: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
-    """The first of the keys that a run has."""
-    return next((key for key in keys if any(key in row for row in all_stats)), keys[-1])
+def _values(all_stats: Rows, keys: Sequence[str]) -> np.ndarray:
+    """The first of the statistics that a run has, of shape (N,); nan where a row lacks it."""
+    values = np.full(len(all_stats), math.nan)
+    for key in keys:
+        values = np.array([float(row.get(key, math.nan)) for row in all_stats])
+        if np.isfinite(values).any():
+            break
+    return values
 
 
 def _window(count: int) -> int:
     return max(1, min(count, 3), count // 10)
 
 
-def _score_change(all_stats: Sequence[Mapping[str, Any]]) -> str:
+def _score_change(all_stats: Rows) -> str:
     """Say in words what the score did: the averages of the first and of the last tenth."""
-    score, window = _score(all_stats), _window(len(all_stats))
+    found = ends(all_stats, PANELS["score"].lines["score"])
     steps = f"{len(all_stats)} step{'s' if len(all_stats) != 1 else ''}"
-    first, last = _mean(score[:window]), _mean(score[-window:])
-    if math.isnan(first) or math.isnan(last):
+    if found is None:
         return f"{steps}, score not recorded"
-    if len(all_stats) == 1:
-        return f"mean score {last:.3g} after {steps}"
+    first, last = found
     before, after = f"{first:.3g}", f"{last:.3g}"
+    if len(all_stats) == 1:
+        return f"mean score {after} after {steps}"
     if before == after:
         return f"mean score stayed at {after} for {steps}"
     return f"mean score {'rose' if last > first else 'fell'} from {before} to {after} in {steps}"
-
-
-def _mean(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else math.nan
-
-
-def save_figure(figure: Figure, path: str | Path | None) -> Figure:
-    """Save a figure as PNG, and give it back.
-
-    Args:
-        figure: any.
-        path: its folder is made; None saves nothing.
-
-    Raises:
-        RecipeError: the name is of no PNG file, or the file cannot be written.
-    """
-    if path is None:
-        return figure
-    if Path(path).suffix.lower() != ".png":
-        raise RecipeError(f"`{path}`: pictures are PNG files. Give a name that ends in .png.")
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DPI)
-    except OSError as error:
-        raise RecipeError(
-            f"The picture `{path}` could not be written ({error.strerror}). Choose another place."
-        ) from error
-    return figure

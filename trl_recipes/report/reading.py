@@ -6,69 +6,38 @@ from pathlib import Path
 from typing import Any
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.evaluation.overoptimization import judges_of, overoptimisation
+from trl_recipes.report.overoptimization import judges_of, overoptimization
 from trl_recipes.run_folder import RunFolder, read_config, read_header, read_record
 from trl_recipes.stats import load_stats, read_rows
 
 # Where a run's comparison may lie; grpo_shouting.py has a stage for it.
 _COMPARISONS = ("comparison.json", "evaluation/comparison.json")
-_RECORD = {
-    "algorithm": str,
-    "about": str,
-    "rewards": dict,
-    "metrics": list,
-    "kl_target": int | float,
-}
+_NUMBER = int | float
+_RECORD = {"algorithm": str, "about": str, "rewards": dict, "metrics": list, "kl_target": _NUMBER}
 _RECORD |= {"figures": dict, "sessions": list}
 _SESSION = {"began": str, "how": str, "said": str, "device": str, "versions": str}
-_SESSION |= {"step": int, "seconds": int | float, "gigabytes": int | float}
+_SESSION |= {"step": int, "seconds": _NUMBER, "gigabytes": _NUMBER}
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """All that a run left.
-
-    Attributes:
-        run: the run folder.
-        header: recipe, start and versions, from config.yaml.
-        settings: of config.yaml.
-        derived: what was worked out from them.
-        record: of training.json.
-        stats: one row a step.
-        samples: rows with step, query, response and score.
-        warnings: step (None: the whole run) and sentence.
-        comparison: figures and answers before and after; None where none were made.
-        figures: what the run found when it ended, by name.
-        stages: folders of the stages before it that have a page.
-    """
+    """All that a run left."""
 
     run: RunFolder
-    header: dict[str, str]
+    header: dict[str, str]  # recipe, start and versions, from config.yaml
     settings: dict[str, Any]
-    derived: dict[str, str]
-    record: dict[str, Any]
+    derived: dict[str, str]  # what was worked out from the settings
+    record: dict[str, Any]  # of training.json
     stats: list[dict[str, float]]
     samples: list[dict[str, Any]]
-    warnings: list[tuple[Any, str]]
+    warnings: list[tuple[Any, str]]  # step (None: the whole run) and sentence
     comparison: dict[str, Any] | None
-    figures: dict[str, float]
-    stages: list[str]
-
-    @property
-    def name(self) -> str:
-        """Of the run: its folder's."""
-        return self.run.path.resolve().name
+    figures: dict[str, float]  # what the run found when it ended, by name
+    stages: list[str]  # folders of the stages before it that have a page
 
 
 def read_run(folder: str | Path) -> RunFiles:
-    """Read a run folder, whether the run has ended or not.
-
-    Args:
-        folder: of the run.
-
-    Raises:
-        RecipeError: no run is there, or one of its files is damaged.
-    """
+    """Read a run folder, whether the run has ended or not."""
     run = RunFolder(Path(folder).expanduser())
     if not any(path.is_file() for path in (run.config, run.all_stats, run.record)):
         raise RecipeError(
@@ -76,8 +45,7 @@ def read_run(folder: str | Path) -> RunFiles:
             "folder of a run."
         )
     header, derived = read_header(run)
-    rows = read_rows(run.all_stats)
-    stats = load_stats(run.path) if rows else []
+    stats = load_stats(run.path) if read_rows(run.all_stats) else []
     record = _kept(read_record(run), _RECORD)
     record["sessions"] = [_kept(session, _SESSION) for session in record.get("sessions", [])]
     alarms = [(row.get("step"), str(row.get("alarm", ""))) for row in read_rows(run.alarms)]
@@ -97,36 +65,28 @@ def read_run(folder: str | Path) -> RunFiles:
 
 
 def _ended_badly(record: dict[str, Any]) -> list[tuple[Any, str]]:
-    sessions = record.get("sessions") or [{}]
-    if sessions[-1].get("how") != "failed":
-        return []
-    return [(sessions[-1].get("step"), f"The run failed. {sessions[-1].get('said', '')}")]
+    last = (record["sessions"] or [{}])[-1]
+    failed = last.get("how") == "failed"
+    return [(last.get("step"), f"The run failed. {last.get('said', '')}")] if failed else []
 
 
 def _parted(stats: list[dict[str, float]]) -> list[tuple[Any, str]]:
     """Where a judge fell while the score rose; runs without what that needs have none."""
     needed = all(any(key in row for row in stats) for key in ("objective/kl", "env/reward_mean"))
-    said = [overoptimisation(stats, judge) for judge in judges_of(stats)] if needed else []
+    said = [overoptimization(stats, judge) for judge in judges_of(stats)] if needed else []
     return [(None, sentence) for sentence in said if sentence is not None]
 
 
 def _comparison(run: RunFolder) -> dict[str, Any] | None:
+    """What `Comparison.to_dict` gave, and no other file of that name."""
     for name in _COMPARISONS:
         found = _json(run.path / name)
         models = found.get("models")
-        if (
-            found.get("prompts")
-            and isinstance(models, dict)
-            and all(map(_answers, models.values()))
-        ):
-            return found
+        if found.get("prompts") and isinstance(models, dict):
+            answers = [m.get("responses") if isinstance(m, dict) else m for m in models.values()]
+            if all(isinstance(a, list) and all(isinstance(r, dict) for r in a) for a in answers):
+                return found
     return None
-
-
-def _answers(model: Any) -> bool:
-    """Whether a file of that name holds what `Comparison.to_dict` gives, not something else."""
-    rows = model.get("responses") if isinstance(model, dict) else None
-    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
 def _kept(found: Any, kinds: dict[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from trl_recipes.evaluation.compare import Comparison, compare
 from trl_recipes.grpo import GRPOConfig, GRPOTrainer
 from trl_recipes.models.loading import load_run
 from trl_recipes.report import write_report
-from trl_recipes.report.loss_curve import plot_losses
-from trl_recipes.report.plots import plot_comparison, plot_stats
+from trl_recipes.report.plots import plot_comparison, plot_losses, plot_stats
 from trl_recipes.rewards import RewardFunc
 from trl_recipes.rewards.rules import known_share, whole_words
 from trl_recipes.run_folder import RunFolder, check_output_dir

@@ -36,7 +36,7 @@ WORDS = ["<eos>", "the", "film", "was", "good", "bad", "dull", "and", "very", "a
 WORDS += ["liked", "it", "not", "but"]
 VOCABULARY = {word: number for number, word in enumerate(WORDS)}
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 # 0.975 quantiles of Student's t from printed tables, by degrees of freedom
 T_TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 30: 2.042}

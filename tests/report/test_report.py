@@ -16,8 +16,9 @@ from ppo.test_resume import trainer_of
 from trl_recipes import RecipeError
 from trl_recipes.errors import RunStopped
 from trl_recipes.evaluation.compare import Comparison, ModelResult
-from trl_recipes.report import conclude, run_page, write_comparison, write_report
-from trl_recipes.report.charts import Series, line_chart
+from trl_recipes.report import write_comparison, write_report, write_results
+from trl_recipes.report.page import run_page
+from trl_recipes.report.plots import COLORS, GREY, PANELS, Panel, panel_charts
 from trl_recipes.report.reading import read_run
 from trl_recipes.run_folder import RunFolder, start_run
 from trl_recipes.stats import append_alarms, append_samples, append_stats
@@ -204,47 +205,48 @@ def contrast(first, second):
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_contrast_is_that_of_wcag_aa(theme):
-    style = resources.files("trl_recipes.report").joinpath("page.css").read_text()
+    style = resources.files("trl_recipes.report").joinpath("templates/page.css").read_text()
     colors = dict(re.findall(r"--([\w-]+): (#\w{6});", style.split(":root {")[theme + 1]))
-    assert len(colors) == 17
+    assert len(colors) == 10
     for paper in ("paper", "card"):
         for ink in ("ink", "soft", "link", "good", "bad"):
             assert contrast(colors[ink], colors[paper]) >= 4.5, (ink, paper)
     assert contrast(colors["ink"], colors["warn"]) >= 4.5
-    for number in range(7):  # lines: graphics want 3
-        assert contrast(colors[f"c{number}"], colors["paper"]) >= 3
+    for line in (*COLORS, GREY):  # graphics want 3
+        assert contrast(line, colors["paper"]) >= 3
+
+
+def chart(steps, values, **looks):
+    rows = [{"step": s, "a": v} for s, v in zip(steps, values, strict=True)]
+    return panel_charts([Panel("T", "u", {"A": ("a",)}, **looks)], {"": rows})
 
 
 def test_a_chart_draws_the_values_at_their_place():
-    chart = line_chart("T", "u", [Series("a", [1, 5, 20], [3.0, -7.5, 11.25])])
-    ticks = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="end">(-?\d+)</text>', chart)
-    (_, y0, v0), (_, y1, v1) = ticks[0], ticks[-1]
-    across = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle">(\d+)</text>', chart)
-    (x0, s0), (x1, s1) = across[0], across[-1]
-    line = re.search(r'class="line[^>]* d="M([^"]+)"', chart)[1]
-    points = [tuple(map(float, point.split())) for point in line.split("L")]
-    # a tick's label stands 4 below its line
-    value = [
-        float(v0) + (y - float(y0) + 4) * (float(v1) - float(v0)) / (float(y1) - float(y0))
-        for _, y in points
+    ((*_, svg, _),) = chart([1, 5, 20], [3.0, -7.5, 11.25])
+    tick = r'<use href="#\w+" x="([\d.]+)" y="([\d.]+)".*?<text [^>]*>(\W?\d+\.?\d*)</text>'
+    ticks = [
+        (float(x), float(y), float(v.replace("\N{MINUS SIGN}", "-")))
+        for x, y, v in re.findall(tick, svg, re.DOTALL)
     ]
-    step = [
-        float(s0) + (x - float(x0)) * (int(s1) - int(s0)) / (float(x1) - float(x0))
-        for x, _ in points
-    ]
+    bottom = max(y for _, y, _ in ticks)
+    (x0, _, s0), *_, (x1, _, s1) = [tick for tick in ticks if tick[1] == bottom]
+    (_, y0, v0), *_, (_, y1, v1) = [tick for tick in ticks if tick[1] != bottom]
+    line = re.search(r'd="M ([^"]+)"[^>]*stroke-width: 1.6|d="M ([^"]+)"[^>]*stroke: #1e85c8', svg)
+    points = re.findall(r"([\d.]+) ([\d.]+)", line[1] or line[2])
+    value = [v0 + (float(y) - y0) * (v1 - v0) / (y1 - y0) for _, y in points]
+    step = [s0 + (float(x) - x0) * (s1 - s0) / (x1 - x0) for x, _ in points]
     assert value == pytest.approx([3.0, -7.5, 11.25], abs=0.1)
     assert step == pytest.approx([1, 5, 20], abs=0.1)
-    assert 'aria-label="T: 3 at step 1, 11.2 at step 20"' in chart
+    assert 'aria-label="T: 3 at step 1, 11.2 at step 20"' in svg
 
 
 def test_charts_hold_out_against_odd_series():
-    nothing = [Series("a", [1, 2], [math.nan, math.inf]), Series("b", [], [])]
-    assert line_chart("T", "u", nothing) == ""
-    assert "<circle" in line_chart("T", "u", [Series("a", [1], [2.0])])
-    flat = line_chart("T", "u", [Series("a", [1, 2], [0.0, 0.0])], target=0.0)
-    assert "nan" not in flat
-    long = line_chart("T", "u", [Series("a", range(10**5), range(10**5))], smooth=True)
-    assert len(long) < 40_000
+    assert chart([1, 2], [math.nan, math.inf]) == []
+    assert chart([], []) == []
+    assert "<use" in chart([1], [2.0])[0].svg
+    kl = [{"step": s, "objective/kl": 0.0} for s in (1, 2)]
+    assert "nan" not in panel_charts([PANELS["kl"]], {"": kl}, 0.0)[0].svg
+    assert len(chart(range(10**5), range(10**5), points=True)[0].svg) < 60_000
 
 
 def test_the_page_says_what_was_trained_and_how_it_went(tmp_path):
@@ -368,7 +370,7 @@ def test_a_comparison_shows_every_model_on_the_same_prompts(tmp_path):
     labels = [svg["aria-label"] for svg in page.all("svg") if "aria-label" in svg]
     assert [label.split(":")[0] for label in labels] == [
         "score",
-        "KL, nats a response",
+        "KL, nats per response",
         "Spread of score",
         "Mean score",
         "KL from the reference",
@@ -379,7 +381,7 @@ def test_a_comparison_shows_every_model_on_the_same_prompts(tmp_path):
 
 def test_a_finished_recipe_keeps_its_comparison_and_says_it(tmp_path):
     run = make_run(tmp_path / "ppo", ppo_rows())
-    told = conclude(run, comparison())
+    told = write_results(run, comparison())
     assert "a0 of reference" in told
     assert str(run.report) in told
     assert (run.plots / "training.png").is_file()

@@ -27,7 +27,7 @@ from trl_recipes.evaluation.algorithms.runner import read_json, run_all, write_j
 from trl_recipes.evaluation.algorithms.training import prepare, train
 from trl_recipes.evaluation.algorithms.work import Run, Work, make_runs
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "compare_algorithms.py"
+RECIPE = Path(__file__).parents[2] / "recipes" / "compare_algorithms.py"
 TEXTS = ["The acting was wonderful and the plot kept me awake.", "A dull film, sadly."] * 30
 BUDGET, BATCH, RESPONSE = 200, 8, 6
 OWN = {"ppo": {"save_steps": 3}, "grpo": {"num_generations": 4, "save_steps": 3}}

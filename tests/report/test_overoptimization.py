@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.evaluation.overoptimization import (
+from trl_recipes.report.overoptimization import (
     find_parting,
     judges_of,
-    overoptimisation,
-    plot_overoptimisation,
+    overoptimization,
+    plot_overoptimization,
     plot_run,
 )
 
@@ -57,16 +57,16 @@ def test_the_parting_is_where_the_judge_was_highest():
     ids=["rises", "stays at 0", "levels", "minus 0"],
 )
 def test_a_judge_that_does_not_fall_is_not_spoken_of(judge):
-    assert overoptimisation(rows(judge), JUDGE) is None
+    assert overoptimization(rows(judge), JUDGE) is None
 
 
 def test_a_judge_that_falls_with_the_score_is_not_over_optimisation():
-    assert overoptimisation(rows(gao(80), score=gao(80)), JUDGE) is None
+    assert overoptimization(rows(gao(80), score=gao(80)), JUDGE) is None
 
 
 def test_a_small_fall_is_not_spoken_of_however_certain():
-    assert overoptimisation(rows(0.05 * gao(80)), JUDGE) is None
-    assert overoptimisation(rows(0.05 * gao(80), spread=0.01), JUDGE) is not None  # not small there
+    assert overoptimization(rows(0.05 * gao(80)), JUDGE) is None
+    assert overoptimization(rows(0.05 * gao(80), spread=0.01), JUDGE) is not None  # not small there
 
 
 def test_a_judge_that_only_falls_parts_at_the_start():
@@ -108,14 +108,14 @@ def test_a_judge_without_spread_at_the_start_is_measured_by_its_own_course():
 
 
 def test_the_sentence_says_where_and_by_how_much():
-    sentence = overoptimisation(rows(gao(100)), JUDGE)
+    sentence = overoptimization(rows(gao(100)), JUDGE)
     found = find_parting(rows(gao(100)), JUDGE)
     for part in (f"step {found.step}", f"{found.fall:.2f}", f"{found.rise:.2f}", "`true`"):
         assert part in sentence
 
 
 def test_short_runs_and_missing_values_are_left_out():
-    assert overoptimisation(rows(gao(5)), JUDGE) is None
+    assert overoptimization(rows(gao(5)), JUDGE) is None
     holes = rows(gao(100))
     for number in (3, 50):
         holes[number][JUDGE] = math.nan
@@ -125,16 +125,16 @@ def test_short_runs_and_missing_values_are_left_out():
 
 def test_a_judge_that_was_not_logged_is_named_with_those_that_were():
     with pytest.raises(RecipeError, match=r"metrics/vader/mean.*metrics are: metrics/true/mean"):
-        overoptimisation(rows(gao(20)), "metrics/vader/mean")
+        overoptimization(rows(gao(20)), "metrics/vader/mean")
     assert judges_of(rows(gao(20))) == [JUDGE]
 
 
 def test_the_picture_shows_gains_against_kl_and_marks_the_parting(tmp_path):
     run = rows(3 + gao(100), kl=np.linspace(-0.1, 20, 100), spread=2.0)
-    figure = plot_overoptimisation(run, JUDGE, path=tmp_path / "gao.png", title="a $run")
+    figure = plot_overoptimization(run, JUDGE, path=tmp_path / "gao.png", title="a $run")
     (axes,) = figure.axes
     lines = {line.get_label(): line for line in axes.lines}
-    judge = lines["judge (true), not optimised"]
+    judge = lines["judge (true), not optimized"]
     gain = (gao(100) - gao(100)[:10].mean()) / 2.0
     averages = [gain[i - 4 : i + 6].mean() for i in range(20, 25)]
     assert np.allclose(judge.get_ydata()[20:25], averages)
@@ -143,16 +143,16 @@ def test_the_picture_shows_gains_against_kl_and_marks_the_parting(tmp_path):
     assert "falls while the score rises" in figure.get_suptitle()
     image = matplotlib.image.imread(tmp_path / "gao.png")[..., :3]
     assert (image < 0.9).any(axis=-1).mean() > 0.01
-    calm = plot_overoptimisation(rows(np.linspace(0, 1, 50)), JUDGE)
+    calm = plot_overoptimization(rows(np.linspace(0, 1, 50)), JUDGE)
     assert calm.get_suptitle() == "Score and judge do not part"
 
 
 def test_a_run_is_drawn_with_each_of_its_metrics(tmp_path):
     run = [row | {"metrics/my: own/mean": row["step"]} for row in rows(gao(60))]
     said = plot_run(run, tmp_path, "a run")
-    pictures = {"training.png", "overoptimisation_true.png", "overoptimisation_my_own.png"}
+    pictures = {"training.png", "overoptimization_true.png", "overoptimization_my_own.png"}
     assert {path.name for path in tmp_path.iterdir()} == pictures
-    assert said == [overoptimisation(run, JUDGE)]
+    assert said == [overoptimization(run, JUDGE)]
     bare = [{k: v for k, v in row.items() if "metrics" not in k} for row in run]
     assert plot_run(bare, tmp_path / "bare") == []
     assert [path.name for path in (tmp_path / "bare").iterdir()] == ["training.png"]
