@@ -26,7 +26,7 @@ _NAMES = {
         "PPOTrainer",
         "create_reference_model",
     ),
-    "report": ("conclude", "write_report"),
+    "report": ("write_report", "write_results"),
     "report.plots": ("plot_stats",),
     "rewards": ("Rewards", "SentimentReward"),
     "run_folder": ("check_run", "start_run"),
