@@ -19,8 +19,9 @@ from trl_recipes import (
     load_run,
     load_tokenizer,
 )
-from trl_recipes.arguments import model_kwargs, run_recipe
+from trl_recipes.arguments import run_recipe
 from trl_recipes.evaluation.compare import compare
+from trl_recipes.models.loading import model_kwargs
 from trl_recipes.report import write_report, write_results
 from trl_recipes.rewards import RewardModelReward
 from trl_recipes.run_folder import start_run

@@ -14,12 +14,13 @@ from typing import Literal
 from trl import ModelConfig, get_peft_config
 
 from trl_recipes import PPOConfig, PPOTrainer, load_prompts, load_run, load_tokenizer, setting
-from trl_recipes.arguments import model_kwargs, run_recipe
+from trl_recipes.arguments import run_recipe
 from trl_recipes.data.prompts import LengthSampler, one_prompt
 from trl_recipes.distributed import is_main_process
 from trl_recipes.embedded import language_model
 from trl_recipes.evaluation.compare import compare
 from trl_recipes.evaluation.judges import mood_judges
+from trl_recipes.models.loading import model_kwargs
 from trl_recipes.report import write_report, write_results
 from trl_recipes.run_folder import check_run, start_run
 from trl_recipes.training.reward_stage import LearntReward, RewardStage

@@ -8,7 +8,7 @@ import importlib
 __version__ = "0.1.0"
 
 _NAMES = {
-    "arguments": ("model_kwargs", "run_recipe"),
+    "arguments": ("run_recipe",),
     "data.prompts": ("LengthSampler", "PromptArguments", "collator", "load_prompts", "load_rows"),
     "embedded": ("language_model",),
     "errors": ("RecipeError",),
@@ -17,7 +17,7 @@ _NAMES = {
     "core": ("set_seed",),
     "models.best_of_n": ("BestOfNSampler",),
     "text_environment": ("TextEnvironment", "TextHistory"),
-    "models.loading": ("load_run", "load_tokenizer"),
+    "models.loading": ("load_run", "load_tokenizer", "model_kwargs"),
     "models.sampling": ("generate_responses",),
     "ppo": (
         "AutoModelForCausalLMWithValueHead",

@@ -16,16 +16,17 @@ import time
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, NoReturn
 
 import transformers
 import yaml
-from trl import ModelConfig, TrlParser
+from trl import TrlParser
 
 from trl_recipes import distributed as processes
-from trl_recipes import run_folder as runs
 from trl_recipes.describe import printable
 from trl_recipes.errors import RecipeError, RunStopped
+from trl_recipes.run_folder import GIVEN, own_fields
 from trl_recipes.settings import check_range, check_trackers
 
 # Inherited flags that every recipe explains, with the sentence that it prints for them.
@@ -57,6 +58,7 @@ SHARED_FLAGS = {
 _CONFIG_HELP = "YAML file with the same names as the flags; a flag wins over the file."
 # Lists whose entries may be `name: {setting: value}` in YAML; each has a loader that checks them.
 _WITH_SETTINGS = ("reward_funcs", "metrics")
+_SEE_HELP = "Run with --help to see the flags."
 # Another process whose launcher stops all of them after the main one's error never gets to speak.
 _OTHERS_WAIT_SECONDS = 2.0
 
@@ -68,22 +70,15 @@ def run_recipe(
     default_config: str | None = None,
     trains: bool = True,
 ) -> None:
-    """Parse the arguments, call `main` with them, and turn mistakes into messages.
+    """Parse the arguments, call `main` with one object for each dataclass, tell mistakes.
 
     A `RecipeError` is printed to stderr without a traceback and ends the process with exit code 2;
     Ctrl-C and SIGTERM end it with 130 and 143. Of several processes the main one speaks; another
     one does only when the launcher has not stopped it soon after, which means that the main one
-    had no error.
+    had no error. Where a recipe does not train, the main one does its work alone.
 
-    Args:
-        main: called with one object for each dataclass.
-        *dataclass_types: what to parse into.
-        argv: the command line without the script; that of the process when None.
-        default_config: what is read when neither --config nor --model_name_or_path is given: the
-            name of a YAML file in the folder `configs` beside the script that defines `main`,
-            without its suffix.
-        trains: whether several processes of a launch share the work; else the main one does it
-            alone and the others end.
+    `default_config` names a YAML file in the folder `configs` beside the script, without its
+    suffix; it is read when neither --config nor --model_name_or_path is given.
     """
     processes.join_launch() if trains else processes.leave_launch()
     transformers.logging.disable_progress_bar()  # one bar a run: the one that shows its score
@@ -124,74 +119,53 @@ def parse_arguments(
 ) -> tuple[Any, ...]:
     """Parse --config and flags into one object for each dataclass.
 
-    Args:
-        *dataclass_types: dataclasses whose fields are the flags.
-        argv: the command line without the script; that of the process when None.
-        description: printed above the flags by --help.
-        default_config: the YAML file to read when neither --config nor --model_name_or_path is
-            given: it holds settings that fit the embedded model.
-
-    Returns:
-        One object for each dataclass, in the same order.
+    `default_config` is the YAML file to read when neither --config nor --model_name_or_path is
+    given: it holds settings that fit the embedded model.
 
     Raises:
         RecipeError: an unknown flag or YAML key, a value of the wrong type or refused by the
             dataclass, a missing required flag, or a YAML file that cannot be read.
         SystemExit: after --help or --help_all, with code 0.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(dataclass_types, add_help=False, allow_abbrev=False)
-    helps = [word for word in argv if word in ("-h", "--help", "--help_all")]
-    chosen, flags = _split_config([word for word in argv if word not in helps])
+    own, flags = _split_own_flags(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(dataclass_types)
+    helps = own.help or own.help_all
     given = set() if helps else _given_flags(dataclass_types, flags)
-    own_model = "model_name_or_path" in given  # the default file's settings fit the default model
-    config_path = chosen or (None if own_model else default_config)
-    if config_path is not None:
-        given |= _apply_config(parser, config_path)
+    # The default file's settings fit the default model.
+    path = own.config or (None if "model_name_or_path" in given else default_config)
+    if path is not None:
+        values = _read_config(path, parser)
+        parser.set_defaults_with_config(**values)
+        given |= set(values)
     if helps:  # after the file, so that the defaults told are those that hold
-        if processes.is_main_process():
-            text = _help(parser, description, config_path)
-            print(_help_all(parser) if "--help_all" in helps else text)  # noqa: T201
+        processes.print_main(
+            _help_all(parser) if own.help_all else _help(parser, description, path)
+        )
         sys.exit(0)
     try:
         parsed = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except RecipeError:
         raise
     except (ValueError, ImportError) as error:  # from a __post_init__, which knows no flags
-        where = f" or `{config_path}`" if config_path is not None else ""
+        where = f" or `{path}`" if path is not None else ""
         raise RecipeError(
             f"A setting from the command line{where} was refused: {error} Run with --help_all to "
             "see every flag."
         ) from error
     for settings in parsed:
         names = given & {field.name for field in dataclasses.fields(settings)}
-        object.__setattr__(settings, runs.GIVEN, frozenset(names))  # works for frozen ones too
+        object.__setattr__(settings, GIVEN, frozenset(names))  # works for frozen ones too
     return parsed
-
-
-def model_kwargs(model_config: ModelConfig) -> dict[str, Any]:
-    """Turn TRL's model flags into arguments of `from_pretrained`.
-
-    Args:
-        model_config: revision, dtype, attention and quantisation.
-    """
-    from trl import get_quantization_config  # takes seconds, which a misspelt flag need not wait
-
-    kwargs = {
-        "revision": model_config.model_revision,
-        "dtype": model_config.dtype,
-        "attn_implementation": model_config.attn_implementation,
-        "quantization_config": get_quantization_config(model_config),
-    }
-    return {name: value for name, value in kwargs.items() if value is not None}
 
 
 class _Parser(TrlParser):
     """TrlParser that raises instead of exiting."""
 
-    def __init__(self, dataclass_types: Sequence[type], **kwargs: Any):
-        super().__init__(list(dataclass_types), **kwargs)
+    def __init__(self, dataclass_types: Sequence[type]):
+        super().__init__(list(dataclass_types), add_help=False, allow_abbrev=False)
+        self.flags: dict[str, argparse.Action] = {}
         for action in self._actions:
+            self.flags.setdefault(action.dest, action)  # of `--x` and `--no_x` the first
             # `--bf16` alone must mean true for optional booleans too, as it does for plain ones.
             if _is_bool(action) and action.option_strings and action.nargs is None:
                 action.nargs, action.const = "?", True
@@ -201,7 +175,7 @@ class _Parser(TrlParser):
         # HfArgumentParser takes `str | list[str] | None` in one order only; on the command line
         # it makes a text of it, and so does this.
         kinds = typing.get_args(field.type)
-        if {str, type(None)} <= set(kinds) and bool not in kinds:
+        if {str, NoneType} <= set(kinds) and bool not in kinds:
             field.type = str | None
         TrlParser._parse_dataclass_field(parser, field)
 
@@ -223,76 +197,63 @@ def _is_bool(action: argparse.Action) -> bool:
     return getattr(action.type, "__name__", "") == "string_to_bool"
 
 
-def _actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    """The action of each flag by name; of `--x` and `--no_x` the first."""
-    actions: dict[str, argparse.Action] = {}
-    for action in parser._actions:
-        actions.setdefault(action.dest, action)
-    return actions
-
-
-def _split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
-    """Take `--config FILE` or `--config=FILE` out of the command line."""
-    found: list[str] = []
-    flags: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if word == "--config":
-            value = next(words, "--")
-            if value.startswith("--"):
-                raise RecipeError("--config needs the path of a YAML file after it.")
-            found.append(value)
-        elif word.startswith("--config="):
-            found.append(word.removeprefix("--config="))
-        else:
-            flags.append(word)
-    if len(found) > 1:
-        raise RecipeError(f"--config was given {len(found)} times ({', '.join(found)}). Give one.")
-    return (Path(found[0]).expanduser() if found else None), flags
+def _split_own_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Take --config, --help and --help_all out of the command line."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?", const="", action="append")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--help_all", action="store_true")
+    own, flags = parser.parse_known_args(argv)
+    paths = own.config or []
+    if "" in paths:
+        raise RecipeError("--config needs the path of a YAML file after it.")
+    if len(paths) > 1:
+        raise RecipeError(f"--config was given {len(paths)} times ({', '.join(paths)}). Give one.")
+    own.config = Path(paths[0]).expanduser() if paths else None
+    return own, flags
 
 
 def _given_flags(dataclass_types: Sequence[type], flags: list[str]) -> set[str]:
     """Names of the flags that stand on the command line; an unknown one is an error."""
-    parser = _Parser(dataclass_types, add_help=False, allow_abbrev=False)
+    parser = _Parser(dataclass_types)
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
     given, unknown = parser.parse_known_args(flags)
-    if unknown:
-        raise RecipeError(_unknown_flag(unknown[0], parser))
-    return set(vars(given))
+    if not unknown:
+        return set(vars(given))
+    word = unknown[0]
+    if not word.startswith("-"):
+        raise RecipeError(
+            f"`{word}` stands on the command line without a flag before it. {_SEE_HELP}"
+        )
+    name = word.lstrip("-").partition("=")[0].replace("-", "_")
+    raise RecipeError(f"Unknown flag `{word}`. {_nearest(name, parser.flags, prefix='--')}")
 
 
-def _apply_config(parser: _Parser, path: Path) -> set[str]:
-    """Make the values of a YAML file the parser's defaults; their names."""
-    actions, hints = _actions(parser), _type_hints(parser)
+def _nearest(name: str, known: dict[str, Any], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean `{prefix}{near[0]}`? {_SEE_HELP}" if near else _SEE_HELP
+
+
+def _read_config(path: Path, parser: _Parser) -> dict[str, Any]:
+    """Read the settings of a YAML file, each converted as its flag would convert the same text."""
+    hints: dict[str, Any] = {}
+    for dataclass_type in parser.dataclass_types:
+        hints |= typing.get_type_hints(dataclass_type)
     values: dict[str, Any] = {}
     for key, value in _read_yaml(path).items():
         name = str(key).replace("-", "_")
-        if name not in actions:
-            raise RecipeError(f"Unknown key `{key}` in `{path}`. {_nearest(name, actions)}")
-        values[name] = _yaml_value(value, actions[name], hints[name], key, path)
-    parser.set_defaults_with_config(**values)
-    return set(values)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        for key_node, _ in node.value:
-            if keys.count(key_node.value) > 1:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key `{key_node.value}` stands there twice",
-                    problem_mark=node.value[-1][0].start_mark,
-                )
-        return super().construct_mapping(node, deep)
+        if name not in parser.flags:
+            raise RecipeError(f"Unknown key `{key}` in `{path}`. {_nearest(name, parser.flags)}")
+        values[name] = _yaml_value(parser, parser.flags[name], hints[name], value, path)
+    return values
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of keys and values; a key given twice is an error."""
     try:
-        with path.open(encoding="utf-8") as file:
-            values = yaml.load(file, Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
+        values, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except FileNotFoundError as error:
         raise RecipeError(f"--config: there is no file `{path}`. Check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -304,55 +265,52 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
-        raise RecipeError(f"--config: `{path}`{line}: {problem}. Mend the file.") from error
+        raise RecipeError(f"--config: `{path}`{line}: {problem}. Fix the file.") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise RecipeError(
             f"--config: `{path}` holds a {type(values).__name__}, not `flag: value` lines."
         )
+    keys: set[str] = set()
+    for key, _ in node.value:
+        if key.value in keys:
+            raise RecipeError(
+                f"--config: `{path}`, line {key.start_mark.line + 1}: the key `{key.value}` stands "
+                "there twice. Fix the file."
+            )
+        keys.add(key.value)
     return values
 
 
-def _type_hints(parser: _Parser) -> dict[str, Any]:
-    return {
-        name: hint
-        for dataclass_type in parser.dataclass_types
-        for name, hint in typing.get_type_hints(dataclass_type).items()
-    }
-
-
-def _yaml_value(value: Any, action: argparse.Action, hint: Any, key: str, path: Path) -> Any:
+def _yaml_value(parser: _Parser, action: argparse.Action, hint: Any, value: Any, path: Path) -> Any:
     """Convert a YAML value as its flag would convert the same text."""
-    allowed = typing.get_args(hint) or (hint,)
-    kinds = {typing.get_origin(kind) or kind for kind in (hint, *allowed)}
+    key, several = action.dest, action.nargs == "+"
+    kinds = {typing.get_origin(kind) or kind for kind in (hint, *typing.get_args(hint))}
     if value is None:
-        if type(None) in kinds or action.default is None:
+        if NoneType in kinds or action.default is None:
             return None
         raise RecipeError(
             f"`{path}`: `{key}` is empty. Give a value, or leave the key out for the default "
             f"({action.default})."
         )
-    if isinstance(value, dict):
-        if dict in kinds:
+    if isinstance(value, dict | list) and not (several and isinstance(value, list)):
+        if type(value) in kinds:
             return value
-        raise RecipeError(f"`{path}`: `{key}` takes one value, not keys and values ({value}).")
-    if isinstance(value, list):
-        if action.nargs == "+":
-            return [
-                entry
-                if key in _WITH_SETTINGS and isinstance(entry, dict)
-                else _scalar(entry, action, key, path)
-                for entry in value
-            ]
-        if list in kinds:
-            return value
-        raise RecipeError(f"`{path}`: `{key}` takes one value, not a list ({value}).")
-    converted = _scalar(value, action, key, path)
-    return [converted] if action.nargs == "+" else converted
+        kind = "keys and values" if isinstance(value, dict) else "a list"
+        raise RecipeError(f"`{path}`: `{key}` takes one value, not {kind} ({value}).")
+    if not several:
+        return _scalar(parser, action, value, path)
+    return [
+        entry
+        if key in _WITH_SETTINGS and isinstance(entry, dict)
+        else _scalar(parser, action, entry, path)
+        for entry in (value if isinstance(value, list) else [value])
+    ]
 
 
-def _scalar(value: Any, action: argparse.Action, key: str, path: Path) -> Any:
+def _scalar(parser: _Parser, action: argparse.Action, value: Any, path: Path) -> Any:
+    key = action.dest
     if isinstance(value, bool) and not _is_bool(action):
         raise RecipeError(
             f"`{path}`: `{key}` is {str(value).lower()}, but it takes {_takes(action)}. YAML reads "
@@ -361,16 +319,13 @@ def _scalar(value: Any, action: argparse.Action, key: str, path: Path) -> Any:
     if value is None or isinstance(value, list | dict):
         raise RecipeError(f"`{path}`: `{key}` holds {value!r} in its list. Give plain values.")
     try:
-        converted = action.type(str(value)) if callable(action.type) else value
-    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        converted = parser._get_value(action, str(value))
+        parser._check_value(action, converted)
+    except argparse.ArgumentError as error:
         raise RecipeError(
-            f"`{path}`: `{key}` is {value!r}, but it takes {_takes(action)}. Mend the value."
+            f"`{path}`: `{key}` is {value!r}, but it takes {_takes(action)}. Fix the value."
         ) from error
-    check_range(action.dest, converted, where=f"`{path}`: ")
-    if action.choices is not None and converted not in action.choices:
-        raise RecipeError(
-            f"`{path}`: `{key}` is {value!r}, but it takes {_takes(action)}. Mend the value."
-        )
+    check_range(key, converted, where=f"`{path}`: ")
     return converted
 
 
@@ -383,41 +338,23 @@ def _takes(action: argparse.Action) -> str:
     return "true or false" if _is_bool(action) else words.get(name, name)
 
 
-def _unknown_flag(word: str, parser: argparse.ArgumentParser) -> str:
-    if not word.startswith("-"):
-        return f"`{word}` stands on the command line without a flag before it. {_SEE_HELP}"
-    name = word.lstrip("-").partition("=")[0].replace("-", "_")
-    return f"Unknown flag `{word}`. {_nearest(name, _actions(parser), prefix='--')}"
-
-
-_SEE_HELP = "Run with --help to see the flags."
-
-
-def _nearest(name: str, actions: dict[str, Any], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, actions, n=1)
-    return f"Did you mean `{prefix}{near[0]}`? {_SEE_HELP}" if near else _SEE_HELP
-
-
 def _help(parser: _Parser, description: str, config_path: Path | None) -> str:
     """Usage, description, and our flags in one group for each dataclass."""
-    actions = _actions(parser)
-    script = Path(sys.argv[0]).name
-    parts = [f"usage: {script} [--config FILE] [--flag value ...]"]
+    parts = [f"usage: {Path(sys.argv[0]).name} [--config FILE] [--flag value ...]"]
     if description:
         parts.append(description)
     usual = os.path.relpath(config_path) if config_path else "none"
-    read = f"{_CONFIG_HELP} Default: {usual}."
-    parts.append("\n".join(_entry("--config FILE", read)))
+    parts.append(_entry("--config FILE", f"{_CONFIG_HELP} Default: {usual}."))
     for dataclass_type in parser.dataclass_types:
-        own = runs.own_fields(dataclass_type)
+        own = own_fields(dataclass_type)
         fields = {field.name for field in dataclasses.fields(dataclass_type) if field.init}
         lines = [f"{dataclass_type.__name__}:"]
         for name in dict.fromkeys([*own, *SHARED_FLAGS]):
             if name in fields:
-                action = actions[name]
-                text = action.help if name in own and action.help else None
+                action = parser.flags[name]
+                text = action.help if name in own else None
                 text = text or SHARED_FLAGS.get(name) or action.help or ""
-                lines += _entry(_usage(action), _with_default(text, action))
+                lines.append(_entry(_usage(action), _with_default(text, action)))
         if len(lines) > 1:
             parts.append("\n".join(lines))
     parts.append(
@@ -432,9 +369,9 @@ def _help_all(parser: _Parser) -> str:
     return parser.format_help()
 
 
-def _entry(flag: str, text: str) -> list[str]:
+def _entry(flag: str, text: str) -> str:
     wrapped = textwrap.wrap(text, width=90, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return [f"  {flag}", *wrapped]
+    return "\n".join([f"  {flag}", *wrapped])
 
 
 def _usage(action: argparse.Action) -> str:

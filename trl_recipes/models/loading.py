@@ -7,7 +7,7 @@ model brings along runs only where `trust_remote_code` was given.
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import (
@@ -25,6 +25,9 @@ from transformers.utils.hub import cached_file
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length
 from trl_recipes.models.hub import loading, refuse_pickle, resolve
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
 
 # Heads that answer something else than which token comes next.
 _OTHER_HEADS = r"For(\w+Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$"
@@ -233,3 +236,16 @@ def check_lengths(longest_query: int, response_length: int, model: nn.Module) ->
             + (f"Lower `response_length` to {room}, or cut" if room > 0 else "Cut")
             + f" the prompts to {max(context - response_length, 0)} tokens."
         )
+
+
+def model_kwargs(model_config: "ModelConfig") -> dict[str, Any]:
+    """Turn TRL's model flags into arguments of `from_pretrained`."""
+    from trl import get_quantization_config  # takes seconds, which a misspelt flag need not wait
+
+    kwargs = {
+        "revision": model_config.model_revision,
+        "dtype": model_config.dtype,
+        "attn_implementation": model_config.attn_implementation,
+        "quantization_config": get_quantization_config(model_config),
+    }
+    return {name: value for name, value in kwargs.items() if value is not None}
