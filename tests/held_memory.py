@@ -102,7 +102,7 @@ def main(shape, plan):
         "kept": kept._asdict(),
         "process": peak,
         "allocated": size_of([*trainer.model.parameters(), *reference, *moments])
-        + most_allocated(lambda: trainer._train_on(trainer._next_batch())),
+        + most_allocated(lambda: trainer._train_on(*trainer._collect(trainer._next_batch()))),
     }
     print(json.dumps(held))
 

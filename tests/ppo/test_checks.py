@@ -8,7 +8,6 @@ from test_trainer import VOCAB, Tokens, build, gpt2, rollout_of
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError
 from trl_recipes.evaluation.compare import check_context
 from trl_recipes.models.loading import check_lengths
-from trl_recipes.ppo import checks
 
 
 @pytest.fixture
@@ -153,13 +152,14 @@ def test_a_prompt_that_leaves_no_room_is_refused_before_training():
 def test_a_reference_that_should_agree_but_does_not_stops_the_run(trainer):
     log_ratio = torch.tensor([[0.0, 0.3]])
     with pytest.raises(RecipeError, match=r"log-probabilities differ by 0.3.*Padding is the likel"):
-        checks.check_first_kl(log_ratio, trainer.policy_model, reduced_precision=False)
-    checks.check_first_kl(log_ratio * 1e-4, trainer.policy_model, reduced_precision=False)
+        trainer.first_batch.check_kl(log_ratio)
+    trainer.first_batch.check_kl(log_ratio * 1e-4)
 
 
 def test_reduced_precision_is_named_as_the_cause(trainer):
+    trainer.first_batch.reduced_precision = True
     with pytest.raises(RecipeError, match="Precision: the model runs in autocast"):
-        checks.check_first_ratio(torch.ones(1, 1), trainer.policy_model, reduced_precision=True)
+        trainer.first_batch.check_ratio(torch.ones(1, 1))
 
 
 def test_an_encoder_decoders_prompt_and_response_must_each_fit():

@@ -58,10 +58,10 @@ def counted(trainer):
 
 
 def one_step(trainer):
-    trainer._training = True
-    trainer._train_on(trainer._next_batch())  # the first is checked by a pass of its own
+    # the first is checked by a pass of its own
+    trainer._train_on(*trainer._collect(trainer._next_batch()))
     counts = counted(trainer)
-    trainer._train_on(trainer._next_batch())
+    trainer._train_on(*trainer._collect(trainer._next_batch()))
     return counts
 
 

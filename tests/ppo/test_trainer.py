@@ -60,7 +60,7 @@ def assert_same_function(first, second, atol=1e-5):
     Not the same weights: a key's bias has no influence, its gradient is rounding, and Adam makes a
     full step of that.
     """
-    rollout = first._collate(*rollout_of(first, seed=9)[:2], None)
+    rollout = first._collate(*rollout_of(first, seed=9)[:2])
     for ours, theirs in zip(first.model(*rollout[:4]), second.model(*rollout[:4]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 
@@ -89,7 +89,7 @@ def test_a_row_alone_has_the_figures_it_has_in_a_batch(name):
     trainer.value_head_model.v_head.summary.weight.data.normal_()
 
     def figures(rows):
-        rollout = trainer._collate([queries[i] for i in rows], [responses[i] for i in rows], None)
+        rollout = trainer._collate([queries[i] for i in rows], [responses[i] for i in rows])
         logprobs, values, ref_logprobs, _ = trainer._evaluate(rollout)
         return logprobs, values, ref_logprobs, rollout.response_mask
 
@@ -126,7 +126,7 @@ def test_the_end_token_is_in_the_loss_although_it_pads():
     trainer = build()
     queries, responses, _ = rollout_of(trainer)
     responses = [torch.cat([r, torch.tensor([trainer.tokenizer.pad_token_id])]) for r in responses]
-    rollout = trainer._collate(queries, responses, None)
+    rollout = trainer._collate(queries, responses)
     assert rollout.loss_mask.sum(1).tolist() == [len(r) for r in responses]
     logits, _ = trainer.model(*rollout[:4])
     logprobs = logits.log_softmax(1).gather(1, torch.cat(responses)[:, None])[:, 0]
@@ -167,7 +167,7 @@ def test_dropout_is_off_and_train_mode_on(name):
     trainer = build(model)
     trainer.step(*rollout_of(trainer))  # the first-batch check holds the ratio to 1
     assert trainer.model.training
-    rollout = trainer._collate(*rollout_of(trainer)[:2], None)
+    rollout = trainer._collate(*rollout_of(trainer)[:2])
     assert torch.equal(trainer.model(*rollout[:4])[0], trainer.model(*rollout[:4])[0])
 
 
@@ -253,8 +253,8 @@ def test_a_policy_that_arrives_with_an_adapter_is_its_own_reference():
     queries, responses, scores = rollout_of(trainer)
     assert trainer.step(queries, responses, scores)["objective/kl"] == pytest.approx(0, abs=1e-5)
     with trainer.policy_model.disable_adapter():
-        base = trainer._evaluate(trainer._collate(queries, responses, None))[0]
-    adapted = trainer._evaluate(trainer._collate(queries, responses, None))[2]
+        base = trainer._evaluate(trainer._collate(queries, responses))[0]
+    adapted = trainer._evaluate(trainer._collate(queries, responses))[2]
     assert (base - adapted).abs().max() > 0.1  # the base model would have been a wrong reference
     frozen = [p for n, p in trainer.model.named_parameters() if ".reference." in n]
     assert frozen
@@ -412,7 +412,7 @@ def test_scores_are_scaled_by_all_scores_seen():
     trainer = build(use_score_scaling=True, use_score_norm=True)
     batches = torch.tensor([[1.0, 2.0, 3.0, 4.0], [8.0, 8.0, 0.0, 2.0]])
     for number, scores in enumerate(batches, start=1):
-        shaped = trainer._shape_scores(list(scores))
+        shaped = trainer._shape_scores(scores)
         seen = batches[:number].flatten()
         torch.testing.assert_close(shaped, (scores - seen.mean()) / seen.std())
 

@@ -1,12 +1,12 @@
 """PPO: on transformers' Trainer, without TRL."""
 
 from trl_recipes.ppo.config import PPOConfig
-from trl_recipes.ppo.trainer import PPOTrainer
-from trl_recipes.ppo.value_head import (
+from trl_recipes.ppo.models import (
     AutoModelForCausalLMWithValueHead,
     AutoModelForSeq2SeqLMWithValueHead,
     create_reference_model,
 )
+from trl_recipes.ppo.trainer import PPOTrainer
 
 __all__ = [
     "AutoModelForCausalLMWithValueHead",

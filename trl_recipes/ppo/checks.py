@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length, unwrap_adapter
 from trl_recipes.models.loading import check_vocabulary
+from trl_recipes.ppo.models import reference_is_start
+from trl_recipes.ppo.objective import Sum
+from trl_recipes.ppo.rollout import Evaluation, Rollout
 
 logger = logging.getLogger(__name__)
 
@@ -22,18 +25,7 @@ def check_step_inputs(
     response_masks: Sequence[Tensor] | None,
     batch_size: int,
 ) -> None:
-    """Hold the arguments of `PPOTrainer.step` to what they must be.
-
-    Args:
-        queries: token ids, 1-D.
-        responses: token ids, 1-D, not empty.
-        scores: one finite number each, 0-D or of one element.
-        response_masks: 0 or 1 for each response token, or None.
-        batch_size: how many of each there must be.
-
-    Raises:
-        RecipeError: names the argument and the row.
-    """
+    """Hold the arguments of `PPOTrainer.step` to what they must be, one of each per sample."""
     given = {"queries": queries, "responses": responses, "scores": scores}
     if response_masks is not None:
         given["response_masks"] = response_masks
@@ -46,7 +38,7 @@ def check_step_inputs(
                 f"got {len(values)}."
             )
         for row, value in enumerate(values):
-            _check_tensor(name, row, value)
+            check_tensor(name, row, value)
     for row, mask in enumerate(response_masks or []):
         if len(mask) != len(responses[row]):
             raise RecipeError(
@@ -57,7 +49,8 @@ def check_step_inputs(
             raise RecipeError(f"`response_masks[{row}]` masks every token. Leave one or more in.")
 
 
-def _check_tensor(name: str, row: int, value: Tensor) -> None:
+def check_tensor(name: str, row: int, value: Tensor) -> None:
+    """Hold one row of an argument to its shape: a number in `scores`, else a 1-D tensor."""
     where = f"`{name}[{row}]`"
     if not isinstance(value, Tensor):
         raise RecipeError(f"{where} must be a tensor, got {type(value).__name__}.")
@@ -79,16 +72,7 @@ def _check_tensor(name: str, row: int, value: Tensor) -> None:
 def check_token_ids(
     queries: Sequence[Tensor], responses: Sequence[Tensor], model: nn.Module
 ) -> None:
-    """Hold token ids to the model's vocabulary, and their number to its context.
-
-    Args:
-        queries: token ids, each of shape (query length,).
-        responses: token ids, each of shape (response length,).
-        model: the policy.
-
-    Raises:
-        RecipeError: names the argument and the row.
-    """
+    """Hold token ids to the model's vocabulary, and their number to its context."""
     config = model.config
     size = model.get_input_embeddings().weight.shape[0]
     for name, rows in (("queries", queries), ("responses", responses)):
@@ -119,13 +103,6 @@ def prepare_tokenizer(tokenizer, model: nn.Module) -> None:
     """Fill in a missing pad token, and hold the tokenizer to the model's vocabulary.
 
     Padding is hidden by masks that come from lengths, so the end token serves as padding too.
-
-    Args:
-        tokenizer: changed in place where it has no pad token.
-        model: the transformers model.
-
-    Raises:
-        RecipeError: the tokenizer has neither pad nor end token, or more tokens than the model.
     """
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -139,15 +116,7 @@ def prepare_tokenizer(tokenizer, model: nn.Module) -> None:
 
 
 def check_reference(model: nn.Module, ref_model: nn.Module) -> None:
-    """Hold the reference model to the policy's vocabulary.
-
-    Args:
-        model: the policy.
-        ref_model: what its KL is measured from.
-
-    Raises:
-        RecipeError: they are one object, or their vocabularies differ.
-    """
+    """Hold the reference model to the policy's vocabulary."""
     if ref_model is model:
         raise RecipeError(
             "`model` and `ref_model` are the same object, so the KL penalty would always be 0. "
@@ -161,62 +130,63 @@ def check_reference(model: nn.Module, ref_model: nn.Module) -> None:
         )
 
 
-def check_first_ratio(log_ratio: Tensor, policy: nn.Module, reduced_precision: bool) -> None:
-    """Before the first update the ratio is 1; otherwise rollout and update disagree.
+class FirstBatchCheck:
+    """Holds sampling, forward passes and reference to one another before the first update.
 
-    Args:
-        log_ratio: log-probabilities now less those of the rollout, 0 at masked positions.
-        policy: the transformers or PEFT model.
-        reduced_precision: whether it runs in less than float32.
-
-    Raises:
-        RecipeError: says which of the known causes applies.
+    `trust_sampling` says whether log-probabilities that sampling kept are those of a forward pass;
+    None until the first batch has shown it.
     """
-    _check_first(
-        "Before the first update, new and old log-probabilities of one token differ by",
-        log_ratio,
-        policy,
-        reduced_precision,
-    )
 
+    def __init__(self, policy: nn.Module, ref_model: nn.Module | None, reduced: bool, all_sum: Sum):
+        self.policy, self.ref_model = policy, ref_model
+        self.reduced_precision, self.all_sum = reduced, all_sum
+        self.evaluated = self.updated = False
+        self.trust_sampling: bool | None = None
 
-def check_first_kl(log_ratio: Tensor, policy: nn.Module, reduced_precision: bool) -> None:
-    """Where the reference is the start model, its log-probabilities are the policy's.
+    def after_evaluation(self, rollout: Rollout, evaluation: Evaluation) -> None:
+        """Check on the first batch that KL to the start model is 0, and compare with sampling."""
+        if self.evaluated:
+            return
+        self.evaluated = True
+        if reference_is_start(self.policy, self.ref_model):
+            log_ratio = evaluation.logprobs - evaluation.ref_logprobs
+            self.check_kl(log_ratio * rollout.loss_mask)
+        if rollout.logprobs is not None:
+            off = (rollout.logprobs - evaluation.logprobs).abs().max()
+            differs = self.all_sum((off > ROUNDING).float())  # all processes agree
+            self.trust_sampling = not differs
+            if differs and not self.reduced_precision:
+                logger.warning(
+                    "Log-probabilities from sampling and from a forward pass differ by %.2g nats: "
+                    "each step takes a forward pass for them, which is safe and slower.",
+                    off,
+                )
 
-    Args:
-        log_ratio: log-probabilities of the policy less those of the reference, 0 where masked.
-        policy: the transformers or PEFT model.
-        reduced_precision: whether it runs in less than float32.
+    def check_kl(self, log_ratio: Tensor) -> None:
+        """Hold a policy that is its own reference to a log ratio of 0."""
+        what = (
+            "The reference is the start model, yet on the first batch log-probabilities differ by"
+        )
+        self._check(what, log_ratio)
 
-    Raises:
-        RecipeError: says which of the known causes applies.
-    """
-    _check_first(
-        "The reference is the start model, yet on the first batch log-probabilities differ by",
-        log_ratio,
-        policy,
-        reduced_precision,
-    )
+    def check_ratio(self, log_ratio: Tensor) -> None:
+        """Hold new log-probabilities to those of the rollout, until there has been an update."""
+        if not self.updated:
+            what = "Before the first update, new and old log-probabilities of one token differ by"
+            self._check(what, log_ratio)
 
-
-def _check_first(what: str, log_ratio: Tensor, policy: nn.Module, reduced_precision: bool) -> None:
-    tolerance = 0.2 if reduced_precision else ROUNDING
-    off = log_ratio.abs().max().item()
-    if not off <= tolerance:
-        cause = explain_mismatch(policy, reduced_precision)
-        raise RecipeError(f"{what} {off:.2g}, where at most {tolerance:.0e} is rounding. {cause}")
+    def _check(self, what: str, log_ratio: Tensor) -> None:
+        tolerance = 0.2 if self.reduced_precision else ROUNDING
+        off = log_ratio.abs().max().item()
+        if not off <= tolerance:
+            cause = explain_mismatch(self.policy, self.reduced_precision)
+            raise RecipeError(
+                f"{what} {off:.2g}, where at most {tolerance:.0e} is rounding. {cause}"
+            )
 
 
 def explain_mismatch(policy: nn.Module, reduced_precision: bool) -> str:
-    """Say why log-probabilities of one model on one batch differ between two passes.
-
-    Args:
-        policy: the transformers or PEFT model.
-        reduced_precision: whether it runs under autocast.
-
-    Returns:
-        A sentence that names the first known cause that applies.
-    """
+    """Name the first known cause for one model's log-probabilities to differ between passes."""
     model = unwrap_adapter(policy)
     dropouts = [name for name, m in policy.named_modules() if getattr(m, "p", 0) and _drops(m)]
     if dropouts:

@@ -4,9 +4,6 @@
 class FixedKLController:
     """Keeps the KL coefficient as it is.
 
-    Args:
-        kl_coef: weight of the KL penalty in the token rewards.
-
     >>> controller = FixedKLController(0.2)
     >>> controller.update(current=12.0, n_steps=1000)
     >>> controller.value
@@ -17,26 +14,17 @@ class FixedKLController:
         self.value = kl_coef
 
     def update(self, current: float, n_steps: int) -> None:
-        """Do nothing; the adaptive controller's counterpart.
-
-        Args:
-            current: KL of the last batch, in nats a response; not used.
-            n_steps: responses of that batch; not used.
-        """
+        """Do nothing; the adaptive controller's counterpart."""
 
 
 class AdaptiveKLController:
-    """Moves the KL coefficient so that the KL to the reference nears a target.
+    """Moves the KL coefficient so that the KL per sequence nears `target`, in nats.
 
-    Args:
-        init_kl_coef: coefficient at the start.
-        target: KL a sequence to aim at, in nats.
-        horizon: number of episodes over which the coefficient adapts.
-
-    Source: Ziegler et al. 2019 (arXiv:1909.08593), section 2.2; TRL 0.11.4 `AdaptiveKLController`.
+    `horizon` is the number of episodes over which it adapts. Source: Ziegler et al. 2019
+    (arXiv:1909.08593), section 2.2; TRL 0.11.4 `AdaptiveKLController`.
 
     >>> controller = AdaptiveKLController(0.2, target=6.0, horizon=10000)
-    >>> controller.update(current=12.0, n_steps=1000)  # 20 % a horizon, at most
+    >>> controller.update(current=12.0, n_steps=1000)  # 20 % per horizon, at most
     >>> round(controller.value, 6)
     0.204
     """
@@ -47,11 +35,6 @@ class AdaptiveKLController:
         self.horizon = horizon
 
     def update(self, current: float, n_steps: int) -> None:
-        """Take one proportional step.
-
-        Args:
-            current: mean KL a sequence of the last batch, over all processes, in nats.
-            n_steps: number of episodes in that batch, over all processes.
-        """
+        """Take one proportional step, by the mean KL of `n_steps` episodes of all processes."""
         error = min(max(current / self.target - 1, -0.2), 0.2)
         self.value *= 1 + error * n_steps / self.horizon

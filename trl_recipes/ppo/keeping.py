@@ -53,7 +53,7 @@ def resume(trainer: "PPOTrainer", wanted: str | bool | None) -> None:
                 processes,
                 trainer.accelerator.num_processes,
             )
-    trainer.state.epoch = trainer.state.episode / trainer.train_dataset_len
+    trainer.state.epoch = trainer.state.episode / len(trainer.dataset)
     trainer.accelerator.wait_for_everyone()  # all have read before one writes
     if trainer.args.should_save:
         trainer.all_stats = keep_steps(run.all_stats, trainer.state.global_step)
@@ -205,7 +205,7 @@ def stop_not_finite(
             samples = {name: batch.get(name) for name in ("query", "response", "score")}
             path.write_text(json.dumps({"stats": known, "samples": samples}, indent=1))
     raise RecipeError(
-        f"{trainer._not_finite} optimizer steps in a row had a loss or gradient that is not "
+        f"{trainer.steps_not_finite} optimizer steps in a row had a loss or gradient that is not "
         f"finite, the last in step {trainer.state.global_step}; none of them changed a weight. "
         "Usual causes: a learning rate that is too high, scores of very different size (see "
         f"`score_clip`, `use_score_scaling`), float16 weights.{where}"

@@ -2,8 +2,8 @@ r"""The mathematics of PPO on language models, as pure functions of tensors.
 
 Shapes: B sequences, R response tokens, N tokens of all sequences, V vocabulary. A mask is 1 at
 response tokens that count and 0 elsewhere; masked positions never influence a result. Logarithms
-are natural, so log-probabilities, KL and entropy are in nats. A *score* is one number a sequence; a
-*reward* is one a token.
+are natural, so log-probabilities, KL and entropy are in nats. A *score* is one number per sequence;
+a *reward* is one per token.
 
 `all_sum` adds a tensor over all processes (`accelerator.reduce`), so that statistics are those of
 the whole batch; with one process it does nothing.
@@ -25,27 +25,12 @@ Sum = Callable[[Tensor], Tensor]
 
 
 def local(total: Tensor) -> Tensor:
-    """Return the sum of one process as it is.
-
-    Args:
-        total: of any shape.
-
-    Returns:
-        The same tensor.
-    """
+    """Return the sum of one process as it is: a tensor of any shape."""
     return total
 
 
 def masked_mean(values: Tensor, mask: Tensor, all_sum: Sum = local) -> Tensor:
-    """Average the unmasked elements.
-
-    Args:
-        values: shape (...).
-        mask: same shape, 0 or 1.
-        all_sum: adds over processes.
-
-    Returns:
-        A scalar; 0 where nothing is unmasked.
+    """Average the unmasked elements to a scalar; 0 where nothing is unmasked.
 
     >>> masked_mean(torch.tensor([[1.0, 2.0], [3.0, 90.0]]), torch.tensor([[1, 1], [1, 0]]))
     tensor(2.)
@@ -55,12 +40,7 @@ def masked_mean(values: Tensor, mask: Tensor, all_sum: Sum = local) -> Tensor:
 
 
 def masked_var(values: Tensor, mask: Tensor, all_sum: Sum = local) -> Tensor:
-    """Unbiased variance of the unmasked elements; 0 where there are fewer than two.
-
-    Args:
-        values: shape (...).
-        mask: same shape, 0 or 1.
-        all_sum: adds over processes.
+    """Compute the unbiased variance of the unmasked elements, a scalar; 0 for fewer than two.
 
     >>> masked_var(torch.tensor([1.0, 3.0, 90.0]), torch.tensor([1, 1, 0]))  # (1 + 1) / (2 - 1)
     tensor(2.)
@@ -71,18 +51,10 @@ def masked_var(values: Tensor, mask: Tensor, all_sum: Sum = local) -> Tensor:
 def masked_moments(
     values: Sequence[Tensor], masks: Sequence[Tensor], all_sum: Sum = local
 ) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance of each of K tensors, with two sums over processes in all.
+    """Compute mean (K,) and unbiased variance (K,) of each of K tensors, each of its own shape.
 
-    Each sum over processes makes all of them meet, however little it adds up.
-
-    Args:
-        values: K tensors, each of its own shape.
-        masks: 0 or 1, of the same shapes.
-        all_sum: adds over processes.
-
-    Returns:
-        means: shape (K,), 0 where nothing is unmasked.
-        variances: shape (K,), 0 where fewer than two elements are unmasked.
+    A mean is 0 where nothing is unmasked, a variance where fewer than two elements are. Two sums
+    over processes are taken in all: each makes all of them meet, however little it adds up.
     """
     flags = [mask.bool() for mask in masks]
     totals = [x.where(flag, 0).sum() for x, flag in zip(values, flags, strict=True)]
@@ -98,16 +70,9 @@ def masked_moments(
 def masked_whiten(
     values: Tensor, mask: Tensor, shift_mean: bool = True, all_sum: Sum = local
 ) -> Tensor:
-    """Scale the unmasked elements to variance 1 and, with `shift_mean`, mean 0.
+    """Scale the unmasked elements to variance 1 and, with `shift_mean`, mean 0; same shape.
 
-    Args:
-        values: shape (...).
-        mask: same shape, 0 or 1.
-        shift_mean: False keeps the mean, as whitening of rewards wants.
-        all_sum: adds over processes.
-
-    Returns:
-        Same shape; masked positions are 0.
+    Masked positions become 0. Whitening of rewards keeps the mean.
 
     >>> masked_whiten(torch.tensor([1.0, 2.0, 3.0, 90.0]), torch.tensor([1, 1, 1, 0]))
     tensor([-1.,  0.,  1.,  0.])
@@ -120,20 +85,11 @@ def masked_whiten(
 def whiten_with_padding(
     rewards: Tensor, mask: Tensor, padding: Tensor, all_sum: Sum = local
 ) -> Tensor:
-    """Whiten token rewards without shifting their mean, as TRL 0.11.4 did it: padding too.
+    """Whiten token rewards (B, R) without shifting their mean, as TRL 0.11.4 did it: padding too.
 
-    There, a masked position's reward of 0 is whitened like any other, and generalised advantages
-    carry what comes of it back into the response. The figures of TRL 0.11.4 depend on it.
-
-    Args:
-        rewards: shape (B, R), 0 at masked positions.
-        mask: shape (B, R).
-        padding: number of padded positions behind each response, shape (B,).
-        all_sum: adds over processes.
-
-    Returns:
-        Shape (B, R + most padding): wider than the rewards, for `generalized_advantages`.
-
+    There, a masked position's reward of 0 is whitened like any other, and generalized advantages
+    carry what comes of it back into the response. The figures of TRL 0.11.4 depend on it. `padding`
+    counts the padded positions behind each response, (B,); the result is wider by the most of them.
     Source: TRL 0.11.4 `compute_advantages`.
     """
     (mean,), (variance,) = masked_moments([rewards], [mask], all_sum)
@@ -146,14 +102,9 @@ def whiten_with_padding(
 
 
 def logprobs_from_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each label, without a second tensor of the vocabulary's size.
+    """Compute the log-probability of each label, (N,) in nats, from float32 logits (N, V).
 
-    Args:
-        logits: shape (N, V), float32.
-        labels: token ids, shape (N,).
-
-    Returns:
-        Shape (N,), in nats.
+    No second tensor of the vocabulary's size is made.
 
     >>> logprobs_from_logits(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).exp()
     tensor([0.5000])
@@ -162,14 +113,7 @@ def logprobs_from_logits(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def logprobs_and_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each label with gradient, and entropy of its distribution without.
-
-    Args:
-        logits: shape (N, V), float32.
-        labels: token ids, shape (N,).
-
-    Returns:
-        Both of shape (N,), in nats.
+    """Compute log-probability of each label, with gradient, and entropy, without; (N,) in nats.
 
     >>> _, entropy = logprobs_and_entropy(torch.zeros(1, 4), torch.tensor([1]))
     >>> entropy.exp()  # four tokens alike
@@ -202,21 +146,11 @@ class _LogprobsAndEntropy(torch.autograd.Function):
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
-    """KL penalty of each token, estimated from the sampled token alone.
+    """Estimate the KL penalty of each token (B, R), in nats, from the sampled token alone.
 
-    Args:
-        logprobs: of the policy at sampling time, shape (B, R).
-        ref_logprobs: of the reference model, shape (B, R).
-        kind: "kl" (log ratio, unbiased), "abs" (its magnitude), "mse" (half its square) or "k3"
-            (unbiased and never negative).
-
-    Returns:
-        Shape (B, R), in nats.
-
-    Raises:
-        ValueError: there is no such kind.
-
-    Source: Schulman, "Approximating KL Divergence" (2020), where kl is k1 and mse is k2.
+    `kind` is "kl" (log ratio, unbiased), "abs" (its magnitude), "mse" (half its square) or "k3"
+    (unbiased and never negative); another raises ValueError. Source: Schulman, "Approximating KL
+    Divergence" (2020), where kl is k1 and mse is k2.
 
     >>> logprobs, ref_logprobs = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-2.0, -1.5]])
     >>> kl_penalty(logprobs, ref_logprobs, "kl")
@@ -237,14 +171,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
 
 
 def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
-    """Exact KL(policy || reference) of each position, over the whole vocabulary.
-
-    Args:
-        logits: of the policy at sampling time, shape (..., V).
-        ref_logits: of the reference model, shape (..., V).
-
-    Returns:
-        Shape (...), in nats.
+    """Compute KL(policy || reference) (...) exactly, over the whole vocabulary (..., V), in nats.
 
     >>> full_kl(torch.zeros(1, 4), torch.zeros(1, 4))
     tensor([0.])
@@ -257,19 +184,10 @@ def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
 def token_rewards(
     scores: Tensor, kl: Tensor, kl_coef: float, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Minus the weighted KL at every token, plus the score at the last one.
+    """Give each token minus its weighted KL, and the last one the score too.
 
-    Args:
-        scores: one a sequence, shape (B,).
-        kl: KL penalty, shape (B, R), in nats.
-        kl_coef: its weight.
-        mask: shape (B, R), at least one 1 in each row.
-
-    Returns:
-        rewards: shape (B, R).
-        non_score_rewards: the KL part alone, shape (B, R).
-
-    Source: Ziegler et al. 2019, eq. 2; TRL 0.11.4 `compute_rewards`.
+    Takes scores (B,), KL and mask (B, R) with at least one 1 in each row. Returns rewards (B, R)
+    and the KL part alone (B, R). Source: Ziegler et al. 2019, eq. 2; TRL 0.11.4 `compute_rewards`.
 
     >>> kl, mask = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[1, 1, 0]])
     >>> token_rewards(torch.tensor([5.0]), kl, 0.5, mask)[0]
@@ -286,22 +204,12 @@ def token_rewards(
 def generalized_advantages(
     rewards: Tensor, values: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    r"""Generalised advantage estimation over response tokens.
+    """Compute generalized advantages (B, R), not whitened, and returns (B, R).
 
     A_t = sum_k (gamma lam)^k delta_{t+k},  delta_t = r_t + gamma V_{t+1} - V_t, with V = 0 after
-    the end. Written as a product with a triangular matrix, so there is no loop over tokens.
-
-    Args:
-        rewards: shape (B, R), 0 at masked positions.
-        values: shape (B, R), 0 at masked positions.
-        gamma: discount.
-        lam: lambda of GAE.
-
-    Returns:
-        advantages: shape (B, R), not whitened.
-        returns: advantages + values, shape (B, R).
-
-    Source: Schulman et al. 2016, eq. 16; TRL 0.11.4 `compute_advantages`.
+    the end. Rewards and values are (B, R) and 0 at masked positions. Written as a product with a
+    triangular matrix, so there is no loop over tokens. Source: Schulman et al. 2016, eq. 16; TRL
+    0.11.4 `compute_advantages`.
 
     >>> rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]])
     >>> generalized_advantages(rewards, values, gamma=1.0, lam=0.5)  # deltas are 0 and 0.5
@@ -317,21 +225,13 @@ def generalized_advantages(
 
 
 class PPOLosses(NamedTuple):
-    """What one forward pass contributes, each of shape (B, R) and not yet averaged.
+    """What one forward pass contributes, each (B, R) and not yet averaged."""
 
-    Attributes:
-        policy: clipped surrogate, in score.
-        value: half the squared error of the clipped values, in score squared.
-        ratio: new over old probability.
-        policy_clipped: 1 where clipping decided, else 0.
-        value_clipped: the same for the value.
-    """
-
-    policy: Tensor
-    value: Tensor
-    ratio: Tensor
-    policy_clipped: Tensor
-    value_clipped: Tensor
+    policy: Tensor  # clipped surrogate, in score
+    value: Tensor  # half the squared error of the clipped values, in score squared
+    ratio: Tensor  # new over old probability
+    policy_clipped: Tensor  # 1 where clipping decided, else 0
+    value_clipped: Tensor  # the same for the value
 
 
 def ppo_losses(
@@ -344,22 +244,11 @@ def ppo_losses(
     cliprange: float,
     cliprange_value: float,
 ) -> PPOLosses:
-    """Clipped policy and value losses of each token.
+    """Compute the clipped policy and value losses of each token; every tensor is (B, R).
 
-    Args:
-        logprobs: of the policy now, shape (B, R).
-        values: of the value head now, shape (B, R).
-        old_logprobs: at sampling time, shape (B, R).
-        old_values: at sampling time, shape (B, R).
-        advantages: whitened, shape (B, R).
-        returns: shape (B, R).
-        cliprange: the ratio is clipped to 1 plus or minus this.
-        cliprange_value: values are clipped to the old ones plus or minus this.
-
-    Returns:
-        Losses with gradient, and the ratio and the two clip indicators without.
-
-    Source: Schulman et al. 2017, eq. 7; TRL 0.11.4 `PPOTrainer.loss`.
+    The ratio is clipped to 1 plus or minus `cliprange`, values to the old ones plus or minus
+    `cliprange_value`. Losses carry a gradient, ratio and clip indicators none. Source: Schulman et
+    al. 2017, eq. 7; TRL 0.11.4 `PPOTrainer.loss`.
 
     >>> zero, one = torch.zeros(1, 1), torch.ones(1, 1)
     >>> losses = ppo_losses(one.log() + 1, zero, zero, zero, one, one, 0.2, 0.2)

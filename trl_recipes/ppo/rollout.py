@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from trl_recipes.models.packing import pad_rows
+from trl_recipes.models.packing import length_groups, pad_rows, unpack
+from trl_recipes.models.sampling import can_sample, generate_responses, sample_responses
 
 
 class Rollout(NamedTuple):
@@ -20,58 +22,100 @@ class Rollout(NamedTuple):
     responses: Tensor  # token ids, (B, R)
     response_mask: Tensor  # 1 at response tokens, (B, R)
     loss_mask: Tensor  # 1 at response tokens that are trained on, (B, R)
+    # what was known when each token was drawn; None where the responses came from elsewhere
+    logprobs: Tensor | None = None  # in nats, (B, R)
+    hidden: Tensor | None = None  # the trunk's last hidden state before the token, (B, R, H)
 
     def rows(self, indices: Tensor) -> "Rollout":
-        """Pick sequences, and cut the columns that only padding of others needed.
-
-        Args:
-            indices: of the sequences, (b,).
-        """
-        picked = Rollout(*(field[indices] for field in self))
-        query, response = (
-            int(mask.sum(1).max()) for mask in (picked.query_mask, picked.response_mask)
-        )
+        """Pick sequences to run a model on, and cut the columns that only others needed."""
+        queries, query_mask, *responses = (field[indices] for field in self[:5])
+        query = int(query_mask.sum(1).max())
+        response = int(responses[1].sum(1).max())
         return Rollout(
-            *(field[:, :query] for field in picked[:2]),
-            *(field[:, :response] for field in picked[2:]),
+            queries[:, :query], query_mask[:, :query], *(field[:, :response] for field in responses)
         )
+
+    def passes(self, indices: Tensor, size: int, pass_cost: int | None) -> list[Tensor]:
+        """Split sequences into forward passes of at most `size`, those of like length together.
+
+        `pass_cost` is what a pass costs beside its tokens, in tokens; None splits in order.
+        """
+        if pass_cost is None:
+            return list(indices.split(size))
+        groups = length_groups(self.lengths()[indices].tolist(), pass_cost)
+        groups = [indices[torch.tensor(group, device=indices.device)] for group in groups]
+        return [part for group in groups for part in group.split(size)]
+
+    def labels(self) -> Tensor:
+        """Give the N response tokens, row after row, (N,)."""
+        return self.responses[self.response_mask.bool()]
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Put one value per response token (N,) back into rows (B, R), with 0 in gaps."""
+        return unpack(values, self.response_mask)
 
     def lengths(self) -> Tensor:
-        """Tokens of each query and response together, (B,)."""
+        """Count the tokens of each query and response together, (B,)."""
         return self.query_mask.sum(1) + self.response_mask.sum(1)
+
+    def response_rows(self) -> list[Tensor]:
+        """Give the responses as a list, each of shape (response length,)."""
+        lengths = self.response_mask.sum(1).tolist()
+        return [row[:length] for row, length in zip(self.responses, lengths, strict=True)]
+
+
+class Evaluation(NamedTuple):
+    """What policy, value head and reference say of each response token, each (B, R)."""
+
+    logprobs: Tensor  # of the policy at sampling time, in nats
+    values: Tensor  # of the value head at sampling time, in score
+    ref_logprobs: Tensor  # of the reference model, in nats
+    kl: Tensor  # KL penalty, in nats
 
 
 class Targets(NamedTuple):
-    """What the epochs hold a batch's response tokens against, each (B, R).
+    """What the epochs hold a batch's response tokens against, each (B, R)."""
 
-    Attributes:
-        logprobs: of the policy at sampling time, in nats.
-        values: of the value head at sampling time, in score.
-        advantages: whitened.
-        returns: what the value head should predict, in score.
-    """
-
-    logprobs: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
+    logprobs: Tensor  # of the policy at sampling time, in nats
+    values: Tensor  # of the value head at sampling time, in score
+    advantages: Tensor  # whitened
+    returns: Tensor  # what the value head should predict, in score
 
 
 def collate(
     queries: Sequence[Tensor],
     responses: Sequence[Tensor],
-    loss_masks: Sequence[Tensor],
+    loss_masks: Sequence[Tensor] | None,
     pad_token_id: int,
 ) -> Rollout:
-    """Pad one batch into a [`Rollout`].
+    """Pad sequences of token ids into a [`Rollout`]; without loss masks every token is trained on.
 
-    Args:
-        queries: token ids, each of shape (query length,).
-        responses: token ids, each of shape (response length,), without a decoder's start token.
-        loss_masks: 0 or 1 for each response token.
-        pad_token_id: an id of the vocabulary.
+    Each has a shape of its own, (length,); responses come without a decoder's start token.
     """
     query_ids, query_mask = pad_rows(queries, pad_token_id, side="right")
     response_ids, response_mask = pad_rows(responses, pad_token_id, side="right")
-    loss_mask, _ = pad_rows(loss_masks, 0, side="right")
+    loss_mask = response_mask
+    if loss_masks is not None:
+        loss_mask, _ = pad_rows(loss_masks, 0, side="right")
     return Rollout(query_ids, query_mask, response_ids, response_mask, loss_mask)
+
+
+def sample(
+    policy: nn.Module,
+    queries: Sequence[Tensor],
+    max_new_tokens: Sequence[int],
+    *,
+    pad_token_id: int,
+    eos_token_id: list[int] | None,
+    temperature: float,
+) -> Rollout:
+    """Draw one response to each query from the policy's whole distribution."""
+    tokens = {"pad_token_id": pad_token_id, "eos_token_id": eos_token_id}
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature} | tokens
+    if not can_sample(policy):  # no step-by-step decoding: a forward pass finds out the rest
+        responses = generate_responses(policy, queries, **settings)
+        return collate(queries, responses, None, pad_token_id)
+    samples = sample_responses(policy, queries, **settings)
+    ids, mask = pad_rows(queries, pad_token_id, side="right")
+    drawn, drawn_mask, logprobs, hidden = samples
+    return Rollout(ids, mask, drawn, drawn_mask, drawn_mask, logprobs, hidden)

@@ -2,35 +2,42 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
 from trl_recipes.errors import RecipeError
+from trl_recipes.models.adapters import select_trainable
+from trl_recipes.models.forward import unwrap_adapter
 from trl_recipes.models.loading import load_config, load_tokenizer
 from trl_recipes.models.sharding import check_fsdp_loading
+from trl_recipes.ppo.checks import check_reference
 from trl_recipes.ppo.config import PPOConfig
-from trl_recipes.ppo.value_head import (
+from trl_recipes.ppo.controllers import AdaptiveKLController, FixedKLController
+from trl_recipes.ppo.models import (
+    ActorCritic,
     AutoModelForCausalLMWithValueHead,
     AutoModelForSeq2SeqLMWithValueHead,
+    create_reference_model,
+    freeze_reference_adapter,
+    switch_off_dropout,
 )
 
 
 def check_launch(config: PPOConfig) -> None:
-    """Hold the way a run was launched to what this trainer can do.
-
-    Args:
-        config: settings; what `accelerate launch` was told lies in the environment.
-
-    Raises:
-        RecipeError: the model would be spread over the processes in a way that cannot be trained.
-    """
+    """Refuse a configuration of another class, and launches that this trainer cannot train in."""
+    if not isinstance(config, PPOConfig):
+        raise RecipeError(
+            f"`config` must be a trl_recipes.PPOConfig, got {type(config).__module__}."
+            f"{type(config).__name__}. Change the import."
+        )
     check_fsdp_loading()
     if config.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise RecipeError(
@@ -50,17 +57,7 @@ def check_launch(config: PPOConfig) -> None:
 
 
 def one_of(first_name: str, first: Any, second_name: str, second: Any) -> Any:
-    """Return whichever of two names of one argument was given.
-
-    Args:
-        first_name: one name of the argument.
-        first: what was given under it; None for nothing.
-        second_name: the other name.
-        second: what was given under that.
-
-    Raises:
-        RecipeError: both were given and differ.
-    """
+    """Return whichever of two names of one argument was given."""
     if first is not None and second is not None and first is not second:
         raise RecipeError(
             f"`{first_name}` and `{second_name}` are two names of one argument and differ. "
@@ -70,14 +67,7 @@ def one_of(first_name: str, first: Any, second_name: str, second: Any) -> Any:
 
 
 def with_value_head(model: str | Path | nn.Module | None) -> nn.Module:
-    """Load or wrap a model so that it has a value head.
-
-    Args:
-        model: hub name, folder, transformers or PEFT model, or a model with a value head.
-
-    Raises:
-        RecipeError: it is none of these.
-    """
+    """Load or wrap a model by name, of transformers or PEFT, so that it has a value head."""
     if isinstance(model, str | Path):
         return _class_for(load_config(model)).from_pretrained(model)
     if hasattr(model, "v_head"):
@@ -95,15 +85,68 @@ def _class_for(config: Any) -> type:
     return AutoModelForCausalLMWithValueHead
 
 
-def tokenizer_of(model: str | Path | nn.Module) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that goes by the model's name.
+def eos_token_ids(tokenizer: PreTrainedTokenizerBase, policy: nn.Module) -> list[int]:
+    """List every token that ends a text: the tokenizer's, and those of a chat model's turns."""
+    own = unwrap_adapter(policy).generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    return [i for i in dict.fromkeys([tokenizer.eos_token_id, *own]) if i is not None]
 
-    Args:
-        model: hub name or folder; a model tells neither.
 
-    Raises:
-        RecipeError: the model was not given by name.
+def build_models(
+    config: PPOConfig,
+    value_head_model: nn.Module,
+    ref_model: nn.Module | None,
+    num_shared_layers: int | None,
+    peft_config: Any,
+) -> tuple[ActorCritic, nn.Module | None]:
+    """Put policy and value head into one model, fit for training, and its reference beside it.
+
+    The reference is None where it is the policy with its adapter off, or with another adapter.
     """
+    policy = value_head_model.pretrained_model
+    peft_config = select_trainable(policy, config.trainable, peft_config)
+    if ref_model is None:
+        config.ref_adapter_name = freeze_reference_adapter(policy) or config.ref_adapter_name
+        if num_shared_layers is not None:
+            ref_model = create_reference_model(policy, num_shared_layers)
+    else:
+        ref_model = getattr(ref_model, "pretrained_model", ref_model)
+        check_reference(policy, ref_model)
+    if peft_config is not None:
+        policy = get_peft_model(policy, peft_config)
+    is_peft_model = isinstance(policy, PeftModel)
+    if ref_model is None and not is_peft_model:
+        ref_model = create_reference_model(policy)
+    # the user's own object saves what was trained
+    value_head_model.pretrained_model = policy
+    value_head_model.is_peft_model = is_peft_model
+    actor_critic = ActorCritic(policy, value_head_model.v_head)
+    spare_embedding_gradient(policy)
+    for model in filter(None, (actor_critic, ref_model)):
+        switch_off_dropout(model)
+        fuse_activations(model)
+    for parameter in actor_critic.parameters():
+        if parameter.requires_grad:  # master weights
+            parameter.data = parameter.data.float()
+    value_head_model.v_head.float()
+    if config.activation_checkpointing:  # renamed in transformers 5.23
+        enable = getattr(policy, "activation_checkpointing_enable", None)
+        (enable or policy.gradient_checkpointing_enable)(config.gradient_checkpointing_kwargs)
+        policy.enable_input_require_grads()
+    if ref_model is not None:
+        ref_model.requires_grad_(False).eval()
+    return actor_critic, ref_model
+
+
+def kl_controller(config: PPOConfig) -> AdaptiveKLController | FixedKLController:
+    """Make the controller of the KL coefficient that the configuration asks for."""
+    if config.adap_kl_ctrl:
+        return AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
+    return FixedKLController(config.init_kl_coef)
+
+
+def tokenizer_of(model: str | Path | nn.Module) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that goes by the model's name."""
     if not isinstance(model, str | Path):
         raise RecipeError("`tokenizer` is missing. Pass the model's tokenizer.")
     return load_tokenizer(model)
@@ -111,23 +154,21 @@ def tokenizer_of(model: str | Path | nn.Module) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def as_transformers_expects(
-    config: PPOConfig, policy: nn.Module, dataset_length: int | None
+    config: PPOConfig, policy: nn.Module, dataset: Sized | None
 ) -> Iterator[None]:
     """Work out the number of steps, and keep transformers' constructor from what is not its own.
 
     It would make the run's folder before all was found fit for training, and switch the model's
-    cache off for good, in what is saved too.
-
-    Args:
-        config: changed for the time of the block, but for the number of steps.
-        policy: the model.
-        dataset_length: number of prompts; None where the caller has a loader of his own.
+    cache off for good, in what is saved too. `dataset` is None where the caller has a loader of
+    his own.
     """
     batch = config.global_batch_size
     if config.max_steps > 0:
         config.total_episodes = config.max_steps * batch
     elif config.total_episodes is None:
-        config.total_episodes = int(config.num_train_epochs * (dataset_length or batch))
+        config.total_episodes = int(
+            config.num_train_epochs * (batch if dataset is None else len(dataset))
+        )
     config.num_total_batches = max(math.ceil(config.total_episodes / batch), 1)
     config.total_episodes = config.num_total_batches * batch
     saves, config.saves = config.saves, False
@@ -141,15 +182,11 @@ def as_transformers_expects(
 
 
 def pass_cost(policy: nn.Module, device_type: str) -> int:
-    """What one forward and backward pass costs beside its tokens, in tokens.
+    """Estimate what one forward and backward pass costs beside its tokens, in tokens.
 
     Adding up gradients takes as long as a few dozen tokens take, whatever the model's size;
     starting the kernels takes a fixed time, which is worth more tokens the smaller the model and
     the faster the device. It decides how finely rows are split by length, and nothing else.
-
-    Args:
-        policy: the model.
-        device_type: "cpu" or an accelerator's.
     """
     started = 2e8 if device_type == "cpu" else 3e11  # parameters times tokens, measured
     return round(32 + started / policy.num_parameters())
@@ -160,9 +197,6 @@ def fuse_activations(model: nn.Module) -> None:
 
     transformers writes it out in elementary operations, each of which reads, writes and, for the
     backward pass, keeps a tensor four times as wide as the model.
-
-    Args:
-        model: changed in place.
     """
     for module in model.modules():
         for name, child in module.named_children():
@@ -171,14 +205,11 @@ def fuse_activations(model: nn.Module) -> None:
 
 
 def spare_embedding_gradient(model: nn.Module) -> None:
-    """Add the few rows that an embedding's gradient has to that of the head that shares its weight.
+    """Add the few rows of a tied embedding's gradient to that of the head.
 
     Autograd would fill a second tensor of the vocabulary's size with zeros, and add all of it. With
     several processes it does so all the same: what averages gradients wants to know beforehand
     whether they are sparse.
-
-    Args:
-        model: changed in place where embedding and head are one weight.
     """
     if PartialState().num_processes > 1:
         return
@@ -187,24 +218,15 @@ def spare_embedding_gradient(model: nn.Module) -> None:
         embedding.sparse = True  # the sum with the head's gradient is dense
 
 
-def keep_float32_shards(accelerator: Accelerator) -> None:
-    """Gather weights and average gradients in float32; autocast alone is where bfloat16 begins.
+def check_precision(accelerator: Accelerator) -> None:
+    """Refuse float16, and gather weights and average gradients in float32 under FSDP2.
 
-    Args:
-        accelerator: before it prepares a model.
+    Autocast alone is where bfloat16 begins.
     """
+    if accelerator.mixed_precision == "fp16":
+        raise RecipeError(
+            "float16 mixed precision is refused: the probability ratio needs more than it "
+            "resolves. Launch with `--mixed_precision bf16`, or without."
+        )
     if accelerator.is_fsdp2:
         accelerator.state.fsdp_plugin.mixed_precision_policy = None
-
-
-def checkpoint_activations(policy: nn.Module, kwargs: dict | None) -> None:
-    """Trade compute for memory in the backward pass.
-
-    Args:
-        policy: transformers or PEFT model.
-        kwargs: of `torch.utils.checkpoint`, or None.
-    """
-    # renamed in transformers 5.23; Python 3.10 ends at 5.20
-    enable = getattr(policy, "activation_checkpointing_enable", None)
-    (enable or policy.gradient_checkpointing_enable)(kwargs)
-    policy.enable_input_require_grads()

@@ -28,7 +28,7 @@ def take(trainer: "PPOTrainer", randomness: list[dict[str, Any]]) -> Checkpoint:
         "kl_coef": trainer.kl_ctl.value,
         "running": vars(trainer.running),
         "normalisation": trainer.rewards.normalisation if trainer.rewards else {},
-        "trust_sampling": trainer._trust_sampling,
+        "trust_sampling": trainer.first_batch.trust_sampling,
         "optimizer": optimizer,
         "scheduler": trainer.lr_scheduler.state_dict(),
         "random": randomness,
@@ -68,9 +68,8 @@ def restore(trainer: "PPOTrainer", checkpoint: Checkpoint) -> dict[str, Any]:
     if trainer.rewards:
         fixed = {name: tuple(moments) for name, moments in state["normalisation"].items()}
         trainer.rewards.normalisation = fixed
-    trainer._trust_sampling = state["trust_sampling"]
-    trainer._updated = state["step"] > 0
-    trainer._first_batch = not trainer._updated
+    trainer.first_batch.trust_sampling = state["trust_sampling"]
+    trainer.first_batch.updated = trainer.first_batch.evaluated = state["step"] > 0
     if len(state["random"]) == trainer.accelerator.num_processes:
         set_random_states(state["random"][trainer.accelerator.process_index])
     return state

@@ -6,45 +6,34 @@ import torch
 from torch import Tensor
 
 from trl_recipes.distributed import gather
-from trl_recipes.ppo.objective import PPOLosses, Sum, masked_moments
+from trl_recipes.ppo.objective import PPOLosses, Sum, local, masked_moments
+from trl_recipes.ppo.rollout import Evaluation, Targets
 from trl_recipes.stats import distinct_n
 
 
 def rollout_stats(
     scores: Tensor,
-    logprobs: Tensor,
-    ref_logprobs: Tensor,
-    kl: Tensor,
+    evaluation: Evaluation,
     non_score_rewards: Tensor,
     mask: Tensor,
     kl_coef: float,
     all_sum: Sum,
 ) -> dict[str, Tensor | float]:
-    """Describe a batch before it is trained on.
+    """Describe a batch before it is trained on: scores (B,), everything else (B, R).
 
-    Args:
-        scores: after scaling and clipping, (B,).
-        logprobs: of the policy at sampling time, (B, R).
-        ref_logprobs: of the reference model, (B, R).
-        kl: KL penalty a token, (B, R).
-        non_score_rewards: KL part of the rewards, (B, R).
-        mask: tokens that are trained on, (B, R).
-        kl_coef: the coefficient that was used.
-        all_sum: adds over processes.
-
-    Returns:
-        KL and entropy are sums over a sequence, in nats, averaged over sequences.
+    KL and entropy are sums over a sequence, in nats, averaged over sequences.
     """
     ones = torch.ones_like(scores)
-    kl_dist, entropy = (kl * mask).sum(1), (-logprobs * mask).sum(1)
+    kl_dist = (evaluation.kl * mask).sum(1)
+    entropy = (-evaluation.logprobs * mask).sum(1)
     means, variances = masked_moments(
         [kl_dist, entropy, scores, non_score_rewards], [ones, ones, ones, mask], all_sum
     )
     return {
         "objective/kl": means[0],
         "objective/kl_dist": kl_dist,
-        "objective/logprobs": logprobs,
-        "objective/ref_logprobs": ref_logprobs,
+        "objective/logprobs": evaluation.logprobs,
+        "objective/ref_logprobs": evaluation.ref_logprobs,
         "objective/kl_coef": kl_coef,
         "objective/entropy": means[1],
         "ppo/mean_non_score_reward": means[3],
@@ -53,23 +42,12 @@ def rollout_stats(
     }
 
 
-def length_stats(
-    rows_by_name: dict[str, Sequence[Tensor]], device, all_sum: Sum
-) -> dict[str, Tensor]:
-    """Lengths of queries and responses, in tokens.
-
-    Args:
-        rows_by_name: "queries" and "responses", each a list of token ids of shape (length,).
-        device: where sums over processes are taken.
-        all_sum: adds over processes.
-    """
-    lengths = [
-        torch.tensor([len(row) for row in rows], dtype=torch.float32, device=device)
-        for rows in rows_by_name.values()
-    ]
+def length_stats(lengths_by_name: dict[str, Tensor], all_sum: Sum) -> dict[str, Tensor]:
+    """Describe the lengths (B,) of queries and of responses, in tokens."""
+    lengths = [lengths.float() for lengths in lengths_by_name.values()]
     means, variances = masked_moments(lengths, [torch.ones_like(x) for x in lengths], all_sum)
     stats = {}
-    for row, name in enumerate(rows_by_name):
+    for row, name in enumerate(lengths_by_name):
         stats |= {
             f"tokens/{name}_len_mean": means[row],
             f"tokens/{name}_len_std": variances[row].sqrt(),
@@ -85,14 +63,9 @@ def score_stats(
     all_sum: Sum,
     metrics: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Mean and spread of raw scores, before any scaling: in all, and of each reward function.
+    """Average raw scores, before any scaling, in all and of each reward function.
 
-    Args:
-        scores: weighted sum a sample.
-        by_function: values of each reward function, None where it left a sample out.
-        device: where sums over processes are taken.
-        all_sum: adds over processes.
-        metrics: names of those functions that are only logged.
+    A function's value is None where it left a sample out; those named in `metrics` are only logged.
     """
     by_name = {"env/reward_": scores, **by_function}
     known = [
@@ -110,11 +83,7 @@ def score_stats(
 
 
 def normalisation_stats(normalisation: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """Shift and scale of each reward function, the same at every step.
-
-    Args:
-        normalisation: both numbers by name of the function; empty where nothing is normalised.
-    """
+    """Give shift and scale of each reward function, the same at every step."""
     stats = {}
     for name, (shift, scale) in normalisation.items():
         stats |= {f"rewards/{name}/shift": shift, f"rewards/{name}/scale": scale}
@@ -122,11 +91,7 @@ def normalisation_stats(normalisation: dict[str, tuple[float, float]]) -> dict[s
 
 
 class UpdateStats:
-    """Collects token sums over the forward passes of one optimizer step, then averages them.
-
-    Args:
-        all_sum: adds over processes.
-    """
+    """Collects token sums over the forward passes of one optimizer step, then averages them."""
 
     MEANS = (
         "loss/policy",
@@ -155,16 +120,7 @@ class UpdateStats:
         returns: Tensor,
         mask: Tensor,
     ) -> None:
-        """Add one forward pass; every tensor has shape (B, R).
-
-        Args:
-            losses: of the pass.
-            entropy: of the next-token distribution, in nats.
-            log_ratio: new less old log-probability, in nats.
-            values: of the value head now, in score.
-            returns: what they should predict, in score.
-            mask: 1 where there is a response token.
-        """
+        """Add one forward pass, whose tensors are all (B, R)."""
         tokens = (
             losses.policy,
             losses.value,
@@ -181,36 +137,22 @@ class UpdateStats:
         self.ratios.append(losses.ratio[mask.bool()])
 
     def means(self, token_count: Tensor) -> dict[str, Tensor]:
-        """Average over the tokens of all forward passes and processes.
-
-        Args:
-            token_count: number of tokens of the optimizer step, over all processes.
-        """
+        """Average over the tokens of all forward passes and processes."""
         totals = self.all_sum(torch.stack(self.sums).sum(0)) / token_count
         return dict(zip(self.MEANS, totals, strict=True))
 
 
 def update_stats(
     means: dict[str, Tensor],
-    advantages: Tensor,
-    returns: Tensor,
-    values: Tensor,
+    targets: Targets,
     mask: Tensor,
     vf_coef: float,
     all_sum: Sum,
 ) -> dict[str, Tensor]:
-    """Statistics of one optimizer step.
-
-    Args:
-        means: from `UpdateStats.means`.
-        advantages: whitened, (B, R).
-        returns: (B, R).
-        values: at sampling time, (B, R).
-        mask: tokens of the optimizer step, (B, R).
-        vf_coef: weight of the value loss in the total.
-        all_sum: adds over processes.
-    """
-    averages, variances = masked_moments([advantages, returns, values], [mask] * 3, all_sum)
+    """Describe one optimizer step, whose targets and mask are (B, R)."""
+    averages, variances = masked_moments(
+        [targets.advantages, targets.returns, targets.values], [mask] * 3, all_sum
+    )
     return {
         **{key: value for key, value in means.items() if key != "ratio"},
         "loss/total": means["loss/policy"] + vf_coef * means["loss/value"],
@@ -219,16 +161,12 @@ def update_stats(
         "returns/var": variances[1],
         "val/mean": averages[2],
         "val/var": variances[2],
+        "policy/advantages": targets.advantages[mask.bool()],
     }
 
 
 def average_updates(updates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Average the optimizer steps of a batch; lists of tokens are joined.
-
-    Args:
-        updates: from `update_stats`, with one value a token in `policy/advantages` and
-            `policy/ratio`.
-    """
+    """Average the optimizer steps of a batch; what is one value per token is joined."""
     stats = {}
     for key in updates[0]:
         values = [update[key] for update in updates]
@@ -238,14 +176,9 @@ def average_updates(updates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return stats
 
 
-def diversity(responses: Sequence[Tensor], texts: Sequence[str]) -> dict[str, float]:
-    """Share of distinct token pairs and of distinct texts in a batch, over all processes.
-
-    Args:
-        responses: token ids, each of shape (length,).
-        texts: the same, decoded.
-    """
-    ids = gather([response.tolist() for response in responses])
+def diversity(responses: Sequence[list[int]], texts: Sequence[str]) -> dict[str, float]:
+    """Give the fractions of distinct token pairs and of distinct texts, over all processes."""
+    ids = gather(list(responses))
     texts = gather(list(texts))
     return {
         "samples/distinct_2": distinct_n(ids, 2),
@@ -254,11 +187,7 @@ def diversity(responses: Sequence[Tensor], texts: Sequence[str]) -> dict[str, fl
 
 
 def to_plain(stats: dict) -> dict:
-    """Turn tensors into python floats, and those of several elements into numpy arrays.
-
-    Args:
-        stats: tensors and numbers by key.
-    """
+    """Turn tensors into python floats, and those of several elements into numpy arrays."""
     plain = {}
     for key, value in stats.items():
         if isinstance(value, Tensor):
@@ -266,3 +195,38 @@ def to_plain(stats: dict) -> dict:
             value = value.item() if value.numel() == 1 and value.dim() == 0 else value.numpy()
         plain[key] = value
     return plain
+
+
+class RunningMoments:
+    """Mean and standard deviation of every score seen so far, over all processes.
+
+    Source: Chan et al. 1979 (merging variances); TRL 0.11.4 `RunningMoments`, whose start values
+    (mean 0, variance 1 with next to no weight) it keeps.
+
+    >>> import torch
+    >>> moments = RunningMoments()
+    >>> moments.update(torch.tensor([1.0, 2.0]))
+    >>> moments.update(torch.tensor([3.0]))
+    >>> moments.mean, moments.std
+    (2.0, 1.0)
+    """
+
+    def __init__(self):
+        self.mean = 0.0
+        self.std = 1.0
+        self.var = 1.0
+        self.count = 1e-24
+
+    def update(self, scores: Tensor, all_sum: Sum = local) -> None:
+        """Merge a batch of scores (B,)."""
+        here = torch.stack([scores.sum(), scores.new_tensor(float(scores.numel()))])
+        summed, count = all_sum(here).tolist()
+        mean = summed / count
+        squares = all_sum((scores - mean).square().sum()).item()
+
+        delta, total = mean - self.mean, self.count + count
+        squares += self.var * self.count + delta**2 * self.count * count / total
+        self.mean += delta * count / total
+        self.var = squares / total
+        self.std = (squares / (total - 1)) ** 0.5 if total > 1 else 1.0
+        self.count = total
