@@ -254,7 +254,7 @@ def create_reference_model(
                 shared = model.get_parameter(name).requires_grad_(False)
                 reference.get_parameter(name).data = shared.data
             return reference
-    raise ValueError("The layers to share were not found by their names; give `pattern`.")
+    raise RecipeError("The layers to share were not found by their names. Give `pattern`.")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ Sum = Callable[[Tensor], Tensor]
 
 
 def local(total: Tensor) -> Tensor:
-    """Return the sum of one process as it is: a tensor of any shape."""
+    """Return the sum of one process as it is, (...)."""
     return total
 
 
