@@ -17,7 +17,6 @@ from trl_recipes.stats import (
     stat_key,
     stat_table,
     steps_of,
-    to_frame,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -107,15 +106,6 @@ def test_samples_are_one_row_each_in_the_text_they_had(tmp_path):
         {"step": 3, "query": "the", "response": ' film "is"\n great é', "score": 1.5},
         {"step": 3, "query": "a", "response": "", "score": -2},
     ]
-
-
-def test_the_frame_has_a_row_a_step_and_no_arrays():
-    frame = to_frame([{"step": 5, "x": 1.0, "dist": np.zeros(2)}, {"step": 6, "y": np.float32(2)}])
-    assert list(frame.index) == [5, 6]
-    assert sorted(frame.columns) == ["x", "y"]
-    assert frame.loc[5, "x"] == 1
-    assert frame.loc[6, "y"] == 2
-    assert math.isnan(frame.loc[6, "x"])
 
 
 def test_rows_of_a_handwritten_loop_are_counted_from_one():
