@@ -265,11 +265,11 @@ DATA = [
         ("row", "None", "Fix the row"),
         {"data.jsonl": rows() + rows(9, text=None)},
     ),
-    BadInput("broken JSON", LM, ("row 21", "Fix"), {"data.jsonl": rows() + '{"text": "a\n'}),
+    BadInput("broken JSON", LM, ("row 20", "Fix"), {"data.jsonl": rows() + '{"text": "a\n'}),
     BadInput(
         "ragged csv",
         LM + "--dataset_name a.csv",
-        ("line 3", "2 fields", "Quote"),
+        ("line 3", "saw 2", "Quote"),
         {"a.csv": "text\na\nb,c\n"},
     ),
     BadInput(
@@ -281,7 +281,7 @@ DATA = [
     BadInput(
         "no parquet",
         LM + "--dataset_name a.parquet",
-        ("a.parquet", "Write it again"),
+        ("a.parquet", "write them again"),
         {"a.parquet": b"x" * 99},
     ),
     BadInput(

@@ -18,7 +18,7 @@ from transformers import (
 
 from trl_recipes import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RecipeError, load_prompts
 from trl_recipes.arguments import run_recipe
-from trl_recipes.data import prompts as data
+from trl_recipes.data import conversations, files
 from trl_recipes.data.prompts import holds_conversations, one_prompt
 from trl_recipes.evaluation.compare import compare, vader_judge
 
@@ -66,7 +66,7 @@ def tokenizer(chat_model):
 
 @pytest.fixture(autouse=True)
 def on_its_own(monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "_said", set())
+    monkeypatch.setattr(files, "_said", set())
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -158,7 +158,7 @@ def test_what_leaves_no_room_is_left_out_and_counted(tmp_path, tokenizer, chat_m
 def test_a_row_that_is_no_conversation_is_named(tmp_path, tokenizer, monkeypatch, prompt, message):
     rows = [ROWS[0]["prompt"], prompt]
     with pytest.raises(RecipeError, match=message) as error:
-        list(data.encode_conversations(rows, [0, 1], tokenizer, "--dataset_name: a.jsonl"))
+        list(conversations.encode_conversations(rows, [0, 1], tokenizer, "--dataset_name: a.jsonl"))
     assert str(error.value).startswith("--dataset_name: a.jsonl, row 2")
 
 

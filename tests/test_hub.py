@@ -180,7 +180,7 @@ info = info.replace('"dataset_name": "csv"', '"dataset_name": "some_rows"')
 (kept / "dataset_info.json").write_text(info)
 """
     load = """
-from trl_recipes.data.prompts import load_rows
+from trl_recipes.data.files import load_rows
 name = "owner/SomeRows"
 print(sorted([*load_rows(name, split="train")["text"], *load_rows(name, split="test")["text"]]))
 """

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
+from trl_recipes.data.tokenizers import train_tokenizer
 from trl_recipes.errors import RecipeError
 from trl_recipes.training import language_model as pretrain
 from trl_recipes.training.language_model import (
@@ -28,7 +29,6 @@ from trl_recipes.training.language_model import (
     read_texts,
     train_classifier,
     train_language_model,
-    train_tokenizer,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def test_the_tokenizer_of_a_language_model_is_like_gpt2():
 
 
 def test_the_tokenizer_of_a_classifier_ignores_case_and_the_first_word_is_like_others():
-    tokenizer = train_tokenizer(TEXTS, 300, for_classifier=True)
+    tokenizer = train_tokenizer(TEXTS, 300, kind="classifier")
     assert tokenizer("THE FILM")["input_ids"] == tokenizer("the film")["input_ids"]
     assert tokenizer("film film")["input_ids"] == 2 * tokenizer("film")["input_ids"]
     assert tokenizer.pad_token is not None
@@ -95,7 +95,7 @@ def test_padding_keeps_the_end_token_in_the_loss():
 
 
 def test_windows_leave_room_for_special_tokens_and_know_their_text():
-    tokenizer = train_tokenizer(TEXTS, 300, for_classifier=True)
+    tokenizer = train_tokenizer(TEXTS, 300, kind="classifier")
     pad = tokenizer.pad_token
     tokenizer._tokenizer.post_processor = TemplateProcessing(
         single=f"{pad} $A {pad} {pad}", special_tokens=[(pad, tokenizer.pad_token_id)]

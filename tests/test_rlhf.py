@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trl_recipes.arguments import parse_arguments
-from trl_recipes.data.prompts import load_rows
+from trl_recipes.data.files import load_rows
 from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.judges import mood_judges
 from trl_recipes.ppo import PPOConfig

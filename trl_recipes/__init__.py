@@ -9,7 +9,8 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "arguments": ("run_recipe",),
-    "data.prompts": ("LengthSampler", "PromptArguments", "collator", "load_prompts", "load_rows"),
+    "data.files": ("load_rows",),
+    "data.prompts": ("LengthSampler", "PromptArguments", "collator", "load_prompts"),
     "embedded": ("language_model",),
     "errors": ("RecipeError",),
     "evaluation.compare": ("compare", "sentiment_measures"),

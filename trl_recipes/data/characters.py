@@ -8,24 +8,14 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trl_recipes.embedded.dialogue import write_dialogue
 from trl_recipes.errors import RecipeError
 
-HELD_OUT_SHARE = 0.1  # of the text: its end
+HELD_OUT_FRACTION = 0.1  # of the text: its end
 _SOURCE = "--text_file"
 
 
-def read_text(path: str | None) -> str:
-    """Read a text file without changing a character of it, line ends included.
-
-    Args:
-        path: a file in UTF-8; None takes the embedded dialogue.
-
-    Raises:
-        RecipeError: no such file, or it is empty, no text or not UTF-8.
-    """
-    if path is None:
-        return write_dialogue()
+def read_text(path: str) -> str:
+    """Read a text file without changing a character of it, line ends included."""
     file = Path(path).expanduser()
     try:
         data = file.read_bytes()
@@ -55,18 +45,10 @@ def read_text(path: str | None) -> str:
 def divide_text(text: str, shortest: int, source: str | None) -> tuple[str, str]:
     """Divide a text: its beginning to train on, its last tenth to measure on.
 
-    Args:
-        text: the whole text.
-        shortest: characters that each part needs: one context.
-        source: its file, for messages.
-
-    Returns:
-        Both parts; the second starts at a line where there is one near.
-
-    Raises:
-        RecipeError: a part would be shorter than that.
+    Each part has at least `shortest` characters, one context; the second starts at a line where
+    there is one near. `source` names the text in messages.
     """
-    cut = len(text) - max(round(len(text) * HELD_OUT_SHARE), shortest)
+    cut = len(text) - max(round(len(text) * HELD_OUT_FRACTION), shortest)
     line = text.rfind("\n", 0, max(cut, 0)) + 1
     cut = line if cut - line < 1000 and line >= shortest else cut
     if cut < shortest:
@@ -79,25 +61,13 @@ def divide_text(text: str, shortest: int, source: str | None) -> tuple[str, str]
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Token ids of a long text, (characters,): a look-up, much quicker than the tokenizer.
-
-    Args:
-        text: of characters that the tokenizer knows.
-        tokenizer: of characters.
-    """
+    """Token ids of a long text, (characters,): a look-up, much quicker than the tokenizer."""
     tokens = tokenizer.get_vocab()
     return torch.tensor([tokens[character] for character in text])
 
 
 class RandomWindows(torch.utils.data.Dataset):
-    """Windows that start anywhere in a text, the same ones for the same seed.
-
-    Args:
-        ids: the text, (characters,).
-        length: of a window.
-        count: number of windows.
-        seed: of the places.
-    """
+    """Windows that start anywhere in a text, the same ones for the same seed."""
 
     def __init__(self, ids: Tensor, length: int, count: int, seed: int):
         draw = torch.Generator().manual_seed(seed)
@@ -117,15 +87,7 @@ def cut_prompts(
 ) -> Dataset:
     """Cut prompts out of a text: whole words, from anywhere, up to the start of a word.
 
-    Args:
-        text: longer than a prompt.
-        tokenizer: of characters.
-        length: most characters of a prompt.
-        count: number of prompts.
-        seed: of the places.
-
-    Returns:
-        Columns `query` (text) and `input_ids`, as `load_prompts` gives them.
+    The columns are `query` (text, of at most `length` characters) and `input_ids`.
     """
     draw, queries = random.Random(seed), []
     while len(queries) < count:

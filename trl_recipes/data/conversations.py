@@ -51,11 +51,7 @@ def _content(content: Any) -> str:
 
 
 def are_conversations(values: Iterable[Any]) -> bool:
-    """Whether a column holds conversations; its first value that is not None tells.
-
-    Args:
-        values: of the column.
-    """
+    """Whether a column holds conversations; its first value that is not None tells."""
     return is_conversation(next((value for value in values if value is not None), None))
 
 
@@ -64,17 +60,8 @@ def encode_conversations(
 ) -> Iterator[tuple[int, list[int], str]]:
     """Encode conversations as TRL's GRPOTrainer does, up to where the assistant's answer begins.
 
-    Args:
-        values: a conversation a row; None and one without any text count as empty.
-        order: the rows to take.
-        tokenizer: has a chat template.
-        where: flag, data set and column, for messages.
-
-    Returns:
-        Row number, token ids, and the conversation as text to look at; both empty where it is.
-
-    Raises:
-        RecipeError: no chat template, or a row that is no conversation or that it refuses.
+    Gives the row number, token ids, and the conversation as text to look at, of the rows in
+    `order`; both are empty where there is no text. `where` names the column in messages.
     """
     check_chat_template(tokenizer, where)
     for row in order:
@@ -93,31 +80,19 @@ def encode_conversations(
         except Exception as error:  # a template is a program of its own and may raise anything
             raise RecipeError(
                 f"{where}, row {row + 1}: the chat template refuses it ({type(error).__name__}: "
-                f"{error}). Mend the row, or use a model with another chat template."
+                f"{error}). Fix the row, or use a model with another chat template."
             ) from error
         yield row, ids, conversation_text(messages)
 
 
 def conversation_text(messages: Sequence[Message]) -> str:
-    """Write a conversation down to be looked at: a line a message, and the assistant's turn.
-
-    Args:
-        messages: of the conversation.
-    """
+    """Write a conversation down to be looked at: a line per message, and the assistant's turn."""
     lines = [f"{message['role']}: {plain_text([message])}\n" for message in messages]
     return "".join(lines) + "assistant: "
 
 
 def check_chat_template(tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
-    """Refuse conversations where nothing says how the model wants to read them.
-
-    Args:
-        tokenizer: the policy's tokenizer.
-        where: flag, data set and column, for the message.
-
-    Raises:
-        RecipeError: the tokenizer has no chat template.
-    """
+    """Refuse conversations where nothing says how the model wants to read them."""
     if not getattr(tokenizer, "chat_template", None):
         raise RecipeError(
             f"{where} holds conversations, but the tokenizer `{tokenizer.name_or_path}` has no "

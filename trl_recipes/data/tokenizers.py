@@ -1,9 +1,18 @@
-"""A tokenizer whose tokens are the characters of a text."""
+"""Tokenizers made from texts: one whose tokens are characters, and byte-level BPE."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trl_recipes.errors import RecipeError
@@ -11,6 +20,50 @@ from trl_recipes.errors import RecipeError
 END = "<|endoftext|>"
 PAD = "<|pad|>"
 _ANY = r"[\s\S]"  # one character, a line break too
+_NO_UNKNOWN = "<|no token|>"  # not in the vocabulary, so that an unknown character is an error
+# GPT-2's tokens, none that ends a text, and T5's.
+_SPECIAL_TOKENS = {
+    "causal": {"bos_token": END, "eos_token": END},
+    "classifier": {"pad_token": PAD},
+    "seq2seq": {"pad_token": "<pad>", "eos_token": "</s>"},
+}
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int,
+    kind: Literal["causal", "classifier", "seq2seq"] = "causal",
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer for a kind of model; `vocab_size` counts special tokens too.
+
+    Text that is encoded and decoded comes back unchanged. A classifier's ignores case, and treats
+    a text's first word like others; an encoder-decoder's ends each text with `</s>`.
+    """
+    named = _SPECIAL_TOKENS[kind]
+    special = list(dict.fromkeys(named.values()))
+    if vocab_size < 256 + len(special):
+        raise RecipeError(
+            f"--vocab_size is {vocab_size}. Use {256 + len(special)} or more: 256 bytes and "
+            f"{' and '.join(special)}."
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind == "classifier")
+    tokenizer.decoder = decoders.ByteLevel()
+    if kind == "classifier":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if kind == "seq2seq":
+        end = named["eos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
 
 
 def character_tokenizer(text: str) -> PreTrainedTokenizerFast:
@@ -21,12 +74,6 @@ def character_tokenizer(text: str) -> PreTrainedTokenizerFast:
     stand in the order of their code points; behind them `<|endoftext|>` (bos and eos, as in GPT-2)
     and `<|pad|>`, which no text contains. There is no token for unknown characters, because it
     would lose them: encoding one fails. `check_characters` says which, and where.
-
-    Args:
-        text: at least one character.
-
-    Raises:
-        RecipeError: the text is empty.
     """
     if not text:
         raise RecipeError("The text to make a tokenizer of is empty. Give one with characters.")
@@ -45,32 +92,16 @@ def character_tokenizer(text: str) -> PreTrainedTokenizerFast:
     )
 
 
-_NO_UNKNOWN = "<|no token|>"  # not in the vocabulary, so that an unknown character is an error
-
-
 def is_character_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer is one of `character_tokenizer`, made here or loaded.
-
-    Args:
-        tokenizer: any.
-    """
+    """Whether a tokenizer is one of `character_tokenizer`, made here or loaded."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend is not None and getattr(backend.model, "unk_token", None) == _NO_UNKNOWN
 
 
 def check_characters(
-    texts: str | Iterable[str] | Mapping[str, str], tokenizer: PreTrainedTokenizerBase, where: str
+    texts: str | Iterable[str], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> None:
-    """Refuse a text with characters that a character tokenizer never saw.
-
-    Args:
-        texts: one text, or several.
-        tokenizer: any; one that is not of characters is left alone.
-        where: where the text comes from, for the message.
-
-    Raises:
-        RecipeError: says which characters, and where the first one stands.
-    """
+    """Refuse a text with characters that a character tokenizer never saw."""
     if not is_character_tokenizer(tokenizer):
         return
     known: dict[str, Any] = tokenizer.get_vocab()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -22,7 +21,6 @@ from transformers import (
     ModernBertConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     PrinterCallback,
     ProgressCallback,
     Trainer,
@@ -32,6 +30,7 @@ from transformers import (
 
 from trl_recipes.callbacks import train_or_stop
 from trl_recipes.data.prompts import TEXT_COLUMNS
+from trl_recipes.data.tokenizers import train_tokenizer
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.adapters import save_trained
 from trl_recipes.models.loading import load_classifier, load_language_model, load_tokenizer
@@ -39,8 +38,6 @@ from trl_recipes.models.loading import load_classifier, load_language_model, loa
 if TYPE_CHECKING:
     from datasets import Dataset
 
-END = "<|endoftext|>"
-PAD = "<|pad|>"
 IGNORED = -100  # label of a padded position, which the loss leaves out
 EVALUATION_BATCH = 64
 
@@ -339,7 +336,7 @@ def train_classifier(
     names = dict(enumerate(label_names))
     label_map = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
     if model_name_or_path is None:
-        tokenizer = train_tokenizer(texts, sizes.vocab_size, for_classifier=True)
+        tokenizer = train_tokenizer(texts, sizes.vocab_size, kind="classifier")
         tokenizer.model_max_length = sizes.context_length
         model = AutoModelForSequenceClassification.from_config(
             ModernBertConfig(
@@ -394,46 +391,6 @@ def train_classifier(
         metrics["heldout_accuracy"] = _accuracy(model, whole, owners, heldout_labels, pad)
         metrics["heldout_texts"] = len(heldout_texts)
     return metrics
-
-
-def train_tokenizer(
-    texts: Sequence[str], vocab_size: int, *, for_classifier: bool = False
-) -> PreTrainedTokenizerFast:
-    """Learn a byte-level BPE tokenizer, GPT-2's kind, which can write any text.
-
-    Args:
-        texts: what to learn from.
-        vocab_size: entries, the 256 bytes and the special token included.
-        for_classifier: ignore case, treat a text's first word like others, and have a pad token.
-            Else the tokenizer has `<|endoftext|>` as bos and eos and no pad token, as GPT-2.
-
-    Returns:
-        The tokenizer; text that is encoded and decoded comes back unchanged (but for case where
-        that is ignored).
-
-    Raises:
-        RecipeError: the vocabulary has no room for the 256 bytes.
-    """
-    if vocab_size < 257:
-        raise RecipeError(
-            f"vocab_size is {vocab_size}. Use 257 or more: 256 bytes and a special token."
-        )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=for_classifier)
-    tokenizer.decoder = decoders.ByteLevel()
-    if for_classifier:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    special = PAD if for_classifier else END
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[special],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    if for_classifier:
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)
 
 
 def language_model_rows(

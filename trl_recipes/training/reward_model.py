@@ -31,6 +31,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from trl import RewardConfig, RewardTrainer
 
 from trl_recipes.callbacks import train_or_stop
+from trl_recipes.data.tokenizers import train_tokenizer
 from trl_recipes.embedded import language_model
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.adapters import save_trained
@@ -42,7 +43,6 @@ from trl_recipes.training.language_model import (
     LossBar,
     cut_fragments,
     train_classifier,
-    train_tokenizer,
 )
 from trl_recipes.training.reward_data import Labelled, Pairs
 
@@ -254,7 +254,7 @@ def _scorer(
     labels = {"num_labels": 1, "id2label": {0: SCORE}, "label2id": {SCORE: 0}}
     labels["problem_type"] = problem_type
     if name is None:
-        tokenizer = train_tokenizer(texts, sizes.vocab_size, for_classifier=True)
+        tokenizer = train_tokenizer(texts, sizes.vocab_size, kind="classifier")
         model = AutoModelForSequenceClassification.from_config(
             ModernBertConfig(  # the one of `pretrain.train_classifier`
                 vocab_size=len(tokenizer),

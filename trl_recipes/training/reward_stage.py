@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from transformers import set_seed
 
-from trl_recipes.data.prompts import TEXT_COLUMNS, load_rows
+from trl_recipes.data.files import load_rows
+from trl_recipes.data.prompts import TEXT_COLUMNS
 from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.calibration import Bin

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from trl_recipes.data.prompts import load_rows
+from trl_recipes.data.files import load_rows
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.loading import load_run
 from trl_recipes.models.sampling import generate_responses

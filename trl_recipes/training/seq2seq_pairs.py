@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trl_recipes.data.prompts import TEXT_COLUMNS, load_rows
+from trl_recipes.data.files import load_rows
+from trl_recipes.data.prompts import TEXT_COLUMNS
 from trl_recipes.errors import RecipeError
 
 if TYPE_CHECKING:

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     PrinterCallback,
     ProgressCallback,
     Seq2SeqTrainer,
@@ -27,6 +25,7 @@ from transformers import (
 )
 
 from trl_recipes.callbacks import train_or_stop
+from trl_recipes.data.tokenizers import train_tokenizer
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.adapters import save_trained
 from trl_recipes.models.forward import context_length
@@ -35,7 +34,6 @@ from trl_recipes.models.packing import pad_rows
 from trl_recipes.training.language_model import IGNORED, LossBar
 from trl_recipes.training.seq2seq_pairs import Pair, tokenize
 
-PAD, END = "<pad>", "</s>"
 EVALUATION_BATCH = 64
 
 
@@ -120,7 +118,7 @@ def start_model(
     if model_name_or_path is not None:
         tokenizer = load_tokenizer(model_name_or_path)
         return load_language_model(model_name_or_path, causal=False), tokenizer
-    tokenizer = train_pair_tokenizer(texts, sizes.vocab_size)
+    tokenizer = train_tokenizer(texts, sizes.vocab_size, kind="seq2seq")
     tokenizer.model_max_length = sizes.context_length
     tokens = {
         "vocab_size": len(tokenizer),
@@ -155,35 +153,6 @@ def start_model(
         dropout=0.0,
     )
     return BartForConditionalGeneration(config), tokenizer
-
-
-def train_pair_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Learn a byte-level BPE tokenizer that ends each text with `</s>`.
-
-    Args:
-        texts: what to learn from.
-        vocab_size: entries, the 256 bytes and two special tokens included.
-
-    Raises:
-        RecipeError: the vocabulary has no room for the 256 bytes.
-    """
-    if vocab_size < 258:
-        raise RecipeError(f"--vocab_size is {vocab_size}. Use 258 or more: 256 bytes and 2 tokens.")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[PAD, END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {END}",
-        special_tokens=[(END, tokenizer.token_to_id(END))],
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
 
 
 def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_recipes.data.characters import divide_text, read_text
 from trl_recipes.distributed import is_main_process
+from trl_recipes.embedded.dialogue import write_dialogue
 from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.compare import Comparison, compare
 from trl_recipes.grpo import GRPOConfig, GRPOTrainer
@@ -52,7 +53,7 @@ class CharacterText:
         Raises:
             RecipeError: the file is missing, empty, no text or too short.
         """
-        whole = read_text(text_file)
+        whole = read_text(text_file) if text_file else write_dialogue()
         source = text_file or "the embedded dialogue"
         return cls(whole, *divide_text(whole, context_length, source))
 
