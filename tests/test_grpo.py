@@ -1,5 +1,6 @@
 """GRPOTrainer and RLOOTrainer: TRL's algorithms, our data, rewards and run folder."""
 
+import copy
 import math
 
 import pytest
@@ -11,8 +12,10 @@ from peft import LoraConfig, PeftModel
 from tiny_grpo import KINDS, build, prompts, same, tiny, variety, weights, without_times
 from tiny_grpo import word_tokenizer as words
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl.trainer import base_trainer
 
 from trl_recipes import GRPOConfig, RecipeError, load_run
+from trl_recipes.grpo.trainer import GroupTrainer
 from trl_recipes.stats import load_stats, stat_key
 
 both = pytest.mark.parametrize("kind", KINDS)
@@ -34,7 +37,7 @@ class Snapshots(TrainerCallback):
 
 @both
 def test_training_is_that_of_trls_own_trainer(kind, tmp_path):
-    """Bit for bit, on prompts of one length, which need no padding."""
+    """On prompts of one length, which need no padding; to the bit but for TRL's fused head."""
     data = Dataset.from_dict({"prompt": [f"w{i} w{i + 1}" for i in range(2, 9)]})
     ours = build(kind, data=data, beta=0.1, max_steps=3)
     assert isinstance(ours, getattr(trl, f"{kind.upper()}Trainer"))
@@ -67,10 +70,58 @@ def test_training_is_that_of_trls_own_trainer(kind, tmp_path):
         processing_class=words(),
     )
     theirs.train()
-    assert same(weights(ours), weights(theirs))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    logits = [trainer.model.eval()(ids).logits for trainer in (ours, theirs)]
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
+    if not hasattr(trl.trainer.utils, "add_fused_lm_head"):
+        assert same(weights(ours), weights(theirs))
     for ours_row, theirs_row in zip(ours.all_stats, theirs.state.log_history, strict=False):
         logged = {k: v for k, v in theirs_row.items() if "time" not in k and v is not None}
-        assert {key: ours_row[key] for key in logged} == logged
+        assert {key: ours_row[key] for key in logged} == pytest.approx(logged, rel=1e-5, abs=1e-5)
+
+
+@both
+def test_on_a_cpu_log_probabilities_of_plain_logits_are_those_of_trls_head(kind):
+    """With the fused head of TRL >= 1.15, and to the bit without."""
+    trainer, ids = build(kind, temperature=0.7), torch.randint(1, 64, (8, 9))
+    given = (trainer.model, ids, torch.ones_like(ids), 5, 4, True)
+    ours = trainer._get_per_token_logps_and_entropies(*given)
+    with trainer._with_fused_head():
+        theirs = super(GroupTrainer, trainer)._get_per_token_logps_and_entropies(*given)
+    for mine, its in zip(ours[:2], theirs[:2], strict=True):
+        torch.testing.assert_close(mine, its, rtol=0, atol=1e-6)
+    assert ours[0].requires_grad
+    assert not ours[1].requires_grad
+
+
+@both
+def test_a_copy_of_a_trained_policy_stays_where_it_is(kind):
+    """TRL >= 1.15 gives the policy a `forward` in which the original is bound."""
+    trainer = build(kind, beta=0.1)
+    trainer.train()
+    policy, ids = trainer.accelerator.unwrap_model(trainer.model).eval(), torch.tensor([[5, 6, 7]])
+    kept = copy.deepcopy(policy)
+    before = policy(ids).logits
+    with torch.no_grad():
+        policy.transformer.wte.weight.mul_(1.5)
+    assert torch.equal(kept(ids).logits, before)
+    assert not torch.equal(policy(ids).logits, before)
+    assert "forward" not in vars(policy)
+    trainer.train()  # with the head that TRL wants, again
+    assert trainer.evaluate(prompts(8).rename_column("query", "prompt"))["eval_reward"] > 0
+
+
+@both
+def test_nothing_of_a_run_leaves_the_machine_unless_asked(kind, monkeypatch):
+    sent = []
+    monkeypatch.setattr(base_trainer, "send_telemetry", lambda *args, **_: sent.append(args))
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    build(kind)
+    assert sent == []
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "0")
+    build(kind)
+    assert len(sent) == 1
 
 
 @both

@@ -1,10 +1,11 @@
 """GRPOTrainer and RLOOTrainer: TRL's own, in a run folder and with our rewards."""
 
 import functools
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from trl_recipes.callbacks import train_or_stop
 from trl_recipes.data.conversations import plain_text
@@ -51,7 +53,7 @@ from trl_recipes.grpo.keeping import (
     write_weights,
 )
 from trl_recipes.models.adapters import save_policy, select_trainable
-from trl_recipes.models.forward import unwrap_adapter
+from trl_recipes.models.forward import forward_arguments, unwrap_adapter
 from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.memory import set_malloc_thresholds
 from trl_recipes.models.sampling import packed_weights
@@ -77,11 +79,7 @@ _TEXTS = ("prompt", "completion", "completion_ids")  # no columns of the data se
 
 
 class _Steps(TrainerCallback):
-    """Tells a trainer where in its steps it is.
-
-    Args:
-        trainer: the trainer that it is a callback of.
-    """
+    """Tells a trainer where in its steps it is."""
 
     def __init__(self, trainer: "GroupTrainer"):
         self.trainer = trainer
@@ -107,29 +105,21 @@ class _Steps(TrainerCallback):
 class GroupTrainer:
     """What our GRPOTrainer and RLOOTrainer add to TRL's, whose algorithms stay as they are.
 
-    Args:
-        model: hub name, folder, or a causal transformers or PEFT model.
-        reward_funcs: one reward function or several.
-        args: settings; None takes the defaults.
-        train_dataset: prompts, as `load_prompts` gives them or as TRL wants them: a column `prompt`
-            of texts or conversations. Further columns reach reward functions.
-        processing_class: the model's tokenizer; None loads it by the model's name.
-        reward_weights: weight of each; None weighs all 1, and penalties -1.
-        metrics: functions like `reward_funcs` that are called and logged, and never optimised.
-        callbacks: further transformers callbacks.
-        peft_config: trains an adapter instead of the full model.
-        **kwargs: further arguments of TRL's trainer, such as `eval_dataset` or `tools`.
-
-    Attributes:
-        all_stats: one row for each logged step, with all that TRL logs.
-
-    Raises:
-        RecipeError: what was passed cannot be trained; says why and what to do.
+    `model` is a hub name, a folder, or a causal transformers or PEFT model; without
+    `processing_class` the tokenizer is loaded by its name. `train_dataset` holds prompts, as
+    `load_prompts` gives them or as TRL wants them: a column `prompt` of texts or conversations.
+    Further columns reach reward functions. `metrics` are functions like `reward_funcs` that are
+    logged and never optimised; `reward_weights` are 1 where none are given, and -1 for penalties.
+    `all_stats` holds a row for each logged step, with all that TRL logs.
 
     Differs from TRL's: the reference model has the very weights that the policy starts with, where
     TRL loads them by the model's name; the model's own generation settings are set aside; positions
     are explicit, so that a row's log-probabilities do not depend on its neighbours' padding; the
-    order of prompts follows from seed and epoch, so that it is the same after a resume.
+    order of prompts follows from seed and epoch, so that it is the same after a resume; on a CPU
+    log-probabilities come from plain logits; TRL is told of no run.
+
+    Raises:
+        RecipeError: what was passed cannot be trained; says why and what to do.
     """
 
     config_class: type[GroupConfig]
@@ -174,6 +164,7 @@ class GroupTrainer:
         peft_config = select_trainable(policy, args.trainable, peft_config)
         adapted = peft_config is not None or isinstance(policy, PeftModel)
         loads_reference = args.beta != 0 and not adapted
+        forward = vars(unwrap_adapter(policy)).get("forward")
         with named(policy, loads_reference), _writes_nothing(args), _without_renamings():
             super().__init__(
                 model=policy,
@@ -185,6 +176,9 @@ class GroupTrainer:
                 peft_config=peft_config,
                 **kwargs,
             )
+        fused_head = vars(unwrap_adapter(policy)).get("forward")  # of TRL >= 1.15
+        self._fused_head = None if fused_head is forward else fused_head
+        _set_forward(unwrap_adapter(policy), forward)
         count_positions(policy)
         if self.ref_model is not None:
             reference = self.accelerator.unwrap_model(self.ref_model)
@@ -236,6 +230,74 @@ class GroupTrainer:
         finally:
             model.generation_config = own
             self._note("time/generation", time.perf_counter() - started)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **images: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Compute log-probabilities and entropies of completions, (B, T), as TRL does.
+
+        On a CPU from plain logits: the head that TRL >= 1.15 fuses with them is for GPUs, and takes
+        five times as long there.
+        """
+        on_gpu = self.accelerator.device.type != "cpu"
+        if on_gpu or any(value is not None for value in images.values()):
+            settings = (batch_size, compute_entropy, compute_aux_loss)
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *settings, **images
+            )
+        policy = unwrap_adapter(self.accelerator.unwrap_model(model))
+        more: dict[str, Any] = {"use_cache": False}
+        if "logits_to_keep" in forward_arguments(policy):
+            more["logits_to_keep"] = logits_to_keep + 1
+        if compute_aux_loss:
+            more["output_router_logits"] = True
+        size = batch_size or len(input_ids)
+        logps, entropies, aux_losses = [], [], []
+        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+            outputs = model(input_ids=ids, attention_mask=mask, **more)
+            logits = outputs.logits[:, -logits_to_keep - 1 : -1] / self.temperature
+            logps.append(selective_log_softmax(logits, ids[:, -logits_to_keep:]))
+            if compute_entropy:
+                in_loss = getattr(self, "_entropy_bonus_enabled", False)
+                entropies.append(entropy_from_logits(logits if in_loss else logits.detach()))
+            if compute_aux_loss:
+                aux_losses.append(outputs.aux_loss)
+        return (
+            torch.cat(logps),
+            torch.cat(entropies) if compute_entropy else None,
+            torch.stack(aux_losses).mean() if compute_aux_loss else None,
+        )
+
+    @contextmanager
+    def _with_fused_head(self) -> Iterator[None]:
+        """Lend the policy the forward that TRL >= 1.15 gave it: copies would call the original."""
+        policy = unwrap_adapter(self.accelerator.unwrap_model(self.model))
+        forward = vars(policy).get("forward")
+        if self._fused_head is not None:
+            policy.forward = self._fused_head
+        try:
+            yield
+        finally:
+            if self._fused_head is not None:
+                _set_forward(policy, forward)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as TRL does, also before and after training."""
+        with nullcontext() if self.is_in_train else self._with_fused_head():
+            return super().evaluate(*args, **kwargs)
+
+    def _send_telemetry(self) -> None:
+        """Tell TRL's makers nothing of a run, unless HF_HUB_DISABLE_TELEMETRY=0 asks for it."""
+        if os.environ.get("HF_HUB_DISABLE_TELEMETRY") == "0":
+            super()._send_telemetry()
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
         """Call the reward functions as TRL does, and note what the batch looks like.
@@ -409,7 +471,7 @@ class GroupTrainer:
         """TRL's training; of what a failing reward function ends, the last whole step is kept."""
         self._checkpoint = resume_from_checkpoint
         try:
-            with _without_renamings():
+            with self._with_fused_head(), _without_renamings():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except RecipeError as error:
             alone = self.accelerator.num_processes == 1  # several save together or not
@@ -627,6 +689,13 @@ class GroupTrainer:
             # weights and two moments a checkpoint, one more while it is written, and the model
             check_disk(Path(self.args.output_dir), trained * (3 * (kept + 1) + 1))
         return lengths
+
+
+def _set_forward(model: nn.Module, forward: Callable | None) -> None:
+    """Give a model a forward of its own; None: that of its class."""
+    vars(model).pop("forward", None)
+    if forward is not None:
+        model.forward = forward
 
 
 @contextmanager
