@@ -19,19 +19,10 @@ ATTENTION = re.compile(
 
 
 def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None) -> Any:
-    """Freeze what is not to be trained; a value head always is.
+    """Freeze what is not to be trained; return the configuration of a new adapter, if any.
 
-    Args:
-        policy: transformers or PEFT model; changed in place.
-        trainable: "all", "attention" (the attention projections of the full model) or "lora".
-        peft_config: adapter to train, which goes with "all" (its default) or "lora".
-
-    Returns:
-        The adapter's configuration, or None where no new one is needed.
-
-    Raises:
-        RecipeError: no attention projections or target modules were found, or the projections and
-            an adapter are both asked for.
+    `trainable` is "all", "attention" (the attention projections of the full model) or "lora";
+    `peft_config` goes with "all" or "lora".
     """
     if peft_config is not None:
         _check_target_modules(policy, peft_config)
@@ -58,13 +49,7 @@ def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None)
 
 
 def save_policy(policy: nn.Module, folder: Path, merge_adapter: bool) -> None:
-    """Save the language model in the hub's format, or its adapter.
-
-    Args:
-        policy: transformers or PEFT model.
-        folder: exists already.
-        merge_adapter: write the base model with the adapter merged into it instead.
-    """
+    """Save a language model in the hub's format; of a PEFT model its adapter, or both merged."""
     if not hasattr(policy, "merge_and_unload"):
         policy.save_pretrained(folder)
     elif merge_adapter:
@@ -74,12 +59,9 @@ def save_policy(policy: nn.Module, folder: Path, merge_adapter: bool) -> None:
 
 
 def save_trained(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Save the model that transformers' Trainer has trained, whole and in the hub's format.
+    """Save the model that transformers' Trainer has trained, gathered, and its tokenizer.
 
-    Args:
-        trainer: after training; all processes come here, and the main one writes.
-        tokenizer: the model's.
-        folder: made if it is not there.
+    All processes come here, and the main one writes.
     """
     writes = trainer.is_world_process_zero()
     model = full_model(trainer.accelerator.unwrap_model(trainer.model), keep=writes)

@@ -1,6 +1,6 @@
-"""Models whose weights lie in parts over several processes: whole when asked for.
+"""Models whose weights are sharded over several processes (FSDP2, DeepSpeed's ZeRO-3).
 
-Everywhere else the functions give back what they were given.
+Where nothing is sharded, the functions give back what they were given.
 """
 
 import os
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -23,11 +24,10 @@ from trl_recipes.models.forward import unwrap_adapter
 def check_fsdp_loading() -> None:
     """Refuse a launch in which only the first process of a machine loads weights.
 
-    Raises:
-        RecipeError: FSDP is told to; what is not spread over the processes (a reward model, a
-            value head) would stay empty in all the others.
+    What is not sharded (a reward model, a value head) would stay empty in all the others.
     """
-    if _is_on("ACCELERATE_USE_FSDP") and _is_on("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+    flags = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
+    if all(parse_flag_from_env(flag) for flag in flags):
         raise RecipeError(
             "`fsdp_cpu_ram_efficient_loading: true` would leave reward models and value heads "
             "empty in all processes but the first. Set it to false in the configuration that "
@@ -35,20 +35,8 @@ def check_fsdp_loading() -> None:
         )
 
 
-def _is_on(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("1", "true", "yes")
-
-
 def check_embeddings(model: nn.Module, accelerator: Accelerator) -> None:
-    """Refuse what transformers' Trainer cannot train under FSDP2.
-
-    Args:
-        model: transformers or PEFT model.
-        accelerator: before it prepares the model.
-
-    Raises:
-        RecipeError: it is an encoder-decoder, whose encoder, decoder and head share one embedding.
-    """
+    """Refuse an encoder-decoder under FSDP2: encoder, decoder and head share one embedding."""
     if accelerator.is_fsdp2 and model.config.is_encoder_decoder:
         raise RecipeError(
             f"{type(unwrap_adapter(model)).__name__} cannot be trained under FSDP2 before PPO: "
@@ -58,14 +46,10 @@ def check_embeddings(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def wrap_by_layer(model: nn.Module, accelerator: Accelerator) -> None:
-    """Tell accelerate which layers FSDP2 is to spread one by one, unless its configuration does.
+    """Tell accelerate which layers FSDP2 is to wrap one by one, unless its configuration does.
 
     What accelerate 1.15 finds out itself fails for a model that names a module around its input
     embeddings too (ModernBERT), and is kept for the next model that the process trains.
-
-    Args:
-        model: transformers or PEFT model.
-        accelerator: before it prepares the model.
     """
     if not accelerator.is_fsdp2 or "FSDP_TRANSFORMER_CLS_TO_WRAP" in os.environ:
         return
@@ -79,31 +63,19 @@ def wrap_by_layer(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether a model's weights lie in parts over the processes.
-
-    Args:
-        model: any.
-    """
+    """Whether FSDP2 shards a model's weights over the processes."""
     return isinstance(model, FSDPModule)
 
 
 def set_fsdp_root(model: nn.Module) -> None:
-    """Tell FSDP which module is the outermost; it takes the first that runs for it.
-
-    Args:
-        model: as accelerate prepared it.
-    """
+    """Tell FSDP which module is the outermost; it would take the first that runs."""
     fully_shard.state(model)._lazy_init()
     # torch warns of in-place operations to come, of which neither we nor transformers have any
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
 
 
 def shard(model: nn.Module) -> None:
-    """Leave each process a part of a model that is only ever used within [`gathered`].
-
-    Args:
-        model: changed in place.
-    """
+    """Leave each process a part of a model that is only ever used within [`gathered`]."""
     fully_shard(model)
 
 
@@ -113,10 +85,6 @@ def gathered(model: nn.Module, reshard_after_forward: bool = True) -> Iterator[N
 
     Sampling calls a model once a token, and calls parts of it; gathered once, the weights travel
     once a rollout in the place of once a token. All processes enter the block together.
-
-    Args:
-        model: as accelerate prepared it.
-        reshard_after_forward: what its layers go back to doing after a forward pass.
     """
     shards = [module for module in model.modules() if is_sharded(module)]
     for module in shards:
@@ -132,14 +100,7 @@ def gathered(model: nn.Module, reshard_after_forward: bool = True) -> Iterator[N
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that may lie in parts. All processes ask together.
-
-    Args:
-        tensor: any; a parameter under DeepSpeed's ZeRO-3 knows by itself that it lies in parts.
-
-    Returns:
-        The same tensor where it lies whole, or one of the whole's shape.
-    """
+    """Gather all of a tensor that may be sharded, of the same shape. All processes ask together."""
     if isinstance(tensor, DTensor):
         return tensor.full_tensor()
     if hasattr(tensor, "ds_id"):
@@ -150,35 +111,25 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _in_parts(tensor: Tensor) -> bool:
+def _sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor) or hasattr(tensor, "ds_id")
 
 
 def full_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """All of some tensors, one after the other; those in parts come to the CPU.
+    """Gather tensors by name, one after the other; sharded ones come to the CPU.
 
-    Args:
-        tensors: by name.
-        keep: whether this process wants them; the others help and get nothing.
+    A process that does not `keep` them helps and gets nothing.
     """
     found = {}
     for name, tensor in tensors.items():
         full = full_tensor(tensor)
         if keep:
-            found[name] = full.detach().cpu() if _in_parts(tensor) else full
+            found[name] = full.detach().cpu() if _sharded(tensor) else full
     return found
 
 
 def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """Lay a tensor out over the processes as another of the same shape is.
-
-    Args:
-        tensor: whole, and equal in all processes.
-        pattern: how to lay it out.
-
-    Returns:
-        The same tensor where the pattern lies whole, or this process's part of one.
-    """
+    """Shard a whole tensor, equal in all processes, as another of the same shape is sharded."""
     if not isinstance(pattern, DTensor) or isinstance(tensor, DTensor):
         return tensor
     return distribute_tensor(
@@ -187,16 +138,11 @@ def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
 
 
 def full_model(model: nn.Module, keep: bool) -> nn.Module | None:
-    """A language model with all of its weights in one process, to be saved.
+    """Gather a language model in one process, to be saved: a copy on the CPU where it is sharded.
 
-    Args:
-        model: transformers or PEFT model.
-        keep: whether this process wants it; the others help and get None.
-
-    Returns:
-        The model itself where it lies whole in each process, a copy on the CPU where it does not.
+    A process that does not `keep` it helps and gets None.
     """
-    if not any(map(_in_parts, model.parameters())):
+    if not any(map(_sharded, model.parameters())):
         return model if keep else None
     state = full_tensors(model.state_dict(keep_vars=True), keep)
     if not keep:
