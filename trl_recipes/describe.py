@@ -1,7 +1,16 @@
-"""Text of models and data made safe to show, and numbers made easy to read."""
+"""What a run is about to do, in words; texts made safe to show, and numbers easy to read."""
 
 import math
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+# Said before every run of GRPO and RLOO, because such a loss looks like a run that learns nothing.
+ABOUT_THE_LOSS = (
+    "The loss that TRL logs stays near 0 however well it goes, because the advantages in a group "
+    "add up to 0; read the score."
+)
 
 
 def printable(text: str) -> str:
@@ -41,3 +50,110 @@ def peak_memory() -> float:
     lines = status.read_text().splitlines() if status.is_file() else []
     peaks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
     return peaks[0] * 1024 / 1e9 if peaks else math.nan
+
+
+def describe_run(
+    algorithm: str,
+    config: Any,
+    model: Any,
+    reward_names: Sequence[str],
+    prompt_lengths: Sequence[int],
+    steps: int,
+    device: str,
+) -> str:
+    """Say in one paragraph what is trained, on what, for how long, with the batch arithmetic.
+
+    `config` is that of a trainer that is built; `algorithm` is PPO, GRPO or RLOO.
+    """
+    ppo = algorithm == "PPO"
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    part = "all of them" if trained == total else f"{_count(trained)} of them"
+    shortest = (ppo and config.min_response_length) or config.response_length
+    response = _tokens(shortest, config.response_length)
+    arithmetic = (_ppo_steps if ppo else _group_steps)(config, steps)
+    processes = config.world_size or 1
+    precision = "bfloat16 autocast" if config.bf16 else "float32"
+    return (
+        f"{algorithm} on {type(getattr(model, 'policy', model)).__name__} with {_count(total)} "
+        f"parameters, training {part}, rewarded by {', '.join(reward_names)}. "
+        f"{_tokens(min(prompt_lengths), max(prompt_lengths))} of {len(prompt_lengths)} prompts are "
+        f"continued by {response if ppo else f'at most {response}'}. {steps} steps, each of "
+        f"{config.batch_size * processes} responses{arithmetic}; learning rate "
+        f"{config.learning_rate:g}; {precision} on {device}, {processes} "
+        f"process{'es' if processes > 1 else ''}, seed {config.seed}."
+        f"{'' if ppo else f' {ABOUT_THE_LOSS}'}"
+    )
+
+
+def _ppo_steps(config: Any, steps: int) -> str:
+    samples = config.batch_size * (config.world_size or 1)
+    passes = config.gradient_accumulation_steps
+    split = "" if passes == 1 else f" ({passes} passes of {config.mini_batch_size})"
+    epochs = {1: "once", 2: "twice"}.get(config.ppo_epochs, f"{config.ppo_epochs} times")
+    adaptive = f", adapted towards {config.target:g} nats" if config.adap_kl_ctrl else ", fixed"
+    return (
+        f" gone over {epochs} in optimizer steps of {samples // config.num_mini_batches}{split}: "
+        f"{steps * samples} responses and {steps * config.ppo_epochs * config.num_mini_batches} "
+        f"optimizer steps in all. KL coefficient {config.init_kl_coef:g}{adaptive}"
+    )
+
+
+def _group_steps(config: Any, steps: int) -> str:
+    samples, sampled = config.batch_size * config.world_size, config.generation_batch_size
+    passes, again = config.gradient_accumulation_steps, config.num_iterations
+    split = "" if passes == 1 else f" in {passes} passes of {config.mini_batch_size}"
+    at_once = "" if sampled == samples else f", sampled {sampled} at a time"
+    repeated = "" if again == 1 else f", gone over {again} times"
+    responses = -(-steps * samples // (sampled * again)) * sampled
+    kl = f"Weight of the KL {config.beta:g}" if config.beta else "No reference model"
+    return (
+        f"{split}{at_once}{repeated}: {sampled // config.num_generations} prompts with "
+        f"{config.num_generations} responses each, {responses} responses in all. {kl}"
+    )
+
+
+def describe_check(
+    seconds: Sequence[float],
+    steps: int,
+    checked: str,
+    sample: tuple[str, str, float] | None,
+    kept: Any = None,
+) -> str:
+    """Say what a check found, and what the whole run will take.
+
+    `seconds` are those of each step that was tried, of which the first also warms up; `sample` is
+    a prompt, the response to it and its score; `kept` the `Memory` that training keeps.
+    """
+    later = statistics.median(seconds[1:] or seconds)
+    total = seconds[0] + (steps - 1) * later
+    shown = ""
+    if sample is not None:
+        prompt, response, score = sample
+        shown = (
+            f"A sample: {printable(prompt)!r} was continued by {printable(response)!r}, score "
+            f"{score:.2f}.\n"
+        )
+    parts = ""
+    if kept is not None:
+        parts = (
+            f"; of it weights {kept.weights / 1e9:.2g}, gradients {kept.gradients / 1e9:.2g}, "
+            f"optimizer {kept.moments / 1e9:.2g}, reference {kept.reference / 1e9:.2g} GB"
+        )
+    return (
+        f"Checked with {len(seconds)} steps, nothing written: the reward functions, {checked}, and "
+        f"that gradients are finite.\n{shown}"
+        f"The whole training will take about {duration(total)} ({steps} steps of {later:.2g} s) "
+        f"and {peak_memory():.1f} GB of memory{parts}."
+    )
+
+
+def _count(number: int) -> str:
+    if number < 1_000_000:
+        return f"{number / 1000:.0f} thousand"
+    return f"{number / 1e6:.1f} million"
+
+
+def _tokens(low: int, high: int) -> str:
+    tokens = f"{high} token{'s' if high > 1 else ''}"
+    return tokens if low == high else f"{low} to {tokens}"

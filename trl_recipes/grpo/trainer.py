@@ -30,11 +30,11 @@ from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from trl_recipes.callbacks import train_or_stop
 from trl_recipes.data.conversations import plain_text
+from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.diagnostics import Alarms, group_alarms
 from trl_recipes.distributed import broadcast_from_main, gather
 from trl_recipes.errors import RecipeError
 from trl_recipes.grpo.config import GroupConfig, GRPOConfig, RLOOConfig
-from trl_recipes.grpo.describe import describe_check, describe_run
 from trl_recipes.grpo.inputs import (
     causal_model,
     copy_weights,
@@ -661,7 +661,7 @@ class GroupTrainer:
             if reference:
                 self.ref_model.load_state_dict(reference)
             set_random_states(randomness)
-        return describe_check(seconds, steps, sample)
+        return describe_check(seconds, steps, "the prompts", sample)
 
     def _number_of_steps(self) -> int:
         return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]

@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trl_recipes.callbacks import StopSignals
 from trl_recipes.data.prompts import LengthSampler, collator, stream_rows
+from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.diagnostics import Alarms, ppo_alarms
 from trl_recipes.errors import RecipeError
 from trl_recipes.lost_peer import notice_lost_machines
@@ -37,7 +38,6 @@ from trl_recipes.models.sharding import (
 )
 from trl_recipes.ppo import checks, classic, keeping, objective, setup, snapshot
 from trl_recipes.ppo.config import PPOConfig
-from trl_recipes.ppo.describe import describe_check, describe_run
 from trl_recipes.ppo.models import ActorCritic, reference_of, save_value_head
 from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets, sample
 from trl_recipes.ppo.statistics import (
@@ -621,10 +621,12 @@ class PPOTrainer(classic.ClassicLoop, Trainer):
 
     def _described(self) -> str:
         return describe_run(
+            "PPO",
             self.config,
             self._actor_critic(),
             self.rewards.names,
             [len(ids) for ids in self.dataset["input_ids"]],
+            self.args.num_total_batches,
             str(self.current_device),
         )
 
@@ -647,7 +649,9 @@ class PPOTrainer(classic.ClassicLoop, Trainer):
         snapshot.restore(self, before)
         set_random_states(randomness)
         kept = kept_by(self._actor_critic(), self.ref_model)
-        return describe_check(seconds, self.args.num_total_batches, batch, kept)
+        checked = "ratio 1 before the first update, the KL to the reference"
+        sample = tuple(batch[name][0] for name in ("query", "response", "score"))
+        return describe_check(seconds, self.args.num_total_batches, checked, sample, kept)
 
     def _check_before_training(self) -> None:
         if self.rewards is None:
