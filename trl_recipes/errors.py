@@ -1,4 +1,4 @@
-"""The error for what a user can mend, and the way in which a run that is told to stop ends."""
+"""The error for what a user can fix, and the way in which a run that is told to stop ends."""
 
 
 class RecipeError(ValueError):
@@ -6,23 +6,17 @@ class RecipeError(ValueError):
 
     The message says what was wrong (with the value), where it came from (flag, file and row,
     function) and what to do. A recipe prints it and exits with 2, without a traceback.
-
-    Attributes:
-        everywhere: whether it is raised in every process of a launch, so that what all do together,
-            such as saving, still can be done.
     """
 
+    # Whether it is raised in every process of a launch, so that all still can save together.
     everywhere = False
 
 
 class RunStopped(Exception):
     """A run that was told to stop did so, and saved what it had.
 
-    The message says where, and how to go on. A recipe prints it and exits with `exit_code`.
-
-    Args:
-        message: for the user.
-        exit_code: 128 plus the number of the signal, as shells have it.
+    The message says where, and how to go on. A recipe prints it and exits with `exit_code`: 128
+    plus the number of the signal, as shells have it.
     """
 
     def __init__(self, message: str, exit_code: int):

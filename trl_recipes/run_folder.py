@@ -37,7 +37,7 @@ _PACKAGES = ("trl_recipes", "trl", "transformers", "torch", "accelerate", "datas
 _NOT_KEPT = {"overwrite_output_dir", "resume_from_checkpoint", "hub_token"}
 _ALWAYS_KEPT = {"seed"}
 # What save_pretrained and the trainers write into model/.
-_MODEL_FILES = (
+_MODEL_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
@@ -52,7 +52,7 @@ _MODEL_FILES = (
     "chat_template.jinja",
     "training_args.bin",
     "README.md",
-)
+]
 
 _log = logging.getLogger(__name__)
 
@@ -444,7 +444,7 @@ def _remove_run(run: RunFolder) -> None:
         path.unlink(missing_ok=True)
 
 
-def _remove_matching(folder: Path, patterns: tuple[str, ...]) -> None:
+def _remove_matching(folder: Path, patterns: Sequence[str]) -> None:
     if folder.is_symlink():  # what it points to belongs to somebody else
         folder.unlink()
         return

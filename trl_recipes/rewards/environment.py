@@ -36,17 +36,8 @@ class TextGenerationEnv(gymnasium.Env):
     Action: the id of the next token.
     Info: at the end `prompt`, `completion` and the raw value of each reward function.
 
-    Args:
-        prompts: texts that episodes start from.
-        tokenizer: turns texts into tokens and back.
-        reward_funcs: reward functions as the trainers take them.
-        max_new_tokens: most tokens of a response.
-        reward_weights: weight of each function; as in `Rewards` when None.
-        columns: further columns of the data set for the reward functions, an entry for each prompt.
-
-    Raises:
-        RecipeError: no prompt or an empty one, no room for a token, or reward functions that
-            `Rewards` refuses.
+    `reward_funcs` and `reward_weights` are as the trainers take them; `columns` are further ones of
+    the data set for the reward functions, with an entry for each prompt.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  Gymnasium's own form
@@ -89,14 +80,9 @@ class TextGenerationEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start an episode.
+        """Start an episode from a prompt drawn, or from that of `options={"prompt": row}`.
 
-        Args:
-            seed: of the choice of prompts.
-            options: `{"prompt": row}` starts from that prompt instead of one drawn.
-
-        Returns:
-            The observation of the prompt alone, and its row and text.
+        Returns the observation of the prompt alone, and its row and text.
         """
         super().reset(seed=seed)
         drawn = int(self.np_random.integers(len(self.prompts)))
@@ -105,16 +91,9 @@ class TextGenerationEnv(gymnasium.Env):
         return self._observation(), {"row": self.row, "prompt": self.prompts[self.row]}
 
     def step(self, action: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Append a token.
+        """Append the token of this id.
 
-        Args:
-            action: its id.
-
-        Returns:
-            Observation, reward, whether the end token came, whether the response is full, info.
-
-        Raises:
-            RecipeError: no episode has been started, it is over, or there is no such token.
+        Returns observation, reward, whether the end token came, whether the response is full, info.
         """
         if self.over:
             raise RecipeError("The episode is over or none was started. Call `reset` first.")

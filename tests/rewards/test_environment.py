@@ -28,7 +28,7 @@ def own_tokenizer(tiny_gpt2):
 
 @pytest.fixture
 def env(own_tokenizer):
-    from trl_recipes.environment import TextGenerationEnv
+    from trl_recipes.rewards.environment import TextGenerationEnv
 
     return TextGenerationEnv(
         PROMPTS, own_tokenizer, FUNCTIONS, max_new_tokens=5, columns={"label": [1, 2, 3]}
@@ -98,7 +98,7 @@ def test_steps_that_make_no_sense_are_refused(env):
 
 
 def test_wrong_prompts_are_refused(own_tokenizer):
-    from trl_recipes.environment import TextGenerationEnv
+    from trl_recipes.rewards.environment import TextGenerationEnv
 
     for prompts, told in ([], "got 0 prompts"), (["a", ""], "got 2 prompts, of which 1 are empty"):
         with pytest.raises(RecipeError, match=told):
@@ -109,6 +109,6 @@ def test_wrong_prompts_are_refused(own_tokenizer):
 
 def test_without_gymnasium_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    monkeypatch.delitem(sys.modules, "trl_recipes.environment", raising=False)
+    monkeypatch.delitem(sys.modules, "trl_recipes.rewards.environment", raising=False)
     with pytest.raises(RecipeError, match=r"pip install 'trl_recipes\[gymnasium\]'"):
-        import trl_recipes.environment  # noqa: F401
+        import trl_recipes.rewards.environment  # noqa: F401
