@@ -506,7 +506,7 @@ def stopped(**files: str) -> Maker:
 
     def make(path: Path, models: Models) -> None:
         run()(path, models)
-        checkpoint = path / "checkpoints" / "step-1"
+        checkpoint = path / "checkpoints" / "checkpoint-1"
         checkpoint.mkdir(parents=True)
         for file, content in files.items():
             (checkpoint / file.replace("__", ".")).write_text(content)
@@ -534,15 +534,15 @@ RESUMING = [
     ),
     BadInput(
         "a damaged checkpoint",
-        PPO + "--resume_from_checkpoint out/checkpoints/step-1",
-        ("is damaged", "`state.json` is missing", "Give `true`"),
-        {"out": stopped(manifest__json='{"state.json": [2, "0"]}')},
+        PPO + "--resume_from_checkpoint out/checkpoints/checkpoint-1",
+        ("is damaged", "`optimizer.pt` is cut short", "Give `true`"),
+        {"out": stopped(trainer_state__json="{}", optimizer__pt="PK")},
     ),
     BadInput(
         "every checkpoint damaged",
         PPO + "--resume_from_checkpoint true",
-        ("every checkpoint", "`manifest.json` is not", "--overwrite_output_dir"),
-        {"out": stopped(manifest__json="[")},
+        ("every checkpoint", "`trainer_state.json` is cut short", "--overwrite_output_dir"),
+        {"out": stopped(trainer_state__json="[")},
     ),
     BadInput(
         "no run to resume pretraining",

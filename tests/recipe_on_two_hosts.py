@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from architectures import ARCHITECTURES, VOCAB, Words
 from datasets import Dataset
 
-from trl_recipes import PPOConfig, PPOTrainer, lost_peer
+from trl_recipes import PPOConfig, PPOTrainer
 from trl_recipes.arguments import run_recipe
 from trl_recipes.report import write_report
 from trl_recipes.run_folder import start_run
@@ -22,15 +22,12 @@ from trl_recipes.run_folder import start_run
 
 @dataclass
 class Arguments:
-    """How fast machines are missed, and how long a step takes."""
+    """How long a step takes."""
 
-    lost_after: int = field(default=60, metadata={"help": "Seconds."})
     pause: float = field(default=0.0, metadata={"help": "Seconds that scoring takes."})
 
 
 def main(args: Arguments, config: PPOConfig) -> None:
-    lost_peer.SECONDS = args.lost_after
-
     def evenness(completion_ids, **columns):
         time.sleep(args.pause)
         return [sum(i % 2 == 0 for i in ids) / len(ids) for ids in completion_ids]

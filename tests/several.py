@@ -184,7 +184,7 @@ def failing(kind, folder, reward_once=False, fails_in=1):
         trainer.train()
     except RecipeError as error:
         told["error"] = str(error)
-    processes.greatest(0)  # all have written
+    processes.gather([0])  # all have written
     told["checkpoints"] = sorted(p.name for p in path.glob("checkpoints/*"))
     return {}, told
 
@@ -203,7 +203,7 @@ def stopped(kind, folder):
         long(kind, until, folder / "run").train()
     except RunStopped as stop:
         told = {"said": str(stop), "code": stop.exit_code}
-    processes.greatest(0)  # all have written
+    processes.gather([0])  # all have written
     told["checkpoints"] = sorted(p.name for p in (folder / "run").glob("checkpoints/*"))
     return {}, told
 

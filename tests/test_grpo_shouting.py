@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_recipes import load_stats
 from trl_recipes.arguments import run_recipe
+from trl_recipes.callbacks import LossLog
 from trl_recipes.data.characters import divide_text, encode, read_text
 from trl_recipes.data.tokenizers import character_tokenizer
 from trl_recipes.errors import RecipeError
-from trl_recipes.loss_log import LossLog
 from trl_recipes.rewards import UppercaseReward
 from trl_recipes.training.baseline import BaselineConfig, mean_loss, new_model
 

@@ -164,7 +164,7 @@ def test_a_killed_chain_ends_as_one_that_was_left_alone(
     )
     watched = {
         "reward model": tmp_path / "run" / "reward" / "stage.json",  # written when it begins
-        "policy": tmp_path / "run" / "checkpoints" / "step-1",
+        "policy": tmp_path / "run" / "checkpoints" / "checkpoint-1",
     }[moment]
     while not watched.exists() and process.poll() is None:
         time.sleep(0.005)

@@ -51,8 +51,8 @@ def finished(tmp_path):
     run.model.mkdir()
     for name in ("config.json", "model.safetensors", "value_head.safetensors", "tokenizer.json"):
         (run.model / name).write_text("x")
-    (run.checkpoints / "step-10").mkdir(parents=True)
-    (run.checkpoints / "step-10" / "state.json").write_text("{}")
+    (run.checkpoints / "checkpoint-10").mkdir(parents=True)
+    (run.checkpoints / "checkpoint-10" / "state.json").write_text("{}")
     return run
 
 
@@ -128,7 +128,7 @@ def test_overwriting_does_not_follow_links_out_of_the_folder(finished, tmp_path)
         path.unlink()
     finished.model.rmdir()
     finished.model.symlink_to(elsewhere)
-    (finished.checkpoints / "step-20").symlink_to(elsewhere)
+    (finished.checkpoints / "checkpoint-20").symlink_to(elsewhere)
     prepare_run(finished.path, overwrite=True)
     assert sorted(path.name for path in elsewhere.iterdir()) == ["config.json", "model.safetensors"]
     assert not finished.model.exists()

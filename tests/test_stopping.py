@@ -12,9 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trl_recipes import RecipeError
-from trl_recipes.callbacks import _find_checkpoint
-
 RECIPES = Path(__file__).parents[1] / "recipes"
 WORDS = ["--num_train_epochs", "6", "--save_steps", "20", "--disable_tqdm", "true"]
 WORDS += ["--per_device_train_batch_size", "4", "--use_cpu", "true"]
@@ -68,15 +65,3 @@ def test_a_check_says_what_the_training_takes_and_writes_nothing(recipe, reviews
     output = finish(start(recipe, reviews, tmp_path / "run", "--check", "true"))
     assert not (tmp_path / "run").exists()
     assert re.search(r"about \d+ seconds \(\d+ steps of [\d.e-]+ s\) and \d\.\d GB", output)
-
-
-def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path, caplog):
-    for step, content in ((9, "{}"), (10, "{}"), (11, '{"cut'), (12, None)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if content is not None:
-            (folder / "trainer_state.json").write_text(content)
-    assert _find_checkpoint(tmp_path, "true") == str(tmp_path / "checkpoint-10")
-    assert "checkpoint-11" in caplog.text
-    with pytest.raises(RecipeError, match="is no whole checkpoint"):
-        _find_checkpoint(tmp_path, str(tmp_path / "checkpoint-12"))

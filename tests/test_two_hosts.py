@@ -1,7 +1,7 @@
 """Two machines, as two network namespaces: one is lost, the other says so, and the run goes on.
 
 Each namespace has a network of its own, joined by one virtual cable to the other's, so that a
-machine that is switched off and a cable that is cut are the real thing. It takes root.
+machine that is switched off is the real thing. It takes root.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from trl_recipes.ppo.checkpoint import checkpoints_in, damage
+from trl_recipes.checkpointing import checkpoints_in, damage
 
 RECIPE = Path(__file__).with_name("recipe_on_two_hosts.py")
 ACCELERATE = Path(sys.executable).with_name("accelerate")
@@ -74,9 +74,6 @@ class Host:
         for pid in ip("netns", "pids", self.name).split():
             os.kill(int(pid), signal.SIGKILL)
 
-    def set_cable(self, state):
-        ip("-n", self.name, "link", "set", self.interface, state)
-
 
 def why_not():
     """Why there can be no namespaces here, or None."""
@@ -105,7 +102,7 @@ def hosts():
             ip("link", "set", host.name, "netns", host.name)
             ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", host.interface)
             ip("-n", host.name, "link", "set", "lo", "up")
-            host.set_cable("up")
+            ip("-n", host.name, "link", "set", host.interface, "up")
         yield both
     finally:
         for host in both:
@@ -149,7 +146,7 @@ def rows(folder):
     ]
 
 
-def test_a_run_that_loses_a_machine_and_then_the_network_ends_as_one_left_alone(hosts, tmp_path):
+def test_a_run_that_loses_a_machine_ends_as_one_left_alone(hosts, tmp_path):
     alone = Launch(hosts, tmp_path / "alone")
     assert [alone.ends(rank, 120) for rank in (0, 1)] == [0, 0], alone.said(0) + alone.said(1)
 
@@ -161,17 +158,9 @@ def test_a_run_that_loses_a_machine_and_then_the_network_ends_as_one_left_alone(
     assert "The connection to another process was lost" in run.said(0)
     assert "--resume_from_checkpoint true" in run.said(0)
 
-    run = Launch(hosts, folder, pause=0.2, lost_after=3, resume_from_checkpoint="true")
-    run.wait_for_step(10)
-    hosts[1].set_cable("down")
-    assert [run.ends(rank, 40) for rank in (0, 1)] == [1, 1]
     left = checkpoints_in(folder / "checkpoints")
     assert len(left) == 2
     assert [damage(path) for path in left] == [None, None]
-    assert len(rows(folder)) >= 10
-    for rank in (0, 1):
-        assert "The connection to another process was lost" in run.said(rank)
-    hosts[1].set_cable("up")
 
     run = Launch(hosts, folder, own_disks=True, resume_from_checkpoint="true")
     assert [run.ends(rank, 120) for rank in (0, 1)] == [0, 0], run.said(0) + run.said(1)

@@ -87,10 +87,10 @@ def halt_while_writing(process, checkpoints):
     """Halt a run at a moment at which a checkpoint is half written, however busy the machine is."""
     end = time.monotonic() + 20
     while process.poll() is None and time.monotonic() < end:
-        if any(checkpoints.glob("*.unfinished")):
+        if any(checkpoints.glob(".unfinished/*")):
             process.send_signal(signal.SIGSTOP)
             time.sleep(0.002)
-            if any(checkpoints.glob("*.unfinished")):
+            if any(checkpoints.glob(".unfinished/*")):
                 return
             process.send_signal(signal.SIGCONT)
 
@@ -115,7 +115,7 @@ def torture(flags, output_dir, kills, seed=0):
         process.kill()
         process.communicate()
         done += 1
-        struck += bool(list(checkpoints.glob("*.unfinished")))
+        struck += bool(list(checkpoints.glob(".unfinished/*")))
     finish(start([*flags, "--resume_from_checkpoint", "true"], output_dir))
     return struck
 

@@ -1,11 +1,7 @@
-"""SIGTERM and Ctrl-C: end after the current step, with a checkpoint to go on from."""
+"""What all trainers do beside their algorithm: progress, losses, resume, stop on a signal."""
 
-import json
-import logging
 import os
-import re
 import signal
-import socket
 import sys
 import threading
 import time
@@ -14,35 +10,106 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from accelerate import Accelerator
+from peft import PeftModel
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from trl_recipes.distributed import (
-    another_failed,
-    broadcast_from_main,
-    gather,
-    greatest,
-    has_ended,
-    is_main_process,
-    neighbours,
-)
-from trl_recipes.errors import RecipeError, RunStopped
-from trl_recipes.loss_log import LossLog
-from trl_recipes.lost_peer import notice_lost_machines
+from trl_recipes.checkpointing import find_checkpoint, share_checkpoint, whole_checkpoints
+from trl_recipes.distributed import gather, has_ended, is_main_process, neighbors
+from trl_recipes.errors import RunStopped
 from trl_recipes.models.sharding import check_embeddings, wrap_by_layer
 from trl_recipes.run_folder import RunFolder, recorded
+from trl_recipes.stats import append_stats, keep_steps
 
-_log = logging.getLogger(__name__)
+
+class StepProgress(TrainerCallback):
+    """Shows one bar of training steps, on the main process: score, KL and response length."""
+
+    SHOWN = (
+        ("score", "env/reward_mean", "6.2f"),
+        ("KL", "objective/kl", "6.2f"),
+        ("length", "tokens/responses_len_mean", "4.1f"),
+    )
+
+    def __init__(self):
+        self.bar = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Open the bar."""
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                unit="step",
+                dynamic_ncols=True,
+                bar_format="{desc}{bar:20} step {n_fmt}/{total_fmt}, {remaining} left",
+            )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Lead with what tells whether the run goes well."""
+        if self.bar is not None and logs is not None and "env/reward_mean" in logs:
+            parts = [f"{n} {logs[key]:{form}}" for n, key, form in self.SHOWN if key in logs]
+            self.bar.set_description_str("  ".join(parts) + " ", refresh=False)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Advance the bar."""
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class LossLog(TrainerCallback):
+    """Writes losses and what belongs to them to all_stats: each hundredth of the run, or oftener.
+
+    Args:
+        path: of all_stats.
+    """
+
+    ROWS = 100  # about as many as a picture can show
+    NAMES = (  # our key and the Trainer's; the last two are TRL's, of reward models
+        ("loss/train", "loss"),
+        ("loss/heldout", "eval_loss"),
+        ("learning_rate", "learning_rate"),
+        ("grad_norm", "grad_norm"),
+        ("accuracy", "accuracy"),
+        ("margin", "margin"),
+    )
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Drop what was logged after the checkpoint that training goes on from."""
+        if state.is_world_process_zero:
+            keep_steps(self.path, state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Ask for a row; the Trainer's own logging may be rarer than the run is long."""
+        if state.global_step % max(1, state.max_steps // self.ROWS) == 0:
+            control.should_log = True
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Write the losses of this log."""
+        row = {key: logs[name] for key, name in self.NAMES if name in (logs or {})}
+        if row and state.is_world_process_zero:
+            append_stats(self.path, {"step": state.global_step} | row)
 
 
 class StopSignals:
     """Notes the first SIGTERM or Ctrl-C while its block runs; a second one stops at once.
 
     Of several processes, one that gets the launcher's SIGTERM because another has ended ends at
-    once too, also in the middle of waiting for that one: there is nothing that it could save.
+    once too: there is nothing that it could save.
 
     Attributes:
         received: the signal, or None.
@@ -54,28 +121,24 @@ class StopSignals:
     def __init__(self):
         self.received: signal.Signals | None = None
         self._when = 0.0
-        self._neighbours: list[int] = []
-        self._wakeup: socket.socket | None = None
+        self._neighbors: list[int] = []
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        self._neighbours = neighbours()
+        self._neighbors = neighbors()
         if threading.current_thread() is threading.main_thread():  # python allows no other
             self._handlers = {name: signal.signal(name, self._note) for name in self.WATCHED}
-            if self._neighbours:
-                self._watch()
         return self
 
     def __exit__(self, *error: Any) -> None:
         for name, handler in self._handlers.items():
             signal.signal(name, handler)
-        if self._wakeup is not None:
-            signal.set_wakeup_fd(-1)
-            self._wakeup.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if any(map(has_ended, self._neighbors)):
+            os._exit(1)
         if self.received is not None:
-            if self._neighbours and time.monotonic() - self._when < self.PASSED_ON_SECONDS:
+            if self._neighbors and time.monotonic() - self._when < self.PASSED_ON_SECONDS:
                 return
             raise KeyboardInterrupt
         self.received, self._when = signal.Signals(number), time.monotonic()
@@ -85,58 +148,26 @@ class StopSignals:
                 "once.\n"
             )
 
-    def _watch(self) -> None:
-        """Look after the neighbours at each signal in a thread: this one may wait for one of them.
-
-        Python runs a signal's handler only when the main thread is back from what it waits for.
-        """
-        woken, self._wakeup = socket.socketpair()
-        self._wakeup.setblocking(False)
-        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-
-        def look() -> None:
-            with woken:
-                while woken.recv(1):
-                    if another_failed() or any(map(has_ended, self._neighbours)):
-                        os._exit(1)
-
-        threading.Thread(target=look, name="neighbours", daemon=True).start()
-
 
 class StopOnSignal(TrainerCallback):
-    """Makes a transformers trainer save a checkpoint and end after the step of a signal.
+    """Makes a trainer save a checkpoint and end after the step of a signal to any process.
 
     Args:
-        signals: entered around `train`.
+        signals: entered around the training.
+        accelerator: the trainer's.
     """
 
-    def __init__(self, signals: StopSignals):
-        self.signals = signals
+    def __init__(self, signals: StopSignals, accelerator: Accelerator):
+        self.signals, self.accelerator = signals, accelerator
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Ask for both where a signal came, to this process or to another."""
-        number = greatest(int(self.signals.received or 0))
-        if number:
+        """Ask for both where a signal came."""
+        if self.signals.received:
+            self.accelerator.set_trigger()
+        if self.accelerator.check_trigger():
+            number = max(gather([int(self.signals.received or 0)]))
             self.signals.received = signal.Signals(number)
             control.should_save = control.should_training_stop = True
-
-
-def stop_run(received: signal.Signals, step: int, steps: int) -> NoReturn:
-    """End a run that has written its checkpoint.
-
-    Args:
-        received: what ended it.
-        step: the last one.
-        steps: of the whole run.
-
-    Raises:
-        RunStopped: always; says how to go on.
-    """
-    raise RunStopped(
-        f"Stopped by {received.name} after step {step} of {steps}. To go on: the same command with "
-        "--resume_from_checkpoint true.",
-        128 + received,
-    )
 
 
 def train_or_stop(
@@ -145,7 +176,7 @@ def train_or_stop(
     train: Callable[..., TrainOutput] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> TrainOutput:
-    """Run a transformers trainer in a run folder, with its checkpoints in `checkpoints/`.
+    """Run a trainer in a run folder: with its checkpoints there, until it ends or is told to.
 
     Where there is a run folder, a training on texts leaves its losses there, and each leaves its
     record and its page, however it ends.
@@ -158,56 +189,57 @@ def train_or_stop(
         train: called with `resume_from_checkpoint`; None takes the trainer's own `train`.
         about: for the record, with `train`; see `trl_recipes.run_folder.recorded`.
 
-    Returns:
-        What the trainer's `train` gave.
-
     Raises:
         RecipeError: there is no such checkpoint.
         RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
     """
-    args = trainer.args
-    run, wanted = RunFolder(Path(args.output_dir)), args.resume_from_checkpoint
-    find = partial(_find_checkpoint, run.checkpoints, str(wanted))
-    checkpoint = broadcast_from_main(find) if wanted else None
-    check_embeddings(trainer.model, trainer.accelerator)
-    wrap_by_layer(trainer.model, trainer.accelerator)
+    args, run = trainer.args, RunFolder(Path(trainer.args.output_dir))
+    wanted = args.resume_from_checkpoint
+    checkpoint = find_checkpoint(run, wanted) if wanted else None
+    if isinstance(trainer.model, PreTrainedModel | PeftModel):
+        check_embeddings(trainer.model, trainer.accelerator)
+        wrap_by_layer(trainer.model, trainer.accelerator)
     started = nullcontext()
-    record = nullcontext() if about is None else recorded(run, about, lambda: _step(trainer))
     if before_training is not None:
         started = before_training()
         if not any(isinstance(c, LossLog) for c in trainer.callback_handler.callbacks):
             trainer.add_callback(LossLog(run.all_stats))
-        record = recorded(run, {"about": _about(trainer)}, lambda: _step(trainer))
+        about = {"about": _about(trainer)}
     ddp = trainer.accelerator.ddp_handler
     if ddp is not None and args.ddp_find_unused_parameters is None:
         ddp.find_unused_parameters = False  # else torch looks for some at each step, and warns
     args.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
-    notice_lost_machines()
-    with started, record:
-        return _train(trainer, run, checkpoint, train or trainer.train)
+    if checkpoint is not None:
+        share_checkpoint(checkpoint)
+        checkpoint = str(checkpoint)
+    train = train or trainer.train
+    with started, whole_checkpoints(trainer):
+        if about is None:
+            return _of_all(train(resume_from_checkpoint=checkpoint))
+        with recorded(run, about, lambda: trainer.state.global_step):
+            return _of_all(_train(trainer, partial(train, resume_from_checkpoint=checkpoint)))
 
 
-def _train(
-    trainer: Trainer, run: RunFolder, checkpoint: str | None, train: Callable[..., TrainOutput]
-) -> TrainOutput:
-    args = trainer.args
-    if args.save_strategy == "no":
-        return _of_all(train(resume_from_checkpoint=checkpoint))
-    args.output_dir = str(run.checkpoints)
-    try:
-        with StopSignals() as signals:
-            trainer.add_callback(StopOnSignal(signals))
-            result = train(resume_from_checkpoint=checkpoint)
-    finally:
-        args.output_dir = str(run.path)
-    if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
-        trainer.accelerator.wait_for_everyone()  # the main process has written the checkpoint
-        stop_run(signals.received, trainer.state.global_step, trainer.state.max_steps)
-    return _of_all(result)
+def _train(trainer: Trainer, train: Callable[[], TrainOutput]) -> TrainOutput:
+    with StopSignals() as signals:
+        stop = StopOnSignal(signals, trainer.accelerator)
+        trainer.add_callback(stop)
+        result = train()
+        trainer.remove_callback(stop)
+    step, steps = trainer.state.global_step, trainer.state.max_steps
+    if signals.received is not None and step < steps:
+        raise RunStopped(
+            f"Stopped by {signals.received.name} after step {step} of {steps}. To go on: the same "
+            "command with --resume_from_checkpoint true.",
+            128 + signals.received,
+        )
+    return result
 
 
-def _of_all(result: TrainOutput) -> TrainOutput:
+def _of_all(result: TrainOutput | None) -> TrainOutput | None:
     """The same with the mean loss of all processes: since its last log, transformers' is of one."""
+    if result is None:  # of PPO
+        return None
     losses = gather([result.training_loss])
     return result._replace(training_loss=sum(losses) / len(losses))
 
@@ -224,36 +256,3 @@ def _about(trainer: Trainer) -> str:
         f"{args.learning_rate:g} at its highest; {'bfloat16 autocast' if args.bf16 else 'float32'} "
         f"on {args.device}, {args.world_size} process(es), seed {args.seed}."
     )
-
-
-def _step(trainer: Trainer) -> int:
-    return trainer.state.global_step
-
-
-def _find_checkpoint(folder: Path, wanted: str) -> str | None:
-    """The checkpoint to go on from; None where the run has none yet."""
-    if wanted.lower() not in ("true", "1", "yes"):
-        if not _is_whole(Path(wanted).expanduser()):
-            raise RecipeError(
-                f"--resume_from_checkpoint: `{wanted}` is no whole checkpoint (its "
-                "trainer_state.json, written last, is missing or damaged). Give `true` for the "
-                "newest one."
-            )
-        return wanted
-    names = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("*")]
-    found = {int(match[1]): path for match, path in names if match}
-    for _, path in sorted(found.items(), reverse=True):
-        if _is_whole(path):
-            return str(path)
-        _log.warning("Skipped `%s`: it was not written to its end.", path)
-    _log.warning("`%s` has no checkpoint yet: starting at the first step.", folder.parent)
-    return None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether transformers got to write the last file of a checkpoint."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

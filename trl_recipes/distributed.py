@@ -1,4 +1,4 @@
-"""Several processes of one launch: they see each other, one speaks, they agree and end together."""
+"""Several processes of one launch: the main one speaks, they agree, and they end together."""
 
 import json
 import logging
@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from trl_recipes import lost_peer
 from trl_recipes.errors import RecipeError
 
 T = TypeVar("T")
@@ -20,6 +19,12 @@ T = TypeVar("T")
 # What a launcher gives to the processes that it starts; torch's and Accelerate's.
 _LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_")
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # what a process ended of, for the launcher's last lines
+_LOST = (
+    "error: The connection to another process was lost: it has ended (then its own output says "
+    "why), or it hangs or takes longer than --ddp_timeout (seconds; on a CPU always 1800), or its "
+    "machine or the network is down. Checkpoints are whole: go on with the same commands and "
+    "--resume_from_checkpoint true."
+)
 
 
 def launched() -> bool:
@@ -38,10 +43,9 @@ def process_index() -> int:
 
 
 def init_process() -> None:
-    """Let the processes of a launch see each other, once training arguments are made.
+    """Let the processes of a launch form a group, once training arguments are made.
 
-    Without a GPU Accelerate wants to be told that they are to; else each would train alone, as if
-    it were the only one.
+    Without a GPU Accelerate has to be told that they are to; else each would train alone.
     """
     if not launched():
         return
@@ -52,7 +56,7 @@ def init_process() -> None:
 
 
 def join_launch() -> None:
-    """Let the processes of a launch see each other, and all but the main one keep silent."""
+    """Let the processes of a launch form a group, and silence all but the main one."""
     init_process()
     if not is_main_process():
         logging.disable(logging.WARNING)
@@ -74,28 +78,16 @@ def leave_launch() -> None:
 
 
 def print_main(*parts: Any, sep: str = " ") -> None:
-    """Print, in the main process.
-
-    Args:
-        *parts: what to print.
-        sep: between two parts.
-    """
+    """Print in the main process."""
     if is_main_process():
         print(*parts, sep=sep, flush=True)  # noqa: T201  what a recipe has to tell
 
 
 def broadcast_from_main(work: Callable[[], T]) -> T:
-    """Give all processes what `work` gives in the main one, which alone does it.
-
-    Args:
-        work: gives something that can be pickled.
-
-    Raises:
-        RecipeError: in all processes, where `work` raised one.
-    """
-    if not _have_met():
+    """Do work in the main process alone, and give its result, or its RecipeError, to all."""
+    if not _in_group():
         return work()
-    import torch.distributed as dist
+    from accelerate.utils import broadcast_object_list
 
     told: list[Any] = [None, None]
     if is_main_process():
@@ -103,34 +95,27 @@ def broadcast_from_main(work: Callable[[], T]) -> T:
             told[0] = work()
         except RecipeError as error:
             told[1] = error
-    dist.broadcast_object_list(told)
-    if told[1] is not None:
-        told[1].everywhere = True
-        raise told[1]
-    return told[0]
+    broadcast_object_list(told)
+    result, error = told
+    if error is not None:
+        error.everywhere = True
+        raise error
+    return result
 
 
 def raise_on_all(work: Callable[[], T]) -> T:
-    """Do what each process does on its own part of something; an error in one is one in all.
+    """Do each process's own part of something; a RecipeError in one is raised in all.
 
-    Args:
-        work: talks to no other process.
-
-    Raises:
-        RecipeError: in all processes, where `work` raised one in any: the first one's.
+    The work itself must not wait for another process.
     """
-    if not _have_met():
+    if not _in_group():
         return work()
-    import torch.distributed as dist
-
     result, error = None, None
     try:
         result = work()
     except RecipeError as raised:
         error = raised
-    errors: list[RecipeError | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    error = next((told for told in errors if told is not None), None)
+    error = next((told for told in gather([error]) if told is not None), None)
     if error is not None:
         error.everywhere = True
         raise error
@@ -138,54 +123,24 @@ def raise_on_all(work: Callable[[], T]) -> T:
 
 
 def gather(part: list[T]) -> list[T]:
-    """Give the entries that all processes have, in the order of the processes.
-
-    Args:
-        part: this one's, which can be pickled.
-    """
-    if not _have_met():
+    """Gather the entries of all processes' lists, in the order of the processes."""
+    if not _in_group():
         return part
-    import torch.distributed as dist
+    from accelerate.utils import gather_object
 
-    parts: list[list[T]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(parts, part)
-    return [entry for other in parts for entry in other]
+    return gather_object(part)
 
 
-def greatest(number: int) -> int:
-    """Give the greatest of the numbers that the processes have.
-
-    Args:
-        number: this one's.
-    """
-    if not _have_met():
-        return number
-    import torch
-    import torch.distributed as dist
-    from accelerate import PartialState
-
-    found = torch.tensor(number, device=PartialState().device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+def neighbors() -> list[int]:
+    """List the process ids of the other processes on this machine."""
+    here = (platform.node(), os.getpid())
+    return [pid for node, pid in gather([here]) if node == here[0] and pid != here[1]]
 
 
-def neighbours() -> list[int]:
-    """Give the process numbers of the other processes on this machine."""
-    if not _have_met():
-        return []
-    here = platform.node()
-    everyone = gather([(here, os.getpid())])
-    return [number for node, number in everyone if node == here and number != os.getpid()]
-
-
-def has_ended(process: int) -> bool:
-    """Whether a process of this machine is no more.
-
-    Args:
-        process: its number.
-    """
+def has_ended(pid: int) -> bool:
+    """Whether a process of this machine is no more."""
     try:
-        os.kill(process, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:  # it is there, and somebody else's
@@ -193,22 +148,10 @@ def has_ended(process: int) -> bool:
     return False
 
 
-def another_failed() -> bool:
-    """Whether another process of this machine has left word of an error that it ends of."""
-    own = os.environ.get(_ERROR_FILE)
-    if not own:
-        return False
-    return any(path != Path(own) for path in Path(own).parents[1].glob(f"*/{Path(own).name}"))
-
-
 def end_of(message: str, code: int) -> NoReturn:
     """Tell the user what this process ends of, and end it, whatever others are waiting for.
 
     Of several processes the launcher tells it once more, in its last lines.
-
-    Args:
-        message: for the user.
-        code: exit code.
     """
     print(message, file=sys.stderr, flush=True)  # noqa: T201  the user's message
     _leave(message, code)
@@ -219,15 +162,11 @@ def end_of_error(error: Exception) -> NoReturn:
 
     Where another one has failed before, this error is only what its end looks like from here: that
     one's message is the one to read.
-
-    Args:
-        error: what was raised.
     """
-    if another_failed():
+    if _another_failed():
         _leave(None, 1)
-    lost = lost_peer.told(error)
-    if lost is not None:
-        end_of(f"error: {lost}", 1)
+    if _is_lost_connection(error):
+        end_of(_LOST, 1)
     traceback.print_exception(error)
     _leave(f"{type(error).__name__}: {error}", 1)
 
@@ -239,8 +178,33 @@ def let_go() -> None:
     then, torch 2.13 aborts, or waits for ever for the thread while it holds the lock (a fourth of
     the shortest launches of two processes).
     """
-    if _have_met():
+    if _in_group():
         time.sleep(0.2)
+
+
+def _in_group() -> bool:
+    """Whether there are several processes that have formed a group."""
+    if not launched():
+        return False
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _another_failed() -> bool:
+    """Whether another process of this machine has left word of an error that it ends of."""
+    own = os.environ.get(_ERROR_FILE)
+    if not own:
+        return False
+    return any(path != Path(own) for path in Path(own).parents[1].glob(f"*/{Path(own).name}"))
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    import torch.distributed as dist
+
+    words = ("gloo/transport", "remote process exited", "Timed out waiting")  # gloo's and NCCL's
+    known = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
+    return known or any(word in str(error) for word in words)
 
 
 def _leave(message: str | None, code: int) -> NoReturn:
@@ -248,19 +212,10 @@ def _leave(message: str | None, code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     path = os.environ.get(_ERROR_FILE)
-    if path and message is not None:
+    if path and message is not None:  # as torch elastic's `record` has it, without a traceback
         extra = {"timestamp": str(int(time.time()))}
         content = {"message": {"message": message, "extraInfo": extra}}
         Path(path).write_text(json.dumps(content), encoding="utf-8")
     if not launched():
         sys.exit(code)
     os._exit(code)
-
-
-def _have_met() -> bool:
-    """Whether there are several processes that have met."""
-    if not launched():
-        return False
-    import torch.distributed as dist
-
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -150,6 +150,8 @@ class TrainingSettings:
         self._unite_names()
         self._check()
         self._resolve_batch()
+        if self.save_steps == 0:
+            self.save_strategy = "no"
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.bf16 and not torch.accelerator.is_available():

@@ -101,7 +101,7 @@ def test_a_sharded_run_leaves_one_plain_model_and_goes_on_with_any_number(tmp_pa
     assert all(value.equal(ended[1][name]) for name, value in ended[0].items())
 
     saved = AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
-    checkpoint = load_file(folder / "checkpoints" / "step-4" / "model.safetensors")
+    checkpoint = load_file(folder / "checkpoints" / "checkpoint-4" / "model.safetensors")
     of_policy = {k.removeprefix("policy."): v for k, v in checkpoint.items() if "policy" in k}
     assert len(of_policy) == len(list(ARCHITECTURES["gpt2"]().parameters()))
     assert all(value.equal(saved[name]) for name, value in of_policy.items())

@@ -12,7 +12,8 @@ from architectures import ARCHITECTURES, VOCAB, Words
 from datasets import Dataset
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError
-from trl_recipes.ppo import checkpoint
+from trl_recipes.checkpointing import checkpoints_in, find_checkpoint
+from trl_recipes.run_folder import RunFolder
 from trl_recipes.stats import load_stats
 
 
@@ -114,12 +115,12 @@ def test_a_given_checkpoint_is_gone_on_from_and_later_rows_are_dropped(tmp_path)
     whole = trainer_of(folder, save_total_limit=None)
     whole.train()
     rows = without_times(load_stats(folder))
-    assert [path.name for path in checkpoint.checkpoints_in(folder / "checkpoints")] == [
-        "step-6",
-        "step-4",
-        "step-2",
+    assert [path.name for path in checkpoints_in(folder / "checkpoints")] == [
+        "checkpoint-6",
+        "checkpoint-4",
+        "checkpoint-2",
     ]
-    again = trainer_of(folder, resume_from_checkpoint=str(folder / "checkpoints" / "step-2"))
+    again = trainer_of(folder, resume_from_checkpoint=str(folder / "checkpoints" / "checkpoint-2"))
     again.train()
     assert without_times(load_stats(folder)) == rows
     assert_same_run(whole, again, [folder, folder])
@@ -127,8 +128,8 @@ def test_a_given_checkpoint_is_gone_on_from_and_later_rows_are_dropped(tmp_path)
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):
     trainer_of(tmp_path / "run", save_steps=1, save_total_limit=2).train()
-    kept = checkpoint.checkpoints_in(tmp_path / "run" / "checkpoints")
-    assert [path.name for path in kept] == ["step-6", "step-5"]
+    kept = checkpoints_in(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in kept] == ["checkpoint-6", "checkpoint-5"]
 
 
 def test_a_finished_run_goes_on_where_more_steps_are_asked_for(tmp_path):
@@ -167,18 +168,18 @@ def test_resuming_needs_a_folder():
 
 def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, caplog):
     trainer = trainer_of(tmp_path / "run")
-    write, calls = checkpoint.write_checkpoint, iter(range(10))
+    write, calls = torch.save, iter(range(10))
 
-    def full_from_the_second_on(folder, content):
-        if next(calls):
+    def full_from_the_second_on(*args):
+        if next(calls) > 2:  # three a checkpoint
             raise OSError(28, "No space left on device")
-        write(folder, content)
+        write(*args)
 
-    monkeypatch.setattr(checkpoint, "write_checkpoint", full_from_the_second_on)
+    monkeypatch.setattr(torch, "save", full_from_the_second_on)
     trainer.train()
     assert trainer.state.global_step == 6
-    assert "could not be written (No space left on device). The run goes on" in caplog.text
-    assert checkpoint.find_checkpoint(tmp_path / "run" / "checkpoints", True).name == "step-2"
+    assert "could not be written ([Errno 28] No space left on device). The run goes" in caplog.text
+    assert find_checkpoint(RunFolder(tmp_path / "run"), True).name == "checkpoint-2"
 
 
 def test_a_disk_that_is_too_small_is_refused_before_training(tmp_path, monkeypatch):
@@ -202,7 +203,7 @@ def test_steps_that_are_never_finite_end_the_run_and_leave_what_is_known(tmp_pat
     assert len(known["samples"]["response"]) == len(known["samples"]["score"]) == 4
     assert len(known["stats"]["objective/kl_dist"]) == 4
     assert load_stats(tmp_path / "run")[-1]["ppo/skipped_minibatches"] == 2
-    assert checkpoint.find_checkpoint(tmp_path / "run" / "checkpoints", True).name == "step-2"
+    assert find_checkpoint(RunFolder(tmp_path / "run"), True).name == "checkpoint-2"
 
 
 @pytest.fixture(scope="module")

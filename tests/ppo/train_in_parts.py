@@ -70,7 +70,7 @@ def train(folder, text, settings):
 def main(folder):
     accelerator = train(folder, "whole run", {})
     if accelerator.is_main_process:
-        shutil.rmtree(folder / "checkpoints" / "step-4")
+        shutil.rmtree(folder / "checkpoints" / "checkpoint-4")
     accelerator.wait_for_everyone()
     train(folder, "resumed at step 2", {"resume_from_checkpoint": "true"})
     adapted = trainer_of(folder, "gpt2", 4, {"trainable": "lora", "merge_adapter": True})

@@ -14,7 +14,6 @@ import trl
 from accelerate.logging import get_logger
 from datasets import Dataset
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import (
@@ -28,7 +27,8 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
-from trl_recipes.callbacks import train_or_stop
+from trl_recipes.callbacks import StepProgress, train_or_stop
+from trl_recipes.checkpointing import drop_later_rows, random_states, set_random_states
 from trl_recipes.data.conversations import plain_text
 from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.diagnostics import Alarms, group_alarms
@@ -44,7 +44,7 @@ from trl_recipes.grpo.inputs import (
     named,
     prompt_rows,
 )
-from trl_recipes.grpo.keeping import (
+from trl_recipes.grpo.resume import (
     Place,
     begin_epoch,
     read_place,
@@ -58,8 +58,6 @@ from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.memory import set_malloc_thresholds
 from trl_recipes.models.sampling import packed_weights
 from trl_recipes.models.sharding import check_fsdp_loading, full_model, full_tensor, is_sharded
-from trl_recipes.progress import StepProgress
-from trl_recipes.random_states import random_states, set_random_states
 from trl_recipes.rewards.base import check_rewards, part_of, score_part
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.run_folder import RunFolder, check_disk
@@ -68,7 +66,6 @@ from trl_recipes.stats import (
     append_samples,
     append_stats,
     distinct_n,
-    keep_steps,
 )
 
 logger = get_logger(__name__)
@@ -490,9 +487,7 @@ class GroupTrainer:
         run, step = RunFolder(self._folder), self.state.global_step
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self.all_stats = keep_steps(run.all_stats, step)
-            for path in (run.samples, run.alarms):
-                keep_steps(path, step)
+            self.all_stats = drop_later_rows(run, step)
         self._alarms.replay(self.all_stats)
         if self._checkpoint is not None:
             process, device = self.accelerator.process_index, self.accelerator.device
@@ -543,27 +538,13 @@ class GroupTrainer:
         self._between = (place, random_states(), self.state.num_input_tokens_seen)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save what transformers saves, the place between two sampled batches, and the reference.
-
-        A disk that takes no more ends no run.
-        """
+        """Save the place between two batches, and a reference that follows the policy, too."""
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        try:
-            place, processes = self._between[0], self.accelerator.num_processes
-            write_place(folder, place, self.accelerator.process_index, processes)
-            if self.args.sync_ref_model and self.args.should_save:  # else it is the start model
-                write_weights(folder, self.accelerator.unwrap_model(self.ref_model))
-            super()._save_checkpoint(model, trial)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-                raise  # torch.save has no error of its own for a full disk
-            logger.warning(
-                "`%s` could not be written (%s). The run goes on, and the checkpoints before it "
-                "are whole. Free some space.",
-                folder,
-                error,
-            )
-        self.accelerator.wait_for_everyone()  # none goes on, or ends, before it is written
+        place, processes = self._between[0], self.accelerator.num_processes
+        write_place(folder, place, self.accelerator.process_index, processes)
+        if self.args.sync_ref_model and self.args.should_save:  # else it is the start model
+            write_weights(folder, self.accelerator.unwrap_model(self.ref_model))
+        super()._save_checkpoint(model, trial)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: TRL would put one into the run folder with each checkpoint.

@@ -1,5 +1,6 @@
 """PPOTrainer: rollout, score, evaluate, advantages, optimize, record."""
 
+import copy
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,12 +17,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from trl_recipes.callbacks import StopSignals
+from trl_recipes.callbacks import StepProgress, train_or_stop
+from trl_recipes.checkpointing import random_states, set_random_states
 from trl_recipes.data.prompts import LengthSampler, collator, stream_rows
 from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.diagnostics import Alarms, ppo_alarms
 from trl_recipes.errors import RecipeError
-from trl_recipes.lost_peer import notice_lost_machines
 from trl_recipes.models.adapters import save_policy
 from trl_recipes.models.forward import can_pack, response_logits
 from trl_recipes.models.loading import check_lengths
@@ -36,7 +37,8 @@ from trl_recipes.models.sharding import (
     shard,
     wrap_by_layer,
 )
-from trl_recipes.ppo import checks, classic, keeping, objective, setup, snapshot
+from trl_recipes.ppo import checks, classic, objective, setup
+from trl_recipes.ppo.checkpointing import PPOCheckpoints
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.models import ActorCritic, reference_of, save_value_head
 from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets, sample
@@ -52,8 +54,6 @@ from trl_recipes.ppo.statistics import (
     to_plain,
     update_stats,
 )
-from trl_recipes.progress import StepProgress
-from trl_recipes.random_states import random_states, set_random_states
 from trl_recipes.rewards.base import check_rewards, score_part
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.rewards.text import made_up_batch, reward_inputs
@@ -66,7 +66,7 @@ NOT_FINITE_ENDS = 3  # optimizer steps in a row without a finite gradient
 CHECK_STEPS = 4  # the first one checks and warms up; the others tell how long a step takes
 
 
-class PPOTrainer(classic.ClassicLoop, Trainer):
+class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
     """Proximal policy optimization of a language model with a value head.
 
     Two ways in, one implementation. The classic one of TRL 0.11:
@@ -164,7 +164,6 @@ class PPOTrainer(classic.ClassicLoop, Trainer):
         config, accelerator = self.config, self.accelerator
         self.current_device = accelerator.device
         setup.check_precision(accelerator)
-        notice_lost_machines()
         if self.current_device.type == "cpu":
             set_malloc_thresholds()
         wrap_by_layer(self.policy_model, accelerator)
@@ -228,40 +227,58 @@ class PPOTrainer(classic.ClassicLoop, Trainer):
             RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
         """
         self._check_before_training()
+        if resume_from_checkpoint is not None:
+            self.args.resume_from_checkpoint = resume_from_checkpoint
+        if self.args.saves:
+            train_or_stop(self, train=self._train, about=self._about())
+        elif self.args.resume_from_checkpoint:
+            raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
+        else:
+            self._train()
+
+    def _train(self, resume_from_checkpoint: str | None = None) -> None:
+        """Run the loop from its start, or from a checkpoint on."""
         self.state.max_steps = self.args.num_total_batches
-        self.state.logging_steps = self.args.logging_steps
+        self.state.compute_steps(self.args, self.state.max_steps)
         self.state.num_train_epochs = self.args.total_episodes / len(self.dataset)
-        keeping.resume(self, resume_from_checkpoint or self.args.resume_from_checkpoint)
+        if self.args.resume_from_checkpoint:
+            self._resume(resume_from_checkpoint)
         if self.config.reward_norm == "reference" and not self.rewards.normalisation:
             self._normalise_rewards()
-        with keeping.record(self, self._described()):
-            self._loop()
-
-    def _loop(self) -> None:
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
-        with StopSignals() if self.args.saves else nullcontext() as signals:
-            while not self._is_over():
-                randomness = random_states()
-                batch = self._next_batch()
-                try:
-                    collected = self._collect(batch)
-                except RecipeError as error:  # of a reward function; no weight has changed yet
-                    if error.everywhere or self.accelerator.num_processes == 1:
-                        keeping.save(self, randomness)  # all together or none
-                    raise
-                stats = self._train_on(*collected)
-                self.state.global_step += 1
-                self.state.episode += self.config.global_batch_size
-                self.state.epoch = self.state.episode / len(self.dataset)
-                self._record(stats, batch)
-                self.control = self.callback_handler.on_step_end(
-                    self.args, self.state, self.control
-                )
-                if self.steps_not_finite >= NOT_FINITE_ENDS:
-                    keeping.stop_not_finite(self, stats, batch)
-                if signals is not None:
-                    keeping.save_or_stop(self, signals)
+        while not self._is_over():
+            randomness = random_states()
+            batch = self._next_batch()
+            try:
+                collected = self._collect(batch)
+            except RecipeError as error:  # of a reward function; no weight has changed yet
+                together = error.everywhere or self.accelerator.num_processes == 1
+                if self.args.saves and together:
+                    set_random_states(randomness)
+                    self._save_checkpoint()
+                raise
+            stats = self._train_on(*collected)
+            self.state.global_step += 1
+            self.state.episode += self.config.global_batch_size
+            self.state.epoch = self.state.episode / len(self.dataset)
+            self._record(stats, batch)
+            self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+            if self.steps_not_finite >= NOT_FINITE_ENDS:
+                self._stop_not_finite(stats, batch)
+            if self.control.should_save:
+                self._save_checkpoint()
+                self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+
+    def _about(self) -> dict[str, Any]:
+        """What the run's record says of it."""
+        return {
+            "algorithm": "PPO",
+            "about": self._described(),
+            "rewards": dict(zip(self.rewards.names, self.rewards.weights, strict=True)),
+            "metrics": self.rewards.metric_names,
+            "kl_target": self.config.target if self.config.adap_kl_ctrl else None,
+        }
 
     def _is_over(self) -> bool:
         """Whether all steps are taken, or a callback asked to end, as transformers lets it."""
@@ -638,7 +655,7 @@ class PPOTrainer(classic.ClassicLoop, Trainer):
         the time and memory that the whole run will take.
         """
         self._check_before_training()
-        before, randomness = snapshot.copy_of(self), random_states()
+        before, randomness = copy.deepcopy(self._training_state()), random_states()
         seconds = []
         for _ in range(CHECK_STEPS):
             started = time.perf_counter()
@@ -646,7 +663,7 @@ class PPOTrainer(classic.ClassicLoop, Trainer):
             self._train_on(*self._collect(batch))
             self.state.episode += self.config.global_batch_size
             seconds.append(time.perf_counter() - started)
-        snapshot.restore(self, before)
+        self._set_training_state(before)
         set_random_states(randomness)
         kept = kept_by(self._actor_critic(), self.ref_model)
         checked = "ratio 1 before the first update, the KL to the reference"
@@ -671,9 +688,9 @@ class PPOTrainer(classic.ClassicLoop, Trainer):
         check_rewards(self.rewards, self.args.reward_once, prompts, completions, **extras)
         longest = max(len(ids) for ids in self.dataset["input_ids"])
         check_lengths(longest, self.args.response_length, self._policy())
-        keeping.found_checkpoint(self, self.args.resume_from_checkpoint)
+        self._find_checkpoint(self.args.resume_from_checkpoint)
         if self.args.should_save and self.args.save_steps:
-            trained = snapshot.trained_parameters(self._actor_critic()).values()
+            trained = self._trained_parameters().values()
             kept = self.args.save_total_limit or 1
             weights = sum(parameter.numel() * 4 for parameter in trained)
             # weights and two moments a checkpoint, one more while it is written, and the model

@@ -19,10 +19,9 @@ from transformers import (
     set_seed,
 )
 
-from trl_recipes.callbacks import train_or_stop
+from trl_recipes.callbacks import LossLog, train_or_stop
 from trl_recipes.data.characters import RandomWindows, encode
 from trl_recipes.errors import RecipeError
-from trl_recipes.loss_log import LossLog
 from trl_recipes.models.adapters import save_trained
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.settings import check_range

@@ -1,0 +1,174 @@
+"""Checkpoints: whole or not there, and damage that a reader would trip over is named."""
+
+import json
+import logging
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from trl_recipes import RecipeError, checkpointing
+from trl_recipes.checkpointing import checkpoints_in, damage, find_checkpoint, whole_checkpoints
+from trl_recipes.run_folder import RunFolder
+
+FILES = ("model.safetensors", "optimizer.pt", "trainer_state.json")
+
+
+class Writer:
+    """A stand-in of a trainer, which writes checkpoints of three files."""
+
+    def __init__(self, run, keep=None, size=50):
+        self.args = SimpleNamespace(output_dir=str(run), save_total_limit=keep)
+        self.state = SimpleNamespace(
+            global_step=0, best_global_step=None, best_model_checkpoint=None
+        )
+        self.accelerator = Accelerator(cpu=True)
+        self.size = size
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder.mkdir(parents=True)
+        save_file({"w": torch.full((self.size, self.size), 1.0)}, folder / "model.safetensors")
+        torch.save({"state": {0: torch.randn(self.size)}}, folder / "optimizer.pt")
+        (folder / "trainer_state.json").write_text(json.dumps(vars(self.state)))
+
+    def write(self, *steps):
+        with whole_checkpoints(self):
+            for step in steps:
+                self.state.global_step = step
+                self._save_checkpoint(None, None)
+
+
+def names(run):
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with two checkpoints, of steps 9 and 10: their order is of numbers, not of texts."""
+    Writer(tmp_path).write(9, 10)
+    return tmp_path
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def break_the_header(path):
+    path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("harm", [truncate, empty, break_the_header, Path.unlink])
+@pytest.mark.parametrize("name", FILES)
+def test_damage_is_named_and_the_checkpoint_before_is_taken(run, name, harm, caplog):
+    newest, taken = run / "checkpoints" / "checkpoint-10", "checkpoint-9"
+    harm(newest / name)
+    reason = damage(newest)
+    if (harm is Path.unlink and name != "trainer_state.json") or (
+        harm is break_the_header and name == "optimizer.pt"  # a zip's begins at its end
+    ):
+        assert reason is None  # whoever reads it tells
+        return
+    assert f"`{name}` is " in reason
+    with caplog.at_level(logging.WARNING):
+        assert find_checkpoint(RunFolder(run), True).name == taken
+    assert f"checkpoint-10`: it is damaged: {reason}" in caplog.text
+    with pytest.raises(RecipeError, match=rf"is damaged: `{name}`|is no checkpoint"):
+        find_checkpoint(RunFolder(run), str(newest))
+
+
+def test_where_all_are_damaged_each_is_named(run):
+    (run / "checkpoints" / "checkpoint-9" / "trainer_state.json").unlink()
+    truncate(run / "checkpoints" / "checkpoint-10" / "model.safetensors")
+    with pytest.raises(RecipeError, match=r"-10`: `model.safetensors` is .*-9`: `trainer_") as e:
+        find_checkpoint(RunFolder(run), "true")
+    assert "--overwrite_output_dir" in str(e.value)
+
+
+def test_a_run_without_checkpoints_has_none_to_find(tmp_path):
+    run = RunFolder(tmp_path)
+    assert find_checkpoint(run, True) is None
+    with pytest.raises(RecipeError, match=r"is no checkpoint .*Give `true`.*: none"):
+        find_checkpoint(run, str(tmp_path))
+
+
+@pytest.mark.parametrize("step", [10, 11])
+@pytest.mark.parametrize("moment", range(12))
+def test_a_kill_at_any_moment_leaves_a_whole_one(run, step, moment, monkeypatch):
+    """Every call that reaches the disk is one moment; what is on disk then is looked at."""
+    calls = iter(range(100))
+
+    class Killed(BaseException):
+        """Like SIGKILL, except that it comes where it is told to."""
+
+    def until_killed(function):
+        def call(*args, **kwargs):
+            if next(calls) == moment:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    for owner, name in (
+        (checkpointing, "_flush"),
+        (Path, "rename"),
+        (checkpointing.shutil, "rmtree"),
+        (torch, "save"),
+    ):
+        monkeypatch.setattr(owner, name, until_killed(getattr(owner, name)))
+    try:
+        Writer(run, keep=2).write(step)
+        assert moment > 7
+    except Killed:
+        pass
+    monkeypatch.undo()
+    found = find_checkpoint(RunFolder(run), True)
+    assert found.name in ("checkpoint-9", "checkpoint-10", "checkpoint-11")
+    assert damage(found) is None
+    assert set(load_file(found / "model.safetensors")) == {"w"}
+    Writer(run, keep=2).write(12)  # what was left there is in nobody's way
+    assert names(run)[-1:] == ["checkpoint-9"] or len(names(run)) == 2
+
+
+def test_old_ones_go_but_for_the_best_and_so_does_what_was_left_unfinished(run):
+    (run / "checkpoints" / ".unfinished" / "checkpoint-12").mkdir(parents=True)
+    (run / "checkpoints" / "mine").mkdir()
+    writer = Writer(run, keep=2)
+    writer.write(11)
+    assert names(run) == ["checkpoint-10", "checkpoint-11", "mine"]
+    writer.state.best_global_step = 10
+    writer.write(12, 13)
+    assert names(run) == ["checkpoint-10", "checkpoint-12", "checkpoint-13", "mine"]
+    assert writer.state.best_model_checkpoint == str(run / "checkpoints" / "checkpoint-10")
+    Writer(run).write(14)
+    assert len(checkpoints_in(run / "checkpoints")) == 4
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system takes the right to mount one")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_leaves_the_one_before_and_nothing_half_written(small_disk, caplog):
+    Writer(small_disk).write(1)
+    Writer(small_disk, size=300).write(2, 3)  # again and again
+    assert caplog.text.count("No space left on device") == 2
+    assert "The run goes on, and the checkpoints before it are whole" in caplog.text
+    assert names(small_disk) == ["checkpoint-1"]
+    assert find_checkpoint(RunFolder(small_disk), True).name == "checkpoint-1"

@@ -1,0 +1,237 @@
+"""Checkpoints of every trainer: transformers' folders, whole or not there, and how to find one.
+
+checkpoints/checkpoint-40/
+model.safetensors    trained weights (an adapter's lie in adapter_model.safetensors)
+optimizer.pt         the optimizer's moments
+scheduler.pt         the learning rate's schedule
+rng_state*.pth       the random generators of each process
+trainer_state.json   every other number that the next step depends on
+"""
+
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+
+from trl_recipes.distributed import broadcast_from_main, gather
+from trl_recipes.errors import RecipeError
+from trl_recipes.run_folder import RunFolder
+from trl_recipes.stats import keep_steps
+
+_log = logging.getLogger(__name__)
+
+UNFINISHED = ".unfinished"  # holds the checkpoint that is being written, or being removed
+_BLOCK = 1 << 26  # bytes of a file that travel at once
+
+
+@contextmanager
+def whole_checkpoints(trainer: Trainer) -> Iterator[None]:
+    """Have a trainer write each checkpoint into `checkpoints/` of its run, whole or not at all.
+
+    `_save_checkpoint`, transformers' one place for it, writes into a folder beside the others,
+    which gets its name when it lies on the disk as a whole. A disk that takes no more ends no run.
+    """
+    save = trainer._save_checkpoint
+    trainer._save_checkpoint = partial(_save_whole, trainer, save)
+    try:
+        yield
+    finally:
+        del trainer._save_checkpoint
+
+
+def _save_whole(trainer: Trainer, save: Any, model: Any = None, trial: Any = None) -> None:
+    args, accelerator = trainer.args, trainer.accelerator
+    checkpoints = RunFolder(Path(args.output_dir)).checkpoints
+    place = checkpoints / f"checkpoint-{trainer.state.global_step}"
+    unfinished = checkpoints / UNFINISHED
+    if accelerator.is_local_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    accelerator.wait_for_everyone()  # none writes before what was left there is gone
+    own, args.output_dir, failed = args.output_dir, str(unfinished), None
+    try:
+        save(model, trial)
+        for path in (*unfinished.rglob("*"), unfinished):
+            _flush(path)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # a full disk, for which safetensors and torch.save have no error of their own
+        if type(error) is RuntimeError and "PytorchStreamWriter" not in str(error):
+            raise
+        failed = str(error)
+    finally:
+        args.output_dir = own
+    failed = next((told for told in gather([failed]) if told is not None), None)
+    if failed is not None:
+        _log.warning(
+            "`%s` could not be written (%s). The run goes on, and the checkpoints before it are "
+            "whole. Free some space.",
+            place,
+            failed,
+        )
+    best = f"checkpoint-{trainer.state.best_global_step}"
+    for turn in (accelerator.is_main_process, accelerator.is_local_main_process):
+        if turn and unfinished.is_dir():  # in the second turn on a disk of its own
+            if failed is None:
+                _put_in_place(unfinished / place.name, place)
+                old = checkpoints_in(checkpoints)[args.save_total_limit or sys.maxsize :]
+                for path in (path for path in old if path.name != best):
+                    path.rename(unfinished / path.name)  # cut short, it is taken for none
+            shutil.rmtree(unfinished, ignore_errors=True)
+        accelerator.wait_for_everyone()  # none goes on, or ends, before it is written
+    if (checkpoints / best).is_dir():
+        trainer.state.best_model_checkpoint = str(checkpoints / best)
+
+
+def _put_in_place(written: Path, place: Path) -> None:
+    """Give a checkpoint its name; one of this name that is there goes."""
+    if place.exists():
+        place.rename(written.with_name("old"))
+    written.rename(place)
+    _flush(place.parent)
+
+
+def checkpoints_in(checkpoints: Path) -> list[Path]:
+    """List the checkpoints of a run, newest first; the folder need not be there."""
+    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in checkpoints.glob("*")]
+    return [path for _, path in sorted(((int(m[1]), path) for m, path in found if m), reverse=True)]
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Name a file of a checkpoint that is missing, cut short or has a broken header."""
+    path = last = checkpoint / TRAINER_STATE_NAME
+    try:
+        for path in (last, *sorted(p for p in checkpoint.rglob("*") if p.is_file())):
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif path.suffix in (".pt", ".pth", ".bin"):
+                zipfile.ZipFile(path).close()
+    except FileNotFoundError:
+        return f"`{path.name}` is missing"
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+        return f"`{path.name}` is cut short or damaged ({error})"
+    return None
+
+
+def find_checkpoint(run: RunFolder, wanted: str | bool) -> Path | None:
+    """Find the checkpoint to resume from: a folder, or True for the newest whole one.
+
+    The main process looks, and tells all. None where the newest was asked for and there is none.
+
+    Raises:
+        RecipeError: the folder is no checkpoint or a damaged one, or all there are damaged.
+    """
+    return broadcast_from_main(partial(_find, run, wanted))
+
+
+def _find(run: RunFolder, wanted: str | bool) -> Path | None:
+    known = checkpoints_in(run.checkpoints)
+    if str(wanted).lower() not in ("true", "1", "yes"):
+        path = Path(str(wanted)).expanduser()
+        if not (path / TRAINER_STATE_NAME).is_file():
+            names = ", ".join(f"`{each}`" for each in known) or "none"
+            raise RecipeError(
+                f"--resume_from_checkpoint: `{path}` is no checkpoint (it holds no "
+                f"{TRAINER_STATE_NAME}). Give `true` for the newest one, or one of: {names}."
+            )
+        if reason := damage(path):
+            raise RecipeError(
+                f"--resume_from_checkpoint: `{path}` is damaged: {reason}. Give `true` to go on "
+                "from the newest whole one."
+            )
+        return path
+    reasons = {}
+    for path in known:
+        reasons[path] = damage(path)
+        if reasons[path] is None:
+            for skipped in list(reasons)[:-1]:
+                _log.warning("Skipped `%s`: it is damaged: %s.", skipped, reasons[skipped])
+            return path
+    if reasons:
+        each = "; ".join(f"`{path.name}`: {reason}" for path, reason in reasons.items())
+        raise RecipeError(
+            f"--resume_from_checkpoint: every checkpoint in `{run.checkpoints}` is damaged "
+            f"({each}). Start anew with --overwrite_output_dir."
+        )
+    _log.warning("`%s` has no checkpoint yet: starting at its first step.", run)
+    return None
+
+
+def share_checkpoint(checkpoint: Path) -> None:
+    """Copy what a machine with a disk of its own lacks of the main process's checkpoint to it."""
+    sizes = broadcast_from_main(partial(_sizes, checkpoint))
+    here = _sizes(checkpoint)
+    lacking = [name for name, size in sizes.items() if here.get(name) != size]
+    writes = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    for name in sorted(set(gather(lacking))):
+        path = checkpoint / name
+        if name in lacking and writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+        for start in range(0, sizes[name], _BLOCK):
+            block = broadcast_from_main(partial(_read, path, start))
+            if name in lacking and writes:
+                with path.open("ab") as file:
+                    file.write(block)
+    gather([None])  # none reads before all is there
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def _read(path: Path, start: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(_BLOCK)
+
+
+def drop_later_rows(run: RunFolder, step: int) -> list[dict[str, Any]]:
+    """Drop what a run logged after a step that it goes back to; the rows of all_stats are left."""
+    for path in (run.samples, run.alarms):
+        keep_steps(path, step)
+    return keep_steps(run.all_stats, step)
+
+
+def random_states() -> dict[str, Any]:
+    """Take the state of every random generator that a step draws from."""
+    states = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    states["numpy"] = np.random.get_state()  # noqa: NPY002  as users and transformers do
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put back what `random_states` took."""
+    random.setstate(states["python"])
+    torch.set_rng_state(states["torch"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    if "cuda" in states:
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk has a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

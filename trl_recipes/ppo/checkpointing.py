@@ -1,0 +1,183 @@
+"""What the next step of PPO depends on: taken out of the trainer, put back, written and read."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from accelerate.logging import get_logger
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerState
+from transformers.trainer import (
+    OPTIMIZER_NAME,
+    SCHEDULER_NAME,
+    TRAINER_STATE_NAME,
+)
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from trl_recipes.checkpointing import drop_later_rows, find_checkpoint
+from trl_recipes.errors import RecipeError
+from trl_recipes.models.sharding import full_tensors, shard_like
+from trl_recipes.run_folder import RunFolder
+
+logger = get_logger(__name__)
+
+_OWN = "PPOTrainer"  # under which trainer_state.json holds what only PPO has
+
+
+class PPOCheckpoints:
+    """Exact resume, as a mixin of PPOTrainer: the next step is the one of a run left alone."""
+
+    def _training_state(self) -> dict[str, Any]:
+        """Take out everything that the next step depends on but randomness; nothing is copied."""
+        return {
+            "model": self._trained_parameters(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.lr_scheduler.state_dict(),
+            "step": self.state.global_step,
+            "ppo": {
+                "episode": self.state.episode,  # the position in the data follows from it
+                "kl_coef": self.kl_ctl.value,
+                "running": dict(vars(self.running)),
+                "normalisation": self.rewards.normalisation if self.rewards else {},
+                "trust_sampling": self.first_batch.trust_sampling,
+                "processes": self.accelerator.num_processes,
+            },
+        }
+
+    def _set_training_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what `_training_state` took, or what a checkpoint holds of it."""
+        own = state["ppo"]
+        self._set_trained_parameters(state["model"])
+        self._set_optimizer_state(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["scheduler"])
+        self.state.global_step, self.state.episode = state["step"], own["episode"]
+        self.kl_ctl.value = own["kl_coef"]
+        vars(self.running).update(own["running"])
+        if self.rewards:
+            fixed = {name: tuple(moments) for name, moments in own["normalisation"].items()}
+            self.rewards.normalisation = fixed
+        self.first_batch.trust_sampling = own["trust_sampling"]
+        self.first_batch.updated = self.first_batch.evaluated = state["step"] > 0
+
+    def _trained_parameters(self) -> dict[str, Tensor]:
+        """Parameters that training changes, by name; weights that are tied appear once."""
+        parameters = self._actor_critic().named_parameters()
+        return {name: p.detach() for name, p in parameters if p.requires_grad}
+
+    def _set_trained_parameters(self, saved: Mapping[str, Tensor]) -> None:
+        current = self._trained_parameters()
+        shapes, saved_shapes = ({n: tuple(p.shape) for n, p in s.items()} for s in (current, saved))
+        if shapes != saved_shapes:
+            name = min(set(shapes.items()) ^ set(saved_shapes.items()))[0]
+            raise RecipeError(
+                "--resume_from_checkpoint: the checkpoint is of other weights than this run "
+                f"trains: `{name}` is {saved_shapes.get(name, 'not there')} in it and "
+                f"{shapes.get(name, 'not there')} here. Resume with the model, "
+                "`trainable` and LoRA settings that the run began with."
+            )
+        for name, parameter in current.items():
+            parameter.copy_(shard_like(saved[name], parameter))
+
+    def _set_optimizer_state(self, state: Mapping[str, Any]) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {
+            number: {
+                name: shard_like(value, parameters[number])
+                if isinstance(value, Tensor) and value.shape == parameters[number].shape
+                else value
+                for name, value in own.items()
+            }
+            for number, own in state["state"].items()
+        }
+        self.optimizer.load_state_dict({**state, "state": moments})
+
+    def _save_checkpoint(self, model: Any = None, trial: Any = None) -> None:
+        """Write a checkpoint, with weights whole that lie in parts."""
+        state, writes = self._training_state(), self.args.should_save
+        weights = full_tensors(state["model"], keep=writes)
+        optimizer = state["optimizer"]
+        for number, moments in optimizer["state"].items():
+            tensors = {name: value for name, value in moments.items() if isinstance(value, Tensor)}
+            optimizer["state"][number] = {**moments, **full_tensors(tensors, keep=writes)}
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        self._save_rng_state(str(folder))
+        if writes:
+            save_file({n: w.contiguous() for n, w in weights.items()}, folder / SAFE_WEIGHTS_NAME)
+            torch.save(optimizer, folder / OPTIMIZER_NAME)
+            torch.save(state["scheduler"], folder / SCHEDULER_NAME)
+            self.state.stateful_callbacks[_OWN] = state["ppo"]
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+    def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
+        if not wanted:
+            return None
+        if not self.args.saves:
+            raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
+        return find_checkpoint(RunFolder(Path(self.args.output_dir)), wanted)
+
+    def _resume(self, folder: str | None) -> None:
+        """Go back to a checkpoint, and drop what the run logged after it."""
+        if folder is not None:
+            self._load_checkpoint(Path(folder))
+        self.state.epoch = self.state.episode / len(self.dataset)
+        self.accelerator.wait_for_everyone()  # all have read before one writes
+        if self.args.should_save:
+            run = RunFolder(Path(self.args.output_dir))
+            self.all_stats = drop_later_rows(run, self.state.global_step)
+            self.alarms.replay(self.all_stats)
+
+    def _load_checkpoint(self, folder: Path) -> None:
+        saved = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        own = saved.stateful_callbacks.get(_OWN)
+        files = (SAFE_WEIGHTS_NAME, OPTIMIZER_NAME, SCHEDULER_NAME)
+        lacking = [name for name in files if not (folder / name).is_file()]
+        if own is None or lacking:
+            raise RecipeError(
+                f"--resume_from_checkpoint: `{folder}` is no whole checkpoint of PPO: "
+                f"{f'`{lacking[0]}` is missing' if lacking else 'another trainer wrote it'}. Name "
+                "another one."
+            )
+        optimizer, scheduler = (
+            torch.load(folder / name, map_location="cpu", weights_only=True) for name in files[1:]
+        )
+        weights = load_file(folder / SAFE_WEIGHTS_NAME)
+        parts = {"model": weights, "optimizer": optimizer, "scheduler": scheduler}
+        self._set_training_state({**parts, "step": saved.global_step, "ppo": own})
+        self.state.log_history = saved.log_history
+        if own["processes"] == self.accelerator.num_processes:
+            self._load_rng_state(str(folder))
+        else:
+            logger.warning(
+                "The run had %d processes and has %d now: it goes on with the same weights and "
+                "prompts, but draws other responses.",
+                own["processes"],
+                self.accelerator.num_processes,
+            )
+
+    def _stop_not_finite(self, stats: dict[str, Any], batch: dict[str, list]) -> NoReturn:
+        """End a run whose optimizer steps keep failing, and leave what is known of the last one.
+
+        Raises:
+            RecipeError: always.
+        """
+        where = ""
+        if self.args.saves:
+            path = RunFolder(Path(self.args.output_dir)).failure
+            where = f" What is known of the step lies in `{path}`."
+            self._save_checkpoint()
+            if self.args.should_save:
+                known = {
+                    k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in stats.items()
+                }
+                samples = {name: batch.get(name) for name in ("query", "response", "score")}
+                path.write_text(json.dumps({"stats": known, "samples": samples}, indent=1))
+        raise RecipeError(
+            f"{self.steps_not_finite} optimizer steps in a row had a loss or gradient that is not "
+            f"finite, the last in step {self.state.global_step}; none of them changed a weight. "
+            "Usual causes: a learning rate that is too high, scores of very different size (see "
+            f"`score_clip`, `use_score_scaling`), float16 weights.{where}"
+        )
