@@ -227,11 +227,16 @@ def _given_flags(dataclass_types: Sequence[type], flags: list[str]) -> set[str]:
             f"`{word}` stands on the command line without a flag before it. {_SEE_HELP}"
         )
     name = word.lstrip("-").partition("=")[0].replace("-", "_")
-    raise RecipeError(f"Unknown flag `{word}`. {_nearest(name, parser.flags, prefix='--')}")
+    raise RecipeError(f"Unknown flag `{word}`. {_instead(name, parser, prefix='--')}")
 
 
-def _nearest(name: str, known: dict[str, Any], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+def _instead(name: str, parser: _Parser, prefix: str = "") -> str:
+    """Say what to write in place of an unknown name: a setting refused on purpose, or a typo."""
+    for dataclass_type in parser.dataclass_types:
+        reason = getattr(dataclass_type, "refused", {}).get(name)
+        if reason is not None:
+            return f"It is TRL's, and no setting here: {reason}."
+    near = difflib.get_close_matches(name, parser.flags, n=1)
     return f"Did you mean `{prefix}{near[0]}`? {_SEE_HELP}" if near else _SEE_HELP
 
 
@@ -244,7 +249,7 @@ def _read_config(path: Path, parser: _Parser) -> dict[str, Any]:
     for key, value in _read_yaml(path).items():
         name = str(key).replace("-", "_")
         if name not in parser.flags:
-            raise RecipeError(f"Unknown key `{key}` in `{path}`. {_nearest(name, parser.flags)}")
+            raise RecipeError(f"Unknown key `{key}` in `{path}`. {_instead(name, parser)}")
         values[name] = _yaml_value(parser, parser.flags[name], hints[name], value, path)
     return values
 

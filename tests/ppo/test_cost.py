@@ -4,10 +4,11 @@ from collections import Counter
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, VOCAB, Words
+from architectures import ARCHITECTURES, UNUSUAL, VOCAB, Words
 from datasets import Dataset
 
 from trl_recipes import PPOConfig, PPOTrainer
+from trl_recipes.models.sampling import can_sample
 
 BATCH, QUERY, LONGEST, EPOCHS = 8, 3, 6, 2
 
@@ -25,7 +26,7 @@ def trainer_of(name, **settings):
     )
     return PPOTrainer(
         args=config,
-        model=ARCHITECTURES[name](),
+        model=(ARCHITECTURES | UNUSUAL)[name](),
         reward_funcs=lambda completions, **_: [float(len(text) % 5) for text in completions],
         train_dataset=Dataset.from_dict({"input_ids": queries}),
         processing_class=Words(),
@@ -65,7 +66,7 @@ def one_step(trainer):
     return counts
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart"])
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "opt", "bloom", "gemma2"])
 def test_a_step_computes_nothing_twice(name):
     trainer = trainer_of(name)
     counts = one_step(trainer)
@@ -85,6 +86,23 @@ def test_a_step_computes_nothing_twice(name):
         "policy update tokens": EPOCHS * BATCH * sequence,
         "policy update logits": EPOCHS * BATCH * LONGEST,
     }
+
+
+def test_a_model_without_keys_and_values_costs_one_more_pass():
+    counts = one_step(trainer_of("mamba"))
+    assert counts["policy no_grad calls"] == LONGEST + 1
+    assert counts["policy update calls"] == EPOCHS
+
+
+@pytest.mark.parametrize("cache", ["cache", "past_key_values"])
+def test_both_names_of_the_cache_take_the_fast_path(cache):
+    """transformers 5.24 renamed it."""
+    model = ARCHITECTURES["gpt2"]()
+    model.forward = {
+        "cache": lambda input_ids, cache=None: None,
+        "past_key_values": lambda input_ids, past_key_values=None: None,
+    }[cache]
+    assert can_sample(model)
 
 
 def test_the_adapters_reference_costs_one_pass_of_the_same_model():

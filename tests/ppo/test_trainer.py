@@ -6,7 +6,6 @@ import torch
 from architectures import ARCHITECTURES, VOCAB, gpt2
 from datasets import Dataset
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
 
 from trl_recipes import (
     AutoModelForCausalLMWithValueHead,
@@ -348,16 +347,6 @@ def test_each_response_ends_at_its_own_length():
     assert [len(r) for r in responses] == [1, 5, 3, 2]
 
 
-def test_a_response_ends_with_its_first_end_token():
-    trainer = build()
-    trainer.policy_model.lm_head.weight.data[0] += 0.3  # make the end token likely
-    responses = trainer.generate([torch.tensor([5])] * 50, return_prompt=False, max_new_tokens=12)
-    assert any(len(r) < 12 for r in responses)
-    for response in responses:
-        assert 0 not in response[:-1].tolist()
-        assert len(response) == 12 or response[-1] == 0
-
-
 def test_one_query_and_the_prompt_as_in_the_classic_loop():
     trainer = build()
     kwargs = {"min_length": -1, "top_k": 0.0, "top_p": 1.0, "do_sample": True, "pad_token_id": 0}
@@ -504,23 +493,3 @@ def test_the_users_own_model_object_saves_what_was_trained(tmp_path):
         assert torch.equal(value, loaded.pretrained_model.state_dict()[key]), key
     assert torch.equal(loaded.v_head.summary.weight, trainer.model.value_head.summary.weight)
     assert loaded.v_head.summary.weight.abs().sum() > 0
-
-
-def test_a_value_head_that_trl_0_11_saved_is_found(tmp_path):
-    """TRL 0.11 put `v_head.` keys into the model's own file."""
-    model = gpt2()
-    model.save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    head = {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.ones(1)}
-    save_file(weights | head, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    loaded = AutoModelForCausalLMWithValueHead.from_pretrained(str(tmp_path))
-    assert torch.equal(loaded.v_head.summary.weight, torch.ones(1, 32))
-
-
-def test_a_fresh_value_head_starts_from_zero_and_says_so_once(tmp_path, caplog):
-    gpt2().save_pretrained(tmp_path)
-    with caplog.at_level("INFO", logger="trl_recipes"):
-        for _ in range(2):
-            loaded = AutoModelForCausalLMWithValueHead.from_pretrained(str(tmp_path))
-    assert not loaded.v_head.summary.weight.any()
-    assert sum("has no value head" in record.message for record in caplog.records) == 1

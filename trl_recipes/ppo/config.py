@@ -3,7 +3,7 @@
 import functools
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from transformers import TrainingArguments
 
@@ -26,12 +26,21 @@ WITHOUT_MEANING = {
     "compare_steps": "it belonged to push_to_hub_if_best_kwargs",
     "is_encoder_decoder": "the trainer reads it from the model",
     "is_peft_model": "the trainer reads it from the model",
-    "sft_model_path": "give the model to the trainer",
-    "reward_model_path": "give reward functions to the trainer",
-    "missing_eos_penalty": "write it as a reward function",
-    "ds3_gather_for_generation": "PPO does not train under DeepSpeed",
-    "dataset_num_proc": "TRL's trainer never read it",
-    "model_adapter_name": "the adapter that is active is trained",
+}
+
+# Settings of TRL 1.12's PPOConfig that are refused, and what to write in their place.
+REFUSED = {
+    "sft_model_path": "give the model as `model`, on the command line --model_name_or_path",
+    "reward_model_path": "name the model in `reward_funcs`, on the command line --reward_funcs",
+    "ds3_gather_for_generation": "PPO trains under FSDP2 (recipes/accelerate/fsdp2.yaml) in the "
+    "place of DeepSpeed, and always gathers",
+    "dataset_num_proc": "tokenize the data set before it goes to the trainer",
+    "model_adapter_name": "the active adapter is trained, so use `model.set_adapter`",
+    "num_sample_generations": "`log_samples` says how many samples are written at each step",
+    "micro_batch_size": "`mini_batch_size` is that of one process",
+    "local_batch_size": "use `batch_size`, which is that of one process",
+    "local_mini_batch_size": "use `mini_batch_size`, which is that of one process",
+    "world_size": "the launcher says how many processes there are",
 }
 _warned: set[str] = set()
 
@@ -51,6 +60,8 @@ def _with_classic_arguments(cls: type) -> type:
                 warnings.warn(
                     f"`{name}` no longer means anything: {WITHOUT_MEANING[name]}.", stacklevel=2
                 )
+        for name in REFUSED.keys() & kwargs.keys():
+            raise RecipeError(f"`{name}` is TRL's, and no setting here: {REFUSED[name]}.")
         if "optimize_cuda_cache" in kwargs:
             kwargs["optimize_device_cache"] = kwargs.pop("optimize_cuda_cache")
         init(self, *args, **kwargs)
@@ -73,9 +84,9 @@ class PPOConfig(TrainingSettings, TrainingArguments):
 
     Every field of `transformers.TrainingArguments` works too.
 
-    Raises:
-        RecipeError: a value out of range, two names that differ, or batch sizes that do not divide.
     """
+
+    refused: ClassVar[dict[str, str]] = REFUSED  # told by name on the command line too
 
     # The batch: samples of one process.
     num_mini_batches: int | None = setting(
@@ -97,7 +108,15 @@ class PPOConfig(TrainingSettings, TrainingArguments):
         4,
         "Shortest limit drawn for a response, up to response_length; none: always response_length.",
     )
-    stop_token: Literal["eos"] | None = setting("eos", "Token that ends a response: eos, or none.")
+    stop_token: Literal["eos"] | None = setting(
+        "eos", "What ends a response: eos (any end token of the tokenizer or model), or none."
+    )
+    stop_token_id: int | None = setting(
+        None, "Id of the token that ends a response, in place of stop_token."
+    )
+    missing_eos_penalty: float | None = setting(
+        None, "Taken from the score of a response without an end token (default: nothing)."
+    )
 
     # The objective.
     init_kl_coef: float | None = setting(None, "KL coefficient at the start (default 0.2).")
@@ -148,7 +167,6 @@ class PPOConfig(TrainingSettings, TrainingArguments):
     # Precision, memory and what is seen.
     optimize_device_cache: bool = setting(False, "Empty the device's cache after each step.")
     log_with: str | list[str] | None = setting(None, "TRL 0.11's name of report_to.")
-    num_sample_generations: int = setting(0, "TRL 1.12's table of samples; use log_samples.")
 
     ref_adapter_name: str | None = setting(None, "Adapter that is the reference model.")
 

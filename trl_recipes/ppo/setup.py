@@ -92,6 +92,22 @@ def eos_token_ids(tokenizer: PreTrainedTokenizerBase, policy: nn.Module) -> list
     return [i for i in dict.fromkeys([tokenizer.eos_token_id, *own]) if i is not None]
 
 
+def stop_token_ids(
+    config: PPOConfig, tokenizer: PreTrainedTokenizerBase, policy: nn.Module
+) -> list[int]:
+    """List every token that ends a response in this run."""
+    stop = config.stop_token_id
+    if stop is None:
+        return eos_token_ids(tokenizer, policy) if config.stop_token else []
+    size = policy.get_input_embeddings().num_embeddings
+    if not 0 <= stop < size:
+        raise RecipeError(
+            f"`stop_token_id` is {stop}, outside the model's vocabulary of {size}. Give the id of "
+            "one of its tokens."
+        )
+    return [stop]
+
+
 def build_models(
     config: PPOConfig,
     value_head_model: nn.Module,

@@ -193,15 +193,16 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         self.kl_ctl = setup.kl_controller(config)
         self.running = RunningMoments()
         self.all_stats: list[dict] = []
-        held_to = ("batch_size", "response_length", "min_response_length", "stop_token")
-        settings = {name: getattr(config, name) for name in (*held_to, "ratio_threshold")}
-        self.alarms = Alarms(partial(ppo_alarms, **settings))
+        held_to = ("batch_size", "response_length", "min_response_length", "ratio_threshold")
+        settings = {name: getattr(config, name) for name in held_to}
+        stop = config.stop_token or config.stop_token_id
+        self.alarms = Alarms(partial(ppo_alarms, stop_token=stop, **settings))
         policy = self._policy()
         self.first_batch = checks.FirstBatchCheck(
             policy, self.ref_model, self._reduced_precision(), self._all_sum
         )
         self.steps_not_finite = 0  # optimizer steps in a row
-        self.eos_token_ids = setup.eos_token_ids(self.tokenizer, policy)
+        self.stop_token_ids = setup.stop_token_ids(config, self.tokenizer, policy)
         self._pass_cost = setup.pass_cost(policy, self.current_device.type)
         with self._gathered():
             pack = can_pack(policy)
@@ -345,7 +346,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
     def _generation_defaults(self) -> dict[str, Any]:
         return {
             "pad_token_id": self.tokenizer.pad_token_id,
-            "eos_token_id": self.eos_token_ids if self.config.stop_token else None,
+            "eos_token_id": self.stop_token_ids or None,
             "max_new_tokens": self.config.response_length,
             "temperature": self.config.temperature,
         }
@@ -395,8 +396,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         `quirks` computes what TRL 0.11.4 computed where it was wrong; see the configuration.
         """
         started = self._clock()
-        scores, kl_coef = self._shape_scores(scores), self.kl_ctl.value
-        mask = rollout.loss_mask
+        scores = self._shape_scores(self._penalize_missing_eos(rollout, scores))
+        kl_coef, mask = self.kl_ctl.value, rollout.loss_mask
 
         clock = self._clock()
         with self._gathered():
@@ -440,9 +441,19 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         timing["time/ppo/total"] = self._clock() - started
         return stats | timing
 
+    def _penalize_missing_eos(self, rollout: Rollout, scores: Tensor) -> Tensor:
+        """Take `missing_eos_penalty` from the score of each response without an end token, (B,)."""
+        scores = scores.to(self.current_device)
+        if self.config.missing_eos_penalty is None:
+            return scores
+        stops = self.stop_token_ids or setup.eos_token_ids(self.tokenizer, self._policy())
+        ends = torch.isin(rollout.responses, rollout.responses.new_tensor(stops))
+        ended = (ends & rollout.response_mask.bool()).any(1)
+        return scores - self.config.missing_eos_penalty * ~ended
+
     def _shape_scores(self, scores: Tensor) -> Tensor:
         """Scale, normalize and clip scores (B,) as configured."""
-        shaped = scores.to(self.current_device)
+        shaped = scores
         if self.config.use_score_scaling:
             self.running.update(shaped, self._all_sum)
             scale = self.running.std + torch.finfo(shaped.dtype).eps
