@@ -20,12 +20,10 @@ from transformers import AutoTokenizer
 
 from trl_recipes.arguments import run_recipe
 from trl_recipes.errors import RecipeError, RunStopped
-from trl_recipes.evaluation.algorithms import runner
-from trl_recipes.evaluation.algorithms.picture import plot_algorithms, spread_labels
-from trl_recipes.evaluation.algorithms.results import Finished, Results, load_results
-from trl_recipes.evaluation.algorithms.runner import read_json, run_all, write_json
-from trl_recipes.evaluation.algorithms.training import prepare, train
-from trl_recipes.evaluation.algorithms.work import Run, Work, make_runs
+from trl_recipes.evaluation import sweep
+from trl_recipes.evaluation.sweep import Run, Task, make_runs, read_json, run_all
+from trl_recipes.evaluation.sweep_results import Results, load_results, plot_results, spread_labels
+from trl_recipes.evaluation.sweep_run import SweepRun
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "compare_algorithms.py"
 TEXTS = ["The acting was wonderful and the plot kept me awake.", "A dull film, sadly."] * 30
@@ -64,7 +62,7 @@ def recipe(flags, folder, **changes):
     spec.loader.exec_module(module)
     chosen = flags | {"--output_dir": folder} | {f"--{k}": v for k, v in changes.items()}
     argv = [str(word) for pair in chosen.items() for word in pair]
-    run_recipe(module.main, module.AlgorithmsArguments, argv=argv)
+    run_recipe(module.main, module.SweepArguments, module.Task, argv=argv)
 
 
 def lines(path):
@@ -132,7 +130,7 @@ def test_the_table_says_what_the_files_say(compared):
             expected = float(np.exp(nll / length))
             assert float(cells["perplexity"][place]) == pytest.approx(expected, abs=6e-3)
             kl = fmean(answer["kl"] for answer in answers)
-            assert float(cells["KL, nats a response"][place]) == pytest.approx(kl, abs=6e-3)
+            assert float(cells["KL, nats per response"][place]) == pytest.approx(kl, abs=6e-3)
         assert int(cells["tokens generated"][column]) == lines(run / "curve.jsonl")[-1]["tokens"]
         assert f"| {name.upper()} seed 0 " in printed
     assert (folder / "table.md").read_text().splitlines()[0] in printed
@@ -153,7 +151,7 @@ def test_finished_runs_are_not_run_again_and_other_settings_are_refused(
     compared, flags, monkeypatch, capsys
 ):
     before = {path: path.stat().st_mtime_ns for path in compared[0].glob("*-seed0/**/*")}
-    monkeypatch.setattr(runner, "COMMAND", ("false",))
+    monkeypatch.setattr(sweep, "COMMAND", ("false",))
     recipe(flags, compared[0])
     assert "begun" not in capsys.readouterr().out
     with pytest.raises(SystemExit):
@@ -179,14 +177,14 @@ def test_an_unfinished_run_goes_on_as_if_never_stopped(compared, flags, capsys):
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 def test_looking_does_not_change_the_run(flags, tmp_path, algorithm):
-    sizes = {"tokens": 150, "batch": BATCH, "response": RESPONSE, "shortest": 2, "longest": 4}
-    models = {"model": flags["--model_name_or_path"], "reward_model": flags["--reward_model"]}
-    models = {k: str(v) for k, v in (models | {"dataset": flags["--dataset_name"]}).items()}
+    names = ("model_name_or_path", "reward_model", "dataset_name")
+    shared = {name: str(flags[f"--{name}"]) for name in names}
+    shared |= {"tokens": 150, "batch": BATCH, "response_length": RESPONSE, "eval_prompts": 4}
     rows = []
     for often in (1, 4):
-        work = Work(**sizes, **models, evaluations=often, eval_prompts=4)
+        task = Task(**shared, max_prompt_length=4, evaluations=often)
         folder = tmp_path / str(often)
-        train(prepare(Run(algorithm, 0, work, OWN[algorithm]), folder))
+        SweepRun(Run(algorithm, 0, task, OWN[algorithm]), folder).train()
         rows.append(without_times(lines(folder / "all_stats.jsonl")))
     assert rows[0] == rows[1]
 
@@ -213,20 +211,20 @@ result = {"run": run, "reference": figures, "policy": figures, "tokens": 9, "sec
 @pytest.fixture
 def stand_in(monkeypatch, tmp_path):
     (tmp_path / "stand_in.py").write_text(STAND_IN)
-    monkeypatch.setattr(runner, "COMMAND", (sys.executable, str(tmp_path / "stand_in.py")))
+    monkeypatch.setattr(sweep, "COMMAND", (sys.executable, str(tmp_path / "stand_in.py")))
 
 
 def some_runs(*seeds, algorithms=("ppo", "grpo")):
-    work = Work(64, 8, 4, 2, 4, evaluations=2, eval_prompts=4)
-    return make_runs(work, algorithms, seeds, {"grpo": {"num_generations": 4}})
+    task = Task(64, 8, 4, 2, 4, evaluations=2, eval_prompts=4)
+    return make_runs(task, algorithms, seeds, {"grpo": {"num_generations": 4}})
 
 
 def test_a_run_that_fails_says_so_and_the_others_stay(stand_in, tmp_path):
     said = []
     failures = run_all(some_runs(0, 1), tmp_path, 2, said.append)
-    assert sorted(str(failure.run) for failure in failures) == ["GRPO seed 0", "GRPO seed 1"]
-    assert all("error: the disk is full" in failure.words for failure in failures)
-    assert all("log.txt" in failure.words for failure in failures)
+    assert sorted(words[:18] for words in failures) == ["GRPO seed 0 failed", "GRPO seed 1 failed"]
+    assert all("error: the disk is full" in words for words in failures)
+    assert all("log.txt" in words for words in failures)
     assert (tmp_path / "ppo-seed0" / "result.json").is_file()
     assert (tmp_path / "ppo-seed1" / "result.json").is_file()
     assert sum("failed" in line for line in said) == 2
@@ -249,21 +247,22 @@ def test_a_signal_reaches_every_run_and_waits_for_it(stand_in, tmp_path):
 # --- results
 
 
-def made_up(work=None, **ends):
+def made_up(**ends):
     """Results of three seeds: reward, KL and seconds at the end of each algorithm."""
-    work = work or Work(50_000, 8, 4, 2, 4, evaluations=2, eval_prompts=4)
+    task = Task(50_000, 8, 4, 2, 4, evaluations=2, eval_prompts=4)
     figures = {"perplexity": 5.0, "distinct_2": 0.5, "length": 4.0}
     before = {"P(POSITIVE)": 0.4, "reward": 0.4, "kl": 0.0, **figures}
-    runs = {}
+    results = Results([], [], [])
     for name, (rewards, kls, seconds) in ends.items():
         for seed, (reward, kl, second) in enumerate(zip(rewards, kls, seconds, strict=True)):
             policy = {"P(POSITIVE)": reward, "reward": reward, "kl": kl, **figures}
             result = {"reference": before, "policy": policy, "tokens": 50_001, "step": 9}
-            curve = [{"tokens": 0, "seconds": 0.0, "reward": 0.4, "kl": 0.0}]
-            curve += [{"tokens": 50_001, "seconds": second, "reward": reward, "kl": kl}]
-            finished = Finished(Run(name, seed, work), result | {"seconds": second}, curve)
-            runs.setdefault(name, []).append(finished)
-    return Results(work, runs)
+            results.runs.append(Run(name, seed, task))
+            results.found.append(result | {"seconds": second})
+            start = {"tokens": 0, "seconds": 0.0, "reward": 0.4, "kl": 0.0}
+            end = {"tokens": 50_001, "seconds": second, "reward": reward, "kl": kl}
+            results.curves.append([start, end])
+    return results
 
 
 def test_the_finding_is_read_from_the_figures():
@@ -299,7 +298,7 @@ def test_the_picture_names_every_line_at_its_end(tmp_path):
         ppo=([0.90, 0.91, 0.92], [3.0, 3.1, 3.2], [20.0, 20.0, 21.0]),
         grpo=([0.904, 0.914, 0.924], [3.0, 3.1, 3.2], [30.0, 30.0, 30.0]),
     )
-    figure = plot_algorithms(results, tmp_path / "a.png")
+    figure = plot_results(results, tmp_path / "a.png")
     words = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert {"PPO 0.91", "GRPO 0.91", "PPO 20 s", "GRPO 30 s", "PPO 3.1 nats"} <= set(words)
     figure.draw_without_rendering()
@@ -339,14 +338,14 @@ def test_runs_without_a_result_are_left_out(tmp_path):
 )
 def test_what_is_asked_for_is_checked_before_anything_runs(changes, message):
     asked = {"algorithms": ["ppo", "grpo", "rloo"], "seeds": [0], "own": {}} | changes
-    sizes = {"batch": 8, "response": 4, "shortest": 2, "longest": 4, "evaluations": 2}
+    sizes = {"batch": 8, "response_length": 4, "max_prompt_length": 4, "evaluations": 2}
     sizes |= {"tokens": asked.pop("tokens", 64), "eval_prompts": asked.pop("eval_prompts", 4)}
     with pytest.raises(RecipeError, match=message):
-        make_runs(Work(**sizes), **asked)
+        make_runs(Task(**sizes), **asked)
 
 
 def test_a_damaged_result_says_what_to_do(tmp_path):
-    write_json(tmp_path / "a.json", {"a": 1})
+    (tmp_path / "a.json").write_text('{"a": 1}')
     assert read_json(tmp_path / "a.json") == {"a": 1}
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(RecipeError, match="damaged"):

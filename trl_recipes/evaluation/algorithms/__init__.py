@@ -1,1 +1,0 @@
-"""PPO, GRPO and RLOO on one task, with the same number of generated tokens each."""
