@@ -16,7 +16,8 @@ from accelerate import PartialState
 from trl_recipes import LengthSampler, RecipeError, SentimentReward, load_prompts, load_run, setting
 from trl_recipes.arguments import run_recipe
 from trl_recipes.embedded import language_model
-from trl_recipes.evaluation.compare import compare, sentiment_measures
+from trl_recipes.evaluation.compare import compare
+from trl_recipes.evaluation.judges import sentiment_measures
 from trl_recipes.report import write_comparison
 from trl_recipes.run_folder import check_folder, read_config, read_number
 from trl_recipes.stats import run_names

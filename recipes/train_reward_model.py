@@ -15,7 +15,7 @@ from typing import Literal
 from trl_recipes import load_rows, load_tokenizer, setting
 from trl_recipes.arguments import run_recipe
 from trl_recipes.distributed import is_main_process, print_main
-from trl_recipes.evaluation.reward_model import measure, write_card
+from trl_recipes.evaluation.reward_model import evaluate_reward_model, write_card
 from trl_recipes.report import write_report
 from trl_recipes.run_folder import check_run, start_run
 from trl_recipes.training.dry_run import rehearse
@@ -78,7 +78,7 @@ def main(args: RewardModelArguments, sizes: ClassifierSizes, config: RewardModel
     # Results
     if is_main_process():
         seconds, rows = time.monotonic() - began, trained["rows"]
-        figures = measure(run.model, heldout)
+        figures = evaluate_reward_model(run.model, heldout)
         figures.plot(run.plots / "reliability.png")
         write_card(run.model, figures, base=start, source=source, rows=rows, seconds=seconds)
         write_report(run, figures.values)

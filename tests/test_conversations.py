@@ -20,7 +20,8 @@ from trl_recipes import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RecipeEr
 from trl_recipes.arguments import run_recipe
 from trl_recipes.data import conversations, files
 from trl_recipes.data.prompts import holds_conversations, one_prompt
-from trl_recipes.evaluation.compare import compare, vader_judge
+from trl_recipes.evaluation.compare import compare
+from trl_recipes.evaluation.judges import vader_judge
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TEMPLATE = (

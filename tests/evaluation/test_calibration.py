@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_recipes.evaluation.calibration import (
+from trl_recipes.evaluation.reward_model import (
     Bin,
     equal_counts,
     expected_calibration_error,

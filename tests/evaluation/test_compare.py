@@ -27,9 +27,8 @@ from trl_recipes.evaluation.compare import (
     compare,
     mean_interval,
     response_logprobs,
-    sentiment_measures,
-    vader_judge,
 )
+from trl_recipes.evaluation.judges import sentiment_measures, vader_judge
 from trl_recipes.rewards import SentimentReward
 
 WORDS = ["<eos>", "the", "film", "was", "good", "bad", "dull", "and", "very", "a", "plot", "I"]

@@ -7,7 +7,6 @@ None a sample), whether a model was trained on them or not.
 """
 
 import json
-import logging
 import math
 import shutil
 import textwrap
@@ -19,30 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trl_recipes.data.conversations import full_texts
 from trl_recipes.describe import printable
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length, response_logits
 from trl_recipes.models.packing import pad_rows
 from trl_recipes.models.sampling import generate_responses
-from trl_recipes.rewards import RewardFunc, Rewards, SentimentReward
+from trl_recipes.rewards import RewardFunc, Rewards
 from trl_recipes.rewards.text import reward_inputs
 from trl_recipes.stats import distinct_n
-
-__all__ = [
-    "Comparison",
-    "ModelResult",
-    "check_context",
-    "compare",
-    "distinct_n",
-    "mean_interval",
-    "measure_model",
-    "response_logprobs",
-    "sentiment_measures",
-    "vader_judge",
-]
-
-_log = logging.getLogger(__name__)
 
 PAD = 0  # any token id will do: masks come from lengths
 NARROWEST = 22  # columns of text narrower than this are stacked instead
@@ -50,42 +33,23 @@ NARROWEST = 22  # columns of text narrower than this are stacked instead
 
 @dataclass(frozen=True)
 class ModelResult:
-    """What one model answered and how that measures; lists have one entry a prompt.
-
-    Attributes:
-        name: the model's name in tables and pictures.
-        responses: text of each response, without special tokens.
-        token_ids: tokens of each response, its end token too.
-        scores: for each measure, its value for each response; None where it gave none.
-        kl: log-probability under the model minus that under the reference, summed over the tokens
-            of each response, in nats. Its mean estimates the KL from the reference.
-        reference_nll: minus the log-probability of each response under the reference, in nats.
-    """
+    """What one model answered and how that measures; lists have one entry a prompt."""
 
     name: str
-    responses: list[str]
-    token_ids: list[list[int]]
-    scores: dict[str, list[float | None]]
+    responses: list[str]  # without special tokens
+    token_ids: list[list[int]]  # of each response, its end token too
+    scores: dict[str, list[float | None]]  # by measure; None where it gave none
+    # log-probability under the model minus that under the reference, summed over the tokens of each
+    # response, in nats: its mean estimates the KL from the reference
     kl: list[float]
-    reference_nll: list[float]
+    reference_nll: list[float]  # minus the log-probability under the reference, in nats
 
     def interval(self, measure: str) -> tuple[float, float]:
-        """Mean of a measure over the responses that it scored, and its 95 percent half width.
-
-        Args:
-            measure: its name.
-
-        Returns:
-            Mean and half width; nan for what too few responses give.
-        """
+        """Mean of a measure over the responses that it scored, and its 95 percent half width."""
         return mean_interval(self.scored(measure))
 
     def scored(self, measure: str) -> list[float]:
-        """Values of a measure, without the responses that it left out.
-
-        Args:
-            measure: its name.
-        """
+        """Values of a measure, without the responses that it left out."""
         return [value for value in self.scores[measure] if value is not None]
 
     @property
@@ -106,13 +70,7 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models on the same prompts; `results` has the reference first.
-
-    Attributes:
-        prompts: N texts.
-        results: one a model, N responses each.
-        seed: that every model's sampling started from.
-    """
+    """Models on the same prompts, the reference first; every model sampled from `seed`."""
 
     prompts: list[str]
     results: list[ModelResult]
@@ -142,12 +100,7 @@ class Comparison:
         return "\n".join([note, "Perplexity is under the reference model.", "", *lines])
 
     def side_by_side(self, count: int = 5, width: int | None = None) -> str:
-        """Show the first prompts with what each model made of them, wrapped to the terminal.
-
-        Args:
-            count: how many prompts.
-            width: columns to fill; None takes the terminal's.
-        """
+        """Show the first prompts with each model's answer, wrapped to `width` or the terminal."""
         width = max(NARROWEST, width or shutil.get_terminal_size().columns)
         column = (width - 3 * (len(self.results) - 1)) // len(self.results)
         blocks = []
@@ -172,11 +125,7 @@ class Comparison:
         return f"[{printable(self.measures[0])}] model\n\n" + "\n\n".join(blocks)
 
     def with_scores(self, count: int = 3) -> str:
-        """Show the first prompts with each model's whole text and every measure of it.
-
-        Args:
-            count: how many prompts.
-        """
+        """Show the first prompts with each model's whole text and every measure of it."""
         lines = []
         for row, prompt in enumerate(self.prompts[:count]):
             for result in self.results:
@@ -197,11 +146,7 @@ class Comparison:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write `to_dict` as JSON; numbers that are not finite become null.
-
-        Args:
-            path: the file; its folder is made.
-        """
+        """Write `to_dict` as JSON; numbers that are not finite become null."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_without_nan(self.to_dict()), indent=1, ensure_ascii=False)
@@ -220,21 +165,11 @@ def compare(
 ) -> Comparison:
     """Let every model answer the same prompts and measure the answers.
 
-    Args:
-        models: model and tokenizer under each name, all with one vocabulary; put into eval mode.
-        prompts: rows with `query` (text) and `input_ids`; further columns go to the measures, and
-            conversations in `prompt` as in training. What `load_prompts` gives is one.
-        measures: reward functions by name; the first is called the score.
-        max_new_tokens: most tokens a response has: one number, or one for each prompt.
-        reference: the name, among `models`, from which KL and perplexity are measured.
-        seed: sampling of every model starts from it.
-        batch_size: responses generated and evaluated together; it does not change the figures.
-
-    Returns:
-        The comparison, the reference first.
-
-    Raises:
-        RecipeError: no prompts, no measures, prompts too long, or models whose tokenizers differ.
+    `models` holds model and tokenizer by name, all with one vocabulary, put into eval mode.
+    `prompts` are rows with `query` (text) and `input_ids`, as `load_prompts` gives them; their
+    further columns go to the `measures`, reward functions by name of which the first is called the
+    score. `max_new_tokens` is one number, or one for each prompt. KL and perplexity are measured
+    from the model named `reference`; `batch_size` does not change the figures.
     """
     rows = [dict(row) for row in prompts]
     if not rows or not measures:
@@ -281,19 +216,7 @@ def measure_model(
     seed: int = 0,
     batch_size: int = 64,
 ) -> ModelResult:
-    """Let one model answer prompts and measure the answers, as `compare` does for several.
-
-    Args:
-        name: the model's in tables and pictures.
-        model: put into eval mode, as the reference is.
-        reference_model: from which KL and perplexity are measured.
-        tokenizer: of both.
-        rows: prompts, as for `compare`.
-        measures: reward functions by name.
-        max_new_tokens: most tokens a response has: one number, or one for each prompt.
-        seed: the sampling starts from it.
-        batch_size: responses generated and evaluated together; it does not change the figures.
-    """
+    """Let one model answer prompts and measure the answers, as `compare` does for several."""
     queries = [torch.as_tensor(row["input_ids"]) for row in rows]
     columns = {key: [row[key] for row in rows] for key in rows[0]}
     torch.manual_seed(seed)
@@ -309,12 +232,16 @@ def measure_model(
     ref_logprobs = response_logprobs(reference_model.eval(), queries, responses, batch_size)
     completions = tokenizer.batch_decode(responses, skip_special_tokens=True)
     ids = [response.tolist() for response in responses]
-    inputs = reward_inputs({**columns, "response": completions}, tokenizer)
+    prompts, answers, columns = reward_inputs({**columns, "response": completions}, tokenizer)
+    scores = {}
+    for measure, function in measures.items():  # checked as in training
+        _, by_name = Rewards([function])(prompts, answers, ids, columns)
+        (scores[measure],) = by_name.values()
     return ModelResult(
         name=name,
         responses=completions,
         token_ids=ids,
-        scores={measure: _values(function, inputs, ids) for measure, function in measures.items()},
+        scores=scores,
         kl=[float((p - q).sum()) for p, q in zip(logprobs, ref_logprobs, strict=True)],
         reference_nll=[-float(q.sum()) for q in ref_logprobs],
     )
@@ -324,16 +251,10 @@ def measure_model(
 def response_logprobs(
     model: nn.Module, queries: Sequence[Tensor], responses: Sequence[Tensor], batch_size: int = 64
 ) -> list[Tensor]:
-    """Log-probability of each response token after its query, at temperature 1.
+    """Give the log-probability of each response token after its query, at temperature 1.
 
-    Args:
-        model: causal or encoder-decoder language model, in eval mode.
-        queries: token ids, each of shape (query length,).
-        responses: token ids, each of shape (response length,).
-        batch_size: sequences in one forward pass; it does not change the values.
-
-    Returns:
-        One float32 tensor a response, of shape (response length,), in nats, on the CPU.
+    Queries and responses are token ids, each of shape (length,); so is each result, in nats, on the
+    CPU. `batch_size` does not change the values.
     """
     device = next(model.parameters()).device
     logprobs: list[Tensor] = []
@@ -349,16 +270,7 @@ def response_logprobs(
 
 
 def check_context(model: nn.Module, query_length: int, response_length: int) -> None:
-    """Refuse what does not fit into a model's context; lengths in tokens.
-
-    Args:
-        model: causal or encoder-decoder language model.
-        query_length: of the longest query.
-        response_length: of the longest response.
-
-    Raises:
-        RecipeError: says how many tokens fit.
-    """
+    """Refuse what does not fit into a model's context; lengths in tokens, of the longest ones."""
     context = context_length(model.config)
     needed = query_length + response_length
     if model.config.is_encoder_decoder:
@@ -376,13 +288,9 @@ def check_context(model: nn.Module, query_length: int, response_length: int) -> 
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 percent interval (Student's t).
+    """Give the mean of independent values, and half the width of its 95 percent interval.
 
-    Args:
-        values: independent measurements, shape (N,).
-
-    Returns:
-        Mean and half width; nan where there are too few values for one (0 and 1).
+    The interval is Student's t; nan where there are too few values (0 and 1).
     """
     n = len(values)
     if n == 0:
@@ -392,62 +300,6 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
         return mean, math.nan
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
     return mean, _t_quantile_95(n - 1) * math.sqrt(variance / n)
-
-
-def sentiment_measures(reward: SentimentReward, label: str | None = None) -> dict[str, RewardFunc]:
-    """What to measure where the reward is a sentiment classifier.
-
-    Args:
-        reward: its model is used, not a second copy.
-        label: the label to score; the one that `reward` scores when None.
-
-    Returns:
-        The classifier's logit, its probability, and a judge that training never saw; without the
-        judge, which is said, where vaderSentiment is not installed.
-    """
-    label = label or reward.label
-    measures: dict[str, RewardFunc] = {
-        "score (logit)": SentimentReward(reward, label=label, score="logit"),
-        f"P({label})": SentimentReward(reward, label=label, score="probability"),
-    }
-    judge = vader_judge()
-    if judge is None:
-        _log.warning(
-            "No independent judge: vaderSentiment is not installed"
-            " (pip install 'trl_recipes[judge]')."
-        )
-        return measures
-    return measures | {"judge (VADER)": judge}
-
-
-def vader_judge() -> RewardFunc | None:
-    """Make a judge from VADER's sentiment lexicon, which no training here ever sees.
-
-    Returns:
-        A reward function: the compound of query plus response, -1 (negative) to 1 (positive); None
-        where the package vaderSentiment is not installed.
-    """
-    try:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-    except ImportError:
-        return None
-    analyzer = SentimentIntensityAnalyzer()
-
-    def vader(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-        texts = full_texts(prompts, completions)
-        return [analyzer.polarity_scores(text)["compound"] for text in texts]
-
-    return vader
-
-
-def _values(
-    function: RewardFunc, inputs: tuple[list, list, dict], completion_ids: list[list[int]]
-) -> list[float | None]:
-    """What one function says of each sample, checked as in training."""
-    prompts, completions, columns = inputs
-    _, by_name = Rewards([function])(prompts, completions, completion_ids, columns)
-    (values,) = by_name.values()
-    return values
 
 
 def _t_quantile_95(df: int) -> float:

@@ -1,14 +1,53 @@
-"""Judges of a review's mood that learnt nothing from the reviews in use."""
+"""Judges of a text's mood that training never sees, and what to measure beside them."""
 
 import logging
 from typing import Any
 
-from trl_recipes.evaluation.compare import vader_judge
+from trl_recipes.data.conversations import full_texts
 from trl_recipes.rewards import RewardFunc, SentimentReward
 
 _log = logging.getLogger(__name__)
 
 MOODS = ("NEGATIVE", "POSITIVE")
+
+
+def vader_judge() -> RewardFunc | None:
+    """Make a judge from VADER's lexicon: the compound of query plus response, -1 to 1 (positive).
+
+    None where the package vaderSentiment is not installed.
+    """
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        return None
+    analyzer = SentimentIntensityAnalyzer()
+
+    def vader(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        texts = full_texts(prompts, completions)
+        return [analyzer.polarity_scores(text)["compound"] for text in texts]
+
+    return vader
+
+
+def sentiment_measures(reward: SentimentReward, label: str | None = None) -> dict[str, RewardFunc]:
+    """Give logit and probability of a classifier's label, and a judge that training never saw.
+
+    `reward` lends its model, and its label where none is given. Without vaderSentiment the judge is
+    left out, which is said.
+    """
+    label = label or reward.label
+    measures: dict[str, RewardFunc] = {
+        "score (logit)": SentimentReward(reward, label=label, score="logit"),
+        f"P({label})": SentimentReward(reward, label=label, score="probability"),
+    }
+    judge = vader_judge()
+    if judge is None:
+        _log.warning(
+            "No independent judge: vaderSentiment is not installed"
+            " (pip install 'trl_recipes[judge]')."
+        )
+        return measures
+    return measures | {"judge (VADER)": judge}
 
 
 def mood_judges(
@@ -20,23 +59,10 @@ def mood_judges(
 ) -> list[RewardFunc]:
     """Collect judges for which higher means more of a label, for the trainer's `metrics`.
 
-    The embedded classifier learnt from 16,000 reviews of the embedded split "train", of which the
-    splits "prompts" and "heldout" hold none; but one grammar wrote them all. VADER is a lexicon
-    and learnt from no review.
-
-    Args:
-        label: what the reward asks for.
-        dataset_name: the reviews in use; None for the embedded ones, which the embedded classifier
-            can judge.
-        judge: a classifier to judge by in its place: a folder or hub name.
-        trust_remote_code: run the code that it brings along.
-
-    Returns:
-        A classifier's probability (`classifier`) and VADER's compound (`vader`); either is left out
-        where it does not apply, and having none is said.
-
-    Raises:
-        RecipeError: no such classifier, or it has no such label.
+    They are a classifier's probability (`classifier`) and VADER's compound (`vader`); either is
+    left out where it does not apply, and having none is said. The classifier is `judge`, or the
+    embedded one for the embedded reviews: it learnt from 16,000 of the split "train", of which
+    "prompts" and "heldout" hold none; but one grammar wrote them all. VADER learnt from no review.
     """
     judges: list[RewardFunc] = []
     if judge is not None or (dataset_name is None and label.upper() in MOODS):

@@ -1,7 +1,9 @@
 """How good a saved reward model is on held-out rows, and the card that says so beside it.
 
 A figure is measured on what the rewards would score: the saved files, read by their loader, texts
-cut where they are cut there.
+cut where they are cut there. Calibration asks whether a model that says 0.8 is right in 8 of 10
+cases: predictions are put into bins, and the mean prediction of each is held against what was
+observed (Guo et al. 2017, "On calibration of modern neural networks", equations 1 to 3).
 """
 
 import importlib.metadata
@@ -10,21 +12,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from trl_recipes.describe import printable
-from trl_recipes.evaluation.calibration import (
-    Bin,
-    equal_counts,
-    expected_calibration_error,
-    plot_reliability,
-    reliability,
-)
 from trl_recipes.evaluation.compare import mean_interval
 from trl_recipes.models.loading import load_classifier
+from trl_recipes.report.plots import COLORS, GREY, Picture, save_figure, style_axes
 from trl_recipes.rewards.models import (
     batches_by_length,
     can_pad,
@@ -34,28 +33,32 @@ from trl_recipes.rewards.models import (
 from trl_recipes.training.reward_data import Labelled, Pairs
 
 AXES = {
-    "classes": ("confidence in the label that wins", "share that is right"),
-    "pairs": ("probability that the winner is better", "share that is right"),
+    "classes": ("confidence in the label that wins", "fraction that is right"),
+    "pairs": ("probability that the winner is better", "fraction that is right"),
     "number": ("predicted number", "true number"),
 }
+BINS = 10
+
+
+class Bin(NamedTuple):
+    """The predictions of one bin: how many, their mean, and the mean of what was observed."""
+
+    count: int
+    predicted: float
+    observed: float
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured on held-out rows.
+    """What was measured on `n` held-out rows of classes, numbers or pairs.
 
-    Attributes:
-        kind: classes, number or pairs.
-        n: rows measured.
-        cut: how many of their texts are longer than the model reads.
-        values: accuracy (share), ece (expected calibration error), margin (mean and 95 percent
-            half width, in logits) for classes and pairs; rmse, correlation and ece for numbers.
-        bins: behind the calibration error.
+    `values` are accuracy, confidence, ece (expected calibration error) and margin (mean and 95
+    percent half width, in logits) for classes and pairs; rmse, correlation and ece for numbers.
     """
 
     kind: str
     n: int
-    cut: int
+    cut: int  # how many of their texts are longer than the model reads
     values: dict[str, float]
     bins: list[Bin]
 
@@ -65,7 +68,7 @@ class Figures:
         if self.kind == "number":
             lines = [
                 f"held-out root mean squared error {v['rmse']:.3f} (n = {self.n} texts; the "
-                f"labels' own spread is {v['spread']:.3f})",
+                f"labels' own std is {v['spread']:.3f})",
                 f"correlation with the labels {v['correlation']:.3f}",
                 f"mean distance of predicted and true number over bins {v['ece']:.3f}",
             ]
@@ -82,25 +85,13 @@ class Figures:
         return "\n".join(lines)
 
     def plot(self, path: str | Path) -> None:
-        """Draw the reliability diagram.
-
-        Args:
-            path: the PNG file; its folder is made.
-        """
+        """Draw the reliability diagram as a PNG file."""
         x, y = AXES[self.kind]
         plot_reliability(self.bins, path, title=f"n = {self.n}", predicted=x, observed=y)
 
 
-def measure(folder: str | Path, heldout: Labelled | Pairs) -> Figures:
-    """Measure a saved reward model.
-
-    Args:
-        folder: of the model.
-        heldout: rows that it never saw, of the kind that it learnt from.
-
-    Returns:
-        Its figures.
-    """
+def evaluate_reward_model(folder: str | Path, heldout: Labelled | Pairs) -> Figures:
+    """Measure a saved reward model on rows that it never saw, of the kind that it learnt from."""
     model, tokenizer = load_classifier(folder, source="the reward model")
     model.to(local_device()).eval()
     if isinstance(heldout, Pairs):
@@ -123,16 +114,7 @@ def measure(folder: str | Path, heldout: Labelled | Pairs) -> Figures:
 def write_card(
     folder: str | Path, figures: Figures, *, base: str, source: str, rows: int, seconds: float
 ) -> None:
-    """Write README.md beside a model: what it is, from what, how good, and how to use it.
-
-    Args:
-        folder: of the model.
-        figures: what was measured.
-        base: what it started from, in words.
-        source: name of the data set.
-        rows: rows that it learnt from.
-        seconds: that training took.
-    """
+    """Write README.md beside a model: what it is, from what, how good, and how to use it."""
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     labels = [printable(str(name)) for name in config["id2label"].values()]
     use = (
@@ -190,6 +172,65 @@ scores = reward(prompts=["The film"], completions=[" was a joy."])
 """,
         encoding="utf-8",
     )
+
+
+def reliability(
+    predicted: Sequence[float], observed: Sequence[float], edges: Sequence[float] | None = None
+) -> list[Bin]:
+    """Put predictions into bins, from low to high, and take the means of those that hold one.
+
+    `observed` is 1 where a prediction came true and 0 elsewhere, or the true numbers; shapes (N,).
+    `edges` are the bins' ascending borders, the upper one included: `BINS` of one width by default.
+    """
+    predicted, observed = np.asarray(predicted, dtype=float), np.asarray(observed, dtype=float)
+    edges = np.linspace(0, 1, BINS + 1) if edges is None else np.asarray(edges, dtype=float)
+    places = np.clip(np.searchsorted(edges, predicted, side="left") - 1, 0, len(edges) - 2)
+    inside = [places == place for place in range(len(edges) - 1)]
+    return [
+        Bin(int(rows.sum()), float(predicted[rows].mean()), float(observed[rows].mean()))
+        for rows in inside
+        if rows.any()
+    ]
+
+
+def equal_counts(predicted: Sequence[float], bins: int = BINS) -> np.ndarray:
+    """Give borders (bins + 1,) with as many predictions between any two; fewer where equal."""
+    edges = np.unique(np.quantile(np.asarray(predicted, dtype=float), np.linspace(0, 1, bins + 1)))
+    return edges if len(edges) > 1 else np.array([edges[0] - 0.5, edges[0] + 0.5])
+
+
+def expected_calibration_error(bins: Sequence[Bin]) -> float:
+    """Give the bins' mean distance of predicted and observed, weighted by their counts."""
+    total = sum(entry.count for entry in bins)
+    return sum(entry.count * abs(entry.predicted - entry.observed) for entry in bins) / total
+
+
+def plot_reliability(
+    bins: Sequence[Bin],
+    path: str | Path | None = None,
+    *,
+    title: str = "",
+    predicted: str = "mean confidence",
+    observed: str = "fraction that is right",
+) -> Figure:
+    """Draw what was observed against what was predicted, and how many each bin holds."""
+    figure = Picture(figsize=(6, 6.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    x, y = [entry.predicted for entry in bins], [entry.observed for entry in bins]
+    ends = min(*x, *y), max(*x, *y)
+    upper.plot(ends, ends, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, label="calibrated")
+    upper.plot(x, y, "o-", color=COLORS[0], linewidth=2, label="held out")
+    upper.set_ylabel(observed)
+    upper.legend(loc="upper left", frameon=False)
+    width = 0.6 * min(np.diff(x), default=ends[1] - ends[0] or 1.0)
+    lower.bar(x, [entry.count for entry in bins], width=width, color=COLORS[0], alpha=0.5)
+    lower.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
+    lower.set_xlabel(predicted)
+    lower.set_ylabel("count")
+    error = expected_calibration_error(bins)
+    style_axes(upper, f"{title}: " * bool(title) + f"calibration error {error:.3f}", grid="both")
+    style_axes(lower, "How many of them", grid="y")
+    return save_figure(figure, path)
 
 
 @torch.inference_mode()

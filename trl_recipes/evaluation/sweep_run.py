@@ -24,8 +24,8 @@ from trl_recipes.evaluation.compare import (
     compare,
     mean_interval,
     measure_model,
-    sentiment_measures,
 )
+from trl_recipes.evaluation.judges import sentiment_measures
 from trl_recipes.evaluation.sweep import (
     CURVE_FILE,
     RESULT_FILE,

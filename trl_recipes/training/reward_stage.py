@@ -16,8 +16,7 @@ from trl_recipes.data.files import load_rows
 from trl_recipes.data.prompts import TEXT_COLUMNS
 from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError
-from trl_recipes.evaluation.calibration import Bin
-from trl_recipes.evaluation.reward_model import Figures, measure, write_card
+from trl_recipes.evaluation.reward_model import Bin, Figures, measure, write_card
 from trl_recipes.models.loading import load_tokenizer
 from trl_recipes.report import write_report
 from trl_recipes.rewards import RewardFunc, RewardModelReward, SentimentReward

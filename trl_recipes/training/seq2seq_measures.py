@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from trl_recipes.evaluation.compare import vader_judge
+from trl_recipes.evaluation.judges import vader_judge
 from trl_recipes.rewards import RewardFunc, load_reward_funcs
 
 # Words that say little of what a sentence is about.
