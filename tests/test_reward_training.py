@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.evaluation.reward_model import measure, write_card
+from trl_recipes.evaluation.reward_model import evaluate_reward_model, write_card
 from trl_recipes.rewards import RewardModelReward, SentimentReward
 from trl_recipes.training.language_model import ClassifierSizes
 from trl_recipes.training.reward_data import (
@@ -79,11 +79,11 @@ def trained(tmp_path_factory):
 
 def test_separable_data_is_learnt_to_the_end(trained):
     for kind in ("classes", "pairs"):
-        figures = measure(trained[kind], data_of(kind, seed=1))
+        figures = evaluate_reward_model(trained[kind], data_of(kind, seed=1))
         assert figures.values["accuracy"] == 1.0
         assert figures.values["margin"] > 1
         assert figures.values["confidence"] > 0.8
-    numbers = measure(trained["number"], data_of("number", seed=1)).values
+    numbers = evaluate_reward_model(trained["number"], data_of("number", seed=1)).values
     assert numbers["rmse"] < 0.5  # of numbers 3 and 7
     assert numbers["correlation"] > 0.95
 
@@ -116,11 +116,11 @@ def test_what_rewards_say_of_a_model_is_what_was_measured(trained):
     probabilities = SentimentReward(trained["classes"], label="good", score="probability")
     said = probabilities(prompts, completions)
     right = [(p > 0.5) == bool(label) for p, label in zip(said, labels, strict=True)]
-    figures = measure(trained["classes"], Labelled(texts, labels, ["BAD", "GOOD"]))
+    figures = evaluate_reward_model(trained["classes"], Labelled(texts, labels, ["BAD", "GOOD"]))
     assert sum(right) / len(right) == figures.values["accuracy"]
     reward = RewardModelReward(trained["pairs"])
     scores = torch.tensor(reward(prompts, completions))
-    pairs = measure(trained["pairs"], Pairs(texts[1::2], texts[::2]))
+    pairs = evaluate_reward_model(trained["pairs"], Pairs(texts[1::2], texts[::2]))
     margins = scores[1::2] - scores[::2]
     assert pairs.values["margin"] == pytest.approx(float(margins.mean()), abs=1e-4)
     as_sentiment = SentimentReward(trained["pairs"], label="SCORE")
@@ -204,7 +204,7 @@ def test_pairs_alike_up_to_the_context_are_left_out(tmp_path, caplog):
     assert done["rows"] == 10
     assert "1 of 11 pairs differ only behind the context of 32 tokens" in caplog.text
     assert "2 of 22 texts are longer than 32 tokens and cut there" in caplog.text
-    assert measure(tmp_path, pairs).cut == 2
+    assert evaluate_reward_model(tmp_path, pairs).cut == 2
     with pytest.raises(RecipeError, match="same up to 32 tokens"):
         train_reward_model(
             Pairs([long + "a"], [long + "b"]), tmp_path, settings(tmp_path), sizes=SIZES
@@ -214,7 +214,7 @@ def test_pairs_alike_up_to_the_context_are_left_out(tmp_path, caplog):
 def test_the_card_holds_the_figures_and_code_that_runs(trained):
     for kind, name in (("classes", "SentimentReward"), ("pairs", "RewardModelReward")):
         folder = trained[kind]
-        figures = measure(folder, data_of(kind, seed=1))
+        figures = evaluate_reward_model(folder, data_of(kind, seed=1))
         write_card(folder, figures, base="nothing", source="made up", rows=200, seconds=1.0)
         card = (folder / "README.md").read_text()
         for part in ("made up, 200 rows", f"{figures.values['ece']:.3f}", "started from: nothing"):
@@ -341,5 +341,5 @@ def test_empty_texts_are_left_out_and_said(caplog):
 
 
 def test_the_figures_can_be_kept_as_json(trained):
-    figures = measure(trained["pairs"], data_of("pairs", seed=1))
+    figures = evaluate_reward_model(trained["pairs"], data_of("pairs", seed=1))
     assert json.loads(json.dumps(dataclasses.asdict(figures)))["values"] == figures.values

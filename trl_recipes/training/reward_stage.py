@@ -16,7 +16,7 @@ from trl_recipes.data.files import load_rows
 from trl_recipes.data.prompts import TEXT_COLUMNS
 from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError
-from trl_recipes.evaluation.reward_model import Bin, Figures, measure, write_card
+from trl_recipes.evaluation.reward_model import Bin, Figures, evaluate_reward_model, write_card
 from trl_recipes.models.loading import load_tokenizer
 from trl_recipes.report import write_report
 from trl_recipes.rewards import RewardFunc, RewardModelReward, SentimentReward
@@ -257,7 +257,7 @@ class LearntReward:
         trained = self._train(
             output_dir=self.run.model, config=self._config, before_training=self._begin
         )
-        self.figures = measure(self.run.model, self._heldout)
+        self.figures = evaluate_reward_model(self.run.model, self._heldout)
         if is_main_process():
             self.figures.plot(self.run.plots / "reliability.png")
             write_card(
