@@ -14,7 +14,7 @@ from accelerate.utils.launch import (
     prepare_simple_launcher_cmd_env,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "recipes" / "accelerate"
 BF16 = {"ACCELERATE_MIXED_PRECISION": "bf16"}
 # File: processes, launcher, and what the environment of a process says.

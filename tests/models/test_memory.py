@@ -34,7 +34,7 @@ from trl_recipes.models.memory import (
     update_bytes,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # 10 weights; a layer has 4 vectors of width 2 and so on
 TOY = Shape(10, layers=2, width=2, intermediate=4, gated=False, key_value=1, vocabulary=5)
 TOY_PLAN = Plan(frozen=4, checkpointing=False, batch=3, micro_batch=2, query=1, response=4)

@@ -1,6 +1,6 @@
 """What one process of test_sharded_groups.py runs: GRPO, and saves the model.
 
-accelerate launch --num_processes 2 tests/group_in_parts.py FOLDER
+accelerate launch --num_processes 2 tests/models/group_in_parts.py FOLDER
 """
 
 import json
@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import cpu_as_gpu  # noqa: F401
 from tiny_grpo import build, without_times
 

@@ -23,7 +23,7 @@ from trl_recipes.data.prompts import holds_conversations, one_prompt
 from trl_recipes.evaluation.compare import compare
 from trl_recipes.evaluation.judges import vader_judge
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"
     "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

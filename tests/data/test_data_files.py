@@ -12,7 +12,7 @@ from trl_recipes.data.files import load_rows
 from trl_recipes.data.prompts import LengthSampler, collator, load_prompts
 from trl_recipes.errors import RecipeError
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 ROWS = [
     {"text": "A fine film, quietly told.", "label": 1},

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from trl_recipes.errors import RecipeError
 from trl_recipes.models import hub
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # A stand-in for the hub, and one look-up for each way in which it can answer. In a process of its
 # own because the tests open no socket.

@@ -43,6 +43,7 @@ def test_what_sampling_keeps_is_what_a_forward_pass_gives(name, smallest, monkey
     monkeypatch.setattr(sampling, "SMALLEST", smallest)
     torch.manual_seed(0)
     model = MODELS[name]().eval()
+    assert can_sample(model)
     samples = sample(model, temperature=0.7)
     assert samples.mask.sum(1).tolist() == [5, 2, 4, 7]
     for row, (query, response) in enumerate(zip(QUERIES, samples.rows(), strict=True)):

@@ -1,6 +1,6 @@
 """What one process of test_memory.py runs: some steps of PPO, and one line of JSON of what is held.
 
-python tests/held_memory.py '{"rank": null, "frozen": 4, ...}'
+python tests/models/held_memory.py '{"rank": null, "frozen": 4, ...}'
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from peft import LoraConfig
 from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from architectures import Words
 
 from trl_recipes import PPOConfig, PPOTrainer
