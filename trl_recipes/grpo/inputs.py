@@ -33,15 +33,7 @@ _MADE_UP = (" was a joy to watch.", " made no sense at all.")
 
 
 def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
-    """Load a policy where it is a name, and refuse what TRL's trainers cannot train.
-
-    Args:
-        model: hub name, folder, or a transformers or PEFT model.
-        trust_remote_code: whether code that comes with the model may run.
-
-    Raises:
-        RecipeError: it is no causal language model.
-    """
+    """Load a policy where it is a name, and refuse what is no causal language model."""
     if isinstance(model, str | Path):
         model, _ = load_run(model, trust_remote_code=trust_remote_code)
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
@@ -70,16 +62,7 @@ def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
 def fitting_tokenizer(
     tokenizer: PreTrainedTokenizerBase | None, name: Any, model: nn.Module
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer where none was passed, and fill in a missing pad token.
-
-    Args:
-        tokenizer: the model's, or None.
-        name: what was passed as model.
-        model: the policy.
-
-    Raises:
-        RecipeError: there is none, it has no end token, or more tokens than the model.
-    """
+    """Load the tokenizer by the model's name where none was passed; fill in a missing pad token."""
     if tokenizer is None:
         if not isinstance(name, str | Path):
             raise RecipeError("`processing_class` is missing. Pass the model's tokenizer.")
@@ -104,9 +87,6 @@ def count_positions(model: nn.Module) -> None:
     TRL's forward pass over a batch padded on the left gives a mask and no positions, and a model
     with position embeddings, such as GPT-2, then counts the padding: its log-probabilities are not
     those that `generate` sampled with, and depend on the longest prompt beside them.
-
-    Args:
-        model: transformers or PEFT model; gets a hook.
     """
 
     def with_positions(module, args, kwargs):
@@ -127,10 +107,6 @@ def copy_weights(policy: nn.Module, reference: nn.Module) -> None:
 
     TRL loads the reference by the policy's name, which says nothing of another revision, of weights
     that were changed since, or of tokens that were added.
-
-    Args:
-        policy: transformers model.
-        reference: a model of the same kind.
     """
     size = policy.get_input_embeddings().weight.shape[0]
     if reference.get_input_embeddings().weight.shape[0] != size:
@@ -143,13 +119,7 @@ def prompt_rows(rows: Any) -> Any:
 
     `load_prompts` gives prompts as `query`; a column `prompt` beside it is the text that they were
     cut from, unless it holds conversations, which are prompts as they are. Other columns reach
-    reward functions under their own names.
-
-    Args:
-        rows: the data set; what is no `datasets.Dataset` is left to TRL.
-
-    Raises:
-        RecipeError: there are no prompts in it.
+    reward functions under their own names. What is no `datasets.Dataset` is left to TRL.
     """
     if not isinstance(rows, Dataset):
         return rows
@@ -170,15 +140,7 @@ def prompt_rows(rows: Any) -> Any:
 
 
 def made_up_sample(rows: Dataset, processing_class: Any) -> dict[str, list]:
-    """Give the first two rows with responses, to try the reward functions on.
-
-    Args:
-        rows: from `prompt_rows`.
-        processing_class: the tokenizer.
-
-    Returns:
-        prompts, completions, completion_ids and the further columns, as TRL gives them.
-    """
+    """Make two samples of the first rows, to try the reward functions on, named as TRL does."""
     few = rows[:2]
     prompts = few.pop("prompt")
     texts = list(_MADE_UP[: len(prompts)])
@@ -193,12 +155,7 @@ def made_up_sample(rows: Dataset, processing_class: Any) -> dict[str, list]:
 
 @contextmanager
 def named(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Lend a model that was never saved a name, by which TRL loads the reference model.
-
-    Args:
-        model: the policy.
-        wanted: whether TRL will load one.
-    """
+    """Lend a model that was never saved a name, by which TRL loads a reference where `wanted`."""
     if not wanted or model.config._name_or_path:
         yield
         return
