@@ -1,6 +1,7 @@
 """Ranges are held to the end of a run; alarms ring on what they are for, once, and else not."""
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from trl_recipes.diagnostics import (
     judge,
     ppo_alarms,
 )
-from trl_recipes.stats import stat_key
 
 # Rows of recipes/ppo_sentiment.py as it is ("healthy"), and with --init_kl_coef 0
 # --learning_rate 3e-3 --max_steps 40 ("collapsing"), both of seed 0, rounded.
@@ -75,10 +75,11 @@ def test_ranges_are_held_to_the_last_tenth_by_hand():
     assert judge([]) == []
 
 
-def test_every_range_is_of_a_known_statistic_and_has_a_source():
-    assert [h.key for h in HEALTHY if stat_key(h.key) is None] == []
-    assert len({h.key for h in HEALTHY}) == len(HEALTHY)
-    assert all(h.source and h.why and (h.low is not None or h.high is not None) for h in HEALTHY)
+def test_every_range_has_a_limit_and_a_source():
+    assert len({h.key for h in HEALTHY}) == len(HEALTHY) > 15
+    assert all(
+        h.source and h.why and (math.isfinite(h.low) or math.isfinite(h.high)) for h in HEALTHY
+    )
 
 
 def test_a_healthy_run_rings_nothing():

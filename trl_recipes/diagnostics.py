@@ -1,7 +1,8 @@
 """What healthy runs show, and what goes wrong in a run without any error.
 
-Both are pure functions of `all_stats`. The ranges are rules of thumb: one that a run leaves is a
-reason to look at its samples, not a verdict. An alarm stops nothing: the run's owner decides.
+Both are pure functions of `all_stats`. The ranges stand in statistics.csv, and are rules of thumb:
+one that a run leaves is a reason to look at its samples, not a verdict. An alarm stops nothing: the
+run's owner decides.
 """
 
 import itertools
@@ -9,14 +10,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-Rows = Sequence[Mapping[str, Any]]
+from trl_recipes.stats import STATISTICS
 
-# Where a range comes from.
-OURS = "trl_recipes, STAT_KEYS and alarms"
-CLASSIC = "TRL 0.11.4, docs/source/logging.mdx"
-CLASSIC_TRAINER = "TRL 0.11.4, ppo_trainer.py, which warns below -1"
-AXOLOTL = "axolotl, docs/training_stability.qmd"
-DEFINITION = "its definition"
+Rows = Sequence[Mapping[str, Any]]
 
 # Rows running before an alarm rings: one odd batch is chance, three alike are a state.
 RUNNING = 3
@@ -37,139 +33,30 @@ CLIPPED = 0.5
 
 
 class Healthy(NamedTuple):
-    """The healthy range of one statistic."""
+    """The healthy range of one statistic; where a limit is an infinity there is none."""
 
     key: str  # in all_stats
     name: str  # with its unit
-    low: float | None  # None: no limit
-    high: float | None
+    low: float
+    high: float
+    of_start: bool  # whether the limits are fractions of what the run began with
     why: str
     source: str
-    of_start: bool = False  # whether the limits are fractions of what the run began with
 
 
-HEALTHY = (
+HEALTHY = [
     Healthy(
-        "env/reward_std",
-        "standard deviation of the scores",
-        1e-6,
-        None,
-        "At 0 all responses are worth the same, and there is nothing to learn from.",
-        OURS,
-    ),
-    Healthy(
-        "objective/kl",
-        "KL from the reference, nats per response",
-        -1,
-        None,
-        "Rises from 0. Clearly below 0, sampling and training disagree; far above what the score "
-        "gained is worth, the texts are no longer the model's.",
-        CLASSIC_TRAINER,
-    ),
-    Healthy(
-        "ppo/policy/clipfrac",
-        "clipped ratios, fraction of tokens",
-        0,
-        0.3,
-        "More means that the policy moves too far on one batch: a learning rate that is too high.",
-        OURS,
-    ),
-    Healthy(
-        "ppo/policy/approxkl",
-        "movement in one step, nats per token",
-        0,
-        0.1,
-        "The same, measured as a distance.",
-        OURS,
-    ),
-    Healthy(
-        "ppo/val/clipfrac",
-        "clipped values, fraction of tokens",
-        0,
-        0.6,
-        "Often 0.3 to 0.6 where rewards are large; less is well.",
-        CLASSIC,
-    ),
-    Healthy(
-        "ppo/val/var_explained",
-        "variance that the value head explains",
-        0,
-        1,
-        "Rises towards 1. Below 0 a constant would predict better, as it does in the first steps.",
-        DEFINITION,
-    ),
-    Healthy("ppo/skipped_minibatches", "skipped minibatches", 0, 0, "Each was too far off.", OURS),
-    Healthy(
-        "groups/equal",
-        "groups with equal scores",
-        0,
-        0.8,
-        "Such a group teaches nothing: too easy, too hard, or always the same response.",
-        AXOLOTL,
-    ),
-    Healthy(
-        "kl", "KL as the algorithm uses it, nats per token", 0, 0.5, "Above 2: far off.", AXOLOTL
-    ),
-    Healthy(
-        "clip_ratio/region_mean",
-        "clipped ratios",
-        0,
-        0.3,
-        "Above it most of a step's work is thrown away.",
-        AXOLOTL,
-    ),
-    Healthy(
-        "completions/clipped_ratio",
-        "responses cut at their longest",
-        0,
-        0.3,
-        "Where openings are all that is wanted, nothing is wrong.",
-        AXOLOTL,
-    ),
-    Healthy("skipped_steps", "skipped steps", 0, 0, "No finite gradient.", OURS),
-    Healthy(
-        "ppo/policy/entropy",
-        "entropy of the next token, nats",
-        0.01,
-        None,
-        "Falls slowly; near 0 every prompt gets one answer.",
-        AXOLOTL,
-    ),
-    Healthy(
-        "entropy",
-        "entropy of the next token, nats",
-        0.01,
-        None,
-        "Falls slowly; near 0 every prompt gets one answer.",
-        AXOLOTL,
-    ),
-    Healthy(
-        "samples/distinct_2",
-        "distinct pairs of tokens, beside the start",
-        0.5,
-        None,
-        "A steep fall while the score rises is repetition.",
-        OURS,
-        of_start=True,
-    ),
-    Healthy(
-        "grad_norm",
-        "norm of the gradient",
-        0.001,
-        10,
-        "Above it training is unstable, unless gradients are clipped.",
-        AXOLOTL,
-    ),
-    Healthy(
-        "loss/heldout",
-        "held-out loss, beside the start",
-        None,
-        1,
-        "Falls with the training loss; where it rises the model learns by heart.",
-        AXOLOTL,
-        of_start=True,
-    ),
-)
+        row["key"],
+        row["healthy"],
+        float(row["low"] or -math.inf),
+        float(row["high"] or math.inf),
+        bool(row["of_start"]),
+        row["why"],
+        row["source"],
+    )
+    for row in STATISTICS
+    if row["healthy"]
+]
 
 
 class Judged(NamedTuple):
@@ -197,24 +84,18 @@ def judge(all_stats: Rows) -> list[Judged]:
             if start == 0:
                 continue
             last /= start
-        low = -math.inf if healthy.low is None else healthy.low
-        high = math.inf if healthy.high is None else healthy.high
-        found.append(Judged(healthy, last, low <= last <= high))
+        found.append(Judged(healthy, last, healthy.low <= last <= healthy.high))
     return found
 
 
 def range_of(healthy: Healthy) -> str:
-    """Say a range in a few words.
-
-    >>> range_of(HEALTHY[2])
-    '0 to 0.3'
-    """
+    """Say a range in a few words."""
     low, high = healthy.low, healthy.high
     if low == high:
         return f"{low:g}"
-    if high is None:
-        return f"above {0 if low < 1e-3 and low > 0 else low:g}"
-    return f"up to {high:g}" if low is None else f"{low:g} to {high:g}"
+    if high == math.inf:
+        return f"above {0 if 0 < low < 1e-3 else low:g}"
+    return f"up to {high:g}" if low == -math.inf else f"{low:g} to {high:g}"
 
 
 class Alarms:

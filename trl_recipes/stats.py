@@ -27,9 +27,8 @@ class StatKey(NamedTuple):
 
 
 _TABLE = importlib.resources.files("trl_recipes").joinpath("statistics.csv").read_text("utf-8")
-STAT_KEYS = {
-    row["key"]: StatKey(row["unit"], row["meaning"]) for row in csv.DictReader(_TABLE.splitlines())
-}
+STATISTICS = list(csv.DictReader(_TABLE.splitlines()))
+STAT_KEYS = {row["key"]: StatKey(row["unit"], row["meaning"]) for row in STATISTICS}
 
 
 def stat_key(key: str) -> StatKey | None:
