@@ -7,11 +7,11 @@ Built on `trl.TrlParser`: flags carry the names of dataclass fields, a YAML file
 import argparse
 import dataclasses
 import difflib
+import functools
 import inspect
 import os
 import re
 import sys
-import textwrap
 import time
 import typing
 from collections.abc import Callable, Sequence
@@ -138,9 +138,9 @@ def parse_arguments(
         parser.set_defaults_with_config(**values)
         given |= set(values)
     if helps:  # after the file, so that the defaults told are those that hold
-        processes.print_main(
-            _help_all(parser) if own.help_all else _help(parser, description, path)
-        )
+        parser.add_argument("--config", metavar="FILE", help=_CONFIG_HELP)
+        shown = parser.format_help() if own.help_all else _help(parser, description, path)
+        processes.print_main(shown)
         sys.exit(0)
     try:
         parsed = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
@@ -345,49 +345,43 @@ def _takes(action: argparse.Action) -> str:
 
 def _help(parser: _Parser, description: str, config_path: Path | None) -> str:
     """Usage, description, and our flags in one group for each dataclass."""
-    parts = [f"usage: {Path(sys.argv[0]).name} [--config FILE] [--flag value ...]"]
-    if description:
-        parts.append(description)
+    shown = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name,
+        usage="%(prog)s [--config FILE] [--flag value ...]",
+        description=description.replace("%", "%%"),
+        epilog="Every flag of transformers.TrainingArguments and of the trl classes behind these "
+        "works too;\n--help_all lists them.",
+        add_help=False,
+        formatter_class=functools.partial(
+            argparse.RawDescriptionHelpFormatter, max_help_position=6, width=98
+        ),
+    )
     usual = os.path.relpath(config_path) if config_path else "none"
-    parts.append(_entry("--config FILE", f"{_CONFIG_HELP} Default: {usual}."))
+    shown.add_argument("--config", metavar="FILE", help=f"{_CONFIG_HELP} Default: {usual}.")
     for dataclass_type in parser.dataclass_types:
+        group = shown.add_argument_group(dataclass_type.__name__)
         own = own_fields(dataclass_type)
         fields = {field.name for field in dataclasses.fields(dataclass_type) if field.init}
-        lines = [f"{dataclass_type.__name__}:"]
         for name in dict.fromkeys([*own, *SHARED_FLAGS]):
             if name in fields:
                 action = parser.flags[name]
                 text = action.help if name in own else None
                 text = text or SHARED_FLAGS.get(name) or action.help or ""
-                lines.append(_entry(_usage(action), _with_default(text, action)))
-        if len(lines) > 1:
-            parts.append("\n".join(lines))
-    parts.append(
-        "Every flag of transformers.TrainingArguments and of the trl classes behind these works "
-        "too;\n--help_all lists them."
-    )
-    return "\n\n".join(parts)
+                group.add_argument(
+                    f"--{name}",
+                    nargs=action.nargs,
+                    choices=action.choices,
+                    metavar=None if action.choices else _metavar(action),
+                    help=_with_default(text, action).replace("%", "%%"),
+                )
+    return shown.format_help()
 
 
-def _help_all(parser: _Parser) -> str:
-    parser.add_argument("--config", metavar="FILE", help=_CONFIG_HELP)
-    return parser.format_help()
-
-
-def _entry(flag: str, text: str) -> str:
-    wrapped = textwrap.wrap(text, width=90, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join([f"  {flag}", *wrapped])
-
-
-def _usage(action: argparse.Action) -> str:
-    name = action.option_strings[0]
-    if action.choices is not None:
-        return f"{name} {{{','.join(str(choice) for choice in action.choices)}}}"
+def _metavar(action: argparse.Action) -> str:
     if _is_bool(action):
-        return f"{name} [true|false]"
+        return "true|false"
     kind = getattr(action.type, "__name__", "value")
-    metavar = {"int": "INT", "float": "NUMBER", "str": "TEXT"}.get(kind, "VALUE")
-    return f"{name} {metavar} [{metavar} ...]" if action.nargs == "+" else f"{name} {metavar}"
+    return {"int": "INT", "float": "NUMBER", "str": "TEXT"}.get(kind, "VALUE")
 
 
 def _with_default(text: str, action: argparse.Action) -> str:
