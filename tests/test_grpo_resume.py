@@ -1,11 +1,11 @@
 """A GRPO or RLOO run that was stopped ends as one that was not, bit for bit."""
 
-import json
 import os
 import signal
 
 import numpy as np
 import pytest
+import torch
 from tiny_grpo import build, same, variety, weights, without_times
 
 from trl_recipes import RecipeError
@@ -112,7 +112,7 @@ def test_what_a_failing_reward_ends_is_kept_and_goes_on(tmp_path):
 def test_a_checkpoint_of_another_kind_of_run_is_refused(tmp_path):
     trainer_of(tmp_path, save_steps=2, max_steps=2).train()
     (checkpoint,) = tmp_path.glob("checkpoints/checkpoint-*")
-    (checkpoint / "sampling_state.json").write_text(json.dumps({"passes": 1}))
+    torch.save({"passes": 1}, checkpoint / "sampled_batch_0.pt")
     trainer = trainer_of(tmp_path, resume_from_checkpoint="true")
     with pytest.raises(RecipeError, match=r"no checkpoint of a GRPO or RLOO run"):
         trainer.train()

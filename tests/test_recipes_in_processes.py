@@ -78,7 +78,7 @@ def test_only_the_main_process_writes(folders):
         for rank in (0, 1)
     )
     assert len(mine) > 50
-    assert {path for path in others if not path.endswith("_1.safetensors")} == set()
+    assert {path for path in others if not path.endswith("_1.pt")} == set()
 
 
 @pytest.mark.parametrize(

@@ -69,11 +69,7 @@ class StepProgress(TrainerCallback):
 
 
 class LossLog(TrainerCallback):
-    """Writes losses and what belongs to them to all_stats: each hundredth of the run, or oftener.
-
-    Args:
-        path: of all_stats.
-    """
+    """Writes losses to all_stats, each hundredth of the run or oftener."""
 
     ROWS = 100  # about as many as a picture can show
     NAMES = (  # our key and the Trainer's; the last two are TRL's, of reward models
@@ -150,12 +146,7 @@ class StopSignals:
 
 
 class StopOnSignal(TrainerCallback):
-    """Makes a trainer save a checkpoint and end after the step of a signal to any process.
-
-    Args:
-        signals: entered around the training.
-        accelerator: the trainer's.
-    """
+    """Makes a trainer save a checkpoint and end after the step of a signal to any process."""
 
     def __init__(self, signals: StopSignals, accelerator: Accelerator):
         self.signals, self.accelerator = signals, accelerator
@@ -176,26 +167,17 @@ def train_or_stop(
     train: Callable[..., TrainOutput] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> TrainOutput:
-    """Run a trainer in a run folder: with its checkpoints there, until it ends or is told to.
+    """Run a trainer in the folder that its `args` name, until it ends or is told to.
 
-    Where there is a run folder, a training on texts leaves its losses there, and each leaves its
-    record and its page, however it ends.
-
-    Args:
-        trainer: its `args` say where, how often it saves, and whether to resume: from a
-            checkpoint's folder, or `true` for the newest whole one.
-        before_training: gives what is entered around the training when all was found fit for it, to
-            make the run folder ready; None for a training on texts that leaves no run.
-        train: called with `resume_from_checkpoint`; None takes the trainer's own `train`.
-        about: for the record, with `train`; see `trl_recipes.run_folder.recorded`.
+    `before_training`, of a training on texts, gives what is entered around it once all was found
+    fit, to make the run folder ready; the losses are logged there. None leaves no run. `train`, by
+    default the trainer's own, is called with `resume_from_checkpoint`; `about` is for its record.
 
     Raises:
-        RecipeError: there is no such checkpoint.
         RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
     """
     args, run = trainer.args, RunFolder(Path(trainer.args.output_dir))
-    wanted = args.resume_from_checkpoint
-    checkpoint = find_checkpoint(run, wanted) if wanted else None
+    checkpoint = find_checkpoint(args)
     if isinstance(trainer.model, PreTrainedModel | PeftModel):
         check_embeddings(trainer.model, trainer.accelerator)
         wrap_by_layer(trainer.model, trainer.accelerator)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from trl_recipes.distributed import broadcast_from_main, gather
@@ -129,21 +129,24 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def find_checkpoint(run: RunFolder, wanted: str | bool) -> Path | None:
-    """Find the checkpoint to resume from: a folder, or True for the newest whole one.
+def find_checkpoint(args: TrainingArguments) -> Path | None:
+    """Find the checkpoint to resume from, in the main process for all.
 
-    The main process looks, and tells all. None where the newest was asked for and there is none.
-
-    Raises:
-        RecipeError: the folder is no checkpoint or a damaged one, or all there are damaged.
+    `resume_from_checkpoint` names its folder, or asks for the newest whole one of the run (true);
+    None where it does neither, or the run has none yet.
     """
-    return broadcast_from_main(partial(_find, run, wanted))
+    wanted = args.resume_from_checkpoint
+    if not wanted:
+        return None
+    if not getattr(args, "saves", True):
+        raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
+    return broadcast_from_main(partial(_find, RunFolder(Path(args.output_dir)), str(wanted)))
 
 
-def _find(run: RunFolder, wanted: str | bool) -> Path | None:
+def _find(run: RunFolder, wanted: str) -> Path | None:
     known = checkpoints_in(run.checkpoints)
-    if str(wanted).lower() not in ("true", "1", "yes"):
-        path = Path(str(wanted)).expanduser()
+    if wanted.lower() not in ("true", "1", "yes"):
+        path = Path(wanted).expanduser()
         if not (path / TRAINER_STATE_NAME).is_file():
             names = ", ".join(f"`{each}`" for each in known) or "none"
             raise RecipeError(

@@ -12,8 +12,7 @@ from architectures import ARCHITECTURES, VOCAB, Words
 from datasets import Dataset
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError
-from trl_recipes.checkpointing import checkpoints_in, find_checkpoint
-from trl_recipes.run_folder import RunFolder
+from trl_recipes.checkpointing import checkpoints_in
 from trl_recipes.stats import load_stats
 
 
@@ -179,7 +178,7 @@ def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, caplog):
     trainer.train()
     assert trainer.state.global_step == 6
     assert "could not be written ([Errno 28] No space left on device). The run goes" in caplog.text
-    assert find_checkpoint(RunFolder(tmp_path / "run"), True).name == "checkpoint-2"
+    assert checkpoints_in(tmp_path / "run" / "checkpoints")[0].name == "checkpoint-2"
 
 
 def test_a_disk_that_is_too_small_is_refused_before_training(tmp_path, monkeypatch):
@@ -203,7 +202,7 @@ def test_steps_that_are_never_finite_end_the_run_and_leave_what_is_known(tmp_pat
     assert len(known["samples"]["response"]) == len(known["samples"]["score"]) == 4
     assert len(known["stats"]["objective/kl_dist"]) == 4
     assert load_stats(tmp_path / "run")[-1]["ppo/skipped_minibatches"] == 2
-    assert find_checkpoint(RunFolder(tmp_path / "run"), True).name == "checkpoint-2"
+    assert checkpoints_in(tmp_path / "run" / "checkpoints")[0].name == "checkpoint-2"
 
 
 @pytest.fixture(scope="module")

@@ -5,19 +5,16 @@ sample anew with other weights, and count its steps from 0, out of step with the
 place in that cycle and the batch in use are kept beside what transformers keeps.
 """
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 
 from trl_recipes.errors import RecipeError
 
-PLACE_FILE = "sampling_state.json"
 REFERENCE_FOLDER = "reference"
 EPOCH_SEEDS = 1_000_003  # far apart, so that epoch 1 of one seed is not epoch 0 of the next
 
@@ -32,90 +29,46 @@ class Place(NamedTuple):
 
 
 def begin_epoch(sampler: Sampler, epoch: int) -> None:
-    """Make the order of an epoch's prompts follow from the epoch alone, also in a resumed run.
-
-    Args:
-        sampler: TRL's; its first epoch stays as it is.
-        epoch: counted from 0.
-    """
+    """Make the order of an epoch's prompts follow from the epoch alone, also in a resumed run."""
     if sampler.shuffle:
         sampler.generator.manual_seed((sampler.seed or 0) + EPOCH_SEEDS * epoch)
 
 
 def write_place(folder: Path, place: Place, process: int, processes: int) -> None:
-    """Write a place into a checkpoint, before what makes the checkpoint a whole one.
-
-    Args:
-        folder: of the checkpoint; made if it is not there.
-        place: the place; a batch with anything but tensors (images) is left out.
-        process: index of this process.
-        processes: how many there are.
-    """
+    """Write a process's place into a checkpoint; a batch that is not of tensors is left out."""
     folder.mkdir(parents=True, exist_ok=True)
-    if place.batch is not None and all(map(_is_tensors, place.batch)):
-        tensors = {
-            f"{number}.{key}": value.detach().cpu().clone().contiguous()
-            for number, part in enumerate(place.batch)
-            for key, value in part.items()
-            if value is not None
-        }
-        save_file(tensors, folder / _batch_file(process))
-    if process == 0:
-        numbers = {key: getattr(place, key) for key in ("passes", "episodes", "generated")}
-        numbers["processes"] = processes
-        (folder / PLACE_FILE).write_text(json.dumps(numbers), encoding="utf-8")
+    values = [value for part in place.batch or [] for value in part.values()]
+    if not all(isinstance(value, Tensor | None) for value in values):  # but images
+        place = place._replace(batch=None)
+    torch.save(place._asdict() | {"processes": processes}, folder / _file(process))
 
 
 def read_place(folder: Path, process: int, device: torch.device) -> tuple[Place, int]:
-    """Read what `write_place` wrote.
-
-    Args:
-        folder: of the checkpoint.
-        process: index of this process.
-        device: where the batch goes.
-
-    Returns:
-        The place, and how many processes there were.
+    """Read what `write_place` wrote, and how many processes there were.
 
     Raises:
         RecipeError: the checkpoint was not written by these trainers, or is damaged.
     """
-    path, batch = folder / PLACE_FILE, None
+    path = folder / _file(process)
+    path = path if path.is_file() else folder / _file(0)  # of fewer processes
     try:
-        numbers: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        processes = numbers.pop("processes", 1)
-        place = Place(**numbers, batch=None)
-    except (OSError, ValueError, TypeError) as error:
+        kept = torch.load(path, map_location=device, weights_only=True)
+        processes = kept.pop("processes")
+        return Place(**kept), processes
+    except (OSError, KeyError, TypeError) as error:
         raise RecipeError(
             f"--resume_from_checkpoint: `{path}` is missing or damaged, so this is no checkpoint "
             "of a GRPO or RLOO run. Name another checkpoint."
         ) from error
-    if (folder / _batch_file(process)).is_file():
-        tensors = load_file(folder / _batch_file(process))
-        count = 1 + max(int(name.partition(".")[0]) for name in tensors)
-        batch = [{} for _ in range(count)]
-        for name, value in tensors.items():
-            number, _, key = name.partition(".")
-            batch[int(number)][key] = value.to(device)
-    return place._replace(batch=batch), processes
 
 
 def write_weights(folder: Path, reference: PreTrainedModel) -> None:
-    """Write a reference model that follows the policy into a checkpoint.
-
-    Args:
-        folder: of the checkpoint.
-        reference: the model.
-    """
+    """Write a reference model that follows the policy into a checkpoint."""
     reference.save_pretrained(folder / REFERENCE_FOLDER)
 
 
 def read_weights(folder: Path, kind: type[PreTrainedModel]) -> dict[str, Tensor]:
-    """Read what `write_weights` wrote.
-
-    Args:
-        folder: of the checkpoint.
-        kind: class of the reference model.
+    """Read the state of a reference model, of this class, that `write_weights` wrote.
 
     Raises:
         RecipeError: it is not there.
@@ -128,9 +81,5 @@ def read_weights(folder: Path, kind: type[PreTrainedModel]) -> dict[str, Tensor]
     return kind.from_pretrained(folder / REFERENCE_FOLDER, use_safetensors=True).state_dict()
 
 
-def _is_tensors(part: dict[str, Any]) -> bool:
-    return all(value is None or isinstance(value, Tensor) for value in part.values())
-
-
-def _batch_file(process: int) -> str:
-    return f"sampled_batch_{process}.safetensors"
+def _file(process: int) -> str:
+    return f"sampled_batch_{process}.pt"

@@ -11,20 +11,17 @@ from accelerate.logging import get_logger
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerState
-from transformers.trainer import (
-    OPTIMIZER_NAME,
-    SCHEDULER_NAME,
-    TRAINER_STATE_NAME,
-)
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from trl_recipes.checkpointing import drop_later_rows, find_checkpoint
+from trl_recipes.checkpointing import drop_later_rows
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.sharding import full_tensors, shard_like
 from trl_recipes.run_folder import RunFolder
 
 logger = get_logger(__name__)
 
+_SAMPLES = ("query", "response", "score")
 _OWN = "PPOTrainer"  # under which trainer_state.json holds what only PPO has
 
 
@@ -84,15 +81,11 @@ class PPOCheckpoints:
 
     def _set_optimizer_state(self, state: Mapping[str, Any]) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        moments = {
-            number: {
-                name: shard_like(value, parameters[number])
-                if isinstance(value, Tensor) and value.shape == parameters[number].shape
-                else value
-                for name, value in own.items()
-            }
-            for number, own in state["state"].items()
-        }
+        moments = {number: dict(own) for number, own in state["state"].items()}
+        for number, own in moments.items():
+            for name, value in own.items():
+                if isinstance(value, Tensor) and value.shape == parameters[number].shape:
+                    own[name] = shard_like(value, parameters[number])
         self.optimizer.load_state_dict({**state, "state": moments})
 
     def _save_checkpoint(self, model: Any = None, trial: Any = None) -> None:
@@ -111,13 +104,6 @@ class PPOCheckpoints:
             torch.save(state["scheduler"], folder / SCHEDULER_NAME)
             self.state.stateful_callbacks[_OWN] = state["ppo"]
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-
-    def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
-        if not wanted:
-            return None
-        if not self.args.saves:
-            raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
-        return find_checkpoint(RunFolder(Path(self.args.output_dir)), wanted)
 
     def _resume(self, folder: str | None) -> None:
         """Go back to a checkpoint, and drop what the run logged after it."""
@@ -170,10 +156,8 @@ class PPOCheckpoints:
             where = f" What is known of the step lies in `{path}`."
             self._save_checkpoint()
             if self.args.should_save:
-                known = {
-                    k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in stats.items()
-                }
-                samples = {name: batch.get(name) for name in ("query", "response", "score")}
+                arrays = {k: v.tolist() for k, v in stats.items() if isinstance(v, np.ndarray)}
+                known, samples = stats | arrays, {name: batch[name] for name in _SAMPLES}
                 path.write_text(json.dumps({"stats": known, "samples": samples}, indent=1))
         raise RecipeError(
             f"{self.steps_not_finite} optimizer steps in a row had a loss or gradient that is not "

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trl_recipes.callbacks import StepProgress, train_or_stop
-from trl_recipes.checkpointing import random_states, set_random_states
+from trl_recipes.checkpointing import find_checkpoint, random_states, set_random_states
 from trl_recipes.data.prompts import LengthSampler, collator, stream_rows
 from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.diagnostics import Alarms, ppo_alarms
@@ -227,13 +227,11 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         Raises:
             RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
         """
-        self._check_before_training()
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = resume_from_checkpoint
+        self._check_before_training()
         if self.args.saves:
             train_or_stop(self, train=self._train, about=self._about())
-        elif self.args.resume_from_checkpoint:
-            raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
         else:
             self._train()
 
@@ -699,7 +697,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         check_rewards(self.rewards, self.args.reward_once, prompts, completions, **extras)
         longest = max(len(ids) for ids in self.dataset["input_ids"])
         check_lengths(longest, self.args.response_length, self._policy())
-        self._find_checkpoint(self.args.resume_from_checkpoint)
+        find_checkpoint(self.args)
         if self.args.should_save and self.args.save_steps:
             trained = self._trained_parameters().values()
             kept = self.args.save_total_limit or 1
