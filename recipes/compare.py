@@ -16,12 +16,12 @@ from accelerate import PartialState
 from trl_recipes import LengthSampler, RecipeError, SentimentReward, load_prompts, load_run, setting
 from trl_recipes.arguments import run_recipe
 from trl_recipes.embedded import language_model
+from trl_recipes.evaluation import rewrites
 from trl_recipes.evaluation.compare import compare
 from trl_recipes.evaluation.judges import sentiment_measures
 from trl_recipes.report import write_comparison
 from trl_recipes.run_folder import check_folder, read_config, read_number
 from trl_recipes.stats import run_names
-from trl_recipes.training import seq2seq_looking as looking
 
 
 @dataclass
@@ -46,7 +46,9 @@ def main(args: CompareArguments) -> None:
 
     # Models
     configs = [read_config(run) for run in args.runs]
-    starts = {looking.start_of(run, config) for run, config in zip(args.runs, configs, strict=True)}
+    starts = {
+        rewrites.start_of(run, config) for run, config in zip(args.runs, configs, strict=True)
+    }
     if len(starts) > 1 and args.reference is None:
         found = ", ".join(str(start or "the embedded model") for start in starts)
         raise RecipeError(f"The runs started from several models: {found}. Give --reference.")
@@ -61,9 +63,9 @@ def main(args: CompareArguments) -> None:
 
     # Prompts
     length = read_number(args.runs[0], "response_length", 16)
-    if looking.rewrites(config):
-        prompts = looking.held_out_sources(config, *models["reference"], args.max_prompts)
-        measures = looking.measures_of_run(args.runs[0], config)
+    if rewrites.is_rewriting(config):
+        prompts = rewrites.held_out_sources(config, *models["reference"], args.max_prompts)
+        measures = rewrites.measures_of_run(args.runs[0], config)
     else:
         shortest = read_number(args.runs[0], "min_prompt_length", 2)
         longest = read_number(args.runs[0], "max_prompt_length", 8)

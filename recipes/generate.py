@@ -17,8 +17,8 @@ from trl_recipes.data.prompts import one_prompt
 from trl_recipes.describe import printable
 from trl_recipes.embedded import language_model
 from trl_recipes.evaluation.compare import check_context, mean_interval
+from trl_recipes.evaluation.rewrites import score_of
 from trl_recipes.rewards.text import reward_inputs
-from trl_recipes.training.seq2seq_looking import score_of
 
 
 @dataclass

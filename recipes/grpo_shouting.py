@@ -13,19 +13,34 @@ in two and a half minutes on one core.
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
-from trl_recipes import GRPOConfig, GRPOTrainer, load_run, setting
-from trl_recipes.arguments import run_recipe
-from trl_recipes.data.characters import cut_prompts
+from trl_recipes import (
+    GRPOConfig,
+    GRPOTrainer,
+    compare,
+    load_run,
+    load_stats,
+    run_recipe,
+    setting,
+    write_report,
+    write_results,
+)
+from trl_recipes.data.characters import cut_prompts, divide_text, read_text
 from trl_recipes.data.tokenizers import character_tokenizer
-from trl_recipes.report import write_report
+from trl_recipes.distributed import is_main_process, print_main
+from trl_recipes.embedded.dialogue import write_dialogue
+from trl_recipes.evaluation.judges import word_figures
+from trl_recipes.report.plots import plot_losses
 from trl_recipes.rewards import KnownWordsReward, UppercaseReward
-from trl_recipes.run_folder import RunFolder, start_run
-from trl_recipes.training import shouting
-from trl_recipes.training.baseline import BaselineConfig, new_model, train_baseline
-from trl_recipes.training.dry_run import rehearse
+from trl_recipes.run_folder import RunFolder
+from trl_recipes.training.characters import (
+    BaselineConfig,
+    check_two_trainings,
+    new_model,
+    train_baseline,
+)
+from trl_recipes.training.stage import Stage, digest, plan_stages, settings_of
 
 
 @dataclass
@@ -42,55 +57,85 @@ class ShoutingArguments:
 
 def main(args: ShoutingArguments, sizes: BaselineConfig, config: GRPOConfig) -> None:
     config.save_to("runs/shouting")
-    text = shouting.CharacterText.read(args.text_file, sizes.context_length)
-    stages = shouting.plan_stages(text, args, sizes, config)
-    run = RunFolder(Path(config.output_dir))
+    check_two_trainings(sizes, config, args.prompt_length)
+    run, settings = RunFolder(config.output_dir), (args, sizes, config)
+    text = read_text(args.text_file) if args.text_file else write_dialogue()
+    source = args.text_file or "the embedded dialogue"
+    train_text, heldout_text = divide_text(text, sizes.context_length, source)
+
+    # Stages
+    def stage(name, folder, decides):
+        missing = f"Run --stage {name} first, or leave --stage out to run all."
+        return Stage(name, folder, decides, args.stage in ("all", name), missing)
+
+    alphabet = stage("tokenizer", run.path / "tokenizer", {"text": digest([text])})
+    own = settings_of(sizes) | {"seed": config.seed}
+    baseline = stage("baseline", run.path / "baseline", own)
+    own = settings_of(config) | {"prompt_length": args.prompt_length}
+    grpo = stage("grpo", run.path, own)
+    own = {"eval_prompts": args.eval_prompts}
+    evaluation = stage("evaluation", run.path / "evaluation", own)
+    plan = plan_stages([alphabet, baseline, grpo, evaluation], config)
 
     # Models
-    tokenizer = character_tokenizer(text.whole)
+    tokenizer = character_tokenizer(text)
     model = new_model(sizes, tokenizer, config.seed)
 
     # Prompts
-    prompts = cut_prompts(text.train, tokenizer, args.prompt_length, 4096, config.seed)
-    held_out = cut_prompts(text.heldout, tokenizer, args.prompt_length, args.eval_prompts, 0)
+    prompts = cut_prompts(train_text, tokenizer, args.prompt_length, 4096, config.seed)
+    held_out = cut_prompts(heldout_text, tokenizer, args.prompt_length, args.eval_prompts, 0)
 
     # Reward
-    reward, known = UppercaseReward(), KnownWordsReward(text.train)
+    reward, known = UppercaseReward(), KnownWordsReward(train_text)
 
     # Trainer
     data = {"train_dataset": prompts, "processing_class": tokenizer}
-    grpo = partial(GRPOTrainer, args=config, reward_funcs=reward, **data)
-    trainer = grpo(model)  # not trained yet: a mistake is told before the baseline takes its time
-    say = trainer.accelerator.print
-    say(stages.describe(), trainer.describe(), sep="\n")
-    train = partial(train_baseline, text.train, text.heldout, tokenizer, sizes=sizes)
-    baseline = shouting.baseline_training(stages, sizes, config)
+    make_trainer = partial(GRPOTrainer, args=config, reward_funcs=reward, **data)
+    trainer = make_trainer(model)  # not trained: a mistake shows before the baseline takes its time
+    print_main(plan, trainer.describe(), sep="\n")
+    if not alphabet.done and not config.check:
+        alphabet.begin()
+        if is_main_process():
+            tokenizer.save_pretrained(alphabet.folder)
+        alphabet.finish()
+    train = partial(train_baseline, train_text, heldout_text, tokenizer, sizes=sizes)
+    own = sizes.training(
+        baseline.folder,
+        seed=config.seed,
+        save_steps=10 * config.save_steps,  # its steps are as much quicker
+        save_strategy=config.save_strategy,
+        use_cpu=config.use_cpu,
+        report_to=config.report_to,
+        disable_tqdm=config.disable_tqdm,
+        check=config.check,
+    )
+    is_new = not baseline.done
+    losses = baseline.train(train, own, settings, write_report)
+    if is_new and losses and is_main_process():
+        loss = f"held-out loss {losses['heldout_loss']:.3f} nats per character"
+        plot_losses(load_stats(baseline.run), baseline.run.plots / "training.png", loss)
     if config.check:
-        return say(rehearse(train, baseline), trainer.check(), sep="\n\n")
-    settings = (args, sizes, config)
-    if stage := stages.todo("tokenizer"):
-        shouting.keep_tokenizer(tokenizer, stage)
-    if stage := stages.todo("baseline"):
-        with start_run(baseline, settings, write_report):
-            stage.begin()
-            losses = train(output_dir=stage.folder / "model", config=baseline)
-        say(shouting.tell_baseline(stage.folder, losses))
-        stage.finish()
-    if stage := stages.todo("grpo"):
-        trainer = grpo(load_run(run.path / "baseline")[0])
-        with start_run(config, settings, write_report):
-            stage.begin()
+        return print_main(trainer.check())
+    if not grpo.done:
+        trainer = make_trainer(load_run(baseline.run)[0])
+        with grpo.start(config, settings, write_report):
             trainer.train()
-            shouting.keep_policy(trainer, run)
-        stage.finish()
+            trainer.save_model()
+        grpo.finish()
 
     # Results
-    if stage := stages.todo("evaluation"):
-        stage.begin()
-        rewards = [reward, *trainer.rewards.reward_funcs, known]
-        shouting.evaluate(run, stage.folder, held_out, rewards, config.response_length)
-        stage.finish()
-    say(stages.result("evaluation", shouting.RESULTS), run.places(), sep="\n")
+    if not evaluation.done:
+        evaluation.begin()
+        told = ""
+        if is_main_process():
+            models = {"baseline": load_run(baseline.run), "GRPO": load_run(run)}
+            measures = {r.__name__: r for r in (reward, *trainer.rewards.reward_funcs, known)}
+            chosen = {"max_new_tokens": config.response_length, "reference": "baseline"}
+            results = compare(models, held_out, measures, **chosen)
+            words = word_figures(results, known.words)
+            told = write_results(run, results, f"{results.side_by_side(5, width=100)}\n\n{words}")
+        evaluation.finish({"told": told})
+    print_main((evaluation.result or {}).get("told") or run.places())
 
 
 if __name__ == "__main__":

@@ -10,26 +10,42 @@ share that keeps all subjects from 0.86, 0.88 and 0.90 to 0.94, 0.96 and 0.93. S
 one core's time: 65 s of pretraining, 50 s of the reward model, 52 s of PPO and its results.
 """
 
+from functools import partial
+
 from trl import ModelConfig, get_peft_config
 
 from trl_recipes import (
     AutoModelForSeq2SeqLMWithValueHead,
     PPOConfig,
     PPOTrainer,
+    compare,
     load_run,
     load_tokenizer,
+    model_kwargs,
+    run_recipe,
+    write_report,
+    write_results,
 )
-from trl_recipes.arguments import run_recipe
-from trl_recipes.evaluation.compare import compare
-from trl_recipes.models.loading import model_kwargs
-from trl_recipes.report import write_report, write_results
+from trl_recipes.distributed import broadcast_from_main, print_main
+from trl_recipes.evaluation.rewrites import rewrite_metrics, score_function
 from trl_recipes.rewards import RewardModelReward
-from trl_recipes.run_folder import start_run
-from trl_recipes.training.seq2seq_chain import Chain
-from trl_recipes.training.seq2seq_measures import measures_of
-from trl_recipes.training.seq2seq_pairs import PairArguments
-from trl_recipes.training.seq2seq_pretraining import Seq2SeqSizes
-from trl_recipes.training.seq2seq_settings import StageArguments
+from trl_recipes.run_folder import RunFolder
+from trl_recipes.training.seq2seq import (
+    PairArguments,
+    Seq2SeqSizes,
+    load_pairs,
+    load_sources,
+    longest_text,
+    prompt_rows,
+    train_seq2seq,
+)
+from trl_recipes.training.seq2seq_reward import (
+    StageArguments,
+    compare_outputs,
+    load_comparisons,
+    plan_rewrites,
+    train_pair_scorer,
+)
 
 
 def main(
@@ -40,30 +56,54 @@ def main(
     model_config: ModelConfig,
 ) -> None:
     config.save_to("runs/ppo-seq2seq")
-    settings = (data, stages, sizes, config, model_config)
-    chain = Chain(*settings)
-    run = chain.run
+    run, settings = RunFolder(config.output_dir), (data, stages, sizes, config, model_config)
+
+    # Texts
+    pairs, held_out = load_pairs(data, "train"), load_pairs(data, "test")[: data.eval_prompts]
+    sources = load_sources(data, pairs)
+    comparisons = load_comparisons(stages.comparisons) if stages.comparisons else None
+    judge = score_function(stages.score_function, data.dataset_name)
+
+    # Stages
+    content = {"pairs": pairs, "sources": sources, "comparisons": comparisons}
+    pretrain, score, ppo = plan_rewrites(run, *settings, content)
+    shared = {"seed": config.seed, "disable_tqdm": config.disable_tqdm, "check": config.check}
 
     # Models
-    name = chain.pretrained()
-    if chain.last == "pretrain":
+    name, trusted = model_config.model_name_or_path, {"trust_remote_code": config.trust_remote_code}
+    if pretrain is not None:
+        train = partial(train_seq2seq, pairs, held_out, sizes=sizes, model_name_or_path=name)
+        pretrain.train(train, stages.training("pretrain", **shared), report=write_report)
+        name = str(pretrain.folder)
+    if stages.last == "pretrain":
         return
-    trusted = {"trust_remote_code": config.trust_remote_code}
     loading = model_kwargs(model_config) | trusted
     model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(name, **loading)
     tokenizer = load_tokenizer(name, **trusted)
 
     # Prompts
-    prompts, held_out = chain.prompts(model.pretrained_model, tokenizer)
+    fit = (tokenizer, longest_text(model.pretrained_model, tokenizer), sizes.too_long)
+    prompts = prompt_rows(sources, *fit)
+    asked = prompt_rows([pair["source"] for pair in held_out], *fit)
 
     # Reward
-    reward = RewardModelReward(chain.reward_model(), name="learnt", **trusted)
-    metrics = measures_of(data.dataset_name)
-    if chain.last == "reward":
+    def compared():
+        outputs = {"count": 64 if config.check else None, "longest": config.response_length}
+        return compare_outputs(name, pairs, sources, judge, stages, seed=config.seed, **outputs)
+
+    def train_scorer(**options):
+        rows = comparisons or broadcast_from_main(compared)
+        return train_pair_scorer(rows, name, **options)
+
+    if score is not None:
+        score.train(train_scorer, stages.training("reward", **shared), report=write_report)
+    if stages.last == "reward":
         return
+    reward = RewardModelReward(score.folder if score else stages.reward_model, name="learned")
+    metrics = rewrite_metrics(data.dataset_name)
 
     # Trainer
-    if not chain.done:
+    if not ppo.done:
         trainer = PPOTrainer(
             args=config,
             model=model,
@@ -73,21 +113,19 @@ def main(
             processing_class=tokenizer,
             peft_config=get_peft_config(model_config),
         )
-        trainer.accelerator.print(trainer.describe())
+        print_main(trainer.describe())
         if config.check:
-            return trainer.accelerator.print(trainer.check())
-        with start_run(config, settings, write_report):
-            chain.start_ppo()
+            return print_main(trainer.check())
+        with ppo.start(config, settings, write_report):
             trainer.train()
             trainer.save_model()
-        chain.finish_ppo(trainer.state.global_step)
+        ppo.finish({"steps": trainer.state.global_step})
 
     # Results
     if config.should_save:
-        sources = {"reference": name, run.path.name: run.path}
-        models = {source: load_run(path, **loading) for source, path in sources.items()}
+        models = {"reference": load_run(name, **loading), run.path.name: load_run(run, **loading)}
         measures = {measure.__name__: measure for measure in (reward, *metrics)}
-        results = compare(models, held_out, measures, max_new_tokens=config.response_length)
+        results = compare(models, asked, measures, max_new_tokens=config.response_length)
         print(write_results(run, results, results.side_by_side(5)))
 
 

@@ -21,10 +21,9 @@ from trl_recipes.describe import printable
 from trl_recipes.distributed import is_main_process, print_main
 from trl_recipes.report import write_report
 from trl_recipes.run_folder import check_run, start_run
-from trl_recipes.training.dry_run import rehearse
+from trl_recipes.training.fit import PretrainConfig, dry_run
 from trl_recipes.training.language_model import (
     LanguageModelSizes,
-    PretrainConfig,
     read_texts,
     train_language_model,
 )
@@ -66,7 +65,7 @@ def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: Pretra
         sizes=sizes,
     )
     if config.check:
-        return print_main(rehearse(train, config))
+        return print_main(dry_run(train, config))
     begin = partial(start_run, config, (args, sizes, config), write_report)
     metrics = train(output_dir=run.model, config=config, before_training=begin)
 

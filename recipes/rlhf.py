@@ -13,33 +13,44 @@ from typing import Literal
 
 from trl import ModelConfig, get_peft_config
 
-from trl_recipes import PPOConfig, PPOTrainer, load_prompts, load_run, load_tokenizer, setting
-from trl_recipes.arguments import run_recipe
-from trl_recipes.data.prompts import LengthSampler, one_prompt
-from trl_recipes.distributed import is_main_process
-from trl_recipes.embedded import language_model
-from trl_recipes.evaluation.compare import compare
+from trl_recipes import (
+    PPOConfig,
+    PPOTrainer,
+    PromptArguments,
+    compare,
+    language_model,
+    load_run,
+    load_tokenizer,
+    model_kwargs,
+    run_recipe,
+    setting,
+    write_report,
+    write_results,
+)
+from trl_recipes.data.prompts import one_prompt
+from trl_recipes.distributed import is_main_process, print_main
 from trl_recipes.evaluation.judges import mood_judges
-from trl_recipes.models.loading import model_kwargs
-from trl_recipes.report import write_report, write_results
-from trl_recipes.run_folder import check_run, start_run
-from trl_recipes.training.reward_stage import LearntReward, RewardStage
-from trl_recipes.training.stage import begin, finish, go_on, settings_of
+from trl_recipes.evaluation.reward_model import write_figures
+from trl_recipes.run_folder import RunFolder
+from trl_recipes.training.learned_reward import LearnedReward, RewardArguments
+from trl_recipes.training.stage import Stage, plan_stages, settings_of
 
 
 @dataclass
-class RlhfArguments:
+class RlhfArguments(PromptArguments):
     """What to do, towards what, and who judges."""
 
     task: Literal["train", "generate"] = setting("train", "What to do.")
     prompt: str = setting("The film", "Continued by --task generate.")
     label: str = setting("POSITIVE", "Label to reward.")
     judge: str | None = setting(None, "Classifier that judges the result.")
-    eval_prompts: int = setting(256, "Held-out prompts to judge by.")
 
 
-def main(args: RlhfArguments, stage: RewardStage, config: PPOConfig, model_config: ModelConfig):
+def main(
+    args: RlhfArguments, rewarded: RewardArguments, config: PPOConfig, model_config: ModelConfig
+):
     config.save_to("runs/rlhf")
+    run, settings = RunFolder(config.output_dir), (args, rewarded, config, model_config)
 
     # Models
     name = model_config.model_name_or_path or str(language_model())
@@ -48,23 +59,23 @@ def main(args: RlhfArguments, stage: RewardStage, config: PPOConfig, model_confi
     tokenizer = load_tokenizer(name, **trusted)
 
     # Prompts
-    def load(seed: int, **chosen):
-        chosen |= {"text_column": stage.text_column, "length_sampler": LengthSampler(2, 9, seed)}
-        return load_prompts(stage.dataset_name, tokenizer, **chosen)
-
-    prompts = load(config.seed, split="train")
-    held_out = load(0, split="test", max_prompts=args.eval_prompts)  # the same for every run
+    prompts = args.load("train", tokenizer, config.seed)
+    held_out = args.load("test", tokenizer, seed=0)  # the same for every run
 
     # Reward
-    reward = LearntReward(stage, config, label=args.label)
-    judges = mood_judges(args.label, stage.dataset_name, args.judge, **trusted)
+    reward = LearnedReward(rewarded, args, config, label=args.label)
+    judges = mood_judges(args.label, args.dataset_name, args.judge, **trusted)
+
+    # Stages
+    train = args.task == "train"
+    missing = "Train first (--task train), with the same settings."
+    learning = Stage("reward model", run.path / "reward", reward.settings, train, missing)
+    own = settings_of(args, config, model_config)
+    policy = Stage("policy", run.path, own, train, missing)
+    print_main(plan_stages([learning, policy], config))
 
     # Trainer
-    looking = args.task == "generate"
-    settings = settings_of(args, config, model_config) | {"reward": reward.settings}
-    done = go_on(config, settings, "a policy", must_be_done=looking)
-    run = check_run(config)
-    if not done:
+    if not policy.done:
         trainer = PPOTrainer(
             args=config,
             model=load_run(name, **loading)[0],
@@ -74,27 +85,29 @@ def main(args: RlhfArguments, stage: RewardStage, config: PPOConfig, model_confi
             processing_class=tokenizer,
             peft_config=get_peft_config(model_config),
         )
-        trainer.accelerator.print(reward.describe(), trainer.describe(), sep="\n")
+        print_main(reward.describe(), trainer.describe(), sep="\n")
+    figures = learning.train(reward.train, reward.config, (rewarded,), write_report)
+    reward.load(learning.run.model)
+    if not config.check and is_main_process():
+        told = write_figures(learning.run, reward.heldout, figures, reward.base, reward.source)
+        print(f"Reward model: {told.sentences()}")
+    if not policy.done:
         if config.check:
-            return trainer.accelerator.print(reward.rehearse(), trainer.check(), sep="\n")
-        with start_run(config, (args, stage, config, model_config), write_report):
-            begin(run.path, settings)
-            reward.train()
+            return print_main(trainer.check())
+        with policy.start(config, settings, write_report):
             trainer.train()
             trainer.save_model()
-        finish(run.path, settings, {"steps": len(trainer.all_stats)})
+        policy.finish({"steps": len(trainer.all_stats)})
 
     # Results
-    reward.train()  # takes what is there
     if is_main_process():
-        models = {"reference": load_run(name, **loading), "rlhf": load_run(run.path, **loading)}
-        measures = {"learnt score": reward} | {f"judge ({j.__name__})": j for j in judges}
-        asked = one_prompt(args.prompt, tokenizer, copies=3) if looking else held_out
+        models = {"reference": load_run(name, **loading), "rlhf": load_run(run, **loading)}
+        measures = {"learned score": reward} | {f"judge ({j.__name__})": j for j in judges}
+        asked = held_out if train else one_prompt(args.prompt, tokenizer, copies=3)
         results = compare(models, asked, measures, max_new_tokens=config.response_length)
-        if looking:
-            return print(results.with_scores())
-        print(write_results(run, results))
+        print(write_results(run, results) if train else results.with_scores())
 
 
 if __name__ == "__main__":
-    run_recipe(main, RlhfArguments, RewardStage, PPOConfig, ModelConfig, default_config="rlhf")
+    types = (RlhfArguments, RewardArguments, PPOConfig, ModelConfig)
+    run_recipe(main, *types, default_config="rlhf")

@@ -13,19 +13,14 @@ three passes take 1.5 minutes and reach 0.75 (n = 1066).
 from dataclasses import dataclass, field
 from functools import partial
 
-from trl_recipes import RecipeError, load_rows, setting
+from trl_recipes import load_rows, setting
 from trl_recipes.arguments import run_recipe
 from trl_recipes.distributed import is_main_process, print_main
 from trl_recipes.report import write_report
 from trl_recipes.run_folder import check_run, start_run
-from trl_recipes.training.dry_run import rehearse
-from trl_recipes.training.language_model import (
-    ClassifierConfig,
-    ClassifierSizes,
-    read_labels,
-    read_texts,
-    train_classifier,
-)
+from trl_recipes.training.classifier import ClassifierConfig, ClassifierSizes, train_classifier
+from trl_recipes.training.fit import dry_run
+from trl_recipes.training.reward_data import check_labels_differ, read_labelled
 
 
 @dataclass
@@ -47,37 +42,37 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
 
     # Texts
     source = args.dataset_name or "the embedded reviews"
-    rows, heldout_rows = (load_rows(args.dataset_name, split=split) for split in ("train", "test"))
-    labels = read_labels(rows, args.label_column, args.class_names, f"{source} (train)")
-    heldout_labels = read_labels(
-        heldout_rows, args.label_column, args.class_names, f"{source} (test)"
-    )
-
-    if len(set(labels)) < 2:
-        raise RecipeError(
-            f"--label_column: every text of {source} is {args.class_names[labels[0]]}. Give a data"
-            " set with texts of both or more labels."
+    data, heldout = (
+        read_labelled(
+            load_rows(args.dataset_name, split=split),
+            f"{source} ({split})",
+            text_column=args.text_column,
+            label_column=args.label_column,
+            names=args.class_names,
         )
+        for split in ("train", "test")
+    )
+    check_labels_differ(data, source)
 
     # Model
     if is_main_process():
         start = args.model_name_or_path or f"a ModernBERT of {sizes.num_layers} layers from scratch"
         print(
-            f"Training {start} on {len(rows)} texts of {source}, with {len(heldout_rows)} held out"
+            f"Training {start} on {data.describe()} of {source}, with {len(heldout.texts)} held out"
             f" to measure: {config.describe()}"
         )
     train = partial(
         train_classifier,
-        read_texts(rows, args.text_column, source),
-        labels,
-        heldout_texts=read_texts(heldout_rows, args.text_column, source),
-        heldout_labels=heldout_labels,
+        data.texts,
+        data.labels,
+        heldout_texts=heldout.texts,
+        heldout_labels=heldout.labels,
         label_names=args.class_names,
         model_name_or_path=args.model_name_or_path,
         sizes=sizes,
     )
     if config.check:
-        return print_main(rehearse(train, config))
+        return print_main(dry_run(train, config))
     begin = partial(start_run, config, (args, sizes, config), write_report)
     metrics = train(output_dir=run.model, config=config, before_training=begin)
 
@@ -85,7 +80,7 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
     if is_main_process():
         print(f"train loss {metrics['train_loss']:.3f} nats per row, mean over the run")
         print(
-            f"held-out accuracy {metrics['heldout_accuracy']:.3f} (n = {len(heldout_rows)} texts)"
+            f"held-out accuracy {metrics['heldout_accuracy']:.3f} (n = {len(heldout.texts)} texts)"
         )
         write_report(run, {"held-out accuracy": metrics["heldout_accuracy"]})
         print(f"The model is in {run.model}; recipes take it as --reward_model {run}")

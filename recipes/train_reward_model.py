@@ -7,7 +7,6 @@ python recipes/ppo_sentiment.py --reward_funcs runs/reward
 
 """
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,13 +14,13 @@ from typing import Literal
 from trl_recipes import load_rows, load_tokenizer, setting
 from trl_recipes.arguments import run_recipe
 from trl_recipes.distributed import is_main_process, print_main
-from trl_recipes.evaluation.reward_model import evaluate_reward_model, write_card
+from trl_recipes.evaluation.reward_model import write_figures
 from trl_recipes.report import write_report
 from trl_recipes.run_folder import check_run, start_run
-from trl_recipes.training.dry_run import rehearse
-from trl_recipes.training.language_model import ClassifierSizes
+from trl_recipes.training.classifier import ClassifierSizes, base_model
+from trl_recipes.training.fit import dry_run
 from trl_recipes.training.reward_data import read_reward_data
-from trl_recipes.training.reward_model import RewardModelConfig, base_model, train_reward_model
+from trl_recipes.training.reward_model import RewardModelConfig, train_reward_model
 
 
 @dataclass
@@ -70,17 +69,13 @@ def main(args: RewardModelArguments, sizes: ClassifierSizes, config: RewardModel
         print(f"Training {start} on {data.describe()} of {source}: {config.describe()}")
     train = partial(train_reward_model, data, model_name_or_path=base, sizes=sizes)
     if config.check:
-        return print_main(rehearse(train, config))
+        return print_main(dry_run(train, config))
     begin = partial(start_run, config, (args, sizes, config), write_report)
-    began = time.monotonic()
     trained = train(output_dir=run.model, config=config, before_training=begin)
 
     # Results
     if is_main_process():
-        seconds, rows = time.monotonic() - began, trained["rows"]
-        figures = evaluate_reward_model(run.model, heldout)
-        figures.plot(run.plots / "reliability.png")
-        write_card(run.model, figures, base=start, source=source, rows=rows, seconds=seconds)
+        figures = write_figures(run, heldout, trained, start, source)
         write_report(run, figures.values)
         print(f"train loss {trained['train_loss']:.3f}, mean over the run")
         print(figures.sentences())

@@ -25,16 +25,13 @@ from trl_recipes import distributed as processes
 from trl_recipes.errors import RunStopped
 from trl_recipes.rewards import Rewards
 from trl_recipes.rewards.base import score_part
-from trl_recipes.training.language_model import (
-    ClassifierSizes,
-    LanguageModelSizes,
-    PretrainConfig,
-    train_language_model,
-)
+from trl_recipes.training.classifier import ClassifierSizes
+from trl_recipes.training.fit import PretrainConfig
+from trl_recipes.training.language_model import LanguageModelSizes, train_language_model
 from trl_recipes.training.reward_data import Labelled, Pairs
 from trl_recipes.training.reward_model import RewardModelConfig, train_reward_model
-from trl_recipes.training.seq2seq_pair_scorer import train_pair_scorer
-from trl_recipes.training.seq2seq_pretraining import Seq2SeqSizes, pretrain, training_arguments
+from trl_recipes.training.seq2seq import Seq2SeqSizes, train_seq2seq
+from trl_recipes.training.seq2seq_reward import train_pair_scorer
 
 RANK, PROCESSES = (int(os.environ.get(key, n)) for key, n in (("RANK", 0), ("WORLD_SIZE", 1)))
 GLOBAL_BATCH, STEPS = 16, 3
@@ -282,18 +279,19 @@ def rewriter(folder):
     pairs = [{"source": text, "target": text[::-1][:20]} for text in TEXTS]
     sizes = Seq2SeqSizes(num_layers=1, num_heads=2, hidden_size=16, vocab_size=300)
 
-    def settings(name):
-        chosen = {"steps": 5, "batch_size": 4, "learning_rate": 1e-3, "seed": 0, "quiet": True}
-        return training_arguments(folder / name, **chosen)
+    def settings(kind, name):
+        chosen = {"max_steps": 5, "per_device_train_batch_size": 4, "disable_tqdm": True}
+        return kind(output_dir=str(folder / name), adam_beta2=0.99, **chosen)
 
     def pretrained():
-        return pretrain(pairs, pairs[:4], folder / "start", settings("lm"), sizes=sizes)
+        config = settings(PretrainConfig, "lm")
+        return train_seq2seq(pairs, pairs[:4], folder / "start", config, sizes=sizes)
 
     scores = [{"source": t, "output": t[:9], "score": float(i % 5)} for i, t in enumerate(TEXTS)]
     chosen = [{"source": t, "chosen": t[:9], "rejected": t[3:]} for t in TEXTS]
     found, told = trained(pretrained)
     for name, rows in (("scores", scores), ("preferences", chosen)):
-        args = (rows, folder / "start", folder / name, settings(f"{name}-run"))
+        args = (rows, folder / "start", folder / name, settings(RewardModelConfig, f"{name}-run"))
         model, _ = trained(partial(train_pair_scorer, *args))
         found |= {f"{name}.{key}": value for key, value in model.items()}
     return found, told

@@ -7,8 +7,10 @@ import pytest
 from trl_recipes import PPOConfig, RecipeError
 from trl_recipes.arguments import parse_arguments
 from trl_recipes.settings import RANGES, check_range, check_trackers
-from trl_recipes.training.baseline import BaselineConfig
-from trl_recipes.training.language_model import ClassifierSizes, LanguageModelSizes, PretrainConfig
+from trl_recipes.training.characters import BaselineConfig
+from trl_recipes.training.classifier import ClassifierSizes
+from trl_recipes.training.fit import PretrainConfig
+from trl_recipes.training.language_model import LanguageModelSizes
 
 
 @pytest.mark.parametrize(

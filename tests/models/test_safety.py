@@ -28,11 +28,9 @@ from trl_recipes.evaluation.compare import Comparison, ModelResult
 from trl_recipes.models.loading import load_classifier
 from trl_recipes.report.plots import plot_comparison
 from trl_recipes.rewards import Rewards
-from trl_recipes.training.language_model import (
-    PretrainConfig,
-    train_classifier,
-    train_language_model,
-)
+from trl_recipes.training.classifier import train_classifier
+from trl_recipes.training.fit import PretrainConfig
+from trl_recipes.training.language_model import train_language_model
 
 NASTY = "POS\x1b[2J\x9b31m\u202e$\\frac$|_x"
 

@@ -77,9 +77,9 @@ class RandomWindows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
         start = self.starts[index]
-        return {"input_ids": self.ids[start : start + self.length]}
+        return {"input_ids": self.ids[start : start + self.length].tolist()}
 
 
 def cut_prompts(

@@ -78,13 +78,9 @@ def train(name: str, folder: Path, share: float) -> None:
     import torch
 
     from trl_recipes.embedded.corpus import write_reviews
-    from trl_recipes.training.language_model import (
-        ClassifierSizes,
-        LanguageModelSizes,
-        PretrainConfig,
-        train_classifier,
-        train_language_model,
-    )
+    from trl_recipes.training.classifier import ClassifierSizes, train_classifier
+    from trl_recipes.training.fit import PretrainConfig
+    from trl_recipes.training.language_model import LanguageModelSizes, train_language_model
 
     torch.set_num_threads(1)
     rows = write_reviews()["train"]

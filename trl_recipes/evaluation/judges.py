@@ -4,7 +4,10 @@ import logging
 from typing import Any
 
 from trl_recipes.data.conversations import full_texts
+from trl_recipes.evaluation.compare import Comparison
 from trl_recipes.rewards import RewardFunc, SentimentReward
+from trl_recipes.rewards.rules import known_share, whole_words
+from trl_recipes.stats import distinct_n
 
 _log = logging.getLogger(__name__)
 
@@ -84,3 +87,16 @@ def mood_judges(
             label,
         )
     return judges
+
+
+def word_figures(comparison: Comparison, known_words: set[str]) -> str:
+    """Tell whether responses still are text: words that are known, and distinct pairs of words."""
+    lines = []
+    for result in comparison.results:
+        known = known_share(result.responses, known_words)
+        pairs = distinct_n([whole_words(response) for response in result.responses], 2)
+        lines.append(
+            f"{result.name}: {known:.1%} of all words are words of the training text, {pairs:.1%} "
+            "of the pairs of words are distinct."
+        )
+    return "\n".join(lines)

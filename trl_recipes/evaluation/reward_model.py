@@ -9,7 +9,7 @@ observed (Guo et al. 2017, "On calibration of modern neural networks", equations
 import importlib.metadata
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from trl_recipes.rewards.models import (
     local_device,
     longest_input,
 )
+from trl_recipes.run_folder import RunFolder
 from trl_recipes.training.reward_data import Labelled, Pairs
 
 AXES = {
@@ -281,3 +282,18 @@ def _numbers(predicted: Tensor, true: Tensor, cut: int) -> Figures:
         "ece": expected_calibration_error(bins),
     }
     return Figures("number", len(true), cut, values, bins)
+
+
+def write_figures(
+    run: RunFolder, heldout: Labelled | Pairs, trained: Mapping[str, float], base: str, source: str
+) -> Figures:
+    """Measure a trained reward model, and leave a picture and a card with its figures.
+
+    `trained` is what its training returned; `base` says what it started from, `source` what it
+    learned from.
+    """
+    figures = evaluate_reward_model(run.model, heldout)
+    figures.plot(run.plots / "reliability.png")
+    rows, seconds = int(trained["rows"]), trained["seconds"]
+    write_card(run.model, figures, base=base, source=source, rows=rows, seconds=seconds)
+    return figures

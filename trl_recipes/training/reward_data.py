@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl_recipes.data.conversations import is_conversation
 from trl_recipes.errors import RecipeError
-from trl_recipes.training.language_model import read_labels, read_texts
+from trl_recipes.training.language_model import read_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,20 +25,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Labelled:
-    """N texts with a label each: the number of a class, or where `names` is None any number.
-
-    Attributes:
-        texts: N of them.
-        labels: N numbers.
-        names: of label 0, 1 and so on; None where labels are any numbers.
-    """
+    """N texts with a label each: the number of a class, or where `names` is None any number."""
 
     texts: list[str]
     labels: list[int] | list[float]
     names: list[str] | None
 
     def describe(self) -> str:
-        """Say how many texts of what there are."""
+        """Say how many texts of which label there are."""
         if self.names is None:
             return f"{len(self.texts)} texts with a number each"
         counts = (f"{self.labels.count(i)} {name}" for i, name in enumerate(self.names))
@@ -50,8 +44,6 @@ class Pairs:
     """N pairs of whole texts, prompt included.
 
     Attributes:
-        chosen: the better text of each pair.
-        rejected: the worse one.
         fragments: whether pairs of fragments teach something too: texts of two classes are told
             apart by their beginnings, answers to one prompt by their whole.
         rendered: whether a chat template made the texts, special tokens included.
@@ -68,12 +60,7 @@ class Pairs:
 
 
 def kind_of(rows: "Dataset", label_column: str) -> str:
-    """Say what a data set teaches where nobody said: pairs, classes or number.
-
-    Args:
-        rows: the training split.
-        label_column: where labels would be.
-    """
+    """Guess what a data set teaches: pairs, classes or number."""
     if {"chosen", "rejected"} <= set(rows.column_names):
         return "pairs"
     values = rows[label_column][:] if label_column in rows.column_names else []
@@ -94,26 +81,16 @@ def read_reward_data(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     seed: int = 0,
 ) -> tuple[Labelled | Pairs, Labelled | Pairs]:
-    """Take what a reward model learns from, and what it is measured by, out of a data set.
+    """Read what a reward model learns from, and what it is measured by; both of one kind.
 
-    Args:
-        train: rows to learn from, as `load_rows` gave them.
-        heldout: rows to measure by.
-        source: name of the data set, for messages.
-        kind: classes, number or pairs; pairs are made of labelled texts where the columns chosen
-            and rejected are missing. None goes by `kind_of`.
-        text_column: column of the texts; None takes the first usual name.
-        label_column: column of the labels.
-        names: name of label 0, label 1 and so on, from worst to best; found in the data when None.
-        pairs_per_text: pairs that each labelled text begins.
-        tokenizer: that of the base model, whose chat template conversations need.
-        seed: of the pairs drawn from labelled texts.
-
-    Returns:
-        What to learn from, and what to measure by; both of one kind.
+    `kind`: classes, number or pairs; pairs are made of labelled texts where the columns chosen and
+    rejected are missing. None goes by `kind_of`. `names`: name of label 0, label 1 and so on, from
+    worst to best; found in the data when None. `pairs_per_text`: pairs that each labelled text
+    begins. `tokenizer`: that of the base model, whose chat template conversations need. `seed`: of
+    the pairs drawn from labelled texts.
 
     Raises:
-        RecipeError: see `read_labelled` and `read_pairs`; all labels to learn from are the same.
+        RecipeError: see `read_labelled` and `read_pairs`; all labels are the same.
     """
     found = kind_of(train, label_column)
     kind = kind or found
@@ -141,25 +118,21 @@ def read_labelled(
     names: Sequence[str] | None = None,
     numbers: bool = False,
 ) -> Labelled:
-    """Take labelled texts out of a data set; rows without text are left out, which is said.
+    """Read labelled texts; rows without text are left out, with a warning.
 
-    Args:
-        rows: what `load_rows` gave.
-        source: name of the data set, for messages.
-        text_column: column of the texts; None takes the first usual name.
-        label_column: column of the labels.
-        names: name of label 0, label 1 and so on; found in the data when None.
-        numbers: labels are numbers to predict rather than classes.
+    `names`: name of label 0, label 1 and so on; found in the data when None. `numbers`: whether
+    labels are numbers to predict rather than classes.
 
     Raises:
-        RecipeError: a column is missing, a label is none, all texts are empty or all labels equal.
+        RecipeError: a column is missing, a label is none, or all texts are empty.
     """
     texts = read_texts(rows, text_column, source)
     if numbers:
-        names, labels = None, _read_numbers(rows, label_column, source)
+        names, labels = None, _read_numbers(_read_labels(rows, label_column, source), source)
     else:
-        names = list(names or _class_names(rows, label_column, source))
-        labels = _class_numbers(rows, label_column, names, source)
+        values = _read_labels(rows, label_column, source)
+        names = list(names or _class_names(values, source))
+        labels = _class_numbers(values, names, source)
     kept = [index for index, text in enumerate(texts) if text.strip()]
     if not kept:
         raise RecipeError(f"--text_column: all {len(texts)} texts of {source} are empty.")
@@ -176,10 +149,6 @@ def read_labelled(
 def check_labels_differ(data: Labelled, source: str) -> None:
     """Refuse texts that all have the same label, from which nothing can be learnt.
 
-    Args:
-        data: labelled texts.
-        source: name of the data set, for the message.
-
     Raises:
         RecipeError: names the label.
     """
@@ -194,12 +163,9 @@ def check_labels_differ(data: Labelled, source: str) -> None:
 def read_pairs(
     rows: "Dataset", source: str, tokenizer: "PreTrainedTokenizerBase | None" = None
 ) -> Pairs:
-    """Take preference pairs out of a data set; those that say nothing are left out and counted.
+    """Read preference pairs; those that say nothing are left out and counted.
 
-    Args:
-        rows: what `load_rows` gave, with `chosen`, `rejected` and perhaps `prompt`.
-        source: name of the data set, for messages.
-        tokenizer: that of the base model, whose chat template conversations need.
+    `tokenizer`: that of the base model, whose chat template conversations need.
 
     Raises:
         RecipeError: a column is missing, a value is neither text nor conversation, conversations
@@ -244,16 +210,9 @@ def read_pairs(
 
 
 def pairs_of_labels(data: Labelled, per_text: int, seed: int) -> Pairs:
-    """Make pairs of labelled texts: each text with others of another label, the higher one chosen.
+    """Pair each text with `per_text` others of another label; the higher label is chosen.
 
-    Args:
-        data: labelled texts; of classes those with the higher number are better.
-        per_text: pairs that each text begins.
-        seed: of the draw.
-
-    Returns:
-        Pairs whose fragments may be used too; fewer than `per_text` each where a text comes twice
-        with two labels.
+    Pairs of a text with itself, which comes twice with two labels, are left out.
     """
     order = sorted(range(len(data.texts)), key=lambda index: data.labels[index])
     ascending = [data.labels[index] for index in order]
@@ -270,9 +229,18 @@ def pairs_of_labels(data: Labelled, per_text: int, seed: int) -> Pairs:
     return Pairs([better for better, _ in pairs], [worse for _, worse in pairs], fragments=True)
 
 
-def _class_names(rows: "Dataset", column: str, source: str) -> list[str]:
-    """Names for the labels that are there: the mood for 0 and 1, else the values themselves."""
-    values = _values(rows, column, source)
+def _read_labels(rows: "Dataset", column: str, source: str) -> list[Any]:
+    if column not in rows.column_names:
+        raise RecipeError(
+            f"--label_column: {source} has no column `{column}`. Its columns are: "
+            f"{', '.join(rows.column_names)}. Name one of them; preference pairs need the columns "
+            "chosen and rejected."
+        )
+    return rows[column][:]
+
+
+def _class_names(values: list[Any], source: str) -> list[str]:
+    """Name the labels that are there: the mood for 0 and 1, else the values themselves."""
     found = set(values)
     if found <= {0, 1, "0", "1"}:
         return ["NEGATIVE", "POSITIVE"]
@@ -280,7 +248,7 @@ def _class_names(rows: "Dataset", column: str, source: str) -> list[str]:
         if not isinstance(value, str | int):
             raise RecipeError(
                 f"--label_column: row {row} of {source} has the label {value!r}, which names no "
-                "class. Mend the row, or use --kind number for numbers."
+                "class. Fix the row, or use --kind number for numbers."
             )
     names = sorted({str(value).strip() for value in found}, key=_numbers_first)
     if len(names) > 100:
@@ -298,45 +266,38 @@ def _numbers_first(name: str) -> tuple[float, str]:
         return math.inf, name
 
 
-def _class_numbers(rows: "Dataset", column: str, names: list[str], source: str) -> list[int]:
-    values = _values(rows, column, source)
+def _class_numbers(values: list[Any], names: list[str], source: str) -> list[int]:
+    """Turn labels into numbers of `names`: they are names, in any case, or else numbers."""
     by_name = {name.lower(): number for number, name in enumerate(names)}
-    known = [str(value).strip().lower() for value in values]
-    if all(value in by_name for value in known):
-        return [by_name[value] for value in known]
-    return read_labels(rows, column, names, source)  # numbers of the names; tells what is wrong
+    by_number = {str(number): number for number in range(len(names))}
+    spelled = (f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+    known = [value.strip().lower() for value in spelled]
+    numbers = by_name if all(value in by_name for value in known) else by_number | by_name
+    for row, (value, label) in enumerate(zip(values, known, strict=True), 1):
+        if label not in numbers:
+            raise RecipeError(
+                f"--class_names: row {row} of {source} has the label {value!r}, which is neither a"
+                f" name ({', '.join(names)}) nor a number from 0 to {len(names) - 1}. Name all"
+                " labels in the order of their numbers."
+            )
+    return [numbers[label] for label in known]
 
 
-def _read_numbers(rows: "Dataset", column: str, source: str) -> list[float]:
-    numbers = []
-    for row, value in enumerate(_values(rows, column, source), 1):
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+def _read_numbers(values: list[Any], source: str) -> list[float]:
+    for row, value in enumerate(values, 1):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value):
             raise RecipeError(
                 f"--label_column: row {row} of {source} has the label {value!r}, which is no "
-                "finite number. Mend or delete the row, or use --kind classes for names."
+                "finite number. Fix or delete the row, or use --kind classes for names."
             )
-        numbers.append(float(value))
-    return numbers
-
-
-def _values(rows: "Dataset", column: str, source: str) -> list[Any]:
-    if column not in rows.column_names:
-        raise RecipeError(
-            f"--label_column: {source} has no column `{column}`. Its columns are: "
-            f"{', '.join(rows.column_names)}. Name one of them; preference pairs need the columns "
-            "chosen and rejected."
-        )
-    return rows[column][:]
+    return [float(value) for value in values]
 
 
 def _whole_text(
     prompt: Any, answer: Any, where: str, tokenizer: "PreTrainedTokenizerBase | None"
 ) -> str:
-    """Prompt and answer as one text; conversations through the chat template."""
+    """Join prompt and answer to one text; conversations through the chat template."""
     if isinstance(answer, str) and isinstance(prompt, str | None):
         return (prompt or "") + answer
     if is_conversation(answer) and (prompt is None or is_conversation(prompt)):

@@ -1,173 +1,232 @@
-"""Stages of a chain: done once, gone on with after a kill, never reused under other settings.
+"""Stages of a chain: done once, resumed after a kill, never reused under other settings.
 
 A stage's folder holds `stage.json`: the settings that it runs with, written when it begins, and
-what it found, added when all else is on disk. Of settings counts what differs from their defaults.
+its result, added when all else is on disk.
 """
 
+import atexit
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trl_recipes.distributed import broadcast_from_main, is_main_process
+from trl_recipes.distributed import broadcast_from_main, is_main_process, print_main
 from trl_recipes.errors import RecipeError
-from trl_recipes.run_folder import RunFolder
+from trl_recipes.run_folder import RunFolder, check_run, start_run, write_whole
+from trl_recipes.training.fit import dry_run
+
+Report = Callable[[RunFolder], Any] | None
 
 # Settings that change nothing of what a stage leaves.
-NEUTRAL = {
-    "task",
-    "prompt",
-    "eval_prompts",
-    "output_dir",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "check",
-    "report_to",
-    "log_with",
-    "hub_token",
-    "disable_tqdm",
-    "logging_steps",
-    "log_samples",
-    "save_steps",
-    "save_total_limit",
-}
+_NEUTRAL = {"task", "prompt", "stage", "stages", "eval_prompts", "check", "disable_tqdm"}
+_NEUTRAL |= {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "save_total_limit"}
+_NEUTRAL |= {"report_to", "log_with", "hub_token", "logging_steps", "log_samples", "save_steps"}
 
 
 def settings_of(*objects: Any) -> dict[str, Any]:
-    """Give the settings that differ from their defaults and matter to the result.
-
-    Args:
-        *objects: dataclass objects, such as the parsed arguments.
-    """
+    """Collect the fields of dataclass objects that differ from their defaults and matter."""
     settings: dict[str, Any] = {}
     for item in objects:
         for field in dataclasses.fields(item):
             made = field.default_factory
             default = field.default if made is dataclasses.MISSING else made()
             value = getattr(item, field.name)
-            if field.init and field.name not in NEUTRAL and value != default:
+            if field.init and field.name not in _NEUTRAL and value != default:
                 settings[field.name] = value
     return json.loads(json.dumps(settings, default=str))
 
 
 def digest(content: Iterable[Any]) -> str:
-    """Give 16 hexadecimal digits that tell one content from another.
-
-    Args:
-        content: plain data, such as lists of texts.
-    """
+    """Hash plain data, such as lists of texts, to 16 hexadecimal digits."""
     found = hashlib.sha256()
     for part in content:
         found.update(repr(part).encode("utf-8", errors="replace"))
     return found.hexdigest()[:16]
 
 
-def has_begun(folder: Path) -> bool:
-    """Whether a stage was begun in a folder, finished or not; the main process looks for all.
+@dataclasses.dataclass
+class Stage:
+    """One stage of a chain, in a folder of its own; `plan_stages` finds out what is there.
 
-    Args:
-        folder: of the stage.
+    Attributes:
+        settings: what decides its result; `plan_stages` adds what decides the stages before it.
+        wanted: whether to run it now; else it must have finished where a later stage needs it.
+        missing: what to do where it is needed and has not finished.
+        begun: whether the folder holds the result or a part of it.
+        result: plain data, once finished.
     """
-    return broadcast_from_main(RunFolder(folder).stage.is_file)
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    wanted: bool = True
+    missing: str = "Run it first."
+    overwrite: bool = False
+    begun: bool = dataclasses.field(default=False, init=False)
+    result: dict[str, Any] | None = dataclasses.field(default=None, init=False)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has finished."""
+        return self.result is not None
+
+    @property
+    def run(self) -> RunFolder:
+        """Its folder as a run folder."""
+        return RunFolder(self.folder)
+
+    @property
+    def state(self) -> str:
+        """The state in a word or two: there, resume or to do."""
+        return "there" if self.done else "resume" if self.begun else "to do"
+
+    def read(self) -> None:
+        """Read what the folder holds; the main process does so for all.
+
+        Raises:
+            RecipeError: it is damaged, or was begun with other settings.
+        """
+        note = None if self.overwrite else broadcast_from_main(self._note)
+        self.begun = note is not None
+        self.result = note["result"] if note else None
+        before = note["settings"] if note else self.settings
+        changed = [
+            f"{key} was {before.get(key, 'left out')} and is {self.settings.get(key, 'left out')}"
+            for key in dict.fromkeys([*before, *self.settings])
+            if before.get(key) != self.settings.get(key)
+        ]
+        if changed:
+            raise RecipeError(
+                f"--output_dir: `{self.folder}` holds the {self.name} of other settings: "
+                f"{'; '.join(changed[:5])}. Give the former settings (they stand in its "
+                "config.yaml), choose another folder, or use --overwrite_output_dir to run all "
+                "stages anew."
+            )
+
+    def begin(self) -> None:
+        """Make the folder, and note the settings in it."""
+        if is_main_process():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._write({"settings": self.settings, "result": None})
+
+    def finish(self, result: Mapping[str, Any] | None = None) -> None:
+        """Note the result; to be called when all else that the stage leaves is on disk."""
+        self.begun, self.result = True, dict(result or {})
+        self._write({"settings": self.settings, "result": self.result})
+
+    @contextmanager
+    def start(self, config: Any, settings: Sequence[Any] = (), report: Report = None) -> Iterator:
+        """Enter `start_run` around the training of this stage, and note the settings."""
+        with start_run(config, settings, report) as run:
+            self.begin()
+            yield run
+
+    def train(
+        self,
+        train: Callable[..., dict[str, Any]],
+        config: Any,
+        settings: Sequence[Any] = (),
+        report: Report = None,
+    ) -> dict[str, Any]:
+        """Train in this folder unless that is done; with `config.check`, dry-run in another one.
+
+        `train`: called with `output_dir`, `config` and `before_training`; returns figures.
+        `config`: of that training; its folder and whether to resume are set here. `settings`: for
+        `start_run`, as is `report`.
+        """
+        if self.result is not None:
+            print_main(f"{self._figures()}; there already, with the same settings.")
+            return self.result
+        if config.check:
+            self.folder = broadcast_from_main(_temporary_folder) / self.folder.name
+            print_main(f"The {self.name}: {dry_run(train, config, self.run.model)}")
+            return {}
+        config.output_dir, config.overwrite_output_dir = str(self.folder), self.overwrite
+        config.resume_from_checkpoint = "true" if self.begun else None
+        begin = partial(self.start, config, settings, report)
+        result = train(output_dir=self.run.model, config=config, before_training=begin)
+        self.finish(result)
+        print_main(self._figures())
+        return result
+
+    def _figures(self) -> str:
+        shown = (
+            f"{name.replace('_', ' ')} {value:{'.3f' if isinstance(value, float) else ','}}"
+            for name, value in (self.result or {}).items()
+            if not name.startswith("seconds")
+        )
+        return f"{self.folder}: {', '.join(shown)}"
+
+    def _note(self) -> dict[str, Any] | None:
+        path = self.run.stage
+        if not path.is_file():
+            return None
+        try:
+            note = json.loads(path.read_text(encoding="utf-8"))
+            return {"settings": dict(note["settings"]), "result": note["result"]}
+        except (ValueError, LookupError, TypeError) as error:
+            raise RecipeError(
+                f"`{path}` is damaged ({error}). Use --overwrite_output_dir to run all stages "
+                "anew, or choose another --output_dir."
+            ) from error
+
+    def _write(self, note: dict[str, Any]) -> None:
+        if is_main_process():
+            write_whole(self.run.stage, json.dumps(note, indent=1) + "\n")
 
 
-def result_of(folder: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """Give what a stage found; None where it has not finished yet. The main process reads for all.
+def plan_stages(stages: Sequence[Stage], config: Any) -> str:
+    """Find out which stages are there and which to run; nothing is written.
 
-    Args:
-        folder: of the stage.
-        settings: those that it is wanted with.
-        name: of the stage, for the message.
+    What decides a stage decides all after it. Stages after the last wanted one are not looked at;
+    where none is wanted, all must have finished.
+
+    `config`: of the trainer, with the folder of the whole run; its `resume_from_checkpoint` is set
+    where the last stage that trains there was begun.
+
+    Returns:
+        The state of each stage that counts, in a line.
 
     Raises:
-        RecipeError: it was begun with other settings; names each with both values.
+        RecipeError: a folder holds a stage of other settings, or nothing to resume; or a stage is
+            needed and has not finished.
     """
-    return broadcast_from_main(partial(_read_result, folder, settings, name))
-
-
-def _read_result(folder: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    path = RunFolder(folder).stage
-    if not path.is_file():
-        return None
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        before, result = kept["settings"], kept["result"]
-    except (ValueError, LookupError, TypeError) as error:
+    wanted = [number for number, stage in enumerate(stages) if stage.wanted]
+    last = max(wanted, default=len(stages) - 1)
+    settings: dict[str, Any] = {}
+    for stage in stages[: last + 1]:
+        settings |= stage.settings
+        stage.settings = dict(settings)
+        stage.overwrite = config.overwrite_output_dir and stage.wanted
+        stage.read()
+        if not stage.wanted and not stage.done:
+            raise RecipeError(
+                f"--output_dir: `{stage.folder}` holds no finished {stage.name}. {stage.missing}"
+            )
+    for stage in stages[last + 1 :]:
+        stage.wanted, stage.result = False, {}
+    resume = config.resume_from_checkpoint
+    if resume and not any(stage.begun for stage in stages):
         raise RecipeError(
-            f"`{path}` is damaged ({error}). Use --overwrite_output_dir to run all stages anew, or "
-            "choose another --output_dir."
-        ) from error
-    names = dict.fromkeys([*before, *settings])
-    changed = [
-        f"{key} was {before.get(key, 'left out')} and is {settings.get(key, 'left out')}"
-        for key in names
-        if before.get(key) != settings.get(key)
-    ]
-    if changed:
-        raise RecipeError(
-            f"--output_dir: `{folder}` holds {name} of other settings: {'; '.join(changed[:5])}. "
-            "Give the former settings (they stand in its config.yaml), choose another folder, or "
-            "use --overwrite_output_dir to run all stages anew."
+            f"--resume_from_checkpoint: `{config.output_dir}` holds no run to go on with. Check "
+            "--output_dir."
         )
-    return result
+    main = next((s for s in stages if str(s.folder) == str(config.output_dir)), None)
+    begun = main is not None and main.begun and not main.done
+    config.resume_from_checkpoint = (resume or "true") if begun else None
+    if main is not None and not main.done:
+        check_run(config)
+    return ", ".join(f"{stage.name}: {stage.state}" for stage in stages[: last + 1])
 
 
-def go_on(
-    config: Any, settings: Mapping[str, Any], name: str, *, must_be_done: bool = False
-) -> bool:
-    """Say whether a trainer's stage has finished; one that was begun will resume.
-
-    Args:
-        config: transformers' TrainingArguments with `overwrite_output_dir`; its
-            `resume_from_checkpoint` is set where the stage was begun.
-        settings: those that it is wanted with.
-        name: of the stage, for the message.
-        must_be_done: whether it is needed rather than to be run.
-
-    Raises:
-        RecipeError: see `result_of`; or it is needed and has not finished.
-    """
-    folder, done = Path(config.output_dir), False
-    if has_begun(folder) and (must_be_done or not config.overwrite_output_dir):
-        config.resume_from_checkpoint = config.resume_from_checkpoint or "true"
-        done = result_of(folder, settings, name) is not None
-    if must_be_done and not done:
-        raise RecipeError(
-            f"--output_dir: `{folder}` holds no finished run. Train first (--task train), with the "
-            "same settings."
-        )
-    return done
-
-
-def begin(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Note with which settings a stage runs.
-
-    Args:
-        folder: of the stage; it is there.
-        settings: see `settings_of`.
-    """
-    _write(folder, {"settings": dict(settings), "result": None})
-
-
-def finish(folder: Path, settings: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Note that a stage has finished; to be called when all that it leaves is on disk.
-
-    Args:
-        folder: of the stage.
-        settings: those that it ran with.
-        result: what it found, ready for JSON.
-    """
-    _write(folder, {"settings": dict(settings), "result": dict(result)})
-
-
-def _write(folder: Path, content: dict[str, Any]) -> None:
-    """Write the note whole or not at all, in the main process."""
-    if not is_main_process():
-        return
-    path = RunFolder(folder).stage
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+def _temporary_folder() -> Path:
+    """Make a folder that is removed when the process ends."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -16,23 +16,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from trl_recipes.data.tokenizers import train_tokenizer
 from trl_recipes.errors import RecipeError
-from trl_recipes.training import language_model as pretrain
-from trl_recipes.training.language_model import (
+from trl_recipes.training.classifier import (
     ClassifierConfig,
     ClassifierSizes,
-    LanguageModelSizes,
-    PretrainConfig,
     classifier_windows,
     cut_fragments,
-    language_model_rows,
-    read_labels,
-    read_texts,
+    special_frame,
     train_classifier,
+)
+from trl_recipes.training.fit import PretrainConfig
+from trl_recipes.training.language_model import (
+    LanguageModelSizes,
+    language_model_rows,
+    read_texts,
     train_language_model,
 )
+from trl_recipes.training.reward_data import read_labelled
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXTS = ["The film is good.", "The film is bad; I left.", "Étude in C - naïve, isn't it?\n\nYes."]
+COLUMNS = {"text_column": None, "label_column": "label"}
 TINY_GPT2 = {"n_layer": 1, "n_head": 2, "n_embd": 32, "vocab_size": 300, "context_length": 32}
 TINY_CLASSIFIER = {
     "num_layers": 1,
@@ -88,20 +91,15 @@ def test_windows_lose_no_token_and_each_text_ends_with_eos(context_length):
         assert joined == (expected[:-1] if len(expected) % context_length == 1 else expected)
 
 
-def test_padding_keeps_the_end_token_in_the_loss():
-    batch = pretrain._pad_language_model_rows([{"input_ids": [5, 6, 0]}, {"input_ids": [7, 0]}])
-    assert batch["labels"].tolist() == [[5, 6, 0], [7, 0, -100]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-
-
 def test_windows_leave_room_for_special_tokens_and_know_their_text():
     tokenizer = train_tokenizer(TEXTS, 300, kind="classifier")
     pad = tokenizer.pad_token
     tokenizer._tokenizer.post_processor = TemplateProcessing(
         single=f"{pad} $A {pad} {pad}", special_tokens=[(pad, tokenizer.pad_token_id)]
     )
-    assert pretrain._special_frame(tokenizer) == ([0], [0, 0])
-    windows = classifier_windows(TEXTS, tokenizer, context_length=8)
+    assert special_frame(tokenizer) == ([0], [0, 0])
+    tokenizer.model_max_length = 8
+    windows = classifier_windows(TEXTS, tokenizer)
     assert max(len(ids) for _, ids in windows) == 5
     for index, text in enumerate(TEXTS):
         joined = [*itertools.chain(*(ids for owner, ids in windows if owner == index))]
@@ -117,7 +115,10 @@ def test_windows_leave_room_for_special_tokens_and_know_their_text():
 )
 def test_fragments_are_pieces_of_the_text_and_shorter_than_it(length, count, shortest, more, seed):
     ids = list(range(length))
-    fragments = cut_fragments(ids, count, (shortest, shortest + more), random.Random(seed))
+    sizes = ClassifierSizes(
+        fragments_per_text=count, min_fragment_tokens=shortest, max_fragment_tokens=shortest + more
+    )
+    fragments = cut_fragments(ids, sizes, random.Random(seed))
     assert len(fragments) == (count if length > shortest else 0)
     for number, fragment in enumerate(fragments):
         assert shortest <= len(fragment) <= min(shortest + more, length - 1)
@@ -128,7 +129,10 @@ def test_fragments_are_pieces_of_the_text_and_shorter_than_it(length, count, sho
 def test_texts_and_labels_are_read_by_column_and_by_name():
     rows = Dataset.from_dict({"review": ["a", "b", "c"], "mood": ["Negative", "1", " positive"]})
     assert read_texts(rows, None, "reviews.csv") == ["a", "b", "c"]
-    assert read_labels(rows, "mood", ["NEGATIVE", "POSITIVE"], "reviews.csv") == [0, 1, 1]
+    data = read_labelled(
+        rows, "reviews.csv", names=["NEGATIVE", "POSITIVE"], **COLUMNS | {"label_column": "mood"}
+    )
+    assert (data.texts, data.labels) == (["a", "b", "c"], [0, 1, 1])
 
 
 @pytest.mark.parametrize(
@@ -145,12 +149,8 @@ def test_texts_and_labels_are_read_by_column_and_by_name():
 def test_columns_that_do_not_fit_are_named(columns, message):
     rows = Dataset.from_dict(columns)
 
-    def read():
-        read_texts(rows, None, "data")
-        read_labels(rows, "label", ["NEGATIVE", "POSITIVE"], "data")
-
     with pytest.raises(RecipeError, match=message):
-        read()
+        read_labelled(rows, "data", names=["NEGATIVE", "POSITIVE"], **COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,6 @@ def test_a_classifier_learns_and_answers_in_a_pipeline(tmp_path):
         sizes=ClassifierSizes(**TINY_CLASSIFIER),
     )
     assert metrics["heldout_accuracy"] == 1
-    assert metrics["heldout_texts"] == 50
     answers = pipeline("text-classification", model=str(tmp_path))(["great plot", "a POOR film"])
     assert [answer["label"] for answer in answers] == ["POSITIVE", "NEGATIVE"]
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from trl_recipes.arguments import run_recipe
-from trl_recipes.training import seq2seq_pretraining as pretraining
+from trl_recipes.training import seq2seq
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 TINY = """--hidden_size 16 --num_layers 1 --num_heads 2 --pretrain_steps 8 --pretrain_batch_size 8
  --reward_outputs 40 --reward_steps 4 --reward_batch_size 8 --max_steps 2 --batch_size 8
  --mini_batch_size 8 --ppo_epochs 1 --response_length 8 --eval_prompts 8 --disable_tqdm true"""
@@ -64,7 +64,7 @@ def test_learnt_and_true_reward_stand_side_by_side_in_every_row(finished):
     rows = rows_of(finished)
     assert len(rows) == 2
     for row in rows:
-        assert row["env/reward_mean"] == pytest.approx(row["rewards/learnt/mean"], abs=1e-6)
+        assert row["env/reward_mean"] == pytest.approx(row["rewards/learned/mean"], abs=1e-6)
         assert 0 <= row["metrics/rewrite_quality/mean"] <= 1
         assert 0 <= row["metrics/subjects_kept/mean"] <= 1
         assert row["ppo/skipped_minibatches"] == 0
@@ -112,20 +112,22 @@ def test_stages_one_by_one_are_all_of_them_at_once(finished, tmp_path):
 def test_a_stage_that_was_killed_goes_on_to_what_it_would_have_been(
     finished, tmp_path, monkeypatch
 ):
-    pad, calls = pretraining.pad_pairs, []
+    calls = []
 
-    def killing(rows, pad_token_id):
-        calls.append(1)
-        if len(calls) == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return pad(rows, pad_token_id)
+    class Killing(seq2seq.DataCollatorForSeq2Seq):
+        def __call__(self, rows):
+            calls.append(1)
+            if len(calls) == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(rows)
 
-    monkeypatch.setattr(pretraining, "pad_pairs", killing)
+    whole = seq2seq.DataCollatorForSeq2Seq
+    monkeypatch.setattr(seq2seq, "DataCollatorForSeq2Seq", Killing)
     with pytest.raises(SystemExit) as left:
         run(tmp_path / "run", "--stages", "pretrain")
     assert left.value.code == 128 + signal.SIGTERM
     assert not (tmp_path / "run" / "pretrained" / "model").exists()
-    monkeypatch.setattr(pretraining, "pad_pairs", pad)
+    monkeypatch.setattr(seq2seq, "DataCollatorForSeq2Seq", whole)
     run(tmp_path / "run", "--stages", "pretrain", "--resume_from_checkpoint", "true")
     ours, theirs = (
         load_file(folder / "pretrained/model/model.safetensors")
@@ -137,8 +139,8 @@ def test_a_stage_that_was_killed_goes_on_to_what_it_would_have_been(
 def test_a_check_leaves_nothing(tmp_path, capsys):
     run(tmp_path / "run", "--check", "true")
     told = capsys.readouterr().out
-    assert "Checked pretrain with 8 steps" in told
-    assert "Checked reward with 4 steps" in told
+    assert "Checked with 8 steps" in told
+    assert "Checked with 4 steps" in told
     assert "ratio 1 before" in told
     assert not (tmp_path / "run").exists()
 
@@ -162,7 +164,7 @@ def test_compare_and_generate_take_the_run(finished, tmp_path, monkeypatch, caps
     argv = ["--runs", str(finished), "--output_dir", str(tmp_path / "out"), "--max_prompts", "4"]
     run_recipe(compare.main, compare.CompareArguments, argv=argv)
     table = capsys.readouterr().out
-    assert all(name in table for name in ("learnt", "rewrite_quality", "subjects_kept"))
+    assert all(name in table for name in ("learned", "rewrite_quality", "subjects_kept"))
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert found["n"] == 4
     assert found["models"]["reference"]["kl"]["mean"] == pytest.approx(0, abs=1e-4)
@@ -195,7 +197,7 @@ EQUAL = '{"source": "a", "chosen": "b", "rejected": "b"}\n' * 9
         (["--dataset_name", "a.txt", "--target_file", "empty.txt"], ["line 2", "in both files"]),
         (["--dataset_name", "a.txt", "--target_file", "none.txt"], ["`none.txt`", "Give a text"]),
         (["--target_file", "a.txt"], ["--target_file needs --dataset_name"]),
-        (["--dataset_name", "s.jsonl", "--target_column", "new"], ["`new`", "Name the one"]),
+        (["--dataset_name", "s.jsonl", "--target_column", "new"], ["`new`", "Name one of them"]),
         (["--stages", "train"], ["'train' is no stage", "pretrain, reward, ppo"]),
         (["--stages", "ppo"], ["no finished pretrain stage", "--model_name_or_path"]),
         (["--reward_outputs", "3"], ["--reward_outputs is 3", "20 or more"]),

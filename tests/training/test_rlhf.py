@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from trl_recipes.arguments import parse_arguments
 from trl_recipes.data.files import load_rows
+from trl_recipes.data.prompts import PromptArguments
 from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.judges import mood_judges
 from trl_recipes.ppo import PPOConfig
-from trl_recipes.training.reward_stage import LearntReward, RewardStage, divide
+from trl_recipes.training.learned_reward import LearnedReward, RewardArguments, divide
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "rlhf.py"
+RECIPE = Path(__file__).parents[2] / "recipes" / "rlhf.py"
 GOOD, BAD = ("wonderful", "lovely", "great"), ("dull", "awful", "poor")
 
 
@@ -77,7 +78,7 @@ def flags(tiny_gpt2, reviews, output_dir, **changes):
 
 
 def run(words):
-    types = (rlhf.RlhfArguments, RewardStage, PPOConfig, rlhf.ModelConfig)
+    types = (rlhf.RlhfArguments, RewardArguments, PPOConfig, rlhf.ModelConfig)
     return rlhf.main(*parse_arguments(*types, argv=words))
 
 
@@ -103,8 +104,8 @@ def test_the_chain_leaves_two_models_and_their_figures(finished):
         assert (finished / picture).stat().st_size > 10_000
     assert (finished / "reward" / "plots" / "reliability.png").stat().st_size > 10_000
     card = (finished / "reward" / "model" / "README.md").read_text()
-    accuracy = json.loads((finished / "reward" / "stage.json").read_text())["result"]["values"]
-    assert f"{accuracy['accuracy']:.3f}" in card
+    result = json.loads((finished / "reward" / "stage.json").read_text())["result"]
+    assert f"{result['rows']} rows" in card
 
 
 def test_the_judge_is_logged_and_not_optimised(finished):
@@ -134,15 +135,15 @@ def test_a_stage_of_other_settings_is_refused(finished, tiny_gpt2, reviews):
     def call(**changes):
         run(flags(tiny_gpt2, reviews, finished, **changes))
 
-    with pytest.raises(RecipeError, match="a reward model of other settings: reward_epochs was 2"):
+    with pytest.raises(RecipeError, match="reward model of other settings: reward_epochs was 2"):
         call(reward_epochs=1)
-    with pytest.raises(RecipeError, match="a reward model of other settings: data was"):
+    with pytest.raises(RecipeError, match="the reward model of other settings: data was"):
         call(reward_share=0.4)
-    with pytest.raises(RecipeError, match="a policy of other settings: learning_rate was left out"):
+    with pytest.raises(RecipeError, match="policy of other settings: learning_rate was left out"):
         call(learning_rate=0.5)
     with pytest.raises(RecipeError, match=r"no label 'HAPPY'. Its labels are: NEGATIVE, POSITIVE"):
         call(label="HAPPY")
-    with pytest.raises(RecipeError, match=r"--reward_share is 1.0. Give a share between 0 and 1"):
+    with pytest.raises(RecipeError, match=r"--reward_share is 1.0. Give a fraction between 0"):
         call(reward_share=1)
     with pytest.raises(RecipeError, match="--label NEGATIVE: a model of pairs or numbers"):
         call(reward_kind="pairs", label="NEGATIVE")
@@ -194,8 +195,11 @@ def test_what_the_reward_model_learns_from_is_no_prompt(tiny_gpt2, reviews, tmp_
     together = sorted([*seen["text"], *rest["text"]])
     assert together == sorted(rows["text"])
     config = PPOConfig(output_dir=str(tmp_path), disable_tqdm=True)
-    stage = RewardStage(dataset_name=str(reviews), reward_share=0.3)
-    reward = LearntReward(stage, config, label="POSITIVE")
+    data = PromptArguments(dataset_name=str(reviews))
+    reward = LearnedReward(RewardArguments(reward_share=0.3), data, config, label="POSITIVE")
+    assert not reward.ready
+    with pytest.raises(RecipeError, match="not trained yet"):
+        reward(["The film"], [" is wonderful."])
     assert not reward.ready
     with pytest.raises(RecipeError, match="is not trained yet"):
         reward(prompts=["The film"], completions=[" is good."])

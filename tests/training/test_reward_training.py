@@ -19,7 +19,7 @@ from transformers import (
 from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.reward_model import evaluate_reward_model, write_card
 from trl_recipes.rewards import RewardModelReward, SentimentReward
-from trl_recipes.training.language_model import ClassifierSizes
+from trl_recipes.training.classifier import ClassifierSizes, base_model
 from trl_recipes.training.reward_data import (
     Labelled,
     Pairs,
@@ -28,7 +28,7 @@ from trl_recipes.training.reward_data import (
     read_pairs,
     read_reward_data,
 )
-from trl_recipes.training.reward_model import RewardModelConfig, base_model, train_reward_model
+from trl_recipes.training.reward_model import RewardModelConfig, train_reward_model
 
 SIZES = ClassifierSizes(
     num_layers=1,

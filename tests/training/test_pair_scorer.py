@@ -1,20 +1,19 @@
 """The reward model of rewrites: its losses by hand, and the pair that it reads."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_recipes.rewards import RewardModelReward
-from trl_recipes.training import seq2seq_pair_scorer as pair_scorer
-from trl_recipes.training.seq2seq_comparisons import load_comparisons, preferred, scored
-from trl_recipes.training.seq2seq_pair_scorer import train_pair_scorer
-from trl_recipes.training.seq2seq_pretraining import (
-    Seq2SeqSizes,
-    start_model,
-    training_arguments,
+from trl_recipes.training.reward_model import RewardModelConfig, score_trainer
+from trl_recipes.training.seq2seq import Seq2SeqSizes, start_seq2seq
+from trl_recipes.training.seq2seq_reward import (
+    load_comparisons,
+    preferred,
+    scored,
+    train_pair_scorer,
 )
 
 TEXTS = ["the film was dull", "the film was fine", "a plot of gold", "a plot of lead"]
@@ -25,34 +24,42 @@ def start(request, tmp_path_factory):
     """Folder of a tiny encoder-decoder."""
     folder = tmp_path_factory.mktemp(request.param)
     sizes = Seq2SeqSizes(request.param, 1, 2, 16, vocab_size=280)
-    for part in start_model(None, TEXTS, sizes, seed=0):
+    for part in start_seq2seq(None, TEXTS, sizes, seed=0):
         part.save_pretrained(folder)
     return folder
 
 
 def arguments(folder, steps=60):
-    return training_arguments(
-        folder, steps=steps, batch_size=8, learning_rate=5e-3, seed=0, quiet=True
+    return RewardModelConfig(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=8,
+        learning_rate=5e-3,
+        adam_beta2=0.99,
+        train_sampling_strategy="random",
+        disable_tqdm=True,
     )
 
 
-def loss_of(monkeypatch, logits, rows):
-    monkeypatch.setattr(pair_scorer, "row_logits", lambda *_: torch.tensor(logits))
-    trainer = SimpleNamespace(
-        accelerator=SimpleNamespace(unwrap_model=lambda model: model), processing_class=None
-    )
-    return float(pair_scorer.ComparisonTrainer.compute_loss(trainer, None, {"rows": rows}))
-
-
-def test_the_loss_of_scores_is_their_squared_error(monkeypatch):
-    rows = [{"score": 0}, {"score": 4}]
-    assert loss_of(monkeypatch, [1.0, 2.0], rows) == pytest.approx((1 + 4) / 2)
-
-
-def test_the_loss_of_preferences_is_that_of_bradley_and_terry(monkeypatch):
-    # chosen 2 and 0, rejected 1 and 3: -log sigmoid(1), -log sigmoid(-3)
-    expected = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(3))) / 2
-    assert loss_of(monkeypatch, [2.0, 0.0, 1.0, 3.0], [{}, {}]) == pytest.approx(expected)
+@pytest.mark.parametrize("kind", ["scores", "preferences"])
+def test_the_loss_is_that_of_its_definition(kind, tiny_gpt2, tmp_path):
+    """Squared error of scores; of preferences minus log sigmoid of the margin."""
+    labels = {"num_labels": 1, "problem_type": "regression", "pad_token_id": 0}
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_gpt2, **labels).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2, pad_token="<|endoftext|>")
+    texts = [[5, 6, 7], [8, 9], [10, 11], [12, 13, 14]]
+    with torch.no_grad():
+        a, b, c, d = (float(model(torch.tensor([ids])).logits) for ids in texts)
+    if kind == "scores":
+        rows = [{"input_ids": ids, "labels": 2.0 * i} for i, ids in enumerate(texts)]
+        expected = (a**2 + (b - 2) ** 2 + (c - 4) ** 2 + (d - 6) ** 2) / 4
+    else:
+        rows = [{"chosen_ids": texts[i], "rejected_ids": texts[i + 1]} for i in (0, 2)]
+        expected = (math.log(1 + math.exp(b - a)) + math.log(1 + math.exp(d - c))) / 2
+    trainer = score_trainer(model, tokenizer, rows, arguments(tmp_path, 1))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    batch = trainer.data_collator([dict(row) for row in trainer.train_dataset])
+    assert float(trainer.compute_loss(model, batch)) == pytest.approx(expected, abs=1e-4)
 
 
 def test_scores_are_learnt_and_given_back_by_the_saved_model(start, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from trl_recipes.rewards import Rewards
 from trl_recipes.rewards.loading import load_reward_funcs
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "train_reward_model.py"
+RECIPE = Path(__file__).parents[2] / "recipes" / "train_reward_model.py"
 
 
 def test_preference_pairs_become_a_reward_that_other_recipes_take_by_name(tmp_path):

@@ -1,0 +1,128 @@
+"""A stage is skipped where its result is there, and never where it was made from something else."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from trl_recipes.errors import RecipeError
+from trl_recipes.training.stage import Stage, digest, plan_stages, settings_of
+
+
+@dataclass
+class Settings:
+    output_dir: str = "runs/x"
+    overwrite_output_dir: bool = False
+    resume_from_checkpoint: str | None = None
+    learning_rate: float = 1e-3
+    names: list[str] = field(default_factory=list)
+    save_steps: int = 50
+
+
+def plan(folder, wanted=("first", "second"), resume=None, overwrite=False, **settings):
+    """Two stages, the first made from a, the second, the main one, from a and b."""
+    chosen = {"a": 1, "b": 2} | settings
+    stages = [
+        Stage(
+            "first", folder / "first", {"a": chosen["a"]}, "first" in wanted, "Run --stage first."
+        ),
+        Stage("second", folder, {"b": chosen["b"]}, "second" in wanted),
+    ]
+    config = Settings(str(folder), overwrite, resume)
+    said = plan_stages(stages, config)
+    return *stages, config, said
+
+
+@pytest.fixture
+def finished(tmp_path):
+    first, second, _, _ = plan(tmp_path)
+    for stage in (first, second):
+        stage.begin()
+        stage.finish({"steps": 3})
+    return tmp_path
+
+
+def test_settings_are_what_differs_and_matters():
+    assert settings_of(Settings()) == {}
+    chosen = Settings(output_dir="runs/y", save_steps=1, learning_rate=0.5, names=["a"])
+    assert settings_of(chosen) == {"learning_rate": 0.5, "names": ["a"]}
+
+
+def test_other_content_has_another_digest():
+    contents = ([["a", "b"]], [["b", "a"]], [["a"], ["b"]], [["a", "b "]])
+    assert len({digest(content) for content in contents}) == 4
+    assert digest([["a", "b"]]) == digest([["a", "b"]])
+
+
+def test_a_plan_writes_nothing(tmp_path):
+    first, _, config, said = plan(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert not first.begun
+    assert config.resume_from_checkpoint is None
+    assert said == "first: to do, second: to do"
+
+
+def test_what_is_finished_is_found_with_its_result(finished):
+    first, second, config, said = plan(finished)
+    assert first.done
+    assert second.result == {"steps": 3}
+    assert config.resume_from_checkpoint is None
+    assert said == "first: there, second: there"
+
+
+def test_what_was_interrupted_is_resumed(tmp_path):
+    plan(tmp_path)[0].begin()
+    assert plan(tmp_path)[3] == "first: resume, second: to do"
+    first, second, config, _ = plan(tmp_path, resume="true")
+    first.finish()
+    with second.start(config):
+        pass
+    assert plan(tmp_path)[2].resume_from_checkpoint == "true"
+    assert plan(tmp_path)[3] == "first: there, second: resume"
+
+
+def test_there_is_nothing_to_resume(tmp_path):
+    with pytest.raises(RecipeError, match="holds no run to go on with"):
+        plan(tmp_path, resume="true")
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_other_settings_are_refused_with_their_names(tmp_path, done):
+    stage = plan(tmp_path)[0]
+    stage.begin()
+    if done:
+        stage.finish()
+    with pytest.raises(RecipeError, match="the first of other settings: a was 1 and is 3"):
+        plan(tmp_path, a=3)
+
+
+def test_a_setting_of_the_first_decides_the_second_too(finished):
+    (finished / "first" / "stage.json").unlink()
+    with pytest.raises(RecipeError, match=r"the second of .*: a was 1 and is 3"):
+        plan(finished, a=3)
+
+
+def test_what_lies_behind_the_wanted_stage_is_not_looked_at(finished):
+    first, second, _, said = plan(finished, wanted=("first",), b=5)
+    assert first.done
+    assert second.done
+    assert said == "first: there"
+
+
+@pytest.mark.parametrize("wanted", [("second",), ()], ids=["the second", "none"])
+def test_one_stage_needs_those_before_it(tmp_path, wanted):
+    with pytest.raises(RecipeError, match=r"holds no finished first. Run --stage first."):
+        plan(tmp_path, wanted=wanted)
+
+
+def test_overwriting_does_what_is_wanted_anew_and_nothing_else(finished):
+    assert not plan(finished, overwrite=True, a=3)[0].done
+    first, second, _, _ = plan(finished, wanted=("second",), overwrite=True, b=7)
+    assert first.done
+    assert not second.begun
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"result": {}}', '{"settings": {}}'])
+def test_a_damaged_note_is_told(finished, content):
+    (finished / "first" / "stage.json").write_text(content)
+    with pytest.raises(RecipeError, match=r"stage.json` is damaged.*--overwrite_output_dir"):
+        plan(finished)

@@ -1,0 +1,167 @@
+"""One way to fit a model with transformers' Trainer: train, evaluate, save, or try a few steps."""
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainingArguments,
+)
+
+from trl_recipes.callbacks import train_or_stop
+from trl_recipes.describe import duration, peak_memory
+from trl_recipes.models.adapters import save_trained
+from trl_recipes.settings import setting
+
+IGNORED = -100  # label of a position that the loss leaves out
+DRY_RUN_STEPS = 20
+
+
+@dataclass
+class PretrainConfig(TrainingArguments):
+    """transformers' TrainingArguments with the defaults that small models from scratch want."""
+
+    output_dir: str = setting("runs/lm", "Folder that the run writes to; the model is in it.")
+    overwrite_output_dir: bool = setting(False, "Replace the run that the output folder holds.")
+    learning_rate: float = setting(1e-3, "Peak learning rate of AdamW.")
+    num_train_epochs: float = setting(1.0, "Passes over the texts.")
+    per_device_train_batch_size: int = setting(
+        8, "Rows (texts, windows or fragments) per process and step."
+    )
+    per_device_eval_batch_size: int = setting(64, "Held-out rows per process in one forward pass.")
+    adam_beta2: float = setting(0.99, "How long AdamW remembers squared gradients.")
+    lr_scheduler_type: str = setting("cosine", "How the learning rate falls after the warm-up.")
+    warmup_steps: float = setting(0.05, "Steps of rising learning rate; below 1 a fraction of all.")
+    weight_decay: float = setting(0.01, "Weight decay of AdamW.")
+    train_sampling_strategy: str = setting(
+        "group_by_length", "Rows of like length share a batch, which saves padding."
+    )
+    save_strategy: str = setting("steps", "Checkpoints on the way: no, steps or epoch.")
+    save_steps: float = setting(500, "Steps from one checkpoint to the next.")
+    save_total_limit: int | None = setting(1, "Checkpoints to keep.")
+    check: bool = setting(
+        False,
+        "Check everything, try a few steps, say what the run takes; write nothing.",
+    )
+    report_to: str = setting("none", "Trackers to report to.")
+
+    def describe(self) -> str:
+        """Say in words how long training is and what a step takes."""
+        steps = f"{self.max_steps} steps" if self.max_steps > 0 else None
+        length = steps or f"{self.num_train_epochs:g} pass(es) over the texts"
+        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        return f"{length}; a step takes {rows} rows on each of {self.world_size} process(es)."
+
+
+class LossBar(ProgressCallback):
+    """transformers' progress bar with the loss at its end, instead of a line for each log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Show the loss."""
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
+
+
+def fit(
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    output_dir: str | Path,
+    *,
+    heldout: Any = None,
+    before_training: Callable[[], AbstractContextManager] | None = None,
+    before_saving: Callable[[], Any] = lambda: None,
+) -> dict[str, float]:
+    """Train a model, evaluate it on held-out rows, and save it with its tokenizer.
+
+    `output_dir`: folder of both, in the hub's format; that of `trainer.args` is the run folder.
+    `heldout`: rows for `Trainer.evaluate`; none evaluates nothing. `before_training`: returns what
+    is entered around the training; see `train_or_stop`. `before_saving`: called when the model is
+    trained.
+
+    Returns:
+        "train_loss" (mean over the run), "rows", "seconds" and "seconds_per_step"; with held-out
+        rows also "heldout_loss" and the trainer's own metrics with the same prefix.
+
+    Raises:
+        RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
+    """
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(LossBar)
+    result = train_or_stop(trainer, before_training)
+    figures = {
+        "train_loss": result.training_loss,
+        "rows": len(trainer.train_dataset),
+        "seconds": result.metrics["train_runtime"],
+        "seconds_per_step": result.metrics["train_runtime"] / max(1, trainer.state.global_step),
+    }
+    before_saving()
+    save_trained(trainer, tokenizer, output_dir)
+    if heldout:
+        trainer.args.train_sampling_strategy = "random"  # else rows are evaluated out of order
+        found = trainer.evaluate(heldout, metric_key_prefix="heldout")
+        timed = ("_runtime", "_per_second", "_time")
+        figures |= {
+            key: value
+            for key, value in found.items()
+            if key.startswith("heldout_") and not key.endswith(timed)
+        }
+    return figures
+
+
+def dry_run(
+    train: Callable[..., dict[str, float]], config: TrainingArguments, folder: Path | None = None
+) -> str:
+    """Train for a few steps, and say what the whole training will take.
+
+    `train`: called with `output_dir` and `config`; returns what `fit` does. `config`: of the whole
+    training. `folder`: keeps the model; without one nothing is kept.
+    """
+    with tempfile.TemporaryDirectory() as passing:
+        short = copy.copy(config)
+        short.max_steps = min(DRY_RUN_STEPS, config.max_steps if config.max_steps > 0 else math.inf)
+        short.output_dir, short.save_strategy, short.resume_from_checkpoint = passing, "no", None
+        tried = train(output_dir=folder or Path(passing) / "model", config=short)
+    step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    step *= config.world_size
+    steps = math.ceil(math.ceil(tried["rows"] / step) * config.num_train_epochs)
+    steps = config.max_steps if config.max_steps > 0 else steps
+    return (
+        f"Checked with {short.max_steps} steps, nothing kept: the data, the model, its loss "
+        f"({tried['train_loss']:.2f} nats) and how it is saved.\n"
+        f"The whole training will take about {duration(steps * tried['seconds_per_step'])} ({steps}"
+        f" steps of {tried['seconds_per_step']:.2g} s) and {peak_memory():.1f} GB of memory."
+    )
+
+
+def token_losses(logits: Tensor | tuple[Tensor, ...], labels: Tensor, shift: bool) -> Tensor:
+    """Compute the cross-entropy of each token, (B, T), 0 where its label is ignored.
+
+    `logits`: (B, T, V), or what an encoder-decoder returns beside them. `labels`: (B, T). `shift`:
+    whether logits predict the next position, as a decoder's do.
+    """
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    if shift:
+        labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    return torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
+    )
+
+
+def mean_token_loss(found: EvalPrediction, shift: bool) -> dict[str, float]:
+    """Average what `token_losses` gave over all tokens: "loss" in nats per token, and "tokens"."""
+    tokens = int((found.label_ids[:, shift:] != IGNORED).sum())
+    losses = found.predictions[found.predictions != IGNORED]  # the Trainer pads with it
+    return {"loss": float(losses.sum(dtype=float)) / tokens, "tokens": tokens}

@@ -1,0 +1,188 @@
+"""A reward whose model is trained in the same run, on texts that are no prompts."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from transformers import set_seed
+
+from trl_recipes.data.files import load_rows
+from trl_recipes.data.prompts import TEXT_COLUMNS, PromptArguments
+from trl_recipes.errors import RecipeError
+from trl_recipes.models.loading import load_tokenizer
+from trl_recipes.rewards import RewardFunc, RewardModelReward, SentimentReward
+from trl_recipes.settings import setting
+from trl_recipes.training.classifier import ClassifierSizes, base_model
+from trl_recipes.training.reward_data import read_reward_data
+from trl_recipes.training.reward_model import RewardModelConfig, train_reward_model
+from trl_recipes.training.stage import digest, settings_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from trl_recipes.ppo import PPOConfig
+
+
+@dataclass
+class RewardArguments:
+    """The reward model: from what, and how it is trained."""
+
+    label_column: str = setting("label", "Column that holds the label.")
+    reward_kind: Literal["classes", "number", "pairs"] | None = setting(
+        None, "What it learns; found in the columns when left out."
+    )
+    reward_share: float = setting(
+        0.5, "Fraction of the reviews that teach it; the rest are prompts."
+    )
+    reward_base: str | None = setting(
+        None, "Base model, or `embedded`; from scratch when left out."
+    )
+    reward_epochs: float = setting(3.0, "Its passes over the rows.")
+    reward_batch_size: int = setting(16, "Its rows in a step.")
+    reward_learning_rate: float = setting(1e-3, "Its peak learning rate.")
+    reward_context_length: int = setting(128, "Its longest row, in tokens; longer texts are cut.")
+
+    def __post_init__(self):
+        if not 0 < self.reward_share < 1:
+            raise RecipeError(
+                f"--reward_share is {self.reward_share}. Give a fraction between 0 and 1: the "
+                "reward model learns from it, the rest are prompts."
+            )
+
+
+def divide(rows: "Dataset", fraction: float, seed: int) -> "tuple[Dataset, Dataset]":
+    """Divide rows, two at least, at random into two parts, each in the order of the rows."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+    return rows.select(np.sort(order[:count])), rows.select(np.sort(order[count:]))
+
+
+class LearnedReward:
+    """A reward function whose model is trained later; `ready` is false until `load`.
+
+    Of the embedded reviews it learns from the split "prompts", which no other embedded model saw.
+
+    Attributes:
+        config: of its training.
+        train: trains it, as `Stage.train` wants it.
+        settings: what its result depends on.
+        heldout: what to measure the model by.
+        base: what it starts from, in words.
+        source: what it learns from, in words.
+
+    Raises:
+        RecipeError: the rows teach nothing, the base model is none, there is no such label, or
+            other reward functions were named.
+    """
+
+    __name__ = "reward_model"
+
+    def __init__(
+        self, args: RewardArguments, prompts: PromptArguments, config: "PPOConfig", *, label: str
+    ):
+        if config.reward_funcs:
+            raise RecipeError(
+                f"--reward_funcs {' '.join(map(str, config.reward_funcs))}: this recipe trains its "
+                "own reward. Leave them out, or use recipes/ppo_sentiment.py."
+            )
+        name, base = prompts.dataset_name, base_model(args.reward_base)
+        self.label, self.seed, self.text_column = label, config.seed, prompts.text_column
+        self.source = name or "the embedded reviews"
+        self.base = args.reward_base or "a small ModernBERT from scratch"
+        rows = load_rows(name, split="train" if name else "prompts")
+        self._seen, _ = divide(rows, args.reward_share, config.seed)
+        self._data, self.heldout = read_reward_data(
+            self._seen,
+            load_rows(name, split="test"),
+            self.source,
+            kind=args.reward_kind,
+            text_column=prompts.text_column,
+            label_column=args.label_column,
+            tokenizer=load_tokenizer(base) if base else None,
+            seed=config.seed,
+        )
+        self._names = getattr(self._data, "names", None)
+        self._check_label()
+        content = (*asdict(self._data).values(), *asdict(self.heldout).values())
+        self.settings = settings_of(args) | {"seed": config.seed, "data": digest(content)}
+        self.config = RewardModelConfig(
+            learning_rate=args.reward_learning_rate,
+            num_train_epochs=args.reward_epochs,
+            per_device_train_batch_size=args.reward_batch_size,
+            save_steps=200,
+            seed=config.seed,
+            bf16=config.bf16,
+            disable_tqdm=config.disable_tqdm,
+            check=config.check,
+        )
+        self.train = partial(
+            train_reward_model,
+            self._data,
+            model_name_or_path=base,
+            sizes=ClassifierSizes(vocab_size=4000, context_length=args.reward_context_length),
+        )
+        self._function: RewardFunc | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a model to score by."""
+        return self._function is not None
+
+    def describe(self) -> str:
+        """Say what the model learns from."""
+        return f"The reward model learns first: {self.base} on {self._data.describe()}."
+
+    def unseen(self, prompts: "Dataset") -> "Dataset":
+        """Keep the prompts, of the same data set and split, from texts that the model never sees.
+
+        Raises:
+            RecipeError: none is left.
+        """
+        names = (self.text_column,) if self.text_column else TEXT_COLUMNS
+        column = next(name for name in names if name in prompts.column_names)
+        seen = set(self._seen[column][:])
+        kept = [row for row, text in enumerate(prompts[column][:]) if text not in seen]
+        if not kept:
+            raise RecipeError(
+                "--reward_share: every prompt is among the texts that the reward model learns "
+                "from. Lower it, or give a data set whose texts differ."
+            )
+        return prompts.select(kept)
+
+    def load(self, folder: Any) -> None:
+        """Score by a trained model from now on: the log odds of the label, or its one logit.
+
+        Random states are the same afterwards, whether it was trained just now or before.
+        """
+        if self._names is None:
+            self._function = RewardModelReward(folder)
+        else:
+            self._function = SentimentReward(folder, label=self.label, score="log_odds")
+        set_seed(self.seed)
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float]:
+        """Score each prompt plus completion.
+
+        Raises:
+            RecipeError: the model is not trained yet.
+        """
+        if self._function is None:
+            raise RecipeError("The reward model is not trained yet: train it, then `load` it.")
+        return self._function(prompts=prompts, completions=completions)
+
+    def _check_label(self) -> None:
+        names, label = self._names, self.label
+        if names is not None and label.lower() not in [name.lower() for name in names]:
+            raise RecipeError(
+                f"--label: {self.source} has no label {label!r}. Its labels are: "
+                f"{', '.join(names)}."
+            )
+        if names is None and label.upper() != "POSITIVE":
+            raise RecipeError(
+                f"--label {label}: a model of pairs or numbers has one score, which is higher for "
+                "the better text. Leave --label out, or use --reward_kind classes."
+            )

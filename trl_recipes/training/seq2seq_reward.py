@@ -1,0 +1,365 @@
+"""A reward model of rewrites: one number for a source and an output, read together.
+
+It is a standard sequence classifier of one label on the pretrained model's weights, so that it is
+saved in the hub's format and loads as any other reward model. It reads source and output as a pair
+of texts, with what its tokenizer puts between two (`source </s> output </s>` for T5), and
+`reads_pairs` in its config.json tells `RewardModelReward` to give them so.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.utils import logging as transformers_logging
+
+from trl_recipes.data.files import load_rows
+from trl_recipes.errors import RecipeError
+from trl_recipes.models.forward import context_length
+from trl_recipes.models.hub import resolve
+from trl_recipes.models.loading import load_classifier, load_run
+from trl_recipes.models.sampling import generate_responses
+from trl_recipes.rewards import RewardFunc, RewardModelReward
+from trl_recipes.rewards.models import encode_pairs, longest_input
+from trl_recipes.run_folder import RunFolder
+from trl_recipes.settings import setting
+from trl_recipes.training.fit import PretrainConfig, fit
+from trl_recipes.training.reward_model import RewardModelConfig, Row, score_trainer
+from trl_recipes.training.seq2seq import Pair, Seq2SeqSizes, longest_text, tokenize
+from trl_recipes.training.stage import Stage, digest, plan_stages, settings_of
+
+_log = logging.getLogger(__name__)
+
+STAGES = ("pretrain", "reward", "ppo")
+HELD_OUT = 10  # each tenth comparison is kept to measure on
+
+# {"source", "output", "score"}, or {"source", "chosen", "rejected"}.
+Comparison = dict[str, Any]
+
+
+@dataclass
+class StageArguments:
+    """What is trained before PPO, and for how long; settings of PPO are `PPOConfig`."""
+
+    stages: list[str] = field(
+        default_factory=lambda: list(STAGES),
+        metadata={"help": "Stages to run: pretrain, reward, ppo, or some of them."},
+    )
+    comparisons: str | None = setting(
+        None,
+        "What the reward model learns: a data set of source, output and score, or of source, "
+        "chosen and rejected; made of the pretrained model's outputs when left out.",
+    )
+    score_function: str | None = setting(
+        None,
+        "Function that scores those outputs, as file.py:function; when left out, the embedded "
+        "rewrites' own, and elsewhere the pairs' targets are preferred.",
+    )
+    reward_model: str | None = setting(
+        None, "A reward model that is ready, in place of that stage."
+    )
+    pretrain_steps: int = setting(1600, "Steps of pretraining.")
+    pretrain_batch_size: int = setting(32, "Pairs in a step of it.")
+    pretrain_learning_rate: float = setting(1e-3, "Its highest rate.")
+    reward_outputs: int = setting(4000, "Outputs that are compared for the reward model.")
+    reward_swapped: float = setting(
+        0.4,
+        "Fraction of these outputs that is scored once more, beside another source; a reward "
+        "model that never sees one does not learn to look at the source.",
+    )
+    reward_noise: float = setting(
+        0.1, "Standard deviation of the errors in the scores that it learns."
+    )
+    reward_steps: int = setting(800, "Steps of the reward model.")
+    reward_batch_size: int = setting(32, "Comparisons in a step of it.")
+    reward_learning_rate: float = setting(1e-3, "Its highest rate.")
+
+    def __post_init__(self):
+        unknown = [name for name in self.stages if name not in STAGES]
+        if unknown or not self.stages:
+            raise RecipeError(
+                f"--stages: {unknown[0] if unknown else 'nothing'!r} is no stage. Choose among "
+                f"{', '.join(STAGES)}."
+            )
+        for name in ("pretrain_steps", "pretrain_batch_size", "reward_steps", "reward_batch_size"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"--{name} is {getattr(self, name)}. Use 1 or more.")
+        for name in ("pretrain_learning_rate", "reward_learning_rate", "reward_noise"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise RecipeError(f"--{name} is {getattr(self, name)}. Use 0 or more.")
+        if not 0 <= self.reward_swapped <= 1:
+            raise RecipeError(f"--reward_swapped is {self.reward_swapped}. Use 0 to 1.")
+        if self.reward_outputs < 20:
+            raise RecipeError(
+                f"--reward_outputs is {self.reward_outputs}, too few to learn from and to measure "
+                "on. Use 20 or more."
+            )
+
+    @property
+    def last(self) -> str:
+        """Name of the last of the stages to run."""
+        return max(self.stages, key=STAGES.index)
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """Collect the settings of one stage: those whose names begin with its own."""
+        names = [name for name in vars(self) if name.startswith(f"{stage}_")]
+        return {name: getattr(self, name) for name in names if name != "reward_model"}
+
+    def training(self, stage: str, **shared: Any) -> PretrainConfig:
+        """Build the Trainer's settings of one stage; `shared` are further ones, such as `seed`."""
+        steps = getattr(self, f"{stage}_steps")
+        return (RewardModelConfig if stage == "reward" else PretrainConfig)(
+            max_steps=steps,
+            per_device_train_batch_size=getattr(self, f"{stage}_batch_size"),
+            learning_rate=getattr(self, f"{stage}_learning_rate"),
+            train_sampling_strategy="random" if stage == "reward" else "group_by_length",
+            adam_beta2=0.99,
+            save_steps=max(1, steps // 4),
+            **shared,
+        )
+
+
+def plan_rewrites(
+    run: RunFolder,
+    data: Any,
+    stages: StageArguments,
+    sizes: Seq2SeqSizes,
+    config: Any,
+    model_config: Any,
+    content: Mapping[str, Any],
+) -> tuple[Stage | None, Stage | None, Stage]:
+    """Plan pretraining, the reward model and PPO; None where a named model stands for the stage.
+
+    `content` is all that is learned from, by name.
+
+    Raises:
+        RecipeError: as `plan_stages`, or there is no such reward model.
+    """
+    base, wanted, advice = model_config.model_name_or_path, stages.stages, "Run that stage too"
+    digests = {name: digest(rows or []) for name, rows in content.items()}
+    pretrain = Stage(
+        "pretrain stage",
+        run.pretrained,
+        settings_of(sizes)
+        | stages.settings("pretrain")
+        | {"model_name_or_path": base, "pairs": digests["pairs"], "seed": config.seed},
+        "pretrain" in wanted,
+        f"{advice}, or name a model with --model_name_or_path.",
+    )
+    if base is not None and not pretrain.wanted:
+        pretrain = None
+    score = Stage(
+        "reward stage",
+        run.reward_model,
+        stages.settings("reward")
+        | digests
+        | {"start": base, "score_function": stages.score_function}
+        | {"response_length": config.response_length, "seed": config.seed},
+        "reward" in wanted,
+        f"{advice}, or name a model with --reward_model.",
+    )
+    if stages.reward_model is not None:
+        resolve(stages.reward_model, "model", source="--reward_model")
+        score = None
+    own = settings_of(data, stages, sizes, config, model_config) | digests
+    ppo = Stage("policy", run.path, own, "ppo" in wanted)
+    plan_stages([stage for stage in (pretrain, score, ppo) if stage is not None], config)
+    return pretrain, score, ppo
+
+
+def load_comparisons(dataset_name: str) -> list[Comparison]:
+    """Load scored outputs (source, output, score) or preferences (source, chosen, rejected).
+
+    Preferences whose two texts are equal say nothing; they are left out and counted.
+
+    Raises:
+        RecipeError: as `load_rows`; neither kind's columns are there, a value is of another type,
+            or nothing is left.
+    """
+    rows = load_rows(dataset_name, split="train")
+    kinds = (("source", "output", "score"), ("source", "chosen", "rejected"))
+    columns = next((kind for kind in kinds if set(kind) <= set(rows.column_names)), None)
+    if columns is None:
+        raise RecipeError(
+            f"--comparisons: `{dataset_name}` has the columns {', '.join(rows.column_names)}. "
+            "Give source, output and score, or source, chosen and rejected."
+        )
+    found = [{name: row[name] for name in columns} for row in rows]
+    for number, row in enumerate(found, 1):
+        for name, value in row.items():
+            fits = isinstance(value, int | float if name == "score" else str)
+            if not fits or value != value:
+                raise RecipeError(
+                    f"--comparisons: row {number} of `{dataset_name}` holds {value!r} in "
+                    f"`{name}`. Give a {'number' if name == 'score' else 'text'}."
+                )
+    told = [row for row in found if row.get("chosen") is None or row["chosen"] != row["rejected"]]
+    if len(told) < len(found):
+        equal = len(found) - len(told)
+        _log.warning("%d of %d preferences have two equal texts: left out.", equal, len(found))
+    if len(told) < 2:
+        raise RecipeError(f"--comparisons: `{dataset_name}` leaves {len(told)} rows. Give more.")
+    return told
+
+
+def sampled_outputs(start: str, sources: Sequence[str], *, longest: int, seed: int) -> list[str]:
+    """Sample what an encoder-decoder, by folder or hub name, makes of each source."""
+    model, tokenizer = load_run(start)
+    model.to(PartialState().device)
+    ids = tokenize(sources, tokenizer, longest_text(model, tokenizer), "cut", "source")
+    torch.manual_seed(seed)
+    outputs = generate_responses(
+        model,
+        [torch.tensor(row) for row in ids],
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        max_new_tokens=longest,
+        batch_size=256,
+    )
+    return tokenizer.batch_decode(outputs, skip_special_tokens=True)
+
+
+def compare_outputs(
+    start: str,
+    pairs: Sequence[Pair],
+    sources: Sequence[str],
+    judge: RewardFunc | None,
+    stages: StageArguments,
+    *,
+    longest: int,
+    seed: int,
+    count: int | None = None,
+) -> list[Comparison]:
+    """Compare a model's own outputs: scored by a judge, or else with the pairs' targets.
+
+    `longest`: most tokens of an output.
+    """
+    count = count or stages.reward_outputs
+    pairs = pairs[:count]
+    if judge is None:
+        asked = [pair["source"] for pair in pairs]
+        return preferred(pairs, sampled_outputs(start, asked, longest=longest, seed=seed), seed)
+    sources = sources[:count]
+    outputs = sampled_outputs(start, sources, longest=longest, seed=seed)
+    return scored(
+        *swap_sources(sources, outputs, stages.reward_swapped), judge, stages.reward_noise, seed
+    )
+
+
+def swap_sources(
+    sources: Sequence[str], outputs: Sequence[str], fraction: float
+) -> tuple[list[str], list[str]]:
+    """Add a fraction of the outputs once more, beside another source."""
+    swapped = round(len(outputs) * fraction)
+    others = [*sources[swapped:], *sources[:swapped]][:swapped]
+    return [*sources, *others], [*outputs, *outputs[:swapped]]
+
+
+def scored(
+    sources: Sequence[str], outputs: Sequence[str], judge: RewardFunc, noise: float, seed: int
+) -> list[Comparison]:
+    """Let a function score outputs, with errors as people make them, in random order.
+
+    `judge`: an output that it gives None is left out. `noise`: standard deviation of the errors, in
+    the unit of the score.
+    """
+    scores = judge(prompts=list(sources), completions=list(outputs))
+    draw = random.Random(seed)
+    rows = [
+        {"source": source, "output": output, "score": score + draw.gauss(0.0, noise)}
+        for source, output, score in zip(sources, outputs, scores, strict=True)
+        if score is not None
+    ]
+    return draw.sample(rows, len(rows))
+
+
+def preferred(pairs: Sequence[Pair], outputs: Sequence[str], seed: int) -> list[Comparison]:
+    """Prefer each pair's target to the model's output, the source, and another pair's target."""
+    others = random.Random(seed).sample(range(len(pairs)), len(pairs))
+    return [
+        {"source": pair["source"], "chosen": pair["target"], "rejected": rejected}
+        for pair, output, other in zip(pairs, outputs, others, strict=True)
+        for rejected in (output, pair["source"], pairs[other]["target"])
+        if rejected != pair["target"]
+    ]
+
+
+def train_pair_scorer(
+    comparisons: Sequence[Comparison],
+    start: str | Path,
+    output_dir: str | Path,
+    config: RewardModelConfig,
+    *,
+    before_training: Callable[[], Any] | None = None,
+) -> dict[str, float]:
+    """Train a reward model on comparisons of one kind, each tenth held out, and save it.
+
+    `start`: the pretrained encoder-decoder, which knows the texts.
+
+    Returns:
+        What `fit` does; on the "heldout" rows "correlation" of logits and scores (Pearson's r), or
+        "accuracy", the fraction of preferences whose chosen text wins.
+
+    Raises:
+        RecipeError: the model cannot be loaded.
+    """
+    set_seed(config.seed)
+    model, tokenizer = _start_scorer(str(start))
+    held = comparisons[1::HELD_OUT]
+    rows = [row for number, row in enumerate(comparisons) if number % HELD_OUT != 1]
+    trainer = score_trainer(model, tokenizer, _encode(rows, model, tokenizer), config)
+    figures = fit(trainer, tokenizer, output_dir, before_training=before_training)
+    reward = RewardModelReward(output_dir)
+
+    def scores(kind: str) -> torch.Tensor:
+        return torch.tensor(reward([row["source"] for row in held], [row[kind] for row in held]))
+
+    if "score" in held[0]:
+        true = torch.tensor([float(row["score"]) for row in held])
+        figures["correlation"] = float(torch.corrcoef(torch.stack([scores("output"), true]))[0, 1])
+    else:
+        figures["accuracy"] = float((scores("chosen") > scores("rejected")).float().mean())
+    return figures | {"heldout": len(held)}
+
+
+def _encode(
+    rows: Sequence[Comparison], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> list[Row]:
+    """Tokenize comparisons for `score_trainer`, as `RewardModelReward` does."""
+    sources, longest = [row["source"] for row in rows], longest_input(model, tokenizer)
+
+    def ids(kind: str) -> list[list[int]]:
+        found = encode_pairs(tokenizer, sources, [row[kind] for row in rows], longest)
+        pairs = zip(found["input_ids"], found["attention_mask"], strict=True)
+        return [row[mask.bool()].tolist() for row, mask in pairs]
+
+    if "score" in rows[0]:
+        scores = [float(row["score"]) for row in rows]
+        columns = {"input_ids": ids("output"), "labels": scores}
+    else:
+        columns = {"chosen_ids": ids("chosen"), "rejected_ids": ids("rejected")}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _start_scorer(start: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Put a new head with one label on the weights of another model."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # that a head is new goes without saying here
+    try:
+        model, tokenizer = load_classifier(start, new_head=True, num_labels=1)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    model.config.reads_pairs, model.config.problem_type = True, "regression"
+    positions = context_length(model.config)
+    longest = positions or 2 * tokenizer.model_max_length  # relative positions take any length
+    tokenizer.model_max_length = min(longest, 1_000_000_000)
+    return model, tokenizer
