@@ -19,7 +19,6 @@ from trl_recipes.evaluation.compare import Comparison, ModelResult
 from trl_recipes.report import write_comparison, write_report, write_results
 from trl_recipes.report.page import run_page
 from trl_recipes.report.plots import COLORS, GREY, PANELS, Panel, panel_charts
-from trl_recipes.report.reading import read_run
 from trl_recipes.run_folder import RunFolder, start_run
 from trl_recipes.stats import append_alarms, append_samples, append_stats
 
@@ -463,7 +462,7 @@ def test_a_run_that_was_killed_has_a_record_and_says_so(tmp_path):
     record = json.loads((tmp_path / "training.json").read_text())
     record["sessions"] = [{"how": "running"}]  # what stands there until a session ends
     (tmp_path / "training.json").write_text(json.dumps(record))
-    assert "It is still going on, or it was killed after 2 steps." in run_page(read_run(tmp_path))
+    assert "It is still going on, or it was killed after 2 steps." in run_page(tmp_path)
 
 
 def test_a_page_that_cannot_be_written_ends_no_run(tmp_path, caplog):

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from trl_recipes.evaluation.sweep import CONFIGS, CURVE_FILE, NAMES, RESULT_FILE, Run, read_json
 from trl_recipes.report.plots import COLORS, GREY, Picture, save_figure, style_axes
@@ -29,8 +28,7 @@ FIGURES = (
 SPENT = (("tokens", "tokens generated", 0), ("step", "steps", 0), ("seconds", "seconds", 1))
 INK = dict(zip(CONFIGS, COLORS, strict=False))
 POINTS = 50  # of the shared grid on which the seeds' curves are averaged
-LABEL_GAP = 0.075  # between two labels, as a part of the panel's height
-LABEL = {"fontsize": 13, "fontweight": "bold", "va": "center"}
+ENDS = (("reward", 2), ("seconds", 0), ("kl", 1))  # what the picture's legends name, decimals
 
 
 @dataclass(frozen=True)
@@ -174,128 +172,63 @@ def load_results(runs: Sequence[Run], folder: Path) -> Results | None:
 def plot_results(results: Results, path: str | Path | None = None) -> Figure:
     """Draw the held-out reward against tokens, seconds and KL, each algorithm over its seeds."""
     figure = Picture(figsize=(12, 5.2), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
+    panels = figure.subplots(1, 3, sharey=True)
+    ends = {name: results.over_seeds(name)["mean"] for name in ("reward", "seconds", "kl")}
     thousands = results.runs[0].task.tokens >= 10_000
-    unit, scale = ("thousand tokens", 1e-3) if thousands else ("tokens", 1)
-    means = {name: results.over_seeds(name)["mean"] for name in ("reward", "seconds", "kl")}
-    ends: list[dict[str, tuple[float, float, str]]] = [{}, {}, {}]
-    for name in means["reward"].index:
-        reward, seconds, kl = (of[name] for of in means.values())
-        curves = [
-            curve
-            for run, curve in zip(results.runs, results.curves, strict=True)
-            if run.algorithm == name
-        ]
-        end = _draw_band(axes[0], curves, "tokens", INK[name], scale)
-        ends[0][name] = (*end, f"{NAMES[name]} {reward:.2f}")
-        end = _draw_band(axes[1], curves, "seconds", INK[name])
-        ends[1][name] = (*end, f"{NAMES[name]} {seconds:.0f} s")
-        end = _draw_paths(axes[2], curves, INK[name])
-        ends[2][name] = (*end, f"{NAMES[name]} {_shown(kl, 1)} nats")
-    for panel, title, below in zip(
-        axes,
+    for name, color in INK.items():
+        runs = zip(results.runs, results.curves, strict=True)
+        curves = [curve for run, curve in runs if run.algorithm == name]
+        if curves:
+            reward, seconds, kl = (f"{NAMES[name]} {_shown(ends[f][name], d)}" for f, d in ENDS)
+            _draw_band(panels[0], curves, "tokens", color, reward, 1e-3 if thousands else 1)
+            _draw_band(panels[1], curves, "seconds", color, f"{seconds} s")
+            _draw_paths(panels[2], curves, color, f"{kl} nats")
+    for axes, title, below in zip(
+        panels,
         ("How high with the same tokens?", "How fast?", "How far from the start?"),
-        (f"{unit} generated", "seconds of training", "KL from the start, nats per response"),
+        (
+            "thousand tokens generated" if thousands else "tokens generated",
+            "seconds of training",
+            "KL from the start, nats per response",
+        ),
         strict=True,
     ):
-        style_axes(panel, title, grid="y")
-        panel.title.set_fontsize(14)
-        panel.tick_params(labelsize=12)
-        panel.set_xlabel(below, fontsize=13)
-        panel.axhline(results.before["reward"], color=GREY, linestyle=(0, (4, 3)), linewidth=1.2)
-    low, high = axes[0].get_ylim()
-    axes[0].set_ylim(low - 0.04 * (high - low), high + 0.12 * (high - low))  # room for labels
-    for panel, labels in zip(axes[:2], ends, strict=False):
-        _label_right(panel, labels)
-    axes[2].set_xlim(left=min(0, axes[2].get_xlim()[0] / 9))
-    _label_above_left(axes[2], ends[2])
-    axes[0].set_ylabel(f"{results.measures[0]}, held-out prompts", fontsize=13)
-    axes[2].annotate(
-        "before training",
-        (1, results.before["reward"]),
-        xycoords=("axes fraction", "data"),
-        xytext=(-4, 5),
-        textcoords="offset points",
-        ha="right",
-        color=GREY,
-        fontsize=12,
-    )
+        style_axes(axes, title, grid="y")
+        axes.title.set_fontsize(14)
+        axes.tick_params(labelsize=12)
+        axes.set_xlabel(below, fontsize=13)
+        before = results.before["reward"]
+        axes.axhline(before, color=GREY, linestyle=(0, (4, 3)), label=f"before {before:.2f}")
+        axes.legend(loc="best", frameon=False, fontsize=12)
+    panels[0].set_ylabel(f"{results.measures[0]}, held-out prompts", fontsize=13)
     figure.suptitle(results.finding(), fontsize=15, fontweight="bold")
     return save_figure(figure, path)
 
 
-def spread_labels(values: Sequence[float], gap: float) -> list[float]:
-    """Move values apart until neighbours are `gap` apart, each as little as needed.
-
-    Neighbours that are too near become a group, evenly spaced about the mean of its values.
-    """
-
-    def bottom(group: list[int]) -> float:
-        return fmean(values[i] for i in group) - gap * (len(group) - 1) / 2
-
-    groups: list[list[int]] = []
-    for index in sorted(range(len(values)), key=lambda i: values[i]):
-        groups.append([index])
-        while len(groups) > 1 and bottom(groups[-2]) + gap * len(groups[-2]) > bottom(groups[-1]):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    places = {i: bottom(group) + gap * rank for group in groups for rank, i in enumerate(group)}
-    return [places[i] for i in range(len(values))]
-
-
 def _draw_band(
-    axes: Axes, curves: Sequence[Any], along: str, color: str, scale: float = 1.0
-) -> tuple[float, float]:
-    """The seeds' mean as a line, from their least to their most as a band; where it ends."""
+    axes: Axes, curves: Sequence[Any], along: str, color: str, label: str, scale: float = 1.0
+) -> None:
+    """The seeds' mean as a line, from their least to their most as a band."""
     grid = np.linspace(0, min(curve[-1][along] for curve in curves), POINTS)
     rewards = _interpolated(curves, along, "reward", grid)
-    low, high, mean, x = rewards.min(0), rewards.max(0), rewards.mean(0), grid * scale
-    axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
-    axes.plot(x, mean, color=color, linewidth=2.8)
-    axes.plot(x[-1], mean[-1], "o", color=color, markersize=8)
-    return float(x[-1]), float(mean[-1])
+    x = grid * scale
+    axes.fill_between(x, rewards.min(0), rewards.max(0), color=color, alpha=0.18, linewidth=0)
+    axes.plot(x, rewards.mean(0), "-o", markevery=[-1], color=color, linewidth=2.8, label=label)
 
 
-def _draw_paths(axes: Axes, curves: Sequence[Any], color: str) -> tuple[float, float]:
-    """Each seed's way from the start, faint, and their mean at equal tokens; where it ends."""
+def _draw_paths(axes: Axes, curves: Sequence[Any], color: str, label: str) -> None:
+    """Each seed's way from the start, faint, and their mean at equal tokens."""
     grid = np.linspace(0, min(curve[-1]["tokens"] for curve in curves), POINTS)
     kl, rewards = (_interpolated(curves, "tokens", name, grid) for name in ("kl", "reward"))
     axes.plot(kl.T, rewards.T, color=color, linewidth=1, alpha=0.35)
-    axes.plot(kl.mean(0), rewards.mean(0), color=color, linewidth=2.8)
-    end = float(kl[:, -1].mean()), float(rewards[:, -1].mean())
-    axes.plot(*end, "o", color=color, markersize=8)
-    return end
+    mean = kl.mean(0), rewards.mean(0)
+    axes.plot(*mean, "-o", markevery=[-1], color=color, linewidth=2.8, label=label)
 
 
 def _interpolated(curves: Sequence[Any], along: str, name: str, grid: np.ndarray) -> np.ndarray:
     """A figure of each curve at the places of the grid, of shape (curves, POINTS)."""
     columns = [[[row[key] for row in curve] for key in (along, name)] for curve in curves]
     return np.array([np.interp(grid, x, y) for x, y in columns])
-
-
-def _label_right(axes: Axes, ends: dict[str, tuple[float, float, str]]) -> None:
-    """Name each line to the right of its end; names that would overlap are moved apart."""
-    right = max(1e-3, *(end for end, _, _ in ends.values()))
-    ticks = MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(0, right)
-    axes.set_xticks([tick for tick in ticks if tick <= right])
-    axes.set_xlim(0, 1.5 * right)  # room for the labels
-    low, high = axes.get_ylim()
-    heights = spread_labels([y for _, y, _ in ends.values()], LABEL_GAP * (high - low))
-    for (name, (x, _, text)), height in zip(ends.items(), heights, strict=True):
-        axes.text(x + 0.035 * axes.get_xlim()[1], height, text, color=INK[name], **LABEL)
-
-
-def _label_above_left(axes: Axes, ends: dict[str, tuple[float, float, str]]) -> None:
-    """Name each line to the left of its end, and none lower than it: no line comes from there."""
-    low, high = axes.get_ylim()
-    left, right = axes.get_xlim()
-    values = [y for _, y, _ in ends.values()]
-    heights = spread_labels(values, LABEL_GAP * (high - low))
-    lift = max(value - height for value, height in zip(values, heights, strict=True))
-    for (name, (x, _, text)), height in zip(ends.items(), heights, strict=True):
-        place, side = (x - 0.03 * (right - left), "right")
-        if place < left + 0.35 * (right - left):  # an end near the start has no room there
-            place, side = (x + 0.03 * (right - left), "left")
-        axes.text(place, height + lift, text, color=INK[name], ha=side, **LABEL)
 
 
 def _leaders(values: pd.DataFrame, highest: bool) -> tuple[str, list[str]]:

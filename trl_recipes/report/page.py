@@ -24,6 +24,7 @@ from trl_recipes.report.plots import (
     comparison_charts,
     ends,
     intervals_of,
+    is_number,
     looks_of,
     number,
     panel_charts,
@@ -46,10 +47,10 @@ _ENDED = {
 }
 _TILES = (
     ("mean score", "", PANELS["score"].lines["score"]),
-    ("KL", "nats per response", ("objective/kl",)),
+    ("KL", "nats per response, ", ("objective/kl",)),
     ("training loss", "", ("loss/train",)),
     ("held-out loss", "", ("loss/heldout",)),
-    ("length", "tokens", ("tokens/responses_len_mean",)),
+    ("length", "tokens, ", ("tokens/responses_len_mean",)),
 )
 _PARTS = {  # of a step's time, as rows hold it
     "sampling": "time/generation",
@@ -72,7 +73,7 @@ def write_report(
         return run.report
     if figures is not None:
         note(run, figures=dict(figures))
-    return _write(run.report, run_page(read_run(run.path)))
+    return _write(run.report, run_page(run.path))
 
 
 def write_results(run: RunFolder, comparison: Any, samples: str | None = None) -> str:
@@ -126,28 +127,24 @@ def comparison_page(comparison: Mapping[str, Any], runs: Mapping[str, Any]) -> s
     )
 
 
-def run_page(files: RunFiles) -> str:
+def run_page(folder: str | os.PathLike) -> str:
     """Make the page of a run, as far as it came."""
-    record, header = files.record, files.header
-    algorithm = record.get("algorithm") or _algorithm(files)
+    files = read_run(folder)
     return _render(
         "run.html.j2",
         title=files.run.path.resolve().name,
-        kind=" · ".join(filter(None, ("trl_recipes", algorithm, header.get("recipe")))),
+        kind=" · ".join(
+            filter(None, ("trl_recipes", _algorithm(files), files.header.get("recipe")))
+        ),
         lead=_lead(files),
+        files=files,
         tiles=_tiles(files),
-        about=record.get("about"),
-        trained=_trained(files, algorithm),
-        stages=files.stages,
-        warnings=files.warnings,
-        stats=files.stats,
+        trained=_trained(files),
         charts=_curves(files),
         judged=judge(files.stats),
         found=_comparison(files.comparison) if files.comparison else None,
         samples=_samples(files),
         settings=_given((name, _plain(value)) for name, value in files.settings.items()),
-        derived=_given(files.derived.items()),
-        sessions=_sessions(files),
         circumstances=_circumstances(files),
     )
 
@@ -161,7 +158,7 @@ def _render(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "range": range_of}
+    environment.filters |= {"number": number, "range": range_of, "duration": duration}
     return environment.get_template(template).render(context)
 
 
@@ -210,7 +207,7 @@ def _measures(models: Mapping[str, Any]) -> list[str]:
 
 
 def _lead(files: RunFiles) -> str:
-    how = _ENDED.get(_last_session(files).get("how"), "")
+    how = _ENDED.get(files.last_session.get("how"), "")
     if not files.stats:
         return f"{how or 'It has begun'}; no step has been written yet."
     step = files.stats[-1].get("step")
@@ -233,41 +230,40 @@ def _change(files: RunFiles) -> str:
 
 def _tiles(files: RunFiles) -> list[tuple[str, Any, str]]:
     """The few numbers that one wants first; averages of a tenth of the steps."""
-    tiles: list[tuple[str, Any, str]] = []
-    for name, unit, keys in _TILES:
-        found = ends(files.stats, keys)
-        if found is not None:
-            below = f"{unit}{', ' if unit else ''}from {number(found[0])}"
-            tiles.append((name, number(found[1]), below))
+    known = [(name, unit, ends(files.stats, keys)) for name, unit, keys in _TILES]
+    tiles = [
+        (name, number(found[1]), f"{unit}from {number(found[0])}")
+        for name, unit, found in known
+        if found is not None
+    ]
     sessions = files.record["sessions"]
     seconds = sum(session.get("seconds") or 0 for session in sessions)
+    peak = max((session.get("gigabytes") or 0 for session in sessions), default=0)
     if seconds:
         tiles.append(("time", duration(seconds), "of training"))
-    peaks = [session["gigabytes"] for session in sessions if session.get("gigabytes")]
-    if peaks:
-        tiles.append(("memory", f"{max(peaks):.2g} GB", "at most"))
+    if peak:
+        tiles.append(("memory", f"{peak:.2g} GB", "at most"))
     if files.stats:
         tiles.append(("warnings", len(files.warnings), "listed below" if files.warnings else ""))
     return tiles
 
 
-def _trained(files: RunFiles, algorithm: str) -> list[tuple[str, Any]]:
-    settings, record = files.settings, files.record
+def _trained(files: RunFiles) -> list[tuple[str, Any]]:
+    settings, record, algorithm = files.settings, files.record, _algorithm(files)
     embedded = "embedded" if settings else ""  # where nothing is named
     from_stage = {"baseline", "pretrained"} & set(files.stages)
+    rewards = [
+        f"{name} (weight {f'{weight:g}' if is_number(weight) else '-'})"
+        for name, weight in (record.get("rewards") or {}).items()
+    ]
     start = embedded if algorithm and not from_stage else ""
-    rewards = record.get("rewards") or {}
-    weighted = ", ".join(
-        f"{name} (weight {f'{w:g}' if isinstance(w, int | float) else '-'})"
-        for name, w in rewards.items()
-    )
     facts = [
         ("recipe", files.header.get("recipe")),
         ("algorithm", algorithm),
         ("start model", settings.get("model_name_or_path") or start),
         ("data", settings.get("dataset_name") or settings.get("text_file") or embedded),
-        ("rewards", weighted or _listed(settings.get("reward_funcs"))),
-        ("metrics, never optimized", _listed(record.get("metrics") or [])),
+        ("rewards", _listed(rewards or settings.get("reward_funcs"))),
+        ("metrics, never optimized", _listed(record.get("metrics"))),
     ]
     for name, value in files.figures.items():  # half of an interval's width beside its mean
         half = files.figures.get(f"{name}_half")
@@ -301,47 +297,29 @@ def _samples(files: RunFiles) -> dict[int, list[dict[str, Any]]]:
     }
 
 
-def _sessions(files: RunFiles) -> list[tuple[str, ...]]:
-    return [
-        (
-            session.get("began", ""),
-            {"running": "not ended"}.get(session.get("how"), session.get("how", "")),
-            number(session.get("step")),
-            duration(session["seconds"]) if session.get("seconds") else "-",
-            f"{session['gigabytes']:.2g} GB" if session.get("gigabytes") else "-",
-        )
-        for session in files.record["sessions"]
-    ]
-
-
 def _circumstances(files: RunFiles) -> list[tuple[str, Any]]:
-    last = _last_session(files)
+    last, header = files.last_session, files.header
     means = {}
     for name, key in _PARTS.items():
-        values = [row[key] for row in files.stats if math.isfinite(row.get(key, math.nan))]
+        values = [row[key] for row in files.stats if is_number(row.get(key))]
         if values:
             means[name] = math.fsum(values) / len(values)
     return _given(
         [
-            ("started", "" if files.record["sessions"] else files.header.get("started")),
+            ("started", "" if files.record["sessions"] else header.get("started")),
             ("device", last.get("device")),
-            ("versions", last.get("versions") or files.header.get("versions")),
+            ("versions", last.get("versions") or header.get("versions")),
             ("said at the end", last.get("said")),
             ("seconds of a step, in the mean", ", ".join(f"{n} {v:.2g}" for n, v in means.items())),
         ]
     )
 
 
-def _last_session(files: RunFiles) -> dict[str, Any]:
-    return (files.record["sessions"] or [{}])[-1]
-
-
 def _algorithm(files: RunFiles) -> str:
-    """Of a run older than the record."""
+    """What the record says, or the keys of a run that is older than the record."""
     keys = {key for row in files.stats for key in row}
-    if "ppo/loss/total" in keys:
-        return "PPO"
-    return "GRPO or RLOO" if "groups/equal" in keys else ""
+    older = "PPO" if "ppo/loss/total" in keys else "GRPO or RLOO" if "groups/equal" in keys else ""
+    return files.record.get("algorithm") or older
 
 
 def _given(pairs: Any) -> list[tuple[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -65,41 +66,26 @@ PANELS = {
         {"total": ("ppo/loss/total",), "value head": ("ppo/loss/value",)},
         note="The total need not fall: read the score.",
     ),
-    "group_std": Panel(
-        "Score's spread in a group",
-        "standard deviation",
-        {"spread": ("groups/reward_std",)},
-        points=True,
-    ),
+    "group_std": Panel("Score's spread in a group", "score", {"std": ("groups/reward_std",)}, True),
     "group_equal": Panel(
-        "Groups without any spread", "share of groups", {"equal": ("groups/equal",)}, share=True
+        "Groups without any spread", "fraction of groups", {"equal": ("groups/equal",)}, share=True
     ),
     "group_loss": Panel(
-        "Loss",
-        "loss",
-        {"loss": ("loss",)},
-        points=True,
-        note="Stays near 0 however well it goes: read the score.",
+        "Loss", "loss", {"loss": ("loss",)}, True, note="Stays near 0: read the score."
     ),
     "text_loss": Panel(
         "Loss", "loss", {"training text": ("loss/train",), "held-out text": ("loss/heldout",)}
     ),
-    "accuracy": Panel(
-        "Accuracy on the batches", "share of pairs", {"accuracy": ("accuracy",)}, points=True
-    ),
-    "margin": Panel("Margin of the winners", "logits", {"margin": ("margin",)}, points=True),
+    "accuracy": Panel("Accuracy on the batches", "fraction", {"accuracy": ("accuracy",)}, True),
+    "margin": Panel("Margin of the winners", "logits", {"margin": ("margin",)}, True),
     "entropy": Panel(
-        "Entropy of the next token",
-        "nats per token",
-        {"entropy": ("entropy", "ppo/policy/entropy")},
+        "Entropy of the next token", "nats per token", {"": ("entropy", "ppo/policy/entropy")}
     ),
-    "length": Panel(
-        "Length of the responses", "tokens", {"length": ("tokens/responses_len_mean",)}
-    ),
-    "distinct": Panel("Distinct pairs of tokens", "share", {"distinct": ("samples/distinct_2",)}),
-    "grad_norm": Panel("Norm of the gradient", "before clipping", {"norm": ("grad_norm",)}),
+    "length": Panel("Length of the responses", "tokens", {"": ("tokens/responses_len_mean",)}),
+    "distinct": Panel("Distinct pairs of tokens", "fraction", {"": ("samples/distinct_2",)}),
+    "grad_norm": Panel("Norm of the gradient", "before clipping", {"": ("grad_norm",)}),
     "learning_rate": Panel(
-        "Learning rate", "of each step", {"rate": ("ppo/learning_rate", "learning_rate")}
+        "Learning rate", "of each step", {"": ("ppo/learning_rate", "learning_rate")}
     ),
 }
 PPO = ("kl", "kl_coef", "ppo_loss")
@@ -216,7 +202,7 @@ def comparison_charts(models: Mapping[str, Any], measures: Sequence[str]) -> lis
     charts = []
     for key, title in ({m: m for m in measures} | {"kl": "KL, nats per response"}).items():
         intervals = intervals_of(models, key)
-        if any(math.isfinite(mean) for mean, _ in intervals.values()):
+        if any(is_number(mean) for mean, _ in intervals.values()):
             figure = Figure((PAGE_SIZE[0], 0.4 + 0.5 * len(intervals)), layout="constrained")
             _draw_bars(figure.add_subplot(), intervals)
             told = (f"{name}: {plus_minus(*interval)}" for name, interval in intervals.items())
@@ -241,16 +227,8 @@ def moving_average(values: Sequence[float], window: int) -> np.ndarray:
     >>> moving_average([1, 2, 6, 3], 3).tolist()
     [1.5, 3.0, 3.6666666666666665, 4.5]
     """
-    values = np.asarray(values, dtype=float)
-    finite = np.isfinite(values)
-    places = np.arange(len(values))
-    first = np.maximum(0, places - (window - 1) // 2)
-    end = np.minimum(len(values), places + window // 2 + 1)
-    sums, counts = (  # up to each place, so that a long run takes no longer for a wide window
-        np.concatenate([[0], np.cumsum(column)]) for column in (np.where(finite, values, 0), finite)
-    )
-    kept = counts[end] - counts[first]
-    return np.where(kept > 0, (sums[end] - sums[first]) / np.maximum(kept, 1), math.nan)
+    ahead = pd.Series(values, dtype=float)[::-1]  # an even window looks one further ahead
+    return ahead.rolling(window, center=True, min_periods=1).mean()[::-1].to_numpy()
 
 
 def ends(all_stats: Rows, keys: Sequence[str]) -> tuple[float, float] | None:
@@ -297,17 +275,10 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def intervals_of(models: Mapping[str, Any], key: str) -> dict[str, tuple[float, float]]:
-    """Give mean and half width of a figure for each model of a comparison.json; nan for none."""
-    found = {name: model.get(key) for name, model in models.items() if isinstance(model, dict)}
-    pairs = {name: entry if isinstance(entry, dict) else {} for name, entry in found.items()}
-    return {
-        name: tuple(v if is_number(v := entry.get(k)) else math.nan for k in KEYS_OF_INTERVAL)
-        for name, entry in pairs.items()
-    }
-
-
-KEYS_OF_INTERVAL = ("mean", "half_width_95")
+def intervals_of(models: Mapping[str, Any], key: str) -> dict[str, tuple[Any, Any]]:
+    """Give mean and half width of a figure for each model of a comparison.json; None for none."""
+    found = {name: model.get(key) or {} for name, model in models.items()}
+    return {name: (entry.get("mean"), entry.get("half_width_95")) for name, entry in found.items()}
 
 
 def scores_of(models: Mapping[str, Any], measure: str) -> dict[str, list[float]]:
@@ -502,13 +473,13 @@ def _label_steps(axes: Axes) -> None:
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=GREY)
 
 
-def _draw_bars(axes: Axes, intervals: Mapping[str, tuple[float, float]], title: str = "") -> None:
+def _draw_bars(axes: Axes, intervals: Mapping[str, tuple[Any, Any]], title: str = "") -> None:
     """A bar a model with its interval; name and value stand above it, however long they are."""
     for row, ((name, (mean, half)), look) in enumerate(
         zip(intervals.items(), looks_of(len(intervals)), strict=True)
     ):
-        if math.isfinite(mean):
-            error = half if math.isfinite(half) else None
+        if is_number(mean):
+            error = half if is_number(half) else None
             style = {"ecolor": GREY, "error_kw": {"elinewidth": 1.6, "capsize": 3}}
             axes.barh(row, mean, xerr=error, color=look["color"], alpha=0.6, height=0.4, **style)
         above = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 9}

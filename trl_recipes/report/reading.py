@@ -35,6 +35,11 @@ class RunFiles:
     figures: dict[str, float]  # what the run found when it ended, by name
     stages: list[str]  # folders of the stages before it that have a page
 
+    @property
+    def last_session(self) -> dict[str, Any]:
+        """How the last start of the run went."""
+        return (self.record["sessions"] or [{}])[-1]
+
 
 def read_run(folder: str | Path) -> RunFiles:
     """Read a run folder, whether the run has ended or not."""
