@@ -100,18 +100,11 @@ def test_the_interval_uses_the_tabulated_t(df):
     assert half == pytest.approx(T_TABLE[df] * math.sqrt(deviations / df / n), rel=3e-4)
 
 
-def test_the_interval_of_three_numbers_by_hand():
+def test_intervals_by_hand():
     # 1, 2, 6: mean 3, squares 4 + 1 + 9 = 14, variance 7, standard error sqrt(7 / 3)
-    mean, half = mean_interval([1, 2, 6])
-    assert mean == 3
-    assert half == pytest.approx(4.302653 * math.sqrt(7 / 3), rel=1e-6)
-
-
-def test_one_value_has_no_interval_and_none_has_no_mean():
-    mean, half = mean_interval([4.0])
-    assert mean == 4
-    assert math.isnan(half)
-    assert all(math.isnan(value) for value in mean_interval([]))
+    assert mean_interval([1, 2, 6]) == pytest.approx((3, 4.302653 * math.sqrt(7 / 3)), rel=1e-6)
+    assert mean_interval([4.0]) == pytest.approx((4, math.nan), nan_ok=True)
+    assert mean_interval([]) == pytest.approx((math.nan, math.nan), nan_ok=True)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -124,31 +117,30 @@ def test_padding_and_batching_do_not_change_logprobs(policy, batch_size):
         torch.testing.assert_close(logprobs, alone(policy, query, response), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["t5", "bart"])
-def test_logprobs_of_encoder_decoder_models_are_their_own_loss(family):
+def seq2seq_model(family):
     torch.manual_seed(0)
     if family == "t5":
-        config = T5Config(
-            vocab_size=20, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
-            decoder_start_token_id=0, dropout_rate=0.0,
-        )  # fmt: skip
-        model = T5ForConditionalGeneration(config).eval()
-    else:
-        config = BartConfig(
-            vocab_size=20, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32,
-            decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2,
-            max_position_embeddings=32,
-        )  # fmt: skip
-        model = BartForConditionalGeneration(config).eval()
+        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+        sizes |= {"decoder_start_token_id": 0, "dropout_rate": 0.0}
+        return T5ForConditionalGeneration(T5Config(vocab_size=20, **sizes)).eval()
+    sizes = {
+        f"{side}_{what}": 1 for side in ("encoder", "decoder") for what in ("layers", "ffn_dim")
+    }
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = BartConfig(vocab_size=20, d_model=16, max_position_embeddings=32, **sizes)
+    return BartForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_logprobs_of_encoder_decoder_models_are_their_own_loss(family):
+    model = seq2seq_model(family)
     queries = [torch.tensor([5, 6, 7, 8]), torch.tensor([9, 2])]
     responses = [torch.tensor([3, 4, 5]), torch.tensor([6, 7, 8, 9, 1])]
     got = response_logprobs(model, queries, responses)
-    start = model.config.decoder_start_token_id
+    start = torch.tensor([model.config.decoder_start_token_id])
     for query, response, logprobs in zip(queries, responses, got, strict=True):
-        decoder = torch.cat([torch.tensor([start]), response[:-1]])
-        loss = model(
-            input_ids=query[None], decoder_input_ids=decoder[None], labels=response[None]
-        ).loss
+        decoder = torch.cat([start, response[:-1]])[None]
+        loss = model(input_ids=query[None], decoder_input_ids=decoder, labels=response[None]).loss
         assert -logprobs.mean().item() == pytest.approx(loss.item(), abs=1e-5)
 
 
@@ -190,21 +182,20 @@ def test_the_estimated_kl_is_the_exact_one_within_its_interval(policy, reference
     assert half < 0.2 * exact
 
 
-def test_the_reference_is_at_distance_zero_from_itself_and_stands_first(
+def test_the_reference_stands_first_at_distance_zero_and_equal_models_answer_alike(
     policy, reference, prompts, tokenizer
 ):
-    models = {"policy": (policy, tokenizer), "start": (reference, tokenizer)}
-    comparison = compare(models, prompts, {"good": count_good}, max_new_tokens=5, reference="start")
-    assert [result.name for result in comparison.results] == ["start", "policy"]
-    assert comparison.results[0].kl == [0.0] * 4
-
-
-def test_equal_models_give_equal_answers_whatever_the_batch_order(reference, prompts, tokenizer):
-    models = {"reference": (reference, tokenizer), "twin": (causal_model(0), tokenizer)}
-    comparison = compare(models, prompts, {"good": count_good}, max_new_tokens=8, seed=3)
-    assert comparison.results[0].responses == comparison.results[1].responses
-    other = compare(models, prompts, {"good": count_good}, max_new_tokens=8, seed=4)
-    assert other.results[0].responses != comparison.results[0].responses
+    models = {
+        name: (model, tokenizer) for name, model in (("policy", policy), ("start", reference))
+    }
+    models["twin"] = (causal_model(0), tokenizer)
+    settings = {"max_new_tokens": 8, "reference": "start"}
+    found = compare(models, prompts, {"good": count_good}, seed=3, **settings).results
+    assert [result.name for result in found] == ["start", "policy", "twin"]
+    assert found[0].kl == [0.0] * 4
+    assert found[0].responses == found[2].responses
+    other = compare(models, prompts, {"good": count_good}, seed=4, **settings).results
+    assert other[0].responses != found[0].responses
 
 
 def test_measures_get_texts_ids_and_columns(reference, prompts, tokenizer):
@@ -222,22 +213,19 @@ def test_measures_get_texts_ids_and_columns(reference, prompts, tokenizer):
     assert "(n 3)" in comparison.table()
 
 
-def test_another_vocabulary_is_refused(reference, prompts, tokenizer):
+def test_what_cannot_be_compared_is_refused(reference, prompts, tokenizer):
     words = Tokenizer(models.WordLevel({**VOCABULARY, "more": 99}, unk_token="<eos>"))
     other = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
-    pair = {"reference": (reference, tokenizer), "other": (reference, other)}
-    with pytest.raises(RecipeError, match="'other' has another vocabulary than 'reference'"):
-        compare(pair, prompts, {"good": count_good}, max_new_tokens=2)
-
-
-def test_nothing_to_compare_is_an_error(reference, prompts, tokenizer):
-    one = {"reference": (reference, tokenizer)}
-    with pytest.raises(RecipeError, match="0 prompts"):
-        compare(one, [], {"good": count_good}, max_new_tokens=2)
-    with pytest.raises(RecipeError, match="0 measures"):
-        compare(one, prompts, {}, max_new_tokens=2)
-    with pytest.raises(RecipeError, match="no reference 'start' among"):
-        compare(one, prompts, {"good": count_good}, max_new_tokens=2, reference="start")
+    one, measures = {"reference": (reference, tokenizer)}, {"good": count_good}
+    pair = one | {"other": (reference, other)}
+    for compared, rows, by, start, message in (
+        (pair, prompts, measures, "reference", "'other' has another vocabulary than 'reference'"),
+        (one, [], measures, "reference", "0 prompts"),
+        (one, prompts, {}, "reference", "0 measures"),
+        (one, prompts, measures, "start", "no reference 'start' among"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            compare(compared, rows, by, max_new_tokens=2, reference=start)
 
 
 @pytest.fixture
@@ -271,20 +259,15 @@ def test_the_table_holds_every_figure(by_hand):
 
 
 @pytest.mark.parametrize("width", [30, 60, 80, 200])
-def test_side_by_side_keeps_to_the_width_and_is_safe_to_print(by_hand, width):
-    text = by_hand.side_by_side(width=width)
+def test_answers_are_shown_whole_within_the_width_and_are_safe_to_print(by_hand, width):
+    text, whole = by_hand.side_by_side(width=width), by_hand.with_scores(1)
     assert max(map(len, text.splitlines())) <= width
-    assert "\x1b" not in text
+    assert "\x1b" not in text + whole
     assert "the plot was" in " ".join(text.split())
     assert text.count("very") == 30
-
-
-def test_each_text_is_shown_whole_with_every_measure_and_is_safe_to_print(by_hand):
-    text = by_hand.with_scores(1)
-    assert "\x1b" not in text
     for result in by_hand.results:
-        assert f"{result.name}: {' '.join(by_hand.prompts[0].split())}" in text
-    measures = [line for line in text.splitlines() if line.startswith("    ")]
+        assert f"{result.name}: {' '.join(by_hand.prompts[0].split())}" in whole
+    measures = [line for line in whole.splitlines() if line.startswith("    ")]
     assert len(measures) == len(by_hand.results)
     assert all(name in line for line in measures for name in by_hand.measures)
     assert len(by_hand.with_scores(2).split("\n\n")) == 2

@@ -52,21 +52,23 @@ def test_the_parting_is_where_the_judge_was_highest():
 
 
 @pytest.mark.parametrize(
-    "judge",
-    [np.linspace(0, 1, 60), np.zeros(60), np.minimum(np.linspace(0, 2, 60), 1), -np.zeros(60)],
-    ids=["rises", "stays at 0", "levels", "minus 0"],
+    "run",
+    [
+        rows(np.linspace(0, 1, 60)),
+        rows(np.zeros(60)),
+        rows(np.minimum(np.linspace(0, 2, 60), 1)),
+        rows(gao(80), score=gao(80)),
+        rows(0.05 * gao(80)),
+        rows(gao(5)),
+    ],
+    ids=["rises", "stays at 0", "levels", "falls with the score", "falls little", "short run"],
 )
-def test_a_judge_that_does_not_fall_is_not_spoken_of(judge):
-    assert overoptimization(rows(judge), JUDGE) is None
+def test_a_judge_that_does_not_fall_alone_is_not_spoken_of(run):
+    assert overoptimization(run, JUDGE) is None
 
 
-def test_a_judge_that_falls_with_the_score_is_not_over_optimisation():
-    assert overoptimization(rows(gao(80), score=gao(80)), JUDGE) is None
-
-
-def test_a_small_fall_is_not_spoken_of_however_certain():
-    assert overoptimization(rows(0.05 * gao(80)), JUDGE) is None
-    assert overoptimization(rows(0.05 * gao(80), spread=0.01), JUDGE) is not None  # not small there
+def test_how_small_a_fall_is_depends_on_the_std_of_single_responses():
+    assert overoptimization(rows(0.05 * gao(80), spread=0.01), JUDGE) is not None
 
 
 def test_a_judge_that_only_falls_parts_at_the_start():
@@ -91,20 +93,16 @@ def test_a_fall_well_above_the_noise_is_found():
     assert np.mean([found.step for found in said]) == pytest.approx(33, abs=4)
 
 
-def test_gains_do_not_depend_on_units():
+def test_gains_do_not_depend_on_units_and_take_the_judges_own_course_without_std():
     plain = rows(gao(50))
     scaled = [
         row | {JUDGE: 7 + 100 * row[JUDGE], "metrics/true/std": 100 * row["metrics/true/std"]}
         for row in plain
     ]
-    assert find_parting(scaled, JUDGE) == pytest.approx(find_parting(plain, JUDGE))
-
-
-def test_a_judge_without_spread_at_the_start_is_measured_by_its_own_course():
-    silent = [row | {"metrics/true/std": 0.0} for row in rows(gao(50))]
-    assert find_parting(silent, JUDGE).fall == pytest.approx(
-        find_parting(rows(gao(50)), JUDGE).fall / gao(50).std()
-    )
+    silent = [row | {"metrics/true/std": 0.0} for row in plain]
+    found = find_parting(plain, JUDGE)
+    assert find_parting(scaled, JUDGE) == pytest.approx(found)
+    assert find_parting(silent, JUDGE).fall == pytest.approx(found.fall / gao(50).std())
 
 
 def test_the_sentence_says_where_and_by_how_much():
@@ -114,8 +112,7 @@ def test_the_sentence_says_where_and_by_how_much():
         assert part in sentence
 
 
-def test_short_runs_and_missing_values_are_left_out():
-    assert overoptimization(rows(gao(5)), JUDGE) is None
+def test_missing_values_are_left_out():
     holes = rows(gao(100))
     for number in (3, 50):
         holes[number][JUDGE] = math.nan

@@ -2,13 +2,12 @@ import json
 import math
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from trl_recipes.evaluation.compare import Comparison, ModelResult
 from trl_recipes.report.plots import moving_average, plot_comparison, plot_runs, plot_stats
@@ -55,15 +54,20 @@ def not_blank(path):
     assert (image < 0.9).any(axis=-1).mean() > 0.01
 
 
-def test_points_and_their_moving_average_are_the_raw_scores():
-    axes = panel(plot_stats(rows(30)), "Mean score")
-    points, line = axes.lines
+def test_every_statistic_is_drawn_as_recorded():
+    figure = plot_stats(rows(30))
+    points, line = panel(figure, "Mean score").lines
     scores = [2 * step / 30 for step in range(1, 31)]
     assert list(points.get_ydata()) == pytest.approx(scores)
     assert list(points.get_xdata()) == list(range(1, 31))
     # three steps (a tenth of thirty), centred; a straight line stays itself inside
     assert list(line.get_ydata())[1:-1] == pytest.approx(scores[1:-1])
     assert line.get_ydata()[0] == pytest.approx((scores[0] + scores[1]) / 2)
+    loss = panel(figure, "Loss").lines[0].get_ydata()
+    assert list(loss) == pytest.approx([1 / step for step in range(1, 31)])
+    assert list(panel(figure, "KL coefficient").lines[0].get_ydata()) == [0.2] * 30
+    kl = panel(figure, "KL from").lines[0].get_ydata()
+    assert list(kl) == pytest.approx([0.1 * step for step in range(1, 31)])
 
 
 def group_rows(count=30):
@@ -113,7 +117,7 @@ def test_ppo_beside_grpo_shows_the_panels_that_both_have():
     assert len(titles(plot_runs({"a": group_rows(), "b": group_rows()}))) == 6
 
 
-def test_a_grpo_run_without_reference_says_that_kl_was_not_recorded(tmp_path):
+def test_what_a_run_did_not_record_is_said(tmp_path):
     without = [{k: v for k, v in row.items() if k != "objective/kl"} for row in group_rows()]
     figure = plot_stats(without, tmp_path / "a.png", kl_target=6)
     assert [text.get_text() for text in panel(figure, "KL from").texts] == ["not recorded"]
@@ -142,15 +146,6 @@ def test_the_title_tells_the_direction(scores, words):
     assert figure.get_suptitle() == words
 
 
-def test_losses_kl_and_coefficient_are_drawn_as_recorded():
-    figure = plot_stats(rows(30))
-    loss = panel(figure, "Loss").lines[0].get_ydata()
-    assert list(loss) == pytest.approx([1 / step for step in range(1, 31)])
-    assert list(panel(figure, "KL coefficient").lines[0].get_ydata()) == [0.2] * 30
-    kl = panel(figure, "KL from").lines[0].get_ydata()
-    assert list(kl) == pytest.approx([0.1 * step for step in range(1, 31)])
-
-
 def test_a_handwritten_loop_without_steps_and_raw_scores_is_drawn_too():
     stats = [{"ppo/mean_scores": np.float32(i), "tokens/queries_dist": [1, 2]} for i in range(3)]
     figure = plot_stats(stats)
@@ -169,9 +164,11 @@ def test_any_number_of_steps_makes_a_picture(tmp_path, count):
 def test_values_that_are_not_finite_leave_a_gap_and_no_error():
     stats = rows(30)
     stats[3]["env/reward_mean"] = math.nan
-    axes = panel(plot_stats(stats), "Mean score")
-    assert math.isnan(axes.lines[0].get_ydata()[3])
-    assert np.isfinite(axes.lines[1].get_ydata()).all()
+    figure = plot_stats(stats)
+    points, line = panel(figure, "Mean score").lines
+    assert math.isnan(points.get_ydata()[3])
+    assert np.isfinite(line.get_ydata()).all()
+    assert figure._repr_png_().startswith(b"\x89PNG")  # as a notebook shows it
 
 
 def test_several_runs_have_a_colour_each_and_a_legend_of_their_names(tmp_path):
@@ -193,7 +190,7 @@ def test_no_two_of_twenty_runs_look_alike():
     assert len(looks) == 20
 
 
-def test_bars_are_the_means_with_their_intervals_and_none_is_left_out(comparison, tmp_path):
+def test_a_comparison_shows_means_intervals_and_how_scores_are_spread(comparison, tmp_path):
     figure = plot_comparison(comparison, tmp_path / "comparison.png")
     not_blank(tmp_path / "comparison.png")
     bars = panel(figure, "score")
@@ -202,11 +199,8 @@ def test_bars_are_the_means_with_their_intervals_and_none_is_left_out(comparison
     (low, high) = bars.collections[0].get_segments()[0][:, 0]
     assert (high - low) / 2 == pytest.approx(3.1824 * math.sqrt(1 / 6), rel=1e-4)
     assert [text.get_text() for text in bars.texts][::2] == ["reference", "ppo-good"]
-
-
-def test_histogram_shares_add_up_to_one_for_each_model(comparison):
-    axes = panel(plot_comparison(comparison), "Distribution")
-    filled = [container for container in axes.containers if len(container) == 30]
+    containers = panel(figure, "Distribution").containers
+    filled = [container for container in containers if len(container) == 30]
     assert len(filled) == 2
     for container in filled:
         assert sum(bar.get_height() for bar in container) == pytest.approx(1)
@@ -222,19 +216,10 @@ def test_moving_average_by_hand():
     assert np.isnan(gap[3:]).all()
 
 
-def test_a_notebook_shows_the_figure():
-    figure = plot_stats(rows(5))
-    assert isinstance(figure, Figure)
-    assert figure._repr_png_().startswith(b"\x89PNG")
-
-
 def test_figures_are_drawn_in_threads(tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(3)]
-    threads = [threading.Thread(target=plot_stats, args=(rows(5), path)) for path in paths]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda path: plot_stats(rows(5), path), paths))
     assert [path.read_bytes() for path in paths] == [paths[0].read_bytes()] * 3
 
 
@@ -272,14 +257,11 @@ def test_the_recipe_draws_one_run_into_its_folder(two_runs):
     assert "target 6" in (two_runs / "runs/ppo-good/report.html").read_text()
 
 
-def test_the_recipe_lays_runs_over_each_other_where_told(two_runs):
+def test_the_recipe_lays_runs_over_each_other_where_told_and_says_which_is_missing(two_runs):
     done = run_plot("runs/ppo-good", "runs/ppo-bad", "--output", "new/both.png", cwd=two_runs)
     assert (done.returncode, done.stdout) == (0, "new/both.png\n"), done.stderr
     not_blank(two_runs / "new/both.png")
     assert not list(two_runs.rglob("report.html"))  # one file was asked for
-
-
-def test_the_recipe_says_which_run_is_missing(two_runs):
     done = run_plot("runs/ppo-god", cwd=two_runs)
     assert done.returncode == 2
     assert "No statistics at runs/ppo-god" in done.stderr

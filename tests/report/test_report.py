@@ -405,13 +405,17 @@ def train(trainer, resume=None):
         trainer.train()
 
 
-def test_a_run_that_finishes_leaves_its_page(tmp_path):
+def test_a_run_that_finishes_leaves_its_page_and_one_that_was_killed_says_so(tmp_path):
     train(trainer_of(tmp_path, steps=2))
     assert "It finished after 2 steps." in lead(tmp_path)
     (session,) = sessions(tmp_path)
     assert (session["how"], session["step"]) == ("finished", 2)
     assert session["seconds"] > 0
     assert "PPO on " in (tmp_path / "report.html").read_text()
+    record = json.loads((tmp_path / "training.json").read_text())
+    record["sessions"] = [{"how": "running"}]  # what stands there until a session ends
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    assert "It is still going on, or it was killed after 2 steps." in run_page(tmp_path)
 
 
 def test_a_run_that_fails_leaves_its_page_as_far_as_it_came(tmp_path):
@@ -456,18 +460,8 @@ def test_a_run_that_is_stopped_and_resumed_has_two_sessions(kind, tmp_path):
     assert (second["how"], second["step"]) == ("finished", 4)
 
 
-def test_a_run_that_was_killed_has_a_record_and_says_so(tmp_path):
-    trainer = trainer_of(tmp_path, steps=2)
-    trainer.train()
-    record = json.loads((tmp_path / "training.json").read_text())
-    record["sessions"] = [{"how": "running"}]  # what stands there until a session ends
-    (tmp_path / "training.json").write_text(json.dumps(record))
-    assert "It is still going on, or it was killed after 2 steps." in run_page(tmp_path)
-
-
 def test_a_page_that_cannot_be_written_ends_no_run(tmp_path, caplog):
     (tmp_path / "report.html").mkdir()
-    trainer = trainer_of(tmp_path, steps=2)
-    train(trainer)
+    train(trainer := trainer_of(tmp_path, steps=2))
     assert len(trainer.all_stats) == 2
     assert "was not written" in caplog.text
