@@ -64,9 +64,6 @@ def numbered(count, **columns):
     return [{"text": f"text number {i}", "label": i % 2, **columns} for i in range(count)]
 
 
-# --- LengthSampler and collator
-
-
 def test_lengths_are_uniform_without_the_upper_end():
     sampler = LengthSampler(2, 5, seed=0)
     drawn = np.bincount([sampler() for _ in range(3000)], minlength=6)
@@ -94,9 +91,6 @@ def test_the_collator_makes_a_dict_of_lists_and_tensors_of_input_ids():
     assert batch["query"] == ["a", "b"]
     assert [ids.tolist() for ids in batch["input_ids"]] == [[1, 2], [3]]
     assert all(ids.dtype == torch.long for ids in batch["input_ids"])
-
-
-# --- files
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
@@ -152,18 +146,12 @@ def test_a_damaged_or_empty_file_is_an_error_that_names_file_and_row(
     assert str(error.value).startswith("--dataset_name: ")
 
 
-def test_a_file_in_another_encoding_is_an_error(tmp_path):
+def test_a_file_in_another_encoding_and_a_missing_one_are_errors(tmp_path):
     (tmp_path / "a.csv").write_bytes("text\ncaf\u00e9\n".encode("latin-1"))
     with pytest.raises(RecipeError, match="is not UTF-8 at byte 8"):
         load_rows(str(tmp_path / "a.csv"), split="train")
-
-
-def test_a_missing_file_is_an_error():
     with pytest.raises(RecipeError, match=r"there is no file or folder `gone\.jsonl`"):
         load_rows("gone.jsonl", split="train")
-
-
-# --- splits
 
 
 def test_a_tenth_is_held_out_where_there_is_no_test_split_and_said_once(tmp_path, caplog):
@@ -185,21 +173,14 @@ def test_a_test_split_leaves_train_whole(tmp_path, caplog):
     assert caplog.records == []
 
 
-def test_a_split_that_is_not_there_is_an_error_that_lists_them(tmp_path):
+def test_a_split_that_is_not_there_and_too_few_rows_to_hold_out_are_errors(tmp_path):
     rows = numbered(2, split="train") + numbered(2, split="test")
-    path = write_jsonl(tmp_path / "a.jsonl", rows)
     with pytest.raises(RecipeError, match=r"has no split `extra`. Its splits are: train, test"):
-        load_rows(path, split="extra")
-
-
-def test_one_row_is_too_few_to_hold_any_out(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", numbered(1))
+        load_rows(write_jsonl(tmp_path / "a.jsonl", rows), split="extra")
+    path = write_jsonl(tmp_path / "b.jsonl", numbered(1))
     assert len(load_rows(path, split="train")) == 1
     with pytest.raises(RecipeError, match="too few to hold some out"):
         load_rows(path, split="test")
-
-
-# --- folders in the hub's layout
 
 
 def test_a_folder_of_csv_files_is_read_as_on_the_hub(tmp_path, capfd):
@@ -247,9 +228,6 @@ def test_a_folder_without_data_or_with_damaged_data_is_an_error(tmp_path):
     with pytest.raises(RecipeError, match="could not be read") as error:
         load_rows(str(folder), split="train")
     assert "\n" not in str(error.value)
-
-
-# --- prompts
 
 
 def test_a_prompt_is_the_first_tokens_of_its_text(tmp_path, tokenizer):

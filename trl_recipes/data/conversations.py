@@ -63,7 +63,12 @@ def encode_conversations(
     Gives the row number, token ids, and the conversation as text to look at, of the rows in
     `order`; both are empty where there is no text. `where` names the column in messages.
     """
-    check_chat_template(tokenizer, where)
+    if not getattr(tokenizer, "chat_template", None):
+        raise RecipeError(
+            f"{where} holds conversations, but the tokenizer `{tokenizer.name_or_path}` has no "
+            "chat template to turn them into text. Use a chat model, whose tokenizer has one; save "
+            "the tokenizer with a `chat_template` into the model's folder; or give texts."
+        )
     for row in order:
         messages = values[row]
         _check_messages(messages, row, where)
@@ -82,23 +87,8 @@ def encode_conversations(
                 f"{where}, row {row + 1}: the chat template refuses it ({type(error).__name__}: "
                 f"{error}). Fix the row, or use a model with another chat template."
             ) from error
-        yield row, ids, conversation_text(messages)
-
-
-def conversation_text(messages: Sequence[Message]) -> str:
-    """Write a conversation down to be looked at: a line per message, and the assistant's turn."""
-    lines = [f"{message['role']}: {plain_text([message])}\n" for message in messages]
-    return "".join(lines) + "assistant: "
-
-
-def check_chat_template(tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
-    """Refuse conversations where nothing says how the model wants to read them."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise RecipeError(
-            f"{where} holds conversations, but the tokenizer `{tokenizer.name_or_path}` has no "
-            "chat template to turn them into text. Use a chat model, whose tokenizer has one; save "
-            "the tokenizer with a `chat_template` into the model's folder; or give texts."
-        )
+        lines = [f"{message['role']}: {plain_text([message])}\n" for message in messages]
+        yield row, ids, "".join(lines) + "assistant: "
 
 
 def _check_messages(messages: Any, row: int, where: str) -> None:

@@ -95,26 +95,15 @@ def load_prompts(
 ) -> "Dataset":
     """Make prompts from the beginnings of texts, or from whole conversations.
 
-    A column of conversations, in TRL's format, goes through the tokenizer's chat template and is
-    never cut: one that leaves no room in the model's context is left out, and counted.
+    The rows are those of [`load_rows`] (of the embedded reviews, "train" means the part that is
+    set aside for prompts), at most `max_prompts` of them, drawn with `seed`. The texts stand in
+    `text_column`; when None, in `prompt` where that holds conversations, else in the first of
+    `TEXT_COLUMNS` that is there. A text is cut to `length_sampler()` tokens. Conversations, in
+    TRL's format, go through the tokenizer's chat template and are never cut: one that leaves no
+    room for `response_length` tokens in the model's context is left out, and counted.
 
-    Args:
-        dataset_name: as in [`load_rows`], like split and config_name. Of the embedded reviews,
-            "train" means the part that is set aside for prompts.
-        tokenizer: the policy's.
-        split: of the data set.
-        length_sampler: called once per text; gives the length of its prompt, in tokens.
-        text_column: the column to cut; when None, `prompt` where that holds conversations, else
-            the first of `TEXT_COLUMNS` that is there.
-        config_name: of a data set on the hub.
-        max_prompts: keep this many rows, drawn with `seed`; all when None.
-        seed: of that draw.
-        model: whose context conversations must fit into; None lets any length pass.
-        response_length: tokens that must have room behind a conversation.
-
-    Returns:
-        Columns `query` (the prompt as text), `input_ids` (its tokens) and those of the rows;
-        conversations stand in `prompt`, where trainers and reward functions look for them.
+    Columns `query` (the prompt as text) and `input_ids` (its tokens) are added; conversations move
+    to `prompt`, where trainers and reward functions look for them.
     """
     if max_prompts is not None and max_prompts < 1:
         raise RecipeError(f"max_prompts is {max_prompts}. Use 1 or more, or leave it out.")
@@ -137,27 +126,7 @@ def load_prompts(
         made = _beginnings(texts, order, tokenizer, where, length_sampler)
     context = context_length(model.config) if chat and model is not None else None
     room = math.inf if context is None else context - response_length
-    kept, empty, too_long = _first_fitting(made, max_prompts, room)
-    total = empty + too_long + len(kept)
-    long = (
-        f"{too_long} of {total} conversations of {shown} are longer than the {room} tokens "
-        f"that a response of {response_length} leaves of the model's context"
-    )
-    if not kept and not too_long:
-        raise RecipeError(
-            f"{SOURCE}: all {empty} prompts of {shown} are empty{'' if chat else ' after cutting'} "
-            f"in column `{column}`. Give texts that are not empty, or longer prompts (the shortest "
-            "and longest length are flags of the recipe)."
-        )
-    if not kept:
-        raise RecipeError(
-            f"{SOURCE}: {long}, and none is left. Give shorter ones, lower `response_length`, or "
-            "use a model of longer context."
-        )
-    if empty:
-        say_once(f"{empty} of {total} prompts of {shown} are empty and left out.")
-    if too_long:
-        say_once(f"{long}; they are left out.")
+    kept = _first_fitting(made, max_prompts, f"{shown} in `{column}`", room, response_length)
     columns = rows.select([row for row, _, _ in kept]).to_dict()
     if chat:
         columns["prompt"] = columns[column]
@@ -169,9 +138,13 @@ def load_prompts(
 
 
 def _first_fitting(
-    made: Iterator[tuple[int, list[int], str]], count: int | None, room: float
-) -> tuple[list[tuple[int, list[int], str]], int, int]:
-    """The first prompts that are neither empty nor too long, and how many of those came between."""
+    made: Iterator[tuple[int, list[int], str]],
+    count: int | None,
+    of: str,
+    room: float,
+    response_length: int,
+) -> list[tuple[int, list[int], str]]:
+    """The first prompts that are neither empty nor longer than `room`, at least one."""
     kept: list[tuple[int, list[int], str]] = []
     empty = too_long = 0
     for row, ids, query in made:
@@ -183,7 +156,27 @@ def _first_fitting(
             kept.append((row, ids, query))
         if len(kept) == count:
             break
-    return kept, empty, too_long
+    total = empty + too_long + len(kept)
+    long = (
+        f"{too_long} of {total} conversations of {of} are longer than the {room} tokens that a "
+        f"response of {response_length} leaves of the model's context"
+    )
+    if not kept and too_long:
+        raise RecipeError(
+            f"{SOURCE}: {long}, and none is left. Give shorter ones, lower `response_length`, or "
+            "use a model of longer context."
+        )
+    if not kept:
+        raise RecipeError(
+            f"{SOURCE}: all {empty} prompts of {of} are empty after cutting. Give texts that are "
+            "not empty, or longer prompts (the shortest and longest length are flags of the "
+            "recipe)."
+        )
+    if empty:
+        say_once(f"{empty} of {total} prompts of {of} are empty and left out.")
+    if too_long:
+        say_once(f"{long}; they are left out.")
+    return kept
 
 
 @dataclass

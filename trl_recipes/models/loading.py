@@ -90,7 +90,12 @@ def load_language_model(
         check_language_model(config, base, causal=causal)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model, info = auto.from_pretrained(base, *model_args, output_loading_info=True, **kwargs)
-        check_complete(info, base)
+        if info["missing_keys"]:  # which transformers has just drawn at random
+            missing = ", ".join(sorted(info["missing_keys"])[:3])
+            raise RecipeError(
+                f"`{base}` lacks weights of its model ({missing}): its config.json and its weights "
+                "belong to different models. Save the model again."
+            )
         if adapted is None:
             return model
         from peft import PeftModel
@@ -189,15 +194,6 @@ def check_language_model(config: Any, name: str, *, causal: bool | None = None) 
         raise RecipeError(
             f"`{name}` is a causal model ({kind}), where an encoder-decoder is needed. Give one, "
             "such as T5 or BART; causal language models go to recipes/ppo_sentiment.py."
-        )
-
-
-def check_complete(info: dict[str, Any], name: str) -> None:
-    """Refuse a model some of whose weights transformers has just drawn at random."""
-    if info["missing_keys"]:
-        raise RecipeError(
-            f"`{name}` lacks weights of its model ({', '.join(sorted(info['missing_keys'])[:3])}): "
-            "its config.json and its weights belong to different models. Save the model again."
         )
 
 
