@@ -14,7 +14,7 @@ from trl_recipes import RecipeError
 def state_of(trainer):
     moments = trainer.optimizer.state_dict()["state"]
     weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    return weights, len(moments), trainer.kl_ctl.value, vars(trainer.running).copy()
+    return weights, len(moments), trainer.kl_ctl.value, vars(trainer.scaling.running).copy()
 
 
 @pytest.mark.parametrize("settings", [{}, {"trainable": "lora"}, {"reward_norm": "reference"}])

@@ -69,7 +69,7 @@ def test_the_penalty_is_taken_from_a_response_without_an_end_token(config):
     ends = config.get("stop_token_id", TURN)
     responses = [[5, ends], [5, 6], [ends, 6, 5], [6]] * 8
     rollout = trainer._collate([torch.tensor([5])] * 32, [torch.tensor(row) for row in responses])
-    scores = trainer._penalize_missing_eos(rollout, torch.ones(32))
+    scores = trainer.scaling(torch.ones(32), trainer._ended(rollout))
     assert scores.tolist() == [1.0, -0.5, 1.0, -0.5] * 8
     trainer.train()
     row = trainer.all_stats[0]

@@ -401,7 +401,7 @@ def test_scores_are_scaled_by_all_scores_seen():
     trainer = build(use_score_scaling=True, use_score_norm=True)
     batches = torch.tensor([[1.0, 2.0, 3.0, 4.0], [8.0, 8.0, 0.0, 2.0]])
     for number, scores in enumerate(batches, start=1):
-        shaped = trainer._shape_scores(scores)
+        shaped = trainer.scaling(scores, torch.ones(4).bool())
         seen = batches[:number].flatten()
         torch.testing.assert_close(shaped, (scores - seen.mean()) / seen.std())
 

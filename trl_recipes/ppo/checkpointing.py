@@ -38,7 +38,7 @@ class PPOCheckpoints:
             "ppo": {
                 "episode": self.state.episode,  # the position in the data follows from it
                 "kl_coef": self.kl_ctl.value,
-                "running": dict(vars(self.running)),
+                "running": dict(vars(self.scaling.running)),
                 "normalisation": self.rewards.normalisation if self.rewards else {},
                 "trust_sampling": self.first_batch.trust_sampling,
                 "processes": self.accelerator.num_processes,
@@ -53,7 +53,7 @@ class PPOCheckpoints:
         self.lr_scheduler.load_state_dict(state["scheduler"])
         self.state.global_step, self.state.episode = state["step"], own["episode"]
         self.kl_ctl.value = own["kl_coef"]
-        vars(self.running).update(own["running"])
+        vars(self.scaling.running).update(own["running"])
         if self.rewards:
             fixed = {name: tuple(moments) for name, moments in own["normalisation"].items()}
             self.rewards.normalisation = fixed

@@ -1,21 +1,32 @@
 """What is checked before anything is trained: inputs, models, tokenizer, and the first batch."""
 
+import copy
 import logging
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trl_recipes.checkpointing import find_checkpoint, random_states, set_random_states
+from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length, unwrap_adapter
-from trl_recipes.models.loading import check_vocabulary
+from trl_recipes.models.loading import check_lengths, check_vocabulary
+from trl_recipes.models.memory import kept_by
 from trl_recipes.ppo.models import reference_is_start
 from trl_recipes.ppo.objective import Sum
 from trl_recipes.ppo.rollout import Evaluation, Rollout
+from trl_recipes.rewards.base import check_rewards
+from trl_recipes.rewards.text import made_up_batch, reward_inputs
+from trl_recipes.run_folder import check_disk
 
 logger = logging.getLogger(__name__)
 
 ROUNDING = 1e-4  # nats by which float32 log-probabilities of two correct passes may differ
+DRY_STEPS = 4  # the first one checks and warms up; the others tell how long a step takes
 
 
 def check_step_inputs(
@@ -137,9 +148,11 @@ class FirstBatchCheck:
     None until the first batch has shown it.
     """
 
-    def __init__(self, policy: nn.Module, ref_model: nn.Module | None, reduced: bool, all_sum: Sum):
-        self.policy, self.ref_model = policy, ref_model
-        self.reduced_precision, self.all_sum = reduced, all_sum
+    def __init__(self, policy: nn.Module, ref_model: nn.Module | None, bf16: bool, all_sum: Sum):
+        self.policy, self.ref_model, self.all_sum = policy, ref_model, all_sum
+        models = [policy] if ref_model is None else [policy, ref_model]
+        dtypes = {parameter.dtype for model in models for parameter in model.parameters()}
+        self.reduced_precision = bf16 or bool(dtypes & {torch.bfloat16, torch.float16})
         self.evaluated = self.updated = False
         self.trust_sampling: bool | None = None
 
@@ -209,3 +222,74 @@ def explain_mismatch(policy: nn.Module, reduced_precision: bool) -> str:
 
 def _drops(module: nn.Module) -> bool:
     return isinstance(module, nn.Dropout) and module.training
+
+
+def check_before_training(trainer: Any) -> None:
+    """Hold rewards, prompts, lengths, checkpoint and disk to what `train` needs."""
+    args, dataset = trainer.args, trainer.dataset
+    if trainer.rewards is None:
+        raise RecipeError("`train` needs `reward_funcs`. Pass one function or a list of them.")
+    if dataset is None:
+        raise RecipeError("`train` needs `train_dataset`: prompts, with token ids in `input_ids`.")
+    if len(dataset) < args.global_batch_size:
+        raise RecipeError(
+            f"The data set has {len(dataset)} prompts, fewer than one batch of "
+            f"{args.batch_size}. Lower `batch_size` or give more prompts."
+        )
+    rows = made_up_batch(dataset[:2])
+    prompts, completions, columns = reward_inputs(rows, trainer.tokenizer)
+    extras = {"columns": columns, "trainer_state": trainer.state}
+    check_rewards(trainer.rewards, args.reward_once, prompts, completions, **extras)
+    longest = max(len(ids) for ids in dataset["input_ids"])
+    check_lengths(longest, args.response_length, trainer._policy())
+    find_checkpoint(args)
+    if args.should_save and args.save_steps:
+        trained = trainer._trained_parameters().values()
+        weights = sum(parameter.numel() * 4 for parameter in trained)
+        kept = args.save_total_limit or 1
+        # weights and two moments a checkpoint, one more while it is written, and the model
+        check_disk(Path(args.output_dir), weights * (3 * (kept + 1) + 1))
+
+
+def description(trainer: Any) -> str:
+    """Say in one paragraph what a run is about to do."""
+    return describe_run(
+        "PPO",
+        trainer.config,
+        trainer._actor_critic(),
+        trainer.rewards.names,
+        [len(ids) for ids in trainer.dataset["input_ids"]],
+        trainer.args.num_total_batches,
+        str(trainer.current_device),
+    )
+
+
+def about(trainer: Any) -> dict[str, Any]:
+    """Give what the record of a run says of it."""
+    config, rewards = trainer.config, trainer.rewards
+    return {
+        "algorithm": "PPO",
+        "about": description(trainer),
+        "rewards": dict(zip(rewards.names, rewards.weights, strict=True)),
+        "metrics": rewards.metric_names,
+        "kl_target": config.target if config.adap_kl_ctrl else None,
+    }
+
+
+def dry_run(trainer: Any) -> str:
+    """Make the first steps of `train` on a copy of what they change, and say what was found."""
+    check_before_training(trainer)
+    before, randomness = copy.deepcopy(trainer._training_state()), random_states()
+    seconds = []
+    for _ in range(DRY_STEPS):
+        started = time.perf_counter()
+        batch = trainer._next_batch()
+        trainer._train_on(*trainer._collect(batch))
+        trainer.state.episode += trainer.config.global_batch_size
+        seconds.append(time.perf_counter() - started)
+    trainer._set_training_state(before)
+    set_random_states(randomness)
+    kept = kept_by(trainer._actor_critic(), trainer.ref_model)
+    checked = "ratio 1 before the first update, the KL to the reference"
+    sample = tuple(batch[name][0] for name in ("query", "response", "score"))
+    return describe_check(seconds, trainer.args.num_total_batches, checked, sample, kept)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from trl_recipes.errors import RecipeError
+from trl_recipes.models.adapters import save_policy
 from trl_recipes.models.forward import response_logits, unwrap_adapter
 from trl_recipes.models.hub import resolve
 from trl_recipes.models.loading import find_file, load_language_model
-from trl_recipes.models.sharding import full_tensor, gathered
+from trl_recipes.models.sharding import full_model, full_tensor, full_tensors, gathered
 
 logger = logging.getLogger(__name__)
 
@@ -210,10 +211,24 @@ class ActorCritic(nn.Module):
         logits, hidden = response_logits(self.policy, *rows, pack=self.pack)
         return logits, self.values_of(hidden)
 
+    def logits_of(self, reference: nn.Module, *rows: Tensor) -> Tensor:
+        """Compute the reference's logits (N, V) in the place of the policy's."""
+        return response_logits(reference, *rows, pack=self.pack)[0]
+
     def values_of(self, hidden: Tensor) -> Tensor:
         """Compute the values (...) of the trunk's last hidden states (..., H), in float32."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.value_head(hidden.float()).squeeze(-1)
+
+
+def save_actor_critic(model: ActorCritic, folder: Path, writes: bool, merge_adapter: bool) -> None:
+    """Save policy and value head; processes that do not write help to gather what lies in parts."""
+    policy = full_model(model.policy, keep=writes)
+    value_head = full_tensors(model.value_head.summary.state_dict(), writes)
+    if writes:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_policy(policy, folder, merge_adapter)
+        save_value_head(value_head, folder)
 
 
 def switch_off_dropout(model: nn.Module) -> None:

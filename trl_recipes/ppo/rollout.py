@@ -1,13 +1,16 @@
 """Rollout: what one batch of sampled responses carries from sampling to the last epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainerState
 
 from trl_recipes.models.packing import length_groups, pad_rows, unpack
 from trl_recipes.models.sampling import can_sample, generate_responses, sample_responses
+from trl_recipes.rewards.base import Rewards, score_part
+from trl_recipes.rewards.text import reward_inputs
 
 
 class Rollout(NamedTuple):
@@ -119,3 +122,20 @@ def sample(
     ids, mask = pad_rows(queries, pad_token_id, side="right")
     drawn, drawn_mask, logprobs, hidden = samples
     return Rollout(ids, mask, drawn, drawn_mask, drawn_mask, logprobs, hidden)
+
+
+def score(
+    rewards: Rewards,
+    responses: list[list[int]],
+    batch: Mapping[str, list],
+    tokenizer: PreTrainedTokenizerBase,
+    once: bool,
+    trainer_state: TrainerState,
+) -> tuple[list[float], dict[str, list]]:
+    """Score a batch's texts: one score per response, and the values of each reward function.
+
+    `once` lets the main process call the functions for all processes.
+    """
+    prompts, completions, columns = reward_inputs(batch, tokenizer)
+    texts = (prompts, completions, responses, columns)
+    return score_part(rewards, once, *texts, trainer_state=trainer_state)

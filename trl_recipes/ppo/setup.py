@@ -4,20 +4,25 @@ import math
 import os
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator, PartialState
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
+from trl_recipes.diagnostics import Alarms, ppo_alarms
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.adapters import select_trainable
-from trl_recipes.models.forward import unwrap_adapter
+from trl_recipes.models.forward import can_pack, unwrap_adapter
 from trl_recipes.models.loading import load_config, load_tokenizer
-from trl_recipes.models.sharding import check_fsdp_loading
+from trl_recipes.models.memory import set_malloc_thresholds
+from trl_recipes.models.sharding import check_fsdp_loading, wrap_by_layer
 from trl_recipes.ppo.checks import check_reference
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.controllers import AdaptiveKLController, FixedKLController
@@ -234,15 +239,52 @@ def spare_embedding_gradient(model: nn.Module) -> None:
         embedding.sparse = True  # the sum with the head's gradient is dense
 
 
-def check_precision(accelerator: Accelerator) -> None:
-    """Refuse float16, and gather weights and average gradients in float32 under FSDP2.
+def prepare_accelerator(accelerator: Accelerator, policy: nn.Module) -> None:
+    """Refuse float16, and say how a model is spread over the processes.
 
-    Autocast alone is where bfloat16 begins.
+    Under FSDP2 weights are gathered and gradients averaged in float32; autocast alone is where
+    bfloat16 begins.
     """
     if accelerator.mixed_precision == "fp16":
         raise RecipeError(
             "float16 mixed precision is refused: the probability ratio needs more than it "
             "resolves. Launch with `--mixed_precision bf16`, or without."
         )
+    if accelerator.device.type == "cpu":
+        set_malloc_thresholds()
+    wrap_by_layer(policy, accelerator)
     if accelerator.is_fsdp2:
         accelerator.state.fsdp_plugin.mixed_precision_policy = None
+
+
+def both_can_pack(policy: nn.Module, reference: nn.Module) -> bool:
+    """Whether short sequences may stand in one line of a batch, for policy and reference alike."""
+    return can_pack(policy) and (reference is policy or can_pack(reference))
+
+
+def alarms(config: PPOConfig) -> Alarms:
+    """Make the alarms that watch a run of this configuration."""
+    held_to = ("batch_size", "response_length", "min_response_length", "ratio_threshold")
+    settings = {name: getattr(config, name) for name in held_to}
+    stop_token = config.stop_token or config.stop_token_id
+    return Alarms(partial(ppo_alarms, stop_token=stop_token, **settings))
+
+
+def normalise_rewards(trainer: Any) -> None:
+    """Fix shift and scale of each reward function by the reference model's own samples."""
+    order = np.random.default_rng(trainer.args.seed).permutation(len(trainer.dataset))
+    part = slice(trainer.accelerator.process_index, 256, trainer.accelerator.num_processes)
+    batch = trainer.dataset[order[part].tolist()]
+    _, responses = trainer.generate(
+        [torch.as_tensor(ids, device=trainer.current_device) for ids in batch["input_ids"]],
+        trainer._length_sampler(),
+        batch_size=trainer.config.batch_size,
+        return_prompt=False,
+        generate_ref_response=True,
+    )
+    batch["response"] = trainer.tokenizer.batch_decode(responses, skip_special_tokens=True)
+    stats = trainer._score_stats(*trainer._score([row.tolist() for row in responses], batch))
+    prefixes = {name: f"rewards/{name}/" for name in trainer.rewards.names}
+    trainer.rewards.normalise(
+        {n: (stats[p + "mean"], stats[p + "std"]) for n, p in prefixes.items()}
+    )

@@ -1,14 +1,16 @@
 """The statistics of one PPO step, under the keys that TRL 0.11's `step` returned."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from trl_recipes.distributed import gather
+from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.objective import PPOLosses, Sum, local, masked_moments
 from trl_recipes.ppo.rollout import Evaluation, Targets
-from trl_recipes.stats import distinct_n
+from trl_recipes.stats import append_alarms, append_samples, append_stats, distinct_n
 
 
 def rollout_stats(
@@ -230,3 +232,36 @@ class RunningMoments:
         self.var = squares / total
         self.std = (squares / (total - 1)) ** 0.5 if total > 1 else 1.0
         self.count = total
+
+
+class ScoreScaling:
+    """Turns raw scores into those that are optimized: penalized, scaled, normalized and clipped."""
+
+    def __init__(self, config: PPOConfig, all_sum: Sum):
+        self.config, self.all_sum = config, all_sum
+        self.running = RunningMoments()
+
+    def __call__(self, scores: Tensor, ended: Tensor) -> Tensor:
+        """Give the scores (B,) to optimize; `ended` says which responses hold an end token."""
+        config = self.config
+        if config.missing_eos_penalty is not None:
+            scores = scores - config.missing_eos_penalty * ~ended
+        if config.use_score_scaling:
+            self.running.update(scores, self.all_sum)
+            scale = self.running.std + torch.finfo(scores.dtype).eps
+            shift = self.running.mean if config.use_score_norm else 0.0
+            scores = (scores - shift) / scale
+        if config.score_clip is not None:
+            scores = scores.clamp(-config.score_clip, config.score_clip)
+        return scores
+
+
+def write_row(
+    folder: Path, row: dict, alarms: Sequence[str], batch: dict[str, list], samples: int
+) -> None:
+    """Append one step's row, what alarms said of it and a few samples to the run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    append_stats(folder / "all_stats.jsonl", row)
+    append_alarms(folder / "alarms.jsonl", row["step"], alarms)
+    columns = [batch[name][:samples] for name in ("query", "response", "score")]
+    append_samples(folder / "samples.jsonl", row["step"], *columns)

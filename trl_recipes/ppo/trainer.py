@@ -1,10 +1,8 @@
 """PPOTrainer: rollout, score, evaluate, advantages, optimize, record."""
 
-import copy
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +16,17 @@ from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trl_recipes.callbacks import StepProgress, train_or_stop
-from trl_recipes.checkpointing import find_checkpoint, random_states, set_random_states
+from trl_recipes.checkpointing import random_states, set_random_states
 from trl_recipes.data.prompts import LengthSampler, collator, stream_rows
-from trl_recipes.describe import describe_check, describe_run
-from trl_recipes.diagnostics import Alarms, ppo_alarms
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.adapters import save_policy
-from trl_recipes.models.forward import can_pack, response_logits
-from trl_recipes.models.loading import check_lengths
-from trl_recipes.models.memory import kept_by, set_malloc_thresholds
-from trl_recipes.models.sharding import (
-    full_model,
-    full_tensor,
-    full_tensors,
-    gathered,
-    is_sharded,
-    set_fsdp_root,
-    shard,
-    wrap_by_layer,
-)
+from trl_recipes.models.sharding import full_tensor, gathered, is_sharded, set_fsdp_root, shard
 from trl_recipes.ppo import checks, classic, objective, setup
 from trl_recipes.ppo.checkpointing import PPOCheckpoints
 from trl_recipes.ppo.config import PPOConfig
-from trl_recipes.ppo.models import ActorCritic, reference_of, save_value_head
-from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets, sample
+from trl_recipes.ppo.models import ActorCritic, reference_of, save_actor_critic
+from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets, sample, score
 from trl_recipes.ppo.statistics import (
-    RunningMoments,
+    ScoreScaling,
     UpdateStats,
     average_updates,
     diversity,
@@ -53,17 +36,13 @@ from trl_recipes.ppo.statistics import (
     score_stats,
     to_plain,
     update_stats,
+    write_row,
 )
-from trl_recipes.rewards.base import check_rewards, score_part
 from trl_recipes.rewards.loading import rewards_of
-from trl_recipes.rewards.text import made_up_batch, reward_inputs
-from trl_recipes.run_folder import check_disk
-from trl_recipes.stats import append_alarms, append_samples, append_stats
 
 logger = get_logger(__name__)
 
 NOT_FINITE_ENDS = 3  # optimizer steps in a row without a finite gradient
-CHECK_STEPS = 4  # the first one checks and warms up; the others tell how long a step takes
 
 
 class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
@@ -163,18 +142,10 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         """Lay model, optimizer and prompts out over the processes."""
         config, accelerator = self.config, self.accelerator
         self.current_device = accelerator.device
-        setup.check_precision(accelerator)
-        if self.current_device.type == "cpu":
-            set_malloc_thresholds()
-        wrap_by_layer(self.policy_model, accelerator)
+        setup.prepare_accelerator(accelerator, self.policy_model)
         self.create_optimizer_and_scheduler(config.num_total_batches)
-        loader = DataLoader(
-            self.train_dataset,
-            batch_size=config.batch_size,
-            shuffle=True,
-            collate_fn=self.data_collator,
-            drop_last=True,
-        )
+        size, collate = config.batch_size, self.data_collator
+        loader = DataLoader(self.train_dataset, size, True, collate_fn=collate, drop_last=True)
         torch.manual_seed(config.seed)  # all processes shuffle alike ...
         self.model, self.optimizer, loader = accelerator.prepare(self.model, self.optimizer, loader)
         torch.manual_seed(config.seed + 100003 * accelerator.process_index)  # ... and sample apart
@@ -191,25 +162,18 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         config = self.config
         self.state.episode = 0
         self.kl_ctl = setup.kl_controller(config)
-        self.running = RunningMoments()
+        self.scaling = ScoreScaling(config, self._all_sum)
         self.all_stats: list[dict] = []
-        held_to = ("batch_size", "response_length", "min_response_length", "ratio_threshold")
-        settings = {name: getattr(config, name) for name in held_to}
-        stop = config.stop_token or config.stop_token_id
-        self.alarms = Alarms(partial(ppo_alarms, stop_token=stop, **settings))
+        self.alarms = setup.alarms(config)
         policy = self._policy()
         self.first_batch = checks.FirstBatchCheck(
-            policy, self.ref_model, self._reduced_precision(), self._all_sum
+            policy, self.ref_model, self._uses_bf16(), self._all_sum
         )
         self.steps_not_finite = 0  # optimizer steps in a row
         self.stop_token_ids = setup.stop_token_ids(config, self.tokenizer, policy)
         self._pass_cost = setup.pass_cost(policy, self.current_device.type)
-        with self._gathered():
-            pack = can_pack(policy)
-        if self.ref_model is not None:
-            with self._reference() as reference:
-                pack = can_pack(reference) and pack
-        self._actor_critic().pack = pack
+        with self._gathered(), self._reference() as reference:
+            self._actor_critic().pack = setup.both_can_pack(policy, reference)
 
     def get_train_dataloader(self) -> DataLoader | None:
         """The loader of `dataset`, or None."""
@@ -229,9 +193,9 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         """
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = resume_from_checkpoint
-        self._check_before_training()
+        checks.check_before_training(self)
         if self.args.saves:
-            train_or_stop(self, train=self._train, about=self._about())
+            train_or_stop(self, train=self._train, about=checks.about(self))
         else:
             self._train()
 
@@ -243,7 +207,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         if self.args.resume_from_checkpoint:
             self._resume(resume_from_checkpoint)
         if self.config.reward_norm == "reference" and not self.rewards.normalisation:
-            self._normalise_rewards()
+            setup.normalise_rewards(self)
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         while not self._is_over():
             randomness = random_states()
@@ -264,20 +228,10 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
             if self.steps_not_finite >= NOT_FINITE_ENDS:
                 self._stop_not_finite(stats, batch)
-            if self.control.should_save:
+            if self.control.should_save and self.args.saves:
                 self._save_checkpoint()
                 self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-
-    def _about(self) -> dict[str, Any]:
-        """What the run's record says of it."""
-        return {
-            "algorithm": "PPO",
-            "about": self._described(),
-            "rewards": dict(zip(self.rewards.names, self.rewards.weights, strict=True)),
-            "metrics": self.rewards.metric_names,
-            "kl_target": self.config.target if self.config.adap_kl_ctrl else None,
-        }
 
     def _is_over(self) -> bool:
         """Whether all steps are taken, or a callback asked to end, as transformers lets it."""
@@ -355,36 +309,22 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         rows = self._with_start_token(rows) if self.is_encoder_decoder else rows
         return [row.tolist() for row in rows]
 
-    def _score(self, responses, batch) -> tuple[list[float], dict[str, list]]:
+    def _ended(self, rollout: Rollout) -> Tensor:
+        """Whether each response holds an end token, (B,)."""
+        stops = self.stop_token_ids or setup.eos_token_ids(self.tokenizer, self._policy())
+        ends = torch.isin(rollout.responses, rollout.responses.new_tensor(stops))
+        return (ends & rollout.response_mask.bool()).any(1)
+
+    def _score(
+        self, responses: list[list[int]], batch: dict[str, list]
+    ) -> tuple[list[float], dict[str, list]]:
         """Call the reward functions with text, as TRL's GRPOTrainer does."""
-        prompts, completions, columns = reward_inputs(batch, self.tokenizer)
-        texts = (prompts, completions, responses, columns)
-        return score_part(self.rewards, self.args.reward_once, *texts, trainer_state=self.state)
+        once = self.args.reward_once
+        return score(self.rewards, responses, batch, self.tokenizer, once, self.state)
 
     def _score_stats(self, scores: list[float], by_function: dict[str, list]) -> dict[str, float]:
         names = self.rewards.metric_names
         return score_stats(scores, by_function, self.current_device, self._all_sum, names)
-
-    def _normalise_rewards(self) -> None:
-        """Fix shift and scale of each reward function by the reference model's own samples."""
-        order = np.random.default_rng(self.args.seed).permutation(len(self.dataset))
-        part = slice(self.accelerator.process_index, 256, self.accelerator.num_processes)
-        batch = self.dataset[order[part].tolist()]
-        queries = [torch.as_tensor(ids, device=self.current_device) for ids in batch["input_ids"]]
-        _, responses = self.generate(
-            queries,
-            self._length_sampler(),
-            batch_size=self.config.batch_size,
-            return_prompt=False,
-            generate_ref_response=True,
-        )
-        batch["response"] = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
-        scores, by_function = self._score([row.tolist() for row in responses], batch)
-        stats = self._score_stats(scores, by_function)
-        prefixes = {name: f"rewards/{name}/" for name in self.rewards.names}
-        self.rewards.normalise(
-            {n: (stats[p + "mean"], stats[p + "std"]) for n, p in prefixes.items()}
-        )
 
     # Step: evaluate, advantages, optimize
 
@@ -394,8 +334,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         `quirks` computes what TRL 0.11.4 computed where it was wrong; see the configuration.
         """
         started = self._clock()
-        scores = self._shape_scores(self._penalize_missing_eos(rollout, scores))
         kl_coef, mask = self.kl_ctl.value, rollout.loss_mask
+        scores = self.scaling(scores.to(self.current_device), self._ended(rollout))
 
         clock = self._clock()
         with self._gathered():
@@ -439,28 +379,6 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         timing["time/ppo/total"] = self._clock() - started
         return stats | timing
 
-    def _penalize_missing_eos(self, rollout: Rollout, scores: Tensor) -> Tensor:
-        """Take `missing_eos_penalty` from the score of each response without an end token, (B,)."""
-        scores = scores.to(self.current_device)
-        if self.config.missing_eos_penalty is None:
-            return scores
-        stops = self.stop_token_ids or setup.eos_token_ids(self.tokenizer, self._policy())
-        ends = torch.isin(rollout.responses, rollout.responses.new_tensor(stops))
-        ended = (ends & rollout.response_mask.bool()).any(1)
-        return scores - self.config.missing_eos_penalty * ~ended
-
-    def _shape_scores(self, scores: Tensor) -> Tensor:
-        """Scale, normalize and clip scores (B,) as configured."""
-        shaped = scores
-        if self.config.use_score_scaling:
-            self.running.update(shaped, self._all_sum)
-            scale = self.running.std + torch.finfo(shaped.dtype).eps
-            shift = self.running.mean if self.config.use_score_norm else 0.0
-            shaped = (shaped - shift) / scale
-        if self.config.score_clip is not None:
-            shaped = shaped.clamp(-self.config.score_clip, self.config.score_clip)
-        return shaped
-
     @torch.no_grad()
     def _evaluate(self, rollout: Rollout) -> Evaluation:
         """Ask policy, value head and reference about every response token."""
@@ -478,8 +396,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             rows = rollout.rows(indices)
             labels, place = rows.labels(), (indices, slice(rows.responses.shape[1]))
             with self._autocast(), self._reference() as reference:
-                ref_logits, _ = response_logits(reference, *rows[:4], pack=actor_critic.pack)
-                ref_logits = self._tempered(ref_logits)
+                ref_logits = actor_critic.logits_of(reference, *rows[:4])
+            ref_logits = self._tempered(ref_logits)
             ref_logprobs[place] = rows.unpack(objective.logprobs_from_logits(ref_logits, labels))
             if known:
                 continue
@@ -617,44 +535,23 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         for sentence in alarms:
             logger.warning(sentence)
         if self.args.should_save:
-            folder = Path(self.args.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            append_stats(folder / "all_stats.jsonl", row)
-            append_alarms(folder / "alarms.jsonl", row["step"], alarms)
-            samples = [batch[k][: self.args.log_samples] for k in ("query", "response", "score")]
-            append_samples(folder / "samples.jsonl", row["step"], *samples)
+            write_row(Path(self.args.output_dir), row, alarms, batch, self.args.log_samples)
         self.log({key: value for key, value in row.items() if key != "step"})
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save policy, value head and tokenizer in the hub's format; None is the run's `model/`."""
-        writes = self.accelerator.is_main_process
-        policy = full_model(self._policy(), keep=writes)
-        value_head = full_tensors(self._actor_critic().value_head.summary.state_dict(), writes)
-        if not writes:
-            return
         folder = Path(output_dir or Path(self.args.output_dir) / "model")
-        folder.mkdir(parents=True, exist_ok=True)
-        save_policy(policy, folder, self.args.merge_adapter)
-        save_value_head(value_head, folder)
-        self.tokenizer.save_pretrained(folder)
+        writes = self.accelerator.is_main_process
+        save_actor_critic(self._actor_critic(), folder, writes, self.args.merge_adapter)
+        if writes:
+            self.tokenizer.save_pretrained(folder)
 
     # Before training
 
     def describe(self) -> str:
         """Say in one paragraph what `train` is about to do, with the batch arithmetic in words."""
-        self._check_before_training()
-        return self._described()
-
-    def _described(self) -> str:
-        return describe_run(
-            "PPO",
-            self.config,
-            self._actor_critic(),
-            self.rewards.names,
-            [len(ids) for ids in self.dataset["input_ids"]],
-            self.args.num_total_batches,
-            str(self.current_device),
-        )
+        checks.check_before_training(self)
+        return checks.description(self)
 
     def check(self) -> str:
         """Make the first steps of `train` on a copy of what they change, and write nothing.
@@ -663,47 +560,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         the start model. Afterwards the trainer is as it was before. Returns what was checked, and
         the time and memory that the whole run will take.
         """
-        self._check_before_training()
-        before, randomness = copy.deepcopy(self._training_state()), random_states()
-        seconds = []
-        for _ in range(CHECK_STEPS):
-            started = time.perf_counter()
-            batch = self._next_batch()
-            self._train_on(*self._collect(batch))
-            self.state.episode += self.config.global_batch_size
-            seconds.append(time.perf_counter() - started)
-        self._set_training_state(before)
-        set_random_states(randomness)
-        kept = kept_by(self._actor_critic(), self.ref_model)
-        checked = "ratio 1 before the first update, the KL to the reference"
-        sample = tuple(batch[name][0] for name in ("query", "response", "score"))
-        return describe_check(seconds, self.args.num_total_batches, checked, sample, kept)
-
-    def _check_before_training(self) -> None:
-        if self.rewards is None:
-            raise RecipeError("`train` needs `reward_funcs`. Pass one function or a list of them.")
-        if self.dataset is None:
-            raise RecipeError(
-                "`train` needs `train_dataset`: prompts, with token ids in `input_ids`."
-            )
-        if len(self.dataset) < self.config.global_batch_size:
-            raise RecipeError(
-                f"The data set has {len(self.dataset)} prompts, fewer than one batch of "
-                f"{self.config.batch_size}. Lower `batch_size` or give more prompts."
-            )
-        rows = made_up_batch(self.dataset[:2])
-        prompts, completions, columns = reward_inputs(rows, self.tokenizer)
-        extras = {"columns": columns, "trainer_state": self.state}
-        check_rewards(self.rewards, self.args.reward_once, prompts, completions, **extras)
-        longest = max(len(ids) for ids in self.dataset["input_ids"])
-        check_lengths(longest, self.args.response_length, self._policy())
-        find_checkpoint(self.args)
-        if self.args.should_save and self.args.save_steps:
-            trained = self._trained_parameters().values()
-            kept = self.args.save_total_limit or 1
-            weights = sum(parameter.numel() * 4 for parameter in trained)
-            # weights and two moments a checkpoint, one more while it is written, and the model
-            check_disk(Path(self.args.output_dir), weights * (3 * (kept + 1) + 1))
+        return checks.dry_run(self)
 
     # What several phases use
 
@@ -721,11 +578,6 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
 
     def _reference(self) -> AbstractContextManager[nn.Module]:
         return reference_of(self._policy(), self.ref_model, self.config.ref_adapter_name)
-
-    def _reduced_precision(self) -> bool:
-        models = [self._policy()] + ([] if self.ref_model is None else [self.ref_model])
-        dtypes = {parameter.dtype for model in models for parameter in model.parameters()}
-        return self._uses_bf16() or bool(dtypes & {torch.bfloat16, torch.float16})
 
     def _uses_bf16(self) -> bool:
         return self.args.bf16 or self.accelerator.mixed_precision == "bf16"
