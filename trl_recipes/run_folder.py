@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -270,20 +271,11 @@ def read_header(run: RunFolder) -> tuple[dict[str, str], dict[str, str]]:
     Returns:
         `recipe`, `started` and `versions`; and what was worked out from the settings, by name.
     """
-    facts: dict[str, str] = {}
-    derived: dict[str, str] = {}
     text = run.config.read_text("utf-8", errors="replace") if run.config.is_file() else ""
-    for line in text.splitlines():
-        name, _, value = line.removeprefix("# ").partition(": ")
-        if not line.startswith("# "):
-            break
-        if name == "worked out":
-            key, _, found = value.partition(" = ")
-            derived[key] = found
-        elif name in ("recipe", "started"):
-            facts[name] = value
-        elif line.startswith("# python "):
-            facts["versions"] = line.removeprefix("# ")
+    facts = dict(re.findall(r"(?m)^# (recipe|started): (.*)", text))
+    if found := re.search(r"(?m)^# (python .*)", text):
+        facts["versions"] = found[1]
+    derived = dict(re.findall(r"(?m)^# worked out: (\w+) = (.*)", text))
     return facts, derived
 
 
