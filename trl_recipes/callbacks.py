@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from trl_recipes.checkpointing import find_checkpoint, share_checkpoint, whole_checkpoints
 from trl_recipes.distributed import gather, has_ended, is_main_process, neighbors
 from trl_recipes.errors import RunStopped
-from trl_recipes.models.sharding import check_embeddings, wrap_by_layer
 from trl_recipes.run_folder import RunFolder, recorded
 from trl_recipes.stats import append_stats, keep_steps
 
@@ -178,9 +176,6 @@ def train_or_stop(
     """
     args, run = trainer.args, RunFolder(Path(trainer.args.output_dir))
     checkpoint = find_checkpoint(args)
-    if isinstance(trainer.model, PreTrainedModel | PeftModel):
-        check_embeddings(trainer.model, trainer.accelerator)
-        wrap_by_layer(trainer.model, trainer.accelerator)
     started = nullcontext()
     if before_training is not None:
         started = before_training()

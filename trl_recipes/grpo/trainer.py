@@ -57,7 +57,13 @@ from trl_recipes.models.forward import forward_arguments, unwrap_adapter
 from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.memory import set_malloc_thresholds
 from trl_recipes.models.sampling import packed_weights
-from trl_recipes.models.sharding import check_fsdp_loading, full_model, full_tensor, is_sharded
+from trl_recipes.models.sharding import (
+    check_fsdp_loading,
+    full_model,
+    full_tensor,
+    is_sharded,
+    wrap_by_layer,
+)
 from trl_recipes.rewards.base import check_rewards, part_of, score_part
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.run_folder import RunFolder, check_disk
@@ -457,6 +463,7 @@ class GroupTrainer:
             self.args.resume_from_checkpoint = resume_from_checkpoint
         self._folder = Path(self.args.output_dir)  # a recipe may have proposed it meanwhile
         train = functools.partial(self._train, **kwargs)
+        wrap_by_layer(self.model, self.accelerator)
         if self.args.saves:
             return train_or_stop(self, train=train, about=self._about(lengths))
         if self.args.resume_from_checkpoint:

@@ -244,7 +244,7 @@ class PerplexityReward:
         name: str | None = None,
         trust_remote_code: bool = False,
     ):
-        self.model, self.tokenizer = load_language_model(
+        self.model, self.tokenizer = language_model_of(
             model, tokenizer, "PerplexityReward", trust_remote_code=trust_remote_code
         )
         self.log = log
@@ -301,7 +301,7 @@ def reward_of_model(model: Any, source: str) -> RewardModelReward | SentimentRew
     return SentimentReward(SimpleNamespace(model=model, tokenizer=tokenizer, device=model.device))
 
 
-def load_language_model(
+def language_model_of(
     model: Any, tokenizer: Any, source: str, *, trust_remote_code: bool = False
 ) -> tuple[Any, Any]:
     """Return a causal language model and its tokenizer, loaded where they are not ready yet.

@@ -10,7 +10,7 @@ from trl_recipes.data.conversations import full_texts, plain_text
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length, evaluating
 from trl_recipes.models.packing import pad_rows
-from trl_recipes.rewards.models import batches_by_length, load_language_model, local_device
+from trl_recipes.rewards.models import batches_by_length, language_model_of, local_device
 from trl_recipes.rewards.rules import read_text
 
 _SOURCE = "SimilarityReward"
@@ -103,7 +103,7 @@ def _check_reference(text: str, where: str) -> None:
 
 
 def _with_hidden_states(model: Any, tokenizer: Any, batch_size: int) -> Compare:
-    model, tokenizer = load_language_model(model, tokenizer, _SOURCE)
+    model, tokenizer = language_model_of(model, tokenizer, _SOURCE)
     trunk = model.get_decoder()  # no logits are needed
 
     @torch.inference_mode()

@@ -23,6 +23,7 @@ from transformers import (
 from trl_recipes.callbacks import train_or_stop
 from trl_recipes.describe import duration, peak_memory
 from trl_recipes.models.adapters import save_trained
+from trl_recipes.models.sharding import check_embeddings, wrap_by_layer
 from trl_recipes.settings import setting
 
 IGNORED = -100  # label of a position that the loss leaves out
@@ -100,6 +101,8 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(LossBar)
+    check_embeddings(trainer.model, trainer.accelerator)
+    wrap_by_layer(trainer.model, trainer.accelerator)
     result = train_or_stop(trainer, before_training)
     figures = {
         "train_loss": result.training_loss,
