@@ -45,21 +45,18 @@ def main(args: CompareArguments) -> None:
     output = check_folder(args.output_dir)
 
     # Models
-    configs = [read_config(run) for run in args.runs]
-    starts = {
-        rewrites.start_of(run, config) for run, config in zip(args.runs, configs, strict=True)
-    }
+    config = read_config(args.runs[0])
+    starts = {rewrites.start_of(run, read_config(run)) for run in args.runs}
     if len(starts) > 1 and args.reference is None:
         found = ", ".join(str(start or "the embedded model") for start in starts)
         raise RecipeError(f"The runs started from several models: {found}. Give --reference.")
-    config, device = configs[0], PartialState().device
     sources = {"reference": args.reference or starts.pop() or language_model()}
     sources |= dict(zip(run_names(args.runs, taken=["reference"]), args.runs, strict=True))
     trusted = {"trust_remote_code": args.trust_remote_code}
     models = {}
     for name, path in sources.items():
         model, tokenizer = load_run(path, source=f"the model `{name}`", **trusted)
-        models[name] = model.to(device), tokenizer
+        models[name] = model.to(PartialState().device), tokenizer
 
     # Prompts
     length = read_number(args.runs[0], "response_length", 16)
@@ -67,8 +64,8 @@ def main(args: CompareArguments) -> None:
         prompts = rewrites.held_out_sources(config, *models["reference"], args.max_prompts)
         measures = rewrites.measures_of_run(args.runs[0], config)
     else:
-        shortest = read_number(args.runs[0], "min_prompt_length", 2)
-        longest = read_number(args.runs[0], "max_prompt_length", 8)
+        limits = (("min_prompt_length", 2), ("max_prompt_length", 8))
+        shortest, longest = (read_number(args.runs[0], *limit) for limit in limits)
         prompts = load_prompts(
             config.get("dataset_name"),
             models["reference"][1],
