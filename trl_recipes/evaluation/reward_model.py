@@ -39,6 +39,41 @@ AXES = {
     "number": ("predicted number", "true number"),
 }
 BINS = 10
+CARD = """---
+library_name: transformers
+pipeline_tag: text-classification
+tags:
+- reward-model
+---
+
+# A reward model
+
+It learnt {learnt}.
+
+- Started from: {base}
+- Data: {source}, {rows} rows (fragments and windows counted)
+- Training: {seconds:.0f} seconds; {versions}
+
+## Figures on held-out rows
+
+- {measured}
+
+| {predicted} | {observed} | n |
+| --- | --- | --- |
+{bins}
+
+A policy that is optimised against it leaves the texts that these figures are about: watch a judge
+that is not optimised (`--metrics`).
+
+## Use
+
+```python
+from trl_recipes.rewards import {function}
+
+reward = {use}
+scores = reward(prompts=["The film"], completions=[" was a joy."])
+```
+"""
 
 
 class Bin(NamedTuple):
@@ -132,47 +167,23 @@ def write_card(
         "pairs": "which text of a pair is better (Bradley and Terry: minus log sigmoid of the "
         "margin)",
     }[figures.kind]
-    measured = figures.sentences().replace("\n", "\n- ")
     bins = "\n".join(f"| {b.predicted:.3f} | {b.observed:.3f} | {b.count} |" for b in figures.bins)
     predicted, observed = AXES[figures.kind]
-    (Path(folder) / "README.md").write_text(
-        f"""---
-library_name: transformers
-pipeline_tag: text-classification
-tags:
-- reward-model
----
-
-# A reward model
-
-It learnt {learnt}.
-
-- Started from: {printable(base)}
-- Data: {printable(source)}, {rows} rows (fragments and windows counted)
-- Training: {seconds:.0f} seconds; {versions}
-
-## Figures on held-out rows
-
-- {measured}
-
-| {predicted} | {observed} | n |
-| --- | --- | --- |
-{bins}
-
-A policy that is optimised against it leaves the texts that these figures are about: watch a judge
-that is not optimised (`--metrics`).
-
-## Use
-
-```python
-from trl_recipes.rewards import {use.partition("(")[0]}
-
-reward = {use}
-scores = reward(prompts=["The film"], completions=[" was a joy."])
-```
-""",
-        encoding="utf-8",
+    card = CARD.format(
+        learnt=learnt,
+        base=printable(base),
+        source=printable(source),
+        rows=rows,
+        seconds=seconds,
+        versions=versions,
+        measured=figures.sentences().replace("\n", "\n- "),
+        predicted=predicted,
+        observed=observed,
+        bins=bins,
+        function=use.partition("(")[0],
+        use=use,
     )
+    (Path(folder) / "README.md").write_text(card, encoding="utf-8")
 
 
 def reliability(

@@ -245,11 +245,9 @@ def run_all(
                         for process in going:
                             process.send_signal(signals.received)
                     wait(waiting)
-                    raise RunStopped(
-                        f"Stopped by {signals.received.name}. The same command goes on where it "
-                        "stopped.",
-                        128 + signals.received,
-                    )
+                    name = signals.received.name
+                    words = f"Stopped by {name}. The same command goes on where it stopped."
+                    raise RunStopped(words, 128 + signals.received)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in going:

@@ -212,11 +212,9 @@ def _gains(values: np.ndarray, rows: Sequence[Mapping[str, Any]], key: str, wind
 
 
 def _standard_error(values: np.ndarray, window: int) -> float:
-    """Of the difference of two windows' means, from how much neighbouring steps differ.
-
-    Differences of neighbours hold twice the variance of one step and hardly any of the trend (von
-    Neumann 1941).
-    """
+    """Of the difference of two windows' means, from how much neighbouring steps differ."""
+    # differences of neighbours hold twice the variance of one step and hardly any of the trend (von
+    # Neumann 1941)
     variance = float(np.mean(np.diff(values) ** 2)) / 2
     return math.sqrt(2 * variance / window)
 

@@ -151,7 +151,10 @@ def plot_runs(
 
 
 def plot_losses(
-    all_stats: Rows, path: str | Path | None = None, title: str = "", unit: str = "nats per token"
+    all_stats: Rows,
+    path: str | Path | None = None,
+    title: str = "",
+    unit: str = "nats per character",
 ) -> Figure:
     """Draw `loss/train` and `loss/heldout` of a model that was trained on texts."""
     figure = Picture(figsize=(9, 4.2), layout="constrained")
