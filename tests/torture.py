@@ -47,12 +47,13 @@ def make_models(folder):
     BertForSequenceClassification(config).save_pretrained(folder / "classifier")
     tokenizer.save_pretrained(folder / "classifier")
     rows = [{"text": f"{SENTENCES[i % 6]} {i}", "label": i % 2} for i in range(60)]
+    (folder / "data").mkdir()
     for split in ("train", "test"):
-        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (folder / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return [
         *("--model_name_or_path", str(folder / "policy")),
         *("--reward_model", str(folder / "classifier")),
-        *("--dataset_name", str(folder)),
+        *("--dataset_name", str(folder / "data")),
         *("--batch_size", "8", "--eval_prompts", "8", "--response_length", "6"),
         *("--learning_rate", "1e-3", "--disable_tqdm", "true", "--use_score_scaling", "true"),
         *("--lr_scheduler_type", "linear", "--save_steps", "2", "--ppo_epochs", "2"),
