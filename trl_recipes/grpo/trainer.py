@@ -462,6 +462,7 @@ class GroupTrainer:
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = resume_from_checkpoint
         self._folder = Path(self.args.output_dir)  # a recipe may have proposed it meanwhile
+        wrap_by_layer(self.model, self.accelerator)
         train = functools.partial(self._train, **kwargs)
         wrap_by_layer(self.model, self.accelerator)
         if self.args.saves:
