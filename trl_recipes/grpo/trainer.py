@@ -52,6 +52,7 @@ from trl_recipes.grpo.resume import (
     write_place,
     write_weights,
 )
+from trl_recipes.grpo.statistics import batch_statistics, weighted_totals
 from trl_recipes.models.adapters import save_policy, select_trainable
 from trl_recipes.models.forward import forward_arguments, unwrap_adapter
 from trl_recipes.models.loading import check_lengths
@@ -71,7 +72,6 @@ from trl_recipes.stats import (
     append_alarms,
     append_samples,
     append_stats,
-    distinct_n,
 )
 
 logger = get_logger(__name__)
@@ -117,7 +117,7 @@ class GroupTrainer:
 
     Differs from TRL's: the reference model has the very weights that the policy starts with, where
     TRL loads them by the model's name; the model's own generation settings are set aside; positions
-    are explicit, so that a row's log-probabilities do not depend on its neighbours' padding; the
+    are explicit, so that a row's log-probabilities do not depend on its neighbors' padding; the
     order of prompts follows from seed and epoch, so that it is the same after a resume; on a CPU
     log-probabilities come from plain logits; TRL is told of no run.
 
@@ -191,7 +191,6 @@ class GroupTrainer:
         if self.accelerator.device.type == "cpu":
             set_malloc_thresholds()
         self.log_completions = args.log_completions
-        self._folder = Path(args.output_dir)  # `args` names the checkpoints' while it trains
         self._forget()
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -314,10 +313,7 @@ class GroupTrainer:
         by_function = self.accelerator.gather(values.T.contiguous().to(self.accelerator.device))
         self._note("time/scoring", time.perf_counter() - started)
         if self.model.training:
-            self._note_scores(by_function)
-            self._note_texts(completions, completion_ids_list)
-            self._note_metrics(raw)
-            self._keep_samples(prompts, completions, by_function)
+            self._note_batch(raw, prompts, completions, completion_ids_list, by_function)
         return by_function
 
     def _score(self, inputs, prompts, completions, ids) -> dict[str, list[float]]:
@@ -347,12 +343,7 @@ class GroupTrainer:
         return {n: [torch.nan if v is None else v for v in values] for n, values in raw.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log what TRL logs, and keep the row of a training step in the run folder.
-
-        Args:
-            logs: numbers by name.
-            start_time: of the training, as transformers gives it.
-        """
+        """Log what TRL logs, and keep the row of a training step in the run folder."""
         if self.log_completions:  # TRL writes a file there for each step
             (Path(self.args.output_dir) / "completions").mkdir(parents=True, exist_ok=True)
         super().log(logs, start_time)
@@ -365,64 +356,27 @@ class GroupTrainer:
         """Add a value to those that TRL averages and logs."""
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
-    def _totals(self, by_function: Tensor) -> Tensor:
-        """Weighted sums, (all B,); nan where no function scored."""
-        weights = self.reward_weights.to(by_function.device)
-        totals = (by_function * weights).nansum(1)
-        return totals.masked_fill(by_function.isnan().all(1), torch.nan)
+    def _note_batch(self, raw, prompts, completions, ids, by_function: Tensor) -> None:
+        """Note what a sampled batch looks like, and keep a response of each of the first groups.
 
-    def _note_scores(self, by_function: Tensor) -> None:
-        """Note score and spread of a sampled batch, and how many groups have none.
-
-        Args:
-            by_function: what each reward function gave, over all processes, (all B, functions).
+        `by_function` holds what each reward function gave, (all B, functions).
         """
-        totals = self._totals(by_function)
-        scored = totals[~totals.isnan()]
-        groups = totals.view(-1, self.num_generations)
-        groups = torch.where(groups.isnan(), groups.nanmean(1, keepdim=True), groups).nan_to_num()
-        spread = groups.amax(1) - groups.amin(1)
-        equal = spread <= 1e-6 * groups.abs().amax(1).clamp(min=1.0)  # float32's rounding
-        self._note("env/reward_mean", scored.mean().item())
-        self._note("env/reward_std", scored.std(correction=0).item())
-        self._note("groups/reward_std", groups.std(1, correction=0).mean().item())
-        self._note("groups/equal", equal.float().mean().item())
-
-    def _note_texts(self, completions: list, ids: list[list[int]]) -> None:
-        """Note length and variety of B completions, and count them."""
-        device = self.accelerator.device
-        lengths = self.accelerator.gather(torch.tensor([len(row) for row in ids], device=device))
-        self._episodes += len(lengths)
-        self._generated += int(lengths.sum())
-        self._note("tokens/responses_len_mean", lengths.float().mean().item())
-        texts = gather([plain_text(text) for text in completions])
-        self._note("samples/distinct_2", distinct_n(gather(list(ids)), 2))
-        self._note("samples/unique", len(set(texts)) / len(texts))
+        totals, all_ids = weighted_totals(by_function, self.reward_weights), gather(list(ids))
+        texts = [plain_text(completion) for completion in completions]
+        metrics = {name: gather(raw[name]) for name in self.rewards.metric_names}
+        found = batch_statistics(totals, self.num_generations, gather(texts), all_ids, metrics)
         if self.mask_truncated_completions:
             ends = (self._tokenizer.eos_token_id, self._tokenizer.pad_token_id)
-            masked = gather([row[-1] not in ends for row in ids])
-            self._note("tokens/masked_share", sum(masked) / len(masked))
-
-    def _note_metrics(self, raw: dict[str, list[float]]) -> None:
-        """Note mean and spread of what is only logged, over all processes."""
-        for name in self.rewards.metric_names:
-            values = torch.tensor(raw[name], device=self.accelerator.device)
-            known = self.accelerator.gather(values)
-            known = known[~known.isnan()]
-            if len(known):
-                self._note(f"metrics/{name}/mean", known.mean().item())
-                self._note(f"metrics/{name}/std", known.std(correction=0).item())
-
-    def _keep_samples(self, prompts: list, completions: list, by_function: Tensor) -> None:
-        """Keep one response of each of the first groups, for samples.jsonl."""
+            cut = [row[-1] not in ends for row in all_ids]
+            found["tokens/masked_share"] = sum(cut) / len(cut)
+        for name, value in found.items():
+            self._note(name, value)
+        self._episodes += len(all_ids)
+        self._generated += sum(map(len, all_ids))
         first = self.accelerator.process_index * len(prompts)
-        scores = self._totals(by_function)[first : first + len(prompts)].tolist()
-        one_each = slice(0, self.num_generations * self.args.log_samples, self.num_generations)
-        self._samples = (
-            [plain_text(prompt) for prompt in prompts[one_each]],
-            [plain_text(completion) for completion in completions[one_each]],
-            scores[one_each],
-        )
+        scores = totals[first : first + len(prompts)].tolist()
+        few = slice(0, self.num_generations * self.args.log_samples, self.num_generations)
+        self._samples = ([plain_text(prompt) for prompt in prompts[few]], texts[few], scores[few])
 
     def _record(self, logs: dict[str, Any]) -> None:
         """Keep the row of a step, and write it to disk at once."""
@@ -436,7 +390,7 @@ class GroupTrainer:
         for sentence in alarms:
             logger.warning(sentence)
         if self.args.should_save:
-            run = RunFolder(self._folder)
+            run = RunFolder(Path(self.args.output_dir))
             append_stats(run.all_stats, row)
             append_alarms(run.alarms, row["step"], alarms)
             if self._samples is not None:
@@ -448,25 +402,26 @@ class GroupTrainer:
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train for `max_steps` steps, with rows, samples and checkpoints in the run folder.
 
-        Args:
-            resume_from_checkpoint: go on from this checkpoint, or from the newest whole one (True);
-                None does what the configuration says.
-            **kwargs: further arguments of TRL's `train`.
+        It goes on from the checkpoint given, from the newest whole one (True), or as `args` say.
 
         Raises:
-            RecipeError: reward functions, data set, lengths or checkpoint are not fit for training,
-                a reward function failed, or gradients stopped being finite.
+            RecipeError: something is not fit for training, a reward function failed, or gradients
+                stopped being finite.
             RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
         """
         lengths = self._check_before_training()
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = resume_from_checkpoint
-        self._folder = Path(self.args.output_dir)  # a recipe may have proposed it meanwhile
-        wrap_by_layer(self.model, self.accelerator)
         train = functools.partial(self._train, **kwargs)
         wrap_by_layer(self.model, self.accelerator)
         if self.args.saves:
-            return train_or_stop(self, train=train, about=self._about(lengths))
+            about = {
+                "algorithm": self._name,
+                "about": self._described(lengths),
+                "rewards": dict(zip(self.rewards.names, self.rewards.weights, strict=True)),
+                "metrics": self.rewards.metric_names,
+            }
+            return train_or_stop(self, train=train, about=about)
         if self.args.resume_from_checkpoint:
             raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
         self.args.save_strategy = "no"
@@ -492,7 +447,7 @@ class GroupTrainer:
         self._between = None
         if self._trying or not self.args.resume_from_checkpoint:
             return
-        run, step = RunFolder(self._folder), self.state.global_step
+        run, step = RunFolder(Path(self.args.output_dir)), self.state.global_step
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self.all_stats = drop_later_rows(run, step)
@@ -555,20 +510,10 @@ class GroupTrainer:
         super()._save_checkpoint(model, trial)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: TRL would put one into the run folder with each checkpoint.
-
-        Args:
-            *args: TRL's, not used.
-            **kwargs: TRL's, not used.
-        """
+        """Write none: TRL would put one into the run folder with each checkpoint."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save policy and tokenizer to a folder in the hub's format.
-
-        Args:
-            output_dir: None takes `model/` in the run folder.
-            _internal_call: transformers' own argument, for checkpoints.
-        """
+        """Save policy and tokenizer in the hub's format: to `model/` in the run folder, or here."""
         if _internal_call:
             super().save_model(output_dir, _internal_call)
             return
@@ -583,21 +528,8 @@ class GroupTrainer:
     # Before training
 
     def describe(self) -> str:
-        """Say in one paragraph what `train` is about to do, with the batch arithmetic in words.
-
-        Raises:
-            RecipeError: reward functions, data set or lengths are not fit for training.
-        """
+        """Say in one paragraph what `train` is about to do, with the batch arithmetic in words."""
         return self._described(self._check_before_training())
-
-    def _about(self, lengths: list[int]) -> dict[str, Any]:
-        """What the run's record says of it."""
-        return {
-            "algorithm": self._name,
-            "about": self._described(lengths),
-            "rewards": dict(zip(self.rewards.names, self.rewards.weights, strict=True)),
-            "metrics": self.rewards.metric_names,
-        }
 
     def _described(self, lengths: list[int]) -> str:
         return describe_run(
@@ -613,18 +545,13 @@ class GroupTrainer:
     def check(self) -> str:
         """Make the first steps of `train`, write nothing, and put everything back.
 
-        Returns:
-            What was checked, and the time and memory that the whole run will take.
-
-        Raises:
-            RecipeError: as `train`.
+        Returns what was checked, and the time and memory that the whole run will take.
         """
         self._check_before_training()
         steps = self._number_of_steps()
-        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        before = {name: parameter.detach().clone() for name, parameter in trained.items()}
-        reference = None if self.ref_model is None else self.ref_model.state_dict()
-        reference = {name: tensor.clone() for name, tensor in (reference or {}).items()}
+        reference = [] if self.ref_model is None else self.ref_model.parameters()
+        changed = [p for p in self.model.parameters() if p.requires_grad] + list(reference)
+        before = [parameter.detach().clone() for parameter in changed]
         randomness, listeners = random_states(), self.callback_handler.callbacks
         lent = {"max_steps": min(CHECK_STEPS, steps), "save_strategy": "no", "eval_strategy": "no"}
         lent |= {"logging_steps": 1, "resume_from_checkpoint": None}
@@ -645,10 +572,8 @@ class GroupTrainer:
             self._forget()
             self._metrics["train"].clear()
             with torch.no_grad():
-                for name, parameter in trained.items():
-                    parameter.copy_(before[name])
-            if reference:
-                self.ref_model.load_state_dict(reference)
+                for parameter, value in zip(changed, before, strict=True):
+                    parameter.copy_(value)
             set_random_states(randomness)
         return describe_check(seconds, steps, "the prompts", sample)
 
@@ -709,10 +634,7 @@ def _without_renamings() -> Iterator[None]:
 
 
 class GRPOTrainer(GroupTrainer, trl.GRPOTrainer):
-    """Group relative policy optimisation: TRL's trainer, in a run folder.
-
-    [`GroupTrainer`] tells its arguments and what differs from TRL's.
-    """
+    """Group relative policy optimization; [`GroupTrainer`] tells what differs from TRL's."""
 
     config_class = GRPOConfig
 
@@ -725,32 +647,23 @@ class GRPOTrainer(GroupTrainer, trl.GRPOTrainer):
     def compute_loss(self, model, inputs, *args: Any, **kwargs: Any) -> Any:
         """Compute TRL's loss, and note the KL of a response as PPO does.
 
-        Args:
-            model: the policy.
-            inputs: one batch, as TRL makes it.
-            *args: TRL's.
-            **kwargs: TRL's.
+        It is noted where a sampled batch is gone over for the first time; later the policy is
+        another one.
         """
         self._logps = None  # a loss that computes none (Liger's) leaves it so
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         reference, mask = inputs.get("ref_per_token_logps"), inputs["completion_mask"]
-        if reference is not None and self._logps is not None and self._first_use():
+        passes = self.args.steps_per_generation
+        first_use = self._step % (passes * self.num_iterations) < passes
+        if reference is not None and self._logps is not None and first_use:
             mask = mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
             kl = ((self._logps - reference) * mask).sum(1)
             self._note("objective/kl", self.accelerator.gather(kl).mean().item())
         return loss
 
-    def _first_use(self) -> bool:
-        """Whether a sampled batch is gone over for the first time; later it is another policy's."""
-        passes = self.args.steps_per_generation
-        return self._step % (passes * self.num_iterations) < passes
-
 
 class RLOOTrainer(GroupTrainer, trl.RLOOTrainer):
-    """REINFORCE with the mean of the others as baseline: TRL's trainer, in a run folder.
-
-    [`GroupTrainer`] tells its arguments and what differs from TRL's.
-    """
+    """REINFORCE leave-one-out; [`GroupTrainer`] tells what differs from TRL's."""
 
     config_class = RLOOConfig
 
