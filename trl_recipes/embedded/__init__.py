@@ -1,7 +1,7 @@
-"""The offline default: film reviews that the project writes, and small models built from them.
+"""The offline default: film reviews that the project writes, and small models trained on them.
 
-Nothing is downloaded. The reviews come from a grammar (`grammar`, `corpus`); a GPT-2 and a
-sentiment classifier are trained on them on first use (`build`) and kept for later (`cache`).
+Nothing is downloaded. The reviews come from a grammar (`corpus`, reviews.yaml); a GPT-2 and a
+sentiment classifier, trained on them by `make embedded`, lie in the folder `models`.
 """
 
 from functools import lru_cache
@@ -9,46 +9,36 @@ from pathlib import Path
 
 from trl_recipes.errors import RecipeError
 
-from . import cache, corpus
+from . import corpus
 
 __all__ = ["language_model", "reviews", "sentiment_classifier"]
 
+MODELS = Path(__file__).parent / "models"
+
 
 def language_model() -> Path:
-    """Give the folder of the embedded GPT-2, in the hub's format; built on first use.
+    """Return the folder of the embedded GPT-2, in the hub's format.
 
     It writes reviews of both moods, half and half, and ends each with `<|endoftext|>`. As GPT-2 it
     has no pad token.
-
-    Raises:
-        RecipeError: the cache folder cannot be written.
     """
-    return cache.models() / "language_model"
+    return MODELS / "language_model"
 
 
 def sentiment_classifier() -> Path:
-    """Give the folder of the embedded `text-classification` model; built on first use.
+    """Return the folder of the embedded `text-classification` model.
 
     Its labels are NEGATIVE (0) and POSITIVE (1). It reads whole reviews and fragments alike; one
     that says nothing yet gets about 0.5.
-
-    Raises:
-        RecipeError: the cache folder cannot be written.
     """
-    return cache.models() / "sentiment_classifier"
+    return MODELS / "sentiment_classifier"
 
 
 def reviews(split: str) -> list[dict[str, str | int]]:
-    """Give the embedded reviews of a split, the same on every machine.
+    """Return the embedded reviews of a split, the same on every machine.
 
-    Args:
-        split: "train" (both models learn from it), "prompts" or "heldout"; no text is in two.
-
-    Returns:
-        Rows {"text": the review, "label": 1 for a positive verdict, 0 for a negative}, in turn.
-
-    Raises:
-        RecipeError: there is no such split.
+    Both models learn from "train"; the others are "prompts" and "heldout", and no text is in two.
+    Rows are {"text": the review, "label": 1 for a positive verdict, 0 for a negative}, in turn.
     """
     if split not in corpus.SPLITS:
         raise RecipeError(

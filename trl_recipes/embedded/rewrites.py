@@ -1,60 +1,32 @@
 """Short bad reviews, rewrites of them into the opposite mood, and what a good rewrite is.
 
-The words are those of the embedded grammar; the sentences are of a few forms, so that a program can
+The words are those of the embedded reviews; the sentences are of a few forms, so that a program can
 read what a model wrote and say how good it is. The rewrites to learn from are those of a mixed
 crowd: few do what was asked. A model that is pretrained on them writes as the crowd does.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
 from trl_recipes.errors import RecipeError
 
-from .corpus import parse_grammar
-from .grammar import FORMS, WORDS
+from .grammar import OTHER, parse_grammar, read_yaml
 
 SPLITS = {"train": 6_000, "prompts": 4_000, "heldout": 512}
 SEED = 20_241
-_MOST = {"adj": 20, "thing": 16, "things": 10, "star": 8, "title": 8}  # few words are learnt well
-_LUKEWARM = {
-    "+": ("good enough", "pleasant enough", "not bad at all", "worth a look", "easy to like"),
-    "-": ("not good enough", "nothing special", "not good at all", "hard to like", "hard to bear"),
-}
-# Sentences of one and of two opinions; {title} is a subject too.
-_ONE = ("{0}.", "I thought {0}.", "In {title}, {0}.")
-_TWO = ("{0} and {1}.", "I thought {0}, and {1}.", "In {title}, {0} and {1}.", "{0}, but {1}.")
-# What the crowd does, in twentieths of its rewrites.
-_CROWD = (
-    *("asked",) * 2,
-    *("lukewarm",) * 7,
-    *("other subject",) * 2,
-    *("same mood",) * 6,
-    *("half",) * 3,
-)
 
 
 class Opinion(NamedTuple):
-    """One clause: what it is about, and what it says of it.
-
-    Attributes:
-        subject: such as "the plot" or a name.
-        verdict: a word of one mood.
-    """
+    """One clause: what it is about, such as "the plot" or a name, and a word of one mood."""
 
     subject: str
     verdict: str
 
 
 class Review(NamedTuple):
-    """What a text says: its form, its opinions, and the film's title where it names one.
-
-    Attributes:
-        form: with a place for each clause.
-        opinions: in the order of those places.
-        title: of the film, or None.
-    """
+    """What a text says: its form, an opinion for each place in it, and the film it names."""
 
     form: str
     opinions: tuple[Opinion, ...]
@@ -67,23 +39,19 @@ class Review(NamedTuple):
 
     def text(self) -> str:
         """Write the review out."""
-        clauses = [f"{o.subject} {_verb(o.subject)} {o.verdict}" for o in self.opinions]
+        clauses = [
+            f"{subject} {'were' if subject in _PLURAL else 'was'} {verdict}"
+            for subject, verdict in self.opinions
+        ]
         text = self.form.format(*clauses, title=self.title)
         return text[0].upper() + text[1:]
 
 
 def rewrites(split: str) -> list[dict[str, str]]:
-    """Give the pairs of a split, the same on every machine.
+    """Return the pairs of a split: {"source": a review, "target": what the crowd made of it}.
 
-    Args:
-        split: "train" (to pretrain on), "prompts" (sources for the reward model and PPO) or
-            "heldout"; no source is in two.
-
-    Returns:
-        Rows {"source": a review, "target": what one of the crowd made of it}.
-
-    Raises:
-        RecipeError: there is no such split.
+    "train" is to pretrain on, "prompts" holds sources for the reward model and PPO, "heldout" those
+    to judge by; no source is in two.
     """
     if split not in SPLITS:
         raise RecipeError(
@@ -104,11 +72,7 @@ def rewrites(split: str) -> list[dict[str, str]]:
 
 
 def read(text: str) -> Review | None:
-    """Read a review of one of the forms; None for any other text.
-
-    Args:
-        text: what a model wrote; upper and lower case do not matter.
-    """
+    """Read a review of one of the forms, in either letter case; None for any other text."""
     for form, pattern in _PATTERNS.items():
         found = pattern.fullmatch(text.strip())
         if found is not None:
@@ -129,17 +93,10 @@ def rewrite_quality(
     """Say how good rewrites are: the mood that was asked for, less what was lost.
 
     Mood is the mean over the rewrite's opinions: 1 for a strong one in the opposite of the source's
-    mood, 0.5 for a lukewarm one, 0 for one in the source's own mood. Lost is the share of the
+    mood, 0.5 for a lukewarm one, 0 for one in the source's own mood. Lost is the fraction of the
     source's subjects that the rewrite does not name. A text of no known form is worth 0, and so is
-    one that lost more than it has mood; the best possible rewrite is worth 1.
-
-    Args:
-        prompts: B sources.
-        completions: B rewrites.
-        **_: what else a trainer passes; not used.
-
-    Returns:
-        B numbers from 0 to 1; None where the source itself is of no known form.
+    one that lost more than it has mood; the best possible rewrite is worth 1. None where the source
+    itself is of no known form.
     """
     return [_quality(*pair) for pair in zip(prompts, completions, strict=True)]
 
@@ -147,15 +104,9 @@ def rewrite_quality(
 def subjects_kept(
     prompts: Sequence[str], completions: Sequence[str], **_: Any
 ) -> list[float | None]:
-    """Say which rewrites still name everything that their source is about.
+    """Give 1 to a rewrite that names everything its source is about, 0 to others.
 
-    Args:
-        prompts: B sources.
-        completions: B rewrites, of any form.
-        **_: what else a trainer passes; not used.
-
-    Returns:
-        1 or 0 each; None where the source is of no known form.
+    None where the source is of no known form.
     """
     kept: list[float | None] = []
     for prompt, completion in zip(prompts, completions, strict=True):
@@ -171,7 +122,7 @@ def _quality(prompt: str, completion: str) -> float | None:
         return None
     if rewrite is None:
         return 0.0
-    asked = _OTHER[_MOOD[source.opinions[0].verdict]]
+    asked = OTHER[_MOOD[source.opinions[0].verdict]]
     values = [
         0.0 if _MOOD[verdict] != asked else 0.5 if verdict in _LUKEWARM[asked] else 1.0
         for _, verdict in rewrite.opinions
@@ -180,19 +131,21 @@ def _quality(prompt: str, completion: str) -> float | None:
     return max(0.0, sum(values) / len(values) - lost)
 
 
-def _review(mood: str, draw) -> Review:
-    """A review in one mood, mostly in strong words."""
+Draw = Callable[[], float]
+
+
+def _review(mood: str, draw: Draw) -> Review:
+    """Write a review in one mood, mostly in strong words."""
     form = _pick(_FORMS[:-1], draw)  # "but" joins two moods
-    count = 1 + ("{1}" in form)
-    subjects = _distinct(_SUBJECTS, count, draw)
+    subjects = _distinct(_SUBJECTS, 1 + ("{1}" in form), draw)
     opinions = tuple(Opinion(subject, _verdict(mood, 0.8, draw)) for subject in subjects)
     return Review(form, opinions, _pick(_TITLES, draw) if "{title}" in form else None)
 
 
-def _crowd(source: Review, mood: str, draw) -> Review:
-    """What one of the crowd makes of a review."""
+def _crowd(source: Review, mood: str, draw: Draw) -> Review:
+    """Rewrite a review as one of the crowd does."""
     way = _pick(_CROWD, draw)
-    asked, subjects, title, form = _OTHER[mood], [o[0] for o in source.opinions], source.title, None
+    asked, subjects, title, form = OTHER[mood], [o[0] for o in source.opinions], source.title, None
     if way == "other subject":
         lost = int(draw() * (len(subjects) + (title is not None)))
         if lost == len(subjects):
@@ -203,23 +156,25 @@ def _crowd(source: Review, mood: str, draw) -> Review:
     moods = [mood if way == "same mood" else asked] * len(subjects)
     if way == "half":
         moods[-1] = mood
-        form = "{0}, but {1}." if len(subjects) == 2 and title is None else None
-    opinions = [
+        form = _FORMS[-1] if len(subjects) == 2 and title is None else None
+    opinions = tuple(
         Opinion(subject, _verdict(its_mood, strong, draw))
         for subject, its_mood in zip(subjects, moods, strict=True)
-    ]
-    return Review(form or source.form, tuple(opinions), title)
+    )
+    return Review(form or source.form, opinions, title)
 
 
-def _verdict(mood: str, strong: float, draw) -> str:
+def _verdict(mood: str, strong: float, draw: Draw) -> str:
     return _pick(_STRONG[mood] if draw() < strong else _LUKEWARM[mood], draw)
 
 
-def _pick(values: Sequence[str], draw) -> str:
+def _pick(values: Sequence[str], draw: Draw) -> str:
     return values[int(draw() * len(values))]
 
 
-def _distinct(values: Sequence[str], count: int, draw, without: Sequence[str] = ()) -> list[str]:
+def _distinct(
+    values: Sequence[str], count: int, draw: Draw, without: Sequence[str] = ()
+) -> list[str]:
     found: list[str] = []
     while len(found) < count:
         value = _pick(values, draw)
@@ -228,15 +183,10 @@ def _distinct(values: Sequence[str], count: int, draw, without: Sequence[str] = 
     return found
 
 
-def _verb(subject: str) -> str:
-    return "were" if subject in _PLURAL else "was"
-
-
 def _words(symbol: str) -> list[str]:
-    """The plain words of a symbol of the embedded grammar, each once."""
-    choices = _GRAMMAR[symbol]
-    words = list(dict.fromkeys(choice.parts[0] for choice in choices if choice.is_word))
-    return words[: _MOST[symbol.rstrip("+-")]]
+    """List the first plain words of a symbol of the embedded reviews, each once."""
+    plain = (choice.parts[0] for choice in _GRAMMAR[symbol] if choice.is_word)
+    return list(dict.fromkeys(plain))[: _DATA["words"][symbol.rstrip("+-")]]
 
 
 def _any_of(values: Sequence[str]) -> str:
@@ -254,13 +204,14 @@ def _pattern(form: str) -> re.Pattern[str]:
     return re.compile(form.replace(".", r"\.").format(*clauses, title=title), re.IGNORECASE)
 
 
-_GRAMMAR = parse_grammar(FORMS, WORDS)
-_OTHER = {"+": "-", "-": "+"}
+_GRAMMAR, _DATA = parse_grammar(read_yaml("reviews")), read_yaml("rewrites")
+_FORMS = _DATA["forms"]
+_CROWD = [way for way, parts in _DATA["crowd"].items() for _ in range(parts)]
 _STRONG = {mood: _words(f"adj{mood}") for mood in "+-"}
+_LUKEWARM = {mood: _DATA[f"lukewarm{mood}"] for mood in "+-"}
 _MOOD = {word: mood for words in (_STRONG, _LUKEWARM) for mood in "+-" for word in words[mood]}
 _PLURAL = [f"the {word}" for word in _words("things+")]
 _SUBJECTS = [*(f"the {word}" for word in _words("thing+")), *_PLURAL, *_words("star+")]
 _TITLES = _words("title+")
-_FORMS = (*_ONE, *_TWO)
 _SPELLING = {name.lower(): name for name in [*_SUBJECTS, *_TITLES]}
 _PATTERNS = {form: _pattern(form) for form in _FORMS}
