@@ -35,8 +35,8 @@ from peft import get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from trl_recipes.benchmark import models as sizes
-from trl_recipes.benchmark.work import Work
+from trl_recipes.benchmark import models
+from trl_recipes.benchmark.models import Workload
 
 ADAMW_BYTES = 7 * 4
 WINDOW = 0.1  # seconds of one measurement; the best of several counts
@@ -44,43 +44,25 @@ COPY_LIMIT = 2**28
 
 
 class ModelShape(NamedTuple):
-    """What a model multiplies by and holds, in numbers of weights.
-
-    Attributes:
-        trunk: weights that each token is multiplied by, without the head.
-        head: width times vocabulary.
-        layers: of the trunk.
-        width: of its hidden states.
-        attention_width: heads times their width.
-        parameters: in all.
-        adapter: weights of the LoRA adapter; 0 without one.
-    """
+    """What a model multiplies by and holds, in numbers of weights."""
 
     trunk: int  # weights that each token is multiplied by, without the head
     head: int  # width times vocabulary
     layers: int
-    width: int
+    width: int  # of its hidden states
     attention_width: int  # heads times their width
-    parameters: int
+    parameters: int  # in all
     adapter: int  # weights of the LoRA adapter, 0 without one
 
 
 class Needs(NamedTuple):
-    """Operations and bytes that one step cannot do without.
-
-    Attributes:
-        generation_operations: floating-point operations of sampling.
-        generation_bytes: that sampling reads.
-        forward_operations: of the passes between sampling and updates.
-        update_operations: of all forward and backward passes of the updates.
-        update_bytes: that the optimizer reads and writes.
-    """
+    """Floating-point operations and bytes that one step cannot do without."""
 
     generation_operations: float
-    generation_bytes: float
-    forward_operations: float
+    generation_bytes: float  # read
+    forward_operations: float  # of the passes between sampling and updates
     update_operations: float
-    update_bytes: float
+    update_bytes: float  # that the optimizer reads and writes
 
     @property
     def operations(self) -> float:
@@ -97,13 +79,7 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Bound:
-    """Seconds that each phase takes at least.
-
-    Attributes:
-        generation: of sampling.
-        forward: of the passes between sampling and updates.
-        update: of the updates.
-    """
+    """Seconds that each phase takes at least."""
 
     generation: float
     forward: float
@@ -115,22 +91,18 @@ class Bound:
         return self.generation + self.forward + self.update
 
 
-def model_shape(work: Work) -> ModelShape:
-    """Count a model's weights; nothing is allocated.
-
-    Args:
-        work: names the size, and whether there is an adapter.
-    """
+def model_shape(work: Workload) -> ModelShape:
+    """Count a model's weights; nothing is allocated."""
     with torch.device("meta"), warnings.catch_warnings():
         # PEFT 0.21 reads a property that transformers renamed in 5.23
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        model = sizes.language_model(work)
+        model = models.language_model(work)
         parameters = sum(p.numel() for p in model.parameters())
         products = (m for m in model.get_decoder().modules() if isinstance(m, nn.Linear | Conv1D))
         trunk = sum(module.weight.numel() for module in products)
         adapter = 0
         if work.peft:
-            model = get_peft_model(model, sizes.lora_config(work))
+            model = get_peft_model(model, models.lora_config(work))
             adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
     config = model.config
     heads, width = config.num_attention_heads, config.hidden_size
@@ -146,13 +118,8 @@ def model_shape(work: Work) -> ModelShape:
     )
 
 
-def needs(work: Work, shape: ModelShape) -> Needs:
-    """Count what one step needs, as the module's docstring says.
-
-    Args:
-        work: what a step does.
-        shape: of its model.
-    """
+def needs(work: Workload, shape: ModelShape) -> Needs:
+    """Count what one step needs, as the module's docstring says."""
     n = work.tokens
     weights = work.batch * 2.0 * (shape.trunk * n + shape.head * work.response)
     # position t attends to t positions: n (n + 1) / 2 pairs
@@ -173,12 +140,7 @@ def needs(work: Work, shape: ModelShape) -> Needs:
 
 
 def bound(needed: Needs, rates: Rates) -> Bound:
-    """Turn counts into seconds.
-
-    Args:
-        needed: operations and bytes.
-        rates: of this machine.
-    """
+    """Turn counts into seconds."""
     return Bound(
         generation=max(
             needed.generation_operations / rates.operations, needed.generation_bytes / rates.bytes
@@ -188,13 +150,8 @@ def bound(needed: Needs, rates: Rates) -> Bound:
     )
 
 
-def measure_rates(work: Work, shape: ModelShape) -> Rates:
-    """Measure a matrix product of the model's shape, and a copy as large as its weights.
-
-    Args:
-        work: gives rows, precision and device.
-        shape: gives the width and the number of weights.
-    """
+def measure_rates(work: Workload, shape: ModelShape) -> Rates:
+    """Measure a matrix product of the model's shape, and a copy as large as its weights."""
     dtype = torch.bfloat16 if work.precision == "bf16" else torch.float32
     rows, width = work.batch * work.tokens, shape.width
     left = torch.randn(rows, width, device=work.device).to(dtype)
@@ -208,12 +165,7 @@ def measure_rates(work: Work, shape: ModelShape) -> Rates:
 
 
 def fastest(first: Rates, second: Rates) -> Rates:
-    """Take the best of two measurements, which is what the machine can do.
-
-    Args:
-        first: one of them.
-        second: the other.
-    """
+    """Take the best of two measurements, which is what the machine can do."""
     return Rates(*map(max, first, second))
 
 

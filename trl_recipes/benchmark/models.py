@@ -1,4 +1,7 @@
-"""Models of a named size with random weights, and a tokenizer: built here, never downloaded."""
+"""What a benchmarked step does, and the models that do it: random weights, never downloaded."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from datasets import Dataset
@@ -14,8 +17,12 @@ from transformers import (
     Qwen2Config,
 )
 
-from trl_recipes.benchmark.work import Size, Work
+from trl_recipes.errors import RecipeError
 
+Size = Literal["tiny", "mini", "small", "half-billion"]
+
+CONTEXT = 1024  # positions of GPT-2
+PHASES = ("generation", "scoring", "forward", "update")
 # Attention projections by architecture; `attn.` keeps GPT-2's other c_proj, in the MLP, out.
 ATTENTION = {
     "gpt2": ["attn.c_attn", "attn.c_proj"],
@@ -23,12 +30,108 @@ ATTENTION = {
 }
 
 
-def model_config(size: Size) -> PreTrainedConfig:
-    """Give the configuration that goes by a name.
+@dataclass(frozen=True)
+class Workload:
+    """One PPO step: the same for both trainers, and the whole of what they are told.
 
-    Args:
-        size: tiny and mini are small GPT-2s, small is GPT-2 small (124M parameters), half-billion
-            has the shape of Qwen2-0.5B (494M).
+    Attributes:
+        size: name of the model's size.
+        batch: responses per step, over all processes.
+        query: tokens of each query.
+        response: tokens of each response; nothing ends one early.
+        epochs: passes over the batch, one optimizer step each.
+        precision: fp32, or bf16 autocast over float32 weights.
+        peft: LoRA on the attention projections instead of the full model.
+        device: cpu or cuda.
+        steps: steps that are timed, after one that warms up.
+        shortest: spreads the lengths of a batch evenly from here to `response`; None: all equal.
+        seed: of weights, prompts and sampling.
+        processes: that share the batch, under Accelerate.
+    """
+
+    size: Size
+    batch: int
+    query: int
+    response: int
+    epochs: int = 4
+    precision: Literal["fp32", "bf16"] = "fp32"
+    peft: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
+    steps: int = 2
+    shortest: int | None = None
+    seed: int = 0
+    processes: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one row that go through the trunk: the last one's logits nobody needs."""
+        return self.query + self.response - 1
+
+    def lengths(self) -> list[int]:
+        """Return the length of each response of a batch, in tokens."""
+        first = self.response if self.shortest is None else self.shortest
+        apart = (self.response - first) / max(1, self.batch - 1)
+        return [round(first + row * apart) for row in range(self.batch)]
+
+    def __str__(self) -> str:
+        lengths = self.response if self.shortest is None else f"{self.shortest} to {self.response}"
+        adapter = ", LoRA on attention" if self.peft else ""
+        processes = f", {self.processes} processes" if self.processes > 1 else ""
+        return (
+            f"{self.size}, batch {self.batch}, query {self.query}, response {lengths}, "
+            f"{self.epochs} epochs, {self.precision}{adapter}, {self.device}{processes}"
+        )
+
+
+def find_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """Choose the device; auto takes a GPU where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("--device cuda: torch finds no GPU here. Use --device cpu.")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def check_workload(work: Workload, repeats: int, only: str) -> None:
+    """Refuse what cannot be run, before anything is, by the name of its flag."""
+    names = ("batch", "query", "response", "epochs", "steps", "processes")
+    for name, value in {"repeats": repeats, **{n: getattr(work, n) for n in names}}.items():
+        if value < 1:
+            raise RecipeError(f"--{name} must be at least 1, got {value}.")
+    if work.query + work.response > CONTEXT:
+        raise RecipeError(
+            f"--query and --response: {work.query} and {work.response} tokens are more than "
+            f"the {CONTEXT} positions of a model of these sizes. Make one smaller."
+        )
+    if work.shortest is not None and not 1 <= work.shortest <= work.response:
+        raise RecipeError(
+            f"--shortest must be from 1 to --response ({work.response}), got {work.shortest}."
+        )
+    if only != "ours" and (work.processes > 1 or work.shortest is not None):
+        raise RecipeError(
+            "--processes and --shortest are for our trainer alone. Add --only ours, or leave "
+            "them out."
+        )
+    if work.batch % work.processes:
+        raise RecipeError(
+            f"--batch {work.batch} cannot be shared evenly by --processes {work.processes}. "
+            "Give a multiple of it."
+        )
+    there = torch.cuda.device_count() if work.device == "cuda" else work.processes
+    if work.processes > there:
+        raise RecipeError(
+            f"--processes {work.processes} needs as many GPUs, and torch finds {there}. Give "
+            "--device cpu, or fewer."
+        )
+    if only != "ours":
+        import trl_recipes.benchmark.trl_baseline  # noqa: F401  an error where TRL lacks it
+
+
+def model_config(size: Size) -> PreTrainedConfig:
+    """Return the configuration that goes by a name.
+
+    tiny and mini are small GPT-2s, small is GPT-2 small (124M parameters), half-billion has the
+    shape of Qwen2-0.5B (494M).
     """
     match size:
         case "tiny":
@@ -54,41 +157,30 @@ def _gpt2(vocab_size: int, **shape: int) -> GPT2Config:
 
 
 def _vocabulary(size: int) -> dict[str, int]:
-    """The last id begins, ends and pads, as is the custom with GPT-2."""
+    """Let the last id begin, end and pad, as is the custom with GPT-2."""
     end = size - 1
     return {"vocab_size": size, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
 
 
-def language_model(work: Work) -> nn.Module:
-    """Build the policy with random weights in float32.
-
-    Args:
-        work: says its size and seed.
-    """
+def language_model(work: Workload) -> nn.Module:
+    """Build the policy with random weights in float32."""
     torch.manual_seed(work.seed)
     return AutoModelForCausalLM.from_config(model_config(work.size), dtype=torch.float32)
 
 
-def value_model(work: Work) -> nn.Module:
-    """Build the value model that TRL's own trainer wants: the policy's shape, one number out.
-
-    Args:
-        work: says its size and seed.
-    """
+def value_model(work: Workload) -> nn.Module:
+    """Build the value model that TRL's own trainer wants: the policy's shape, one number out."""
     torch.manual_seed(work.seed + 1)
     config = model_config(work.size)
     config.num_labels = 1
     return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
 
 
-def reward_model(work: Work) -> nn.Module:
+def reward_model(work: Workload) -> nn.Module:
     """Build the reward model that TRL's own trainer wants, at next to no cost.
 
     One layer of width 8 over the policy's vocabulary: under a thousandth of the policy's
     multiplications, so that scoring counts for as little as our reward function does.
-
-    Args:
-        work: says the vocabulary and the seed.
     """
     torch.manual_seed(work.seed + 2)
     config = model_config(work.size)
@@ -99,12 +191,8 @@ def reward_model(work: Work) -> nn.Module:
     return AutoModelForSequenceClassification.from_config(small, dtype=torch.float32)
 
 
-def lora_config(work: Work) -> LoraConfig | None:
-    """Give the adapter's configuration, PEFT's defaults on the attention projections, or None.
-
-    Args:
-        work: says whether an adapter is trained.
-    """
+def lora_config(work: Workload) -> LoraConfig | None:
+    """Return the adapter's configuration, PEFT's defaults on the attention projections, or None."""
     if not work.peft:
         return None
     kind = model_config(work.size).model_type
@@ -113,12 +201,8 @@ def lora_config(work: Work) -> LoraConfig | None:
     )
 
 
-def tokenizer(work: Work) -> PreTrainedTokenizerFast:
-    """Build a tokenizer with a word for each id of the vocabulary; the last one ends and pads.
-
-    Args:
-        work: says the size of the vocabulary.
-    """
+def tokenizer(work: Workload) -> PreTrainedTokenizerFast:
+    """Build a tokenizer with a word for each id of the vocabulary; the last one ends and pads."""
     size = model_config(work.size).vocab_size
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -128,12 +212,8 @@ def tokenizer(work: Work) -> PreTrainedTokenizerFast:
     )
 
 
-def prompts(work: Work) -> Dataset:
-    """Draw queries of random tokens, all of one length: a batch for each step, and none of pad.
-
-    Args:
-        work: says how many, how long, and the seed.
-    """
+def prompts(work: Workload) -> Dataset:
+    """Draw queries of random tokens, all of one length: a batch for each step, and none of pad."""
     generator = torch.Generator().manual_seed(work.seed)
     shape = (work.batch * (work.steps + 1), work.query)
     ids = torch.randint(model_config(work.size).vocab_size - 1, shape, generator=generator)

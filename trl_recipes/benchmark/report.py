@@ -1,4 +1,4 @@
-"""What a benchmark found: medians and spread, as a table, as JSON and as a chart."""
+"""What a benchmark found: medians and ranges, as a table, as JSON and as a chart."""
 
 import importlib.metadata
 import json
@@ -6,18 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from trl_recipes.benchmark.bound import Bound, Needs, Rates, bound
-from trl_recipes.benchmark.work import PHASES, Work
+from trl_recipes.benchmark.models import PHASES, Workload
 from trl_recipes.benchmark.worker import Result
 from trl_recipes.report.plots import COLORS, GREY, Picture, save_figure, style_axes
 
-NAMES = {"ours": "trl_recipes", "stock": f"TRL {importlib.metadata.version('trl')}"}
+NAMES = {"ours": "trl_recipes", "trl": f"TRL {importlib.metadata.version('trl')}"}
 ROWS = {
     "generation": "generation",
     "scoring": "scoring",
@@ -31,33 +31,22 @@ INSIDE = {"color": "white", "fontsize": 9, "ha": "center", "va": "center"}
 CHARACTER = 0.014  # share of the longest bar that a character in it needs
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Median, least and most of several measurements.
-
-    Attributes:
-        median: of them.
-        least: of them.
-        most: of them.
-    """
+class Spread(NamedTuple):
+    """Median, least and most of several measurements."""
 
     median: float
     least: float
     most: float
 
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.least:.3g} to {self.most:.3g})"
+
 
 @dataclass(frozen=True)
 class Report:
-    """Contestants on the same work, and the bound.
+    """Trainers on the same work, one result per repeat each, and the bound."""
 
-    Attributes:
-        work: what a step does.
-        results: for each contestant that ran, one result a repeat.
-        needs: operations and bytes of a step.
-        rates: of the machine.
-    """
-
-    work: Work
+    work: Workload
     results: Mapping[str, Sequence[Result]]
     needs: Needs
     rates: Rates
@@ -67,48 +56,31 @@ class Report:
         """Seconds that a step takes at least."""
         return bound(self.needs, self.rates)
 
-    def seconds(self, contestant: str, phase: str = "step") -> Spread:
-        """Seconds of a step or of a phase, over all timed steps of all repeats.
+    def seconds(self, name: str, phase: str = "step") -> Spread:
+        """Summarize seconds of a step or of a phase, over all timed steps of all repeats."""
+        return _spread(step[phase] for run in self.results[name] for step in run.steps)
 
-        Args:
-            contestant: `ours` or `stock`, which is TRL's own.
-            phase: a part of the step, or all of it.
-        """
-        return spread(step[phase] for run in self.results[contestant] for step in run.steps)
+    def memory(self, name: str) -> Spread:
+        """Summarize peak memory in bytes, over the repeats."""
+        return _spread(run.memory for run in self.results[name])
 
-    def memory(self, contestant: str) -> Spread:
-        """Peak memory in bytes, over the repeats.
-
-        Args:
-            contestant: `ours` or `stock`, which is TRL's own.
-        """
-        return spread(run.memory for run in self.results[contestant])
-
-    def generation_share(self, contestant: str) -> float:
-        """Share of a step's seconds that go into generation.
-
-        Args:
-            contestant: `ours` or `stock`, which is TRL's own.
-        """
-        steps = [step for run in self.results[contestant] for step in run.steps]
+    def generation_share(self, name: str) -> float:
+        """Return the fraction of a step's seconds that go into generation."""
+        steps = [step for run in self.results[name] for step in run.steps]
         return median(step["generation"] / step["step"] for step in steps)
 
-    def over_bound(self, contestant: str) -> float:
-        """Seconds of a step over those of the bound.
-
-        Args:
-            contestant: `ours` or `stock`, which is TRL's own.
-        """
-        return self.seconds(contestant).median / self.bound.step
+    def over_bound(self, name: str) -> float:
+        """Return the seconds of a step over those of the bound."""
+        return self.seconds(name).median / self.bound.step
 
     def ratios(self) -> dict[str, float]:
-        """Ours over TRL's, of time and of memory: the median over repeats, paired as they ran."""
+        """Return ours over TRL's, in time and memory: the median over repeats, in pairs."""
         if len(self.results) < 2:
             return {}
-        pairs = list(zip(self.results["ours"], self.results["stock"], strict=True))
+        pairs = list(zip(self.results["ours"], self.results["trl"], strict=True))
         return {
-            "time": median(_step(ours) / _step(stock) for ours, stock in pairs),
-            "memory": median(ours.memory / stock.memory for ours, stock in pairs),
+            "time": median(ours.step / theirs.step for ours, theirs in pairs),
+            "memory": median(ours.memory / theirs.memory for ours, theirs in pairs),
         }
 
     def table(self) -> str:
@@ -119,9 +91,13 @@ class Report:
         rows = [["Seconds a step", *(NAMES[name] for name in self.results), "ratio", "bound"]]
         for phase in (*PHASES, "step"):
             spreads = [self.seconds(name, phase) for name in self.results]
-            ratio = ratios["time"] if both and phase == "step" else _ratio(spreads)
+            ratio = (
+                ratios["time"]
+                if both and phase == "step"
+                else spreads[0].median / spreads[-1].median
+            )
             least = f"{bounds[phase]:.3g}" if phase in bounds else ""
-            rows.append([ROWS[phase], *map(cell, spreads), f"{ratio:.2f}", least])
+            rows.append([ROWS[phase], *map(str, spreads), f"{ratio:.2f}", least])
         over = [f"{self.over_bound(name):.2f}" for name in self.results]
         share = [f"{self.generation_share(name):.0%}" for name in self.results]
         memory = [f"{self.memory(name).median / 1e9:.2f} GB" for name in self.results]
@@ -137,16 +113,17 @@ class Report:
     def conditions(self) -> str:
         """Say in a few lines what was measured on what."""
         runs, work = next(iter(self.results.values())), self.work
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
         return (
             f"{work}: {len(runs)} repeats of {work.steps} steps; median (least to most).\n"
-            f"{runs[0].device}, {versions()}.\n"
+            f"{runs[0].device}, {versions}.\n"
             f"A step needs {self.needs.operations / 1e12:.3g} TFLOP; measured: "
             f"{self.rates.operations / 1e9:.4g} GFLOP/s in a matrix product, "
             f"{self.rates.bytes / 1e9:.3g} GB/s in a copy."
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Every number, raw and summed up, for JSON."""
+        """Collect every number, raw and summed up, for JSON."""
         return {
             "work": asdict(self.work),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -157,8 +134,8 @@ class Report:
             "ratios": self.ratios(),
             "summary": {
                 name: {
-                    "seconds": {p: asdict(self.seconds(name, p)) for p in (*PHASES, "step")},
-                    "memory": asdict(self.memory(name)),
+                    "seconds": {p: self.seconds(name, p)._asdict() for p in (*PHASES, "step")},
+                    "memory": self.memory(name)._asdict(),
                     "generation_share": self.generation_share(name),
                     "over_bound": self.over_bound(name),
                 }
@@ -168,11 +145,7 @@ class Report:
         }
 
     def save(self, folder: Path) -> list[Path]:
-        """Write table.md, results.json and chart.png.
-
-        Args:
-            folder: made if it is not there.
-        """
+        """Write table.md, results.json and chart.png."""
         folder.mkdir(parents=True, exist_ok=True)
         table, numbers, chart = (
             folder / name for name in ("table.md", "results.json", "chart.png")
@@ -183,11 +156,7 @@ class Report:
         return [table, numbers, chart]
 
     def chart(self, path: Path | None = None) -> Figure:
-        """Draw a bar for each contestant: seconds by phase with the bound as a line, and memory.
-
-        Args:
-            path: where to save the PNG; None saves nothing.
-        """
+        """Draw a bar for each trainer: seconds by phase with the bound as a line, and memory."""
         figure = Picture(figsize=(9, 2.0 + 0.62 * len(self.results)), layout="constrained")
         time_axes, memory_axes = figure.subplots(1, 2, width_ratios=[2.6, 1], sharey=True)
         self._draw_seconds(time_axes)
@@ -254,33 +223,6 @@ def _value(axes: Axes, row: int, end: float, text: str) -> None:
     )
 
 
-def _step(run: Result) -> float:
-    return median(step["step"] for step in run.steps)
-
-
-def spread(values: Iterable[float]) -> Spread:
-    """Sum several measurements up.
-
-    Args:
-        values: one or more.
-    """
+def _spread(values: Iterable[float]) -> Spread:
     values = list(values)
     return Spread(median(values), min(values), max(values))
-
-
-def _ratio(spreads: Sequence[Spread]) -> float:
-    return spreads[0].median / spreads[-1].median
-
-
-def cell(spread: Spread) -> str:
-    """Write median (least to most), as tables have it.
-
-    Args:
-        spread: of several measurements.
-    """
-    return f"{spread.median:.3g} ({spread.least:.3g} to {spread.most:.3g})"
-
-
-def versions() -> str:
-    """Name the packages that a figure depends on, with their versions."""
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)

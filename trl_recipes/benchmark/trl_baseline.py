@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from datasets import Dataset
-from peft import PeftConfig
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import TrainerCallback
 
+from trl_recipes.benchmark import models
+from trl_recipes.benchmark.models import Workload
 from trl_recipes.errors import RecipeError
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -24,24 +24,8 @@ except ImportError as error:
 Phase = Callable[[str], AbstractContextManager]
 
 
-def stock_trainer(
-    model: nn.Module,
-    value_model: nn.Module,
-    reward_model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: Dataset,
-    *,
-    output_dir: str,
-    batch: int,
-    response: int,
-    epochs: int,
-    steps: int,
-    learning_rate: float,
-    seed: int,
-    bf16: bool,
-    use_cpu: bool,
-    peft_config: PeftConfig | None,
-    callback: TrainerCallback,
+def trl_trainer(
+    work: Workload, output_dir: str, learning_rate: float, callback: TrainerCallback
 ) -> PPOTrainer:
     """Build TRL's trainer for batches that go through the model whole.
 
@@ -50,54 +34,36 @@ def stock_trainer(
     accelerate alone, as `accelerate launch --mixed_precision bf16` sets it; `bf16` then says no
     more than the environment does. It holds for TRL's update, not for its generation and its
     reference model, which do not pass through what accelerate wrapped.
-
-    Args:
-        model: policy, a transformers causal model.
-        value_model: a sequence classifier with one label.
-        reward_model: another one.
-        tokenizer: pads at the left.
-        dataset: prompts, with token ids in `input_ids`.
-        output_dir: folder for what TRL writes.
-        batch: responses a step, in one forward and backward pass.
-        response: tokens of each response; none ends early.
-        epochs: optimizer steps on each batch.
-        steps: PPO steps in all.
-        learning_rate: of AdamW.
-        seed: of order and sampling.
-        bf16: whether the process was started with bf16 mixed precision.
-        use_cpu: whether to leave a GPU alone.
-        peft_config: adapter to train, or None.
-        callback: hears of each step's end.
     """
     config = PPOConfig(
         output_dir=output_dir,
-        per_device_train_batch_size=batch,
+        per_device_train_batch_size=work.batch,
         gradient_accumulation_steps=1,
-        local_rollout_forward_batch_size=batch,
+        local_rollout_forward_batch_size=work.batch,
         num_mini_batches=1,
-        num_ppo_epochs=epochs,
-        response_length=response,
+        num_ppo_epochs=work.epochs,
+        response_length=work.response,
         stop_token=None,
         temperature=1.0,
-        total_episodes=batch * steps,
+        total_episodes=work.batch * (work.steps + 1),
         num_sample_generations=0,
         learning_rate=learning_rate,
-        seed=seed,
-        bf16=bf16,
-        use_cpu=use_cpu,
+        seed=work.seed,
+        bf16=work.precision == "bf16",
+        use_cpu=work.device == "cpu",
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
     return PPOTrainer(
         args=config,
-        processing_class=tokenizer,
-        model=model,
+        processing_class=models.tokenizer(work),
+        model=models.language_model(work),
         ref_model=None,
-        reward_model=reward_model,
-        value_model=value_model,
-        train_dataset=dataset,
-        peft_config=peft_config,
+        reward_model=models.reward_model(work),
+        value_model=models.value_model(work),
+        train_dataset=models.prompts(work),
+        peft_config=models.lora_config(work),
         callbacks=[callback],
     )
 
@@ -108,11 +74,8 @@ def timed_phases(trainer: PPOTrainer, phase: Phase) -> Iterator[None]:
 
     Its module functions are wrapped: `batch_generation` is generation, `get_reward` of the reward
     model is scoring, `get_reward` of the value model and `forward` without gradients (the reference
-    model) are forward passes. What remains of a step is its update.
-
-    Args:
-        trainer: of `stock_trainer`.
-        phase: called with "generation", "scoring" or "forward"; a context manager around the call.
+    model) are forward passes. What remains of a step is its update. `phase` is called with
+    "generation", "scoring" or "forward", and gives a context manager around the call.
     """
     names: dict[str, Callable[[nn.Module], str | None]] = {
         "batch_generation": lambda model: "generation",

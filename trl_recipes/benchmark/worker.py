@@ -1,32 +1,43 @@
-"""What one subprocess runs: some steps of one trainer, and one line of JSON about them.
+"""A subprocess per trainer and repeat: each gets the machine and its memory to itself.
 
-python -m trl_recipes.benchmark.worker ours '{"size": "tiny", "batch": 4, ...}'
+`run_in_turn` starts them; what one does, and prints as a line of JSON, is
+
+    python -m trl_recipes.benchmark.worker ours '{"size": "tiny", "batch": 4, ...}'
 """
 
 import itertools
 import json
+import os
 import platform
-import resource
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from transformers import TrainerCallback
 
 from trl_recipes import PPOConfig, PPOTrainer
-from trl_recipes.benchmark import models as sizes
-from trl_recipes.benchmark.clock import Clock
-from trl_recipes.benchmark.waiting import Waits, waiting
-from trl_recipes.benchmark.work import PHASES, Contestant, Work
+from trl_recipes.benchmark import models
+from trl_recipes.benchmark.models import PHASES, Workload
+from trl_recipes.describe import peak_memory
 from trl_recipes.distributed import let_go
 from trl_recipes.errors import RecipeError
 
+TrainerName = Literal["ours", "trl"]
+
 LEARNING_RATE = 1e-6  # small, so that no update is skipped as too large
+LAST_LINES = 15
+LAUNCH = ("--multi_gpu", "--num_machines", "1", "--main_process_port", "0")
+LAUNCH += ("--dynamo_backend", "no", "--module")
 
 
 @dataclass(frozen=True)
@@ -38,72 +49,153 @@ class Result:
         memory: most bytes held at a time: of the process on a CPU, of torch on a GPU.
         response_tokens: mean length of the responses of the timed steps.
         device: name of the device, with the number of threads on a CPU.
-        waiting: of several processes on a CPU, for each timed step and each process what
-            `trl_recipes.benchmark.waiting.waiting` returns.
     """
 
     steps: list[dict[str, float]]
-    memory: int
+    memory: float
     response_tokens: float
     device: str
-    waiting: list[list[dict[str, float]]] = field(default_factory=list)
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step, the median of them."""
+        return median(step["step"] for step in self.steps)
 
 
-class _Measured(PPOTrainer):
-    """Responses of given lengths in each batch, where the trainer would draw them; notes waits."""
+def run_in_turn(
+    names: Sequence[TrainerName],
+    work: Workload,
+    repeats: int,
+    timeout: float,
+    print_line: Callable[[str], None],
+) -> dict[TrainerName, list[Result]]:
+    """Run each trainer once, then each again, so that a slow minute of the machine meets them all.
 
-    def __init__(self, lengths: list[int], waits: Waits, **kwargs: Any):
+    A subprocess may take `timeout` seconds. Returns one result per repeat, by name.
+    """
+    results: dict[TrainerName, list[Result]] = {name: [] for name in names}
+    for repeat in range(repeats):
+        for name in names:
+            result = run_worker(name, work, timeout)
+            results[name].append(result)
+            gigabytes = result.memory / 1e9
+            print_line(f"{repeat + 1}/{repeats} {name}: {result.step:.3g} s, {gigabytes:.2f} GB")
+    return results
+
+
+def run_worker(name: TrainerName, work: Workload, timeout: float) -> Result:
+    """Run one trainer in a process of its own, or in several under Accelerate."""
+    command = [sys.executable, "-m"]
+    if work.processes > 1:
+        precision = "bf16" if work.precision == "bf16" else "no"
+        command += ["accelerate.commands.launch", "--num_processes", str(work.processes)]
+        command += ["--mixed_precision", precision, *LAUNCH]
+    command.append("trl_recipes.benchmark.worker")
+    what = f"`{name}` ({work})"
+    try:
+        done = subprocess.run(
+            [*command, name, json.dumps(asdict(work))],
+            env=_environment(work),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RecipeError(
+            f"{what} was ended after {timeout:g} s. Raise --timeout, or take a smaller --size, "
+            "--batch or --response."
+        ) from error
+    if done.returncode != 0:
+        killed = " (killed, most likely for want of memory)" if done.returncode == -9 else ""
+        last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-LAST_LINES:])
+        raise RecipeError(
+            f"{what} failed with exit code {done.returncode}{killed}. Its last lines:\n{last}"
+        )
+    return Result(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def _environment(work: Workload) -> dict[str, str]:
+    """Hand precision on as `accelerate launch --mixed_precision` does, for TRL's trainer."""
+    chosen = {
+        "ACCELERATE_MIXED_PRECISION": "bf16" if work.precision == "bf16" else "no",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if work.device == "cpu":
+        chosen["CUDA_VISIBLE_DEVICES"] = ""
+    if work.device == "cpu" and work.processes > 1:
+        # with --cpu on its command line, Accelerate would start one process alone
+        chosen["ACCELERATE_USE_CPU"] = "true"
+        chosen["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // work.processes))
+    return os.environ | chosen
+
+
+class Clock(TrainerCallback):
+    """Takes the time from the end of one step to the end of the next, of any trainer alike.
+
+    Before it looks at the time it waits for a GPU to finish what was asked of it. `steps` holds,
+    for each step, its seconds under "step" and those of each phase that was timed.
+    """
+
+    def __init__(self, device: str):
+        self.device = device
+        self.steps: list[dict[str, float]] = []
+        self._phases: dict[str, float] = defaultdict(float)
+        self._last = 0.0
+
+    def now(self) -> float:
+        """Return the time in seconds, when the device has nothing left to do."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the block's seconds to a phase of the running step."""
+        started = self.now()
+        yield
+        self._phases[name] += self.now() - started
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Start the first step."""
+        self._last = self.now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """End a step, and start the next."""
+        now = self.now()
+        self.steps.append({"step": now - self._last, **self._phases})
+        self._phases.clear()
+        self._last = now
+
+
+class _FixedLengths(PPOTrainer):
+    """Samples responses of given lengths in each batch, where the trainer would draw them."""
+
+    def __init__(self, lengths: list[int], **kwargs: Any):
         super().__init__(**kwargs)
         self._lengths = itertools.cycle(lengths)
-        self._waits = waits
-        if self.accelerator.num_processes > 1:
-            waits.watch(self.model)
-            self._backward, self.accelerator.backward = self.accelerator.backward, self._and_wait
 
     def _length_sampler(self) -> Callable[[], int]:
         return self._lengths.__next__
 
-    def _and_wait(self, loss: torch.Tensor) -> None:
-        """A backward pass, after which gradients are averaged unless more passes follow."""
-        self._backward(loss)
-        if self.model.require_backward_grad_sync:
-            self._waits.gradients_arrived()
 
-    def _all_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        with self._waits.sums():
-            return super()._all_sum(tensor)
-
-
-def run(contestant: Contestant, work: Work) -> Result:
+def run(name: TrainerName, work: Workload) -> Result:
     """Train for one step to warm up and for those that are timed.
 
-    Args:
-        contestant: ours, or TRL's.
-        work: what a step does; several processes share its batch.
-
-    Returns:
-        Seconds are those of the main process, which all others keep up with; memory is that of all.
+    Several processes share the batch. Seconds are those of the main process, which all others keep
+    up with; memory is that of all.
     """
-    if work.threads is not None:
-        torch.set_num_threads(work.threads)
-    clock, waits = Clock(work.device), Waits()
-    if contestant == "ours":
-        steps, lengths = _run_ours(work, clock, waits)
-    else:
-        steps, lengths = _run_stock(work, clock)
-    timed = [_with_update(step) for step in steps[1:]]
-    length = sum(lengths[1:]) / work.steps
-    memory, waited = peak_memory(work.device), []
+    clock = Clock(work.device)
+    steps, lengths = (_run_ours if name == "ours" else _run_trl)(work, clock)
+    memory = peak_memory() * 1e9
     if work.processes > 1:
         memory = sum(gather_object([memory]))
-        everyones = gather_object([waits.steps[1:]])
-        # calls return before a GPU has done what they ask for, so there these times say nothing
-        if work.device == "cpu":
-            waited = [waiting(step) for step in zip(*everyones, strict=True)]
-    return Result(timed, memory, length, device_name(work.device), waited)
+    timed = [_with_update(step) for step in steps[1:]]
+    return Result(timed, memory, sum(lengths[1:]) / work.steps, _device_name(work.device))
 
 
-def _run_ours(work: Work, clock: Clock, waits: Waits) -> tuple[list[dict], list[float]]:
+def _run_ours(work: Workload, clock: Clock) -> tuple[list[dict], list[float]]:
     def length(completion_ids, **columns):
         return [float(len(ids)) for ids in completion_ids]
 
@@ -123,16 +215,15 @@ def _run_ours(work: Work, clock: Clock, waits: Waits) -> tuple[list[dict], list[
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = _Measured(
+    trainer = _FixedLengths(
         work.lengths()[first : first + size],
-        waits,
         args=config,
-        model=sizes.language_model(work),
+        model=models.language_model(work),
         reward_funcs=length,
-        train_dataset=sizes.prompts(work),
-        processing_class=sizes.tokenizer(work),
-        peft_config=sizes.lora_config(work),
-        callbacks=[clock, waits],
+        train_dataset=models.prompts(work),
+        processing_class=models.tokenizer(work),
+        peft_config=models.lora_config(work),
+        callbacks=[clock],
     )
     trainer.train()
     if any(row["ppo/skipped_minibatches"] for row in trainer.all_stats):
@@ -149,74 +240,31 @@ def _run_ours(work: Work, clock: Clock, waits: Waits) -> tuple[list[dict], list[
     return steps, [row["tokens/responses_len_mean"] for row in trainer.all_stats]
 
 
-def _run_stock(work: Work, clock: Clock) -> tuple[list[dict], list[float]]:
-    from trl_recipes.benchmark.trl_baseline import (  # which not every TRL has
-        stock_trainer,
-        timed_phases,
-    )
+def _run_trl(work: Workload, clock: Clock) -> tuple[list[dict], list[float]]:
+    # which not every TRL has
+    from trl_recipes.benchmark.trl_baseline import timed_phases, trl_trainer
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = stock_trainer(
-            sizes.language_model(work),
-            sizes.value_model(work),
-            sizes.reward_model(work),
-            sizes.tokenizer(work),
-            sizes.prompts(work),
-            output_dir=folder,
-            batch=work.batch,
-            response=work.response,
-            epochs=work.epochs,
-            steps=work.steps + 1,
-            learning_rate=LEARNING_RATE,
-            seed=work.seed,
-            bf16=work.precision == "bf16",
-            use_cpu=work.device == "cpu",
-            peft_config=sizes.lora_config(work),
-            callback=clock,
-        )
+        trainer = trl_trainer(work, folder, LEARNING_RATE, clock)
         with timed_phases(trainer, clock.phase):
             trainer.train()
     return clock.steps, [float(work.response)] * len(clock.steps)
 
 
 def _with_update(step: dict[str, float]) -> dict[str, float]:
-    """Count to the update what no other phase has: the epochs, advantages, statistics."""
+    """Count as update what no other phase has: the epochs, advantages, statistics."""
     known = {phase: step.get(phase, 0.0) for phase in PHASES if phase != "update"}
     return {"step": step["step"], **known, "update": step["step"] - sum(known.values())}
 
 
-def peak_memory(device: str) -> int:
-    """Most bytes that this process held at a time; on a GPU those that torch allocated there.
-
-    On Linux this is VmHWM: `ru_maxrss` survives exec, so that a subprocess would inherit what its
-    parent held when it started it.
-
-    Args:
-        device: cpu or cuda.
-    """
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.is_file():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if platform.system() == "Darwin" else most * 1024
-
-
-def device_name(device: str) -> str:
-    """Name the device, and on a CPU the threads that torch uses.
-
-    Args:
-        device: cpu or cuda.
-    """
+def _device_name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":
-    measured = run(sys.argv[1], Work(**json.loads(sys.argv[2])))
+    measured = run(sys.argv[1], Workload(**json.loads(sys.argv[2])))
     if PartialState().is_main_process:
         print(json.dumps(asdict(measured)))  # noqa: T201  what the parent reads
     let_go()

@@ -1,4 +1,4 @@
-"""TRL's own trainer as a contestant: timing it changes nothing, and every phase is found."""
+"""TRL's own trainer in the benchmark: timing it changes nothing, and every phase is found."""
 
 from collections import Counter
 from contextlib import contextmanager, nullcontext
@@ -8,35 +8,18 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from trl_recipes.benchmark import models as sizes
-from trl_recipes.benchmark.work import Work
+from trl_recipes.benchmark import models
+from trl_recipes.benchmark.models import Workload
 
 ppo_trainer = pytest.importorskip("trl.experimental.ppo.ppo_trainer")
 
-from trl_recipes.benchmark.trl_baseline import stock_trainer, timed_phases  # noqa: E402
+from trl_recipes.benchmark.trl_baseline import timed_phases, trl_trainer  # noqa: E402
 
-WORK = Work("tiny", batch=3, query=2, response=4, epochs=2, steps=1)
+WORK = Workload("tiny", batch=3, query=2, response=4, epochs=2, steps=1)
 
 
 def build(folder, work=WORK):
-    return stock_trainer(
-        sizes.language_model(work),
-        sizes.value_model(work),
-        sizes.reward_model(work),
-        sizes.tokenizer(work),
-        sizes.prompts(work),
-        output_dir=str(folder),
-        batch=work.batch,
-        response=work.response,
-        epochs=work.epochs,
-        steps=work.steps + 1,
-        learning_rate=1e-3,
-        seed=0,
-        bf16=False,
-        use_cpu=True,
-        peft_config=sizes.lora_config(work),
-        callback=TrainerCallback(),
-    )
+    return trl_trainer(work, str(folder), learning_rate=1e-3, callback=TrainerCallback())
 
 
 def test_timing_changes_nothing(tmp_path):
@@ -49,7 +32,7 @@ def test_timing_changes_nothing(tmp_path):
 
     timed = trained(lambda trainer: timed_phases(trainer, lambda name: nullcontext()))
     plain = trained(lambda trainer: nullcontext())
-    start = sizes.language_model(WORK).state_dict()
+    start = models.language_model(WORK).state_dict()
     assert all(torch.equal(timed[name], plain[name]) for name in plain)
     assert any(not torch.equal(plain[f"policy.{name}"], start[name]) for name in start)
 
@@ -63,7 +46,7 @@ def test_each_phase_is_found_once_a_step(tmp_path, peft):
         calls[name] += 1
         yield
 
-    work = Work("tiny", batch=3, query=2, response=4, epochs=2, steps=1, peft=peft)
+    work = Workload("tiny", batch=3, query=2, response=4, epochs=2, steps=1, peft=peft)
     trainer = build(tmp_path, work)
     with timed_phases(trainer, phase):
         trainer.train()

@@ -1,9 +1,11 @@
-"""Benchmark: its counts are right, its ratios are those it says, and both contestants run."""
+"""Benchmark: its counts are right, its ratios are those it says, and both trainers run."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,8 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from trl_recipes import RecipeError
-from trl_recipes.benchmark import clock
-from trl_recipes.benchmark import models as sizes
+from trl_recipes.benchmark import models, worker
 from trl_recipes.benchmark.bound import (
     Bound,
     ModelShape,
@@ -26,14 +27,13 @@ from trl_recipes.benchmark.bound import (
     model_shape,
     needs,
 )
-from trl_recipes.benchmark.growth import Growth, growth_works
+from trl_recipes.benchmark.models import PHASES, Workload, check_workload, find_device
 from trl_recipes.benchmark.report import Report
-from trl_recipes.benchmark.runner import run_contestant, run_in_turn
-from trl_recipes.benchmark.work import PHASES, Work, check_works, find_device
-from trl_recipes.benchmark.worker import Result, peak_memory
+from trl_recipes.benchmark.worker import Clock, Result, run_in_turn, run_worker
 
-ROOT = Path(__file__).parents[1]
-WORK = Work("tiny", batch=2, query=3, response=4, epochs=2)
+HAS_TRLS_PPO = importlib.util.find_spec("trl.experimental.ppo") is not None
+ROOT = Path(__file__).parents[2]
+WORK = Workload("tiny", batch=2, query=3, response=4, epochs=2)
 TOY = ModelShape(trunk=10, head=6, layers=1, width=2, attention_width=2, parameters=100, adapter=0)
 
 
@@ -47,7 +47,7 @@ def result(step, memory=1, tokens=16.0):
 
 
 def test_needs_of_a_toy_by_hand():
-    work = Work("tiny", batch=1, query=1, response=2, epochs=1)
+    work = Workload("tiny", batch=1, query=1, response=2, epochs=1)
     # 2 tokens: 2 * 10 * 2 through the trunk, 2 * 6 * 2 through the head; 1 + 2 = 3 pairs, each
     # 4 * width 2 = 8 in attention: 40 + 24 + 24
     assert needs(work, TOY) == Needs(
@@ -60,7 +60,7 @@ def test_needs_of_a_toy_by_hand():
 
 
 def test_needs_of_an_adapter_by_hand():
-    work = Work("tiny", batch=1, query=1, response=2, epochs=1, precision="bf16", peft=True)
+    work = Workload("tiny", batch=1, query=1, response=2, epochs=1, precision="bf16", peft=True)
     needed = needs(work, TOY._replace(adapter=5))
     # weights 64 forward and once back; attention 24 and adapter 2 * 5 * 2 = 20 three times
     assert needed.update_operations == 2 * 64 + 3 * (24 + 20)
@@ -69,14 +69,14 @@ def test_needs_of_an_adapter_by_hand():
 
 
 def test_gpt2_small_is_as_large_as_its_paper_says():
-    shape = model_shape(Work("small", 16, 8, 16))
+    shape = model_shape(Workload("small", 16, 8, 16))
     assert shape.trunk == 12 * 12 * 768**2
     assert shape.head == 50257 * 768
     assert shape.parameters == 124_439_808
 
 
 def test_half_billion_is_as_large_as_qwen2():
-    shape = model_shape(Work("half-billion", 16, 8, 16))
+    shape = model_shape(Workload("half-billion", 16, 8, 16))
     assert shape.parameters == 494_032_768
     attention = 896 * (896 + 128 + 128 + 896)  # q, k, v, o with 2 of 14 heads for k and v
     assert shape.trunk == 24 * (attention + 3 * 896 * 4864)
@@ -89,7 +89,7 @@ def test_the_adapter_is_on_the_attention_projections_alone():
 
 
 def test_needs_are_what_torch_counts():
-    model = sizes.language_model(WORK)
+    model = models.language_model(WORK)
     model.set_attn_implementation("eager")  # whose products torch counts one by one
     ids = torch.zeros(WORK.batch, WORK.tokens, dtype=torch.long)
     with FlopCounterMode(display=False) as forward:
@@ -106,7 +106,7 @@ def test_needs_are_what_torch_counts():
 
 
 def test_a_step_of_the_issues_size_needs_what_it_says():
-    work = Work("small", 16, 8, 16)
+    work = Workload("small", 16, 8, 16)
     assert needs(work, model_shape(work)).operations / 1e12 == pytest.approx(1.2, abs=0.05)
 
 
@@ -133,13 +133,13 @@ def test_rates_are_of_this_machine_and_the_best_counts():
     assert fastest(Rates(1, 5), Rates(3, 4)) == Rates(3, 5)
 
 
-# Clock and memory
+# Clock
 
 
 def test_the_clock_counts_from_step_end_to_step_end(monkeypatch):
     times = iter([1.0, 3.0, 4.5, 8.0, 9.0])
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(times))
-    watch = clock.Clock("cpu")
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: next(times))
+    watch = Clock("cpu")
     watch.on_train_begin(None, None, None)
     with watch.phase("generation"):
         pass
@@ -148,20 +148,13 @@ def test_the_clock_counts_from_step_end_to_step_end(monkeypatch):
     assert watch.steps == [{"step": 7.0, "generation": 1.5}, {"step": 1.0}]
 
 
-def test_peak_memory_holds_what_was_held():
-    before = peak_memory("cpu")
-    held = torch.ones(100_000_000, dtype=torch.uint8)
-    assert peak_memory("cpu") >= before
-    assert peak_memory("cpu") > held.numel()
-
-
 # Report
 
 
 def test_ratios_are_medians_of_pairs():
     results = {
         "ours": [result([1, 3], 10), result([6, 6], 10), result([2, 2], 30)],
-        "stock": [result([4, 4], 20), result([8, 8], 40), result([20, 20], 20)],
+        "trl": [result([4, 4], 20), result([8, 8], 40), result([20, 20], 20)],
     }
     report = Report(WORK, results, needs(WORK, TOY), Rates(1, 1))
     assert report.ratios() == {"time": 0.5, "memory": 0.5}  # of 0.5, 0.75, 0.1; 0.5, 0.25, 1.5
@@ -170,12 +163,12 @@ def test_ratios_are_medians_of_pairs():
     assert report.generation_share("ours") == 0.25
 
 
-def test_the_table_has_every_phase_the_bound_and_both_contestants():
-    results = {"ours": [result([2.0], 3e9)], "stock": [result([8.0], 6e9)]}
+def test_the_table_has_every_phase_the_bound_and_both_trainers():
+    results = {"ours": [result([2.0], 3e9)], "trl": [result([8.0], 6e9)]}
     needed = Needs(1, 0, 1, 2, 0)
     lines = Report(WORK, results, needed, Rates(4, 1)).table().splitlines()
     cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines}
-    assert cells["Seconds a step"] == ["trl_recipes", "TRL 1.12.0", "ratio", "bound |"]
+    assert cells["Seconds a step"] == ["trl_recipes", f"TRL {version('trl')}", "ratio", "bound |"]
     assert cells["**step**"] == ["2 (2 to 2)", "8 (8 to 8)", "0.25", "1 |"]
     assert cells["update"] == ["0.5 (0.5 to 0.5)", "2 (2 to 2)", "0.25", "0.5 |"]
     assert cells["step over bound"][:2] == ["2.00", "8.00"]
@@ -184,67 +177,46 @@ def test_the_table_has_every_phase_the_bound_and_both_contestants():
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_one_contestant_alone_has_no_ratio():
+def test_one_trainer_alone_has_no_ratio():
     report = Report(WORK, {"ours": [result([2.0])]}, Needs(1, 0, 1, 2, 0), Rates(4, 1))
     assert report.table().splitlines()[0] == "| Seconds a step | trl_recipes | bound |"
     report.chart()
 
 
-# Growth
-
-
-def test_growth_is_the_median_of_pairs_and_uneven_lengths_are_compared_by_tokens():
-    results = {
-        "base": [result([1.0]), result([2.0])],
-        "batch": [result([2.0]), result([4.4])],
-        "response": [result([1.5]), result([3.0])],
-        "even": [result([5.0], tokens=34.0)] * 2,
-        "uneven": [result([3.0], tokens=27.0)] * 2,
-    }
-    ratios = list(Growth(replace(WORK, query=8), results).ratios().values())
-    # 42 tokens a row in 5 s against 35 in 3 s
-    assert ratios == pytest.approx([2.1, 1.5, (3 / 35) / (5 / 42)])
-
-
-def test_growth_doubles_one_thing_at_a_time():
-    works = growth_works(WORK)
-    assert works["batch"] == replace(WORK, batch=4)
-    assert works["response"] == replace(WORK, response=8)
-    assert (works["uneven"].shortest, works["uneven"].response) == (4, 64)
-    even, uneven = (replace(works[name], batch=16).lengths() for name in ("even", "uneven"))
-    assert even == [34] * 16
-    assert uneven == list(range(4, 65, 4))
-    assert sum(even) == sum(uneven)
-    assert works["even"].response == 34
+def test_lengths_are_spread_evenly():
+    work = replace(WORK, batch=16, shortest=4, response=64)
+    assert work.lengths() == list(range(4, 65, 4))
+    assert replace(work, shortest=None, response=34).lengths() == [34] * 16
+    assert "response 4 to 64" in str(work)
 
 
 # Same work for both
 
 
-def test_both_contestants_are_given_the_same_prompts_and_weights():
-    first, again = (sizes.language_model(WORK).state_dict() for _ in range(2))
+def test_both_trainers_are_given_the_same_prompts_and_weights():
+    first, again = (models.language_model(WORK).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
-    ids = sizes.prompts(WORK)["input_ids"]
+    ids = models.prompts(WORK)["input_ids"]
     assert len(ids) == WORK.batch * (WORK.steps + 1)
     assert {len(row) for row in ids} == {WORK.query}
-    assert sizes.tokenizer(WORK).pad_token_id not in {i for row in ids for i in row}
+    assert models.tokenizer(WORK).pad_token_id not in {i for row in ids for i in row}
 
 
 def test_the_reward_model_costs_next_to_nothing():
     def products(model):
         return sum(p.numel() for name, p in model.named_parameters() if ".h." in name)
 
-    small = Work("small", 16, 8, 16)
+    small = Workload("small", 16, 8, 16)
     with torch.device("meta"):
-        reward, policy = sizes.reward_model(small), sizes.language_model(small)
+        reward, policy = models.reward_model(small), models.language_model(small)
     assert products(reward) < products(policy) / 1000
 
 
 @pytest.mark.parametrize("size", ["tiny", "half-billion"])
 def test_the_tokenizer_has_a_word_for_each_id(size):
     work = replace(WORK, size=size)
-    tokenizer = sizes.tokenizer(work)
-    last = sizes.model_config(size).vocab_size - 1
+    tokenizer = models.tokenizer(work)
+    last = models.model_config(size).vocab_size - 1
     assert len(tokenizer) == last + 1
     assert tokenizer.batch_decode([[0, last]]) == [f"w0 w{last}"]
 
@@ -254,35 +226,49 @@ def test_the_tokenizer_has_a_word_for_each_id(size):
 
 def test_a_failing_process_shows_its_last_lines():
     with pytest.raises(RecipeError, match=r"(?s)exit code 1.*last lines.*Error") as error:
-        run_contestant("ours", replace(WORK, epochs=-1), timeout=60)
+        run_worker("ours", replace(WORK, epochs=-1), timeout=60)
     assert "epochs" in str(error.value)
 
 
 def test_a_process_that_takes_too_long_is_ended():
     with pytest.raises(RecipeError, match=r"ended after 0.2 s. Raise --timeout"):
-        run_contestant("stock", WORK, timeout=0.2)
+        run_worker("trl", WORK, timeout=0.2)
 
 
-def test_contestants_take_turns(monkeypatch):
-    from trl_recipes.benchmark import runner
-
+def test_trainers_take_turns(monkeypatch):
     order = []
     monkeypatch.setattr(
-        runner, "run_contestant", lambda name, work, timeout: order.append(name) or result([1.0])
+        worker, "run_worker", lambda name, work, timeout: order.append(name) or result([1.0])
     )
-    runs = {"ours": ("ours", WORK), "stock": ("stock", WORK)}
-    results = run_in_turn(runs, 3, timeout=1, say=lambda line: None)
+    results = run_in_turn(["ours", "trl"], WORK, 3, timeout=1, print_line=lambda line: None)
     assert all(a != b for a, b in pairwise(order))
-    assert {name: len(runs) for name, runs in results.items()} == {"ours": 3, "stock": 3}
+    assert {name: len(runs) for name, runs in results.items()} == {"ours": 3, "trl": 3}
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [({"batch": 0}, "--batch must be at least 1, got 0"), ({"query": 1024}, "1024 positions")],
+    ("change", "only", "message"),
+    [
+        ({"batch": 0}, "both", "--batch must be at least 1, got 0"),
+        ({"processes": 0}, "ours", "--processes must be at least 1, got 0"),
+        ({"query": 1024}, "both", "1024 positions"),
+        ({"shortest": 5}, "ours", r"--shortest must be from 1 to --response \(4\), got 5"),
+        ({"shortest": 2}, "both", "Add --only ours"),
+        ({"processes": 2}, "trl", "Add --only ours"),
+        ({"processes": 2, "batch": 5}, "ours", "--batch 5 cannot be shared evenly by --proc.* 2"),
+        ({"processes": 2, "device": "cuda"}, "ours", "as many GPUs, and torch finds 1"),
+    ],
 )
-def test_what_cannot_run_is_refused_before_anything_runs(change, message):
+def test_what_cannot_run_is_refused_before_anything_runs(change, only, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(RecipeError, match=message):
-        check_works([replace(WORK, **change)], repeats=1)
+        check_workload(replace(WORK, **change), repeats=1, only=only)
+
+
+@pytest.mark.skipif(HAS_TRLS_PPO, reason="this TRL still has its PPO")
+@pytest.mark.parametrize("only", ["trl", "both"])
+def test_a_trl_without_its_ppo_is_told_before_anything_runs(only):
+    with pytest.raises(RecipeError, match=r"pip install 'trl<1.13'.*--only ours"):
+        check_workload(WORK, repeats=1, only=only)
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
@@ -295,14 +281,21 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
 # All of it
 
 
-def test_the_recipe_measures_both(tmp_path):
+def measured(folder, *flags):
+    """The numbers that the recipe writes for a tiny step."""
     command = [sys.executable, str(ROOT / "recipes" / "benchmark.py"), "--size", "tiny"]
     command += ["--batch", "4", "--response", "4", "--epochs", "2", "--device", "cpu"]
-    command += ["--steps", "1", "--repeats", "1", "--output_dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "results.json").read_text())
-    for name in ("ours", "stock"):
+    command += ["--steps", "1", "--repeats", "1", "--output_dir", str(folder), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2500:]
+    assert (folder / "table.md").read_text().splitlines()[0] in done.stdout
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_the_recipe_measures_all_phases_and_draws_them(tmp_path):
+    only = "both" if HAS_TRLS_PPO else "ours"
+    found = measured(tmp_path, "--only", only)
+    for name in ("ours", "trl") if HAS_TRLS_PPO else ("ours",):
         (run,) = found["runs"][name]
         (step,) = run["steps"]
         assert sum(step[phase] for phase in PHASES) == pytest.approx(step["step"])
@@ -311,5 +304,15 @@ def test_the_recipe_measures_both(tmp_path):
         assert step["step"] > found["bound"]["step"]
         assert run["memory"] > 100e6
         assert run["response_tokens"] == 4
-    assert (tmp_path / "table.md").read_text().splitlines()[0] in done.stdout
     assert matplotlib.image.imread(tmp_path / "chart.png")[..., :3].std() > 0.1
+
+
+def test_two_processes_share_a_batch(tmp_path):
+    (run,) = measured(tmp_path, "--only", "ours", "--processes", "2")["runs"]["ours"]
+    assert run["response_tokens"] == 4
+    assert run["memory"] > 400e6  # two interpreters
+
+
+def test_lengths_may_differ():
+    run = run_worker("ours", replace(WORK, batch=4, shortest=2), timeout=120)
+    assert run.response_tokens == 3  # of 2, 3, 3 and 4
