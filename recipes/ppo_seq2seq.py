@@ -14,38 +14,17 @@ from functools import partial
 
 from trl import ModelConfig, get_peft_config
 
-from trl_recipes import (
-    AutoModelForSeq2SeqLMWithValueHead,
-    PPOConfig,
-    PPOTrainer,
-    compare,
-    load_run,
-    load_tokenizer,
-    model_kwargs,
-    run_recipe,
-    write_report,
-    write_results,
-)
-from trl_recipes.distributed import broadcast_from_main, print_main
+from trl_recipes import AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer, load_run
+from trl_recipes.arguments import run_recipe
+from trl_recipes.distributed import print_main
+from trl_recipes.evaluation.compare import compare
 from trl_recipes.evaluation.rewrites import rewrite_metrics, score_function
+from trl_recipes.models.loading import load_tokenizer, model_kwargs
+from trl_recipes.report import write_report, write_results
 from trl_recipes.rewards import RewardModelReward
 from trl_recipes.run_folder import RunFolder
-from trl_recipes.training.seq2seq import (
-    PairArguments,
-    Seq2SeqSizes,
-    load_pairs,
-    load_sources,
-    longest_text,
-    prompt_rows,
-    train_seq2seq,
-)
-from trl_recipes.training.seq2seq_reward import (
-    StageArguments,
-    compare_outputs,
-    load_comparisons,
-    plan_rewrites,
-    train_pair_scorer,
-)
+from trl_recipes.training.rewrites import RewriteTexts, StageArguments, plan_rewrites
+from trl_recipes.training.seq2seq import PairArguments, Seq2SeqSizes, train_seq2seq
 
 
 def main(
@@ -59,21 +38,16 @@ def main(
     run, settings = RunFolder(config.output_dir), (data, stages, sizes, config, model_config)
 
     # Texts
-    pairs, held_out = load_pairs(data, "train"), load_pairs(data, "test")[: data.eval_prompts]
-    sources = load_sources(data, pairs)
-    comparisons = load_comparisons(stages.comparisons) if stages.comparisons else None
+    texts = RewriteTexts.load(data, stages)
     judge = score_function(stages.score_function, data.dataset_name)
 
-    # Stages
-    content = {"pairs": pairs, "sources": sources, "comparisons": comparisons}
-    pretrain, score, ppo = plan_rewrites(run, *settings, content)
-    shared = {"seed": config.seed, "disable_tqdm": config.disable_tqdm, "check": config.check}
-
     # Models
+    pretrain, score, ppo = plan_rewrites(run, *settings, texts)
     name, trusted = model_config.model_name_or_path, {"trust_remote_code": config.trust_remote_code}
     if pretrain is not None:
-        train = partial(train_seq2seq, pairs, held_out, sizes=sizes, model_name_or_path=name)
-        pretrain.train(train, stages.training("pretrain", **shared), report=write_report)
+        start = {"sizes": sizes, "model_name_or_path": name}
+        train = partial(train_seq2seq, texts.pairs, texts.held_out, **start)
+        pretrain.train(train, stages.training("pretrain", config), report=write_report)
         name = str(pretrain.folder)
     if stages.last == "pretrain":
         return
@@ -82,21 +56,12 @@ def main(
     tokenizer = load_tokenizer(name, **trusted)
 
     # Prompts
-    fit = (tokenizer, longest_text(model.pretrained_model, tokenizer), sizes.too_long)
-    prompts = prompt_rows(sources, *fit)
-    asked = prompt_rows([pair["source"] for pair in held_out], *fit)
+    prompts, held_out = texts.prompts(model.pretrained_model, tokenizer, sizes.too_long)
 
     # Reward
-    def compared():
-        outputs = {"count": 64 if config.check else None, "longest": config.response_length}
-        return compare_outputs(name, pairs, sources, judge, stages, seed=config.seed, **outputs)
-
-    def train_scorer(**options):
-        rows = comparisons or broadcast_from_main(compared)
-        return train_pair_scorer(rows, name, **options)
-
     if score is not None:
-        score.train(train_scorer, stages.training("reward", **shared), report=write_report)
+        train = partial(texts.train_reward, name, judge, stages, config.response_length)
+        score.train(train, stages.training("reward", config), report=write_report)
     if stages.last == "reward":
         return
     reward = RewardModelReward(score.folder if score else stages.reward_model, name="learned")
@@ -125,7 +90,7 @@ def main(
     if config.should_save:
         models = {"reference": load_run(name, **loading), run.path.name: load_run(run, **loading)}
         measures = {measure.__name__: measure for measure in (reward, *metrics)}
-        results = compare(models, asked, measures, max_new_tokens=config.response_length)
+        results = compare(models, held_out, measures, max_new_tokens=config.response_length)
         print(write_results(run, results, results.side_by_side(5)))
 
 

@@ -709,12 +709,12 @@ REWARD_MODELS = [
     BadInput(
         "nothing to generate with",
         RLHF + "--task generate --prompt 'The film'",
-        ("no finished run", "Train first"),
+        ("no finished reward model", "Train first"),
     ),
     BadInput(
         "a chain of other settings",
         RLHF + "--output_dir run",
-        ("holds a reward model of other settings", "reward_epochs was 9", "--overwrite"),
+        ("holds the reward model of other settings", "reward_epochs was 9", "--overwrite"),
         {"run/reward": begun},
     ),
 ]
@@ -807,7 +807,7 @@ SHOUTING = [
     BadInput(
         "a stage before its time",
         SHOUT + "--stage grpo",
-        ("--stage grpo needs the tokenizer", "--stage tokenizer first"),
+        ("no finished tokenizer", "--stage tokenizer first"),
         TEXT,
     ),
     BadInput("a stage that is none", SHOUT + "--stage shout", ("--stage", "tokenizer"), TEXT),

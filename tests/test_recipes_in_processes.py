@@ -65,7 +65,7 @@ def test_each_step_is_one_row(name, folders):
 
 def test_only_the_main_process_speaks(folders):
     told = (folders[1] / "0.out").read_text()
-    for line in ("Training a GPT-2 of 1 layers", "Reward model:", "baseline: held-out loss"):
+    for line in ("Training a GPT-2 of 1 layers", "Reward model:", "baseline: train loss"):
         assert told.count(line) == 1, line
     assert (folders[1] / "1.out").read_text() == ""
     assert (folders[1] / "1.err").read_text() == ""

@@ -28,6 +28,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_prompt_length": (1, INFINITY),
     "prompt_length": (1, INFINITY),
     "baseline_steps": (1, INFINITY),
+    "pretrain_steps": (1, INFINITY),
+    "pretrain_batch_size": (1, INFINITY),
+    "pretrain_learning_rate": (0, INFINITY),
+    "reward_steps": (1, INFINITY),
+    "reward_batch_size": (1, INFINITY),
+    "reward_learning_rate": (0, INFINITY),
+    "reward_noise": (0, INFINITY),
+    "reward_swapped": (0, 1),
+    "reward_outputs": (20, INFINITY),  # fewer are too few to learn from and to measure on
     "baseline_batch_size": (1, INFINITY),
     "baseline_learning_rate": (0, INFINITY),
     "total_episodes": (1, INFINITY),
@@ -54,8 +63,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "fragments_per_text": (0, INFINITY),
     "pairs_per_text": (1, INFINITY),
     "reward_epochs": (0, INFINITY),
-    "reward_batch_size": (1, INFINITY),
-    "reward_learning_rate": (0, INFINITY),
     "reward_context_length": (2, INFINITY),
 }
 

@@ -18,8 +18,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trl_recipes.data.characters import RandomWindows, encode
 from trl_recipes.errors import RecipeError
+from trl_recipes.run_folder import RunFolder
 from trl_recipes.settings import check_range, setting
 from trl_recipes.training.fit import PretrainConfig, fit
+from trl_recipes.training.stage import Stage, digest, plan_stages, settings_of
 
 INITIAL_STD = 0.06  # of the weights; 0.02, the usual one, learns slower at these widths
 EVALUATIONS = 8  # during training, each on so many windows of the held-out text:
@@ -69,6 +71,13 @@ class BaselineConfig:
             **shared,
         )
 
+    def training_beside(self, config: TrainingArguments, output_dir: str | Path) -> PretrainConfig:
+        """Build the settings of the training before a GRPO run with `config`."""
+        shared = ("seed", "save_strategy", "use_cpu", "report_to", "disable_tqdm", "check")
+        settings = {name: getattr(config, name) for name in shared}
+        settings["save_steps"] = 10 * config.save_steps  # its steps are as much quicker
+        return self.training(output_dir, **settings)
+
 
 def check_two_trainings(sizes: BaselineConfig, config: Any, prompt_length: int) -> None:
     """Refuse a baseline and a GRPO run, with `config`, that do not go together.
@@ -89,6 +98,33 @@ def check_two_trainings(sizes: BaselineConfig, config: Any, prompt_length: int) 
             f"{prompt_length}) and a completion (--response_length {config.response_length}):"
             f" {needed} characters. Set it to {needed} or more, or shorten the others."
         )
+
+
+def plan_shouting(
+    run: RunFolder, args: Any, sizes: BaselineConfig, config: Any, text: str
+) -> tuple[list[Stage], str]:
+    """Plan tokenizer, baseline, GRPO and evaluation of a run on a text; and say what is there.
+
+    Raises:
+        RecipeError: as `plan_stages`.
+    """
+    own = {
+        "tokenizer": {"text": digest([text])},
+        "baseline": settings_of(sizes) | {"seed": config.seed},
+        "grpo": settings_of(config) | {"prompt_length": args.prompt_length},
+        "evaluation": {"eval_prompts": args.eval_prompts},
+    }
+    stages = [
+        Stage(
+            name,
+            run.path if name == "grpo" else run.path / name,
+            settings,
+            args.stage in ("all", name),
+            f"Run --stage {name} first, or leave --stage out to run all.",
+        )
+        for name, settings in own.items()
+    ]
+    return stages, plan_stages(stages, config)
 
 
 def new_model(

@@ -8,8 +8,7 @@ of texts, with what its tokenizer puts between two (`source </s> output </s>` fo
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,155 +24,20 @@ from transformers.utils import logging as transformers_logging
 from trl_recipes.data.files import load_rows
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length
-from trl_recipes.models.hub import resolve
 from trl_recipes.models.loading import load_classifier, load_run
 from trl_recipes.models.sampling import generate_responses
 from trl_recipes.rewards import RewardFunc, RewardModelReward
 from trl_recipes.rewards.models import encode_pairs, longest_input
-from trl_recipes.run_folder import RunFolder
-from trl_recipes.settings import setting
-from trl_recipes.training.fit import PretrainConfig, fit
+from trl_recipes.training.fit import fit
 from trl_recipes.training.reward_model import RewardModelConfig, Row, score_trainer
-from trl_recipes.training.seq2seq import Pair, Seq2SeqSizes, longest_text, tokenize
-from trl_recipes.training.stage import Stage, digest, plan_stages, settings_of
+from trl_recipes.training.seq2seq import Pair, longest_text, tokenize
 
 _log = logging.getLogger(__name__)
 
-STAGES = ("pretrain", "reward", "ppo")
 HELD_OUT = 10  # each tenth comparison is kept to measure on
 
 # {"source", "output", "score"}, or {"source", "chosen", "rejected"}.
 Comparison = dict[str, Any]
-
-
-@dataclass
-class StageArguments:
-    """What is trained before PPO, and for how long; settings of PPO are `PPOConfig`."""
-
-    stages: list[str] = field(
-        default_factory=lambda: list(STAGES),
-        metadata={"help": "Stages to run: pretrain, reward, ppo, or some of them."},
-    )
-    comparisons: str | None = setting(
-        None,
-        "What the reward model learns: a data set of source, output and score, or of source, "
-        "chosen and rejected; made of the pretrained model's outputs when left out.",
-    )
-    score_function: str | None = setting(
-        None,
-        "Function that scores those outputs, as file.py:function; when left out, the embedded "
-        "rewrites' own, and elsewhere the pairs' targets are preferred.",
-    )
-    reward_model: str | None = setting(
-        None, "A reward model that is ready, in place of that stage."
-    )
-    pretrain_steps: int = setting(1600, "Steps of pretraining.")
-    pretrain_batch_size: int = setting(32, "Pairs in a step of it.")
-    pretrain_learning_rate: float = setting(1e-3, "Its highest rate.")
-    reward_outputs: int = setting(4000, "Outputs that are compared for the reward model.")
-    reward_swapped: float = setting(
-        0.4,
-        "Fraction of these outputs that is scored once more, beside another source; a reward "
-        "model that never sees one does not learn to look at the source.",
-    )
-    reward_noise: float = setting(
-        0.1, "Standard deviation of the errors in the scores that it learns."
-    )
-    reward_steps: int = setting(800, "Steps of the reward model.")
-    reward_batch_size: int = setting(32, "Comparisons in a step of it.")
-    reward_learning_rate: float = setting(1e-3, "Its highest rate.")
-
-    def __post_init__(self):
-        unknown = [name for name in self.stages if name not in STAGES]
-        if unknown or not self.stages:
-            raise RecipeError(
-                f"--stages: {unknown[0] if unknown else 'nothing'!r} is no stage. Choose among "
-                f"{', '.join(STAGES)}."
-            )
-        for name in ("pretrain_steps", "pretrain_batch_size", "reward_steps", "reward_batch_size"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"--{name} is {getattr(self, name)}. Use 1 or more.")
-        for name in ("pretrain_learning_rate", "reward_learning_rate", "reward_noise"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise RecipeError(f"--{name} is {getattr(self, name)}. Use 0 or more.")
-        if not 0 <= self.reward_swapped <= 1:
-            raise RecipeError(f"--reward_swapped is {self.reward_swapped}. Use 0 to 1.")
-        if self.reward_outputs < 20:
-            raise RecipeError(
-                f"--reward_outputs is {self.reward_outputs}, too few to learn from and to measure "
-                "on. Use 20 or more."
-            )
-
-    @property
-    def last(self) -> str:
-        """Name of the last of the stages to run."""
-        return max(self.stages, key=STAGES.index)
-
-    def settings(self, stage: str) -> dict[str, Any]:
-        """Collect the settings of one stage: those whose names begin with its own."""
-        names = [name for name in vars(self) if name.startswith(f"{stage}_")]
-        return {name: getattr(self, name) for name in names if name != "reward_model"}
-
-    def training(self, stage: str, **shared: Any) -> PretrainConfig:
-        """Build the Trainer's settings of one stage; `shared` are further ones, such as `seed`."""
-        steps = getattr(self, f"{stage}_steps")
-        return (RewardModelConfig if stage == "reward" else PretrainConfig)(
-            max_steps=steps,
-            per_device_train_batch_size=getattr(self, f"{stage}_batch_size"),
-            learning_rate=getattr(self, f"{stage}_learning_rate"),
-            train_sampling_strategy="random" if stage == "reward" else "group_by_length",
-            adam_beta2=0.99,
-            save_steps=max(1, steps // 4),
-            **shared,
-        )
-
-
-def plan_rewrites(
-    run: RunFolder,
-    data: Any,
-    stages: StageArguments,
-    sizes: Seq2SeqSizes,
-    config: Any,
-    model_config: Any,
-    content: Mapping[str, Any],
-) -> tuple[Stage | None, Stage | None, Stage]:
-    """Plan pretraining, the reward model and PPO; None where a named model stands for the stage.
-
-    `content` is all that is learned from, by name.
-
-    Raises:
-        RecipeError: as `plan_stages`, or there is no such reward model.
-    """
-    base, wanted, advice = model_config.model_name_or_path, stages.stages, "Run that stage too"
-    digests = {name: digest(rows or []) for name, rows in content.items()}
-    pretrain = Stage(
-        "pretrain stage",
-        run.pretrained,
-        settings_of(sizes)
-        | stages.settings("pretrain")
-        | {"model_name_or_path": base, "pairs": digests["pairs"], "seed": config.seed},
-        "pretrain" in wanted,
-        f"{advice}, or name a model with --model_name_or_path.",
-    )
-    if base is not None and not pretrain.wanted:
-        pretrain = None
-    score = Stage(
-        "reward stage",
-        run.reward_model,
-        stages.settings("reward")
-        | digests
-        | {"start": base, "score_function": stages.score_function}
-        | {"response_length": config.response_length, "seed": config.seed},
-        "reward" in wanted,
-        f"{advice}, or name a model with --reward_model.",
-    )
-    if stages.reward_model is not None:
-        resolve(stages.reward_model, "model", source="--reward_model")
-        score = None
-    own = settings_of(data, stages, sizes, config, model_config) | digests
-    ppo = Stage("policy", run.path, own, "ppo" in wanted)
-    plan_stages([stage for stage in (pretrain, score, ppo) if stage is not None], config)
-    return pretrain, score, ppo
 
 
 def load_comparisons(dataset_name: str) -> list[Comparison]:
@@ -226,33 +90,6 @@ def sampled_outputs(start: str, sources: Sequence[str], *, longest: int, seed: i
         batch_size=256,
     )
     return tokenizer.batch_decode(outputs, skip_special_tokens=True)
-
-
-def compare_outputs(
-    start: str,
-    pairs: Sequence[Pair],
-    sources: Sequence[str],
-    judge: RewardFunc | None,
-    stages: StageArguments,
-    *,
-    longest: int,
-    seed: int,
-    count: int | None = None,
-) -> list[Comparison]:
-    """Compare a model's own outputs: scored by a judge, or else with the pairs' targets.
-
-    `longest`: most tokens of an output.
-    """
-    count = count or stages.reward_outputs
-    pairs = pairs[:count]
-    if judge is None:
-        asked = [pair["source"] for pair in pairs]
-        return preferred(pairs, sampled_outputs(start, asked, longest=longest, seed=seed), seed)
-    sources = sources[:count]
-    outputs = sampled_outputs(start, sources, longest=longest, seed=seed)
-    return scored(
-        *swap_sources(sources, outputs, stages.reward_swapped), judge, stages.reward_noise, seed
-    )
 
 
 def swap_sources(

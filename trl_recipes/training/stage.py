@@ -141,7 +141,8 @@ class Stage:
         `start_run`, as is `report`.
         """
         if self.result is not None:
-            print_main(f"{self._figures()}; there already, with the same settings.")
+            if self.result:
+                print_main(f"{self._figures()}; there already, with the same settings.")
             return self.result
         if config.check:
             self.folder = broadcast_from_main(_temporary_folder) / self.folder.name
@@ -154,6 +155,14 @@ class Stage:
         self.finish(result)
         print_main(self._figures())
         return result
+
+    def do(self, work: Callable[[], Any]) -> str:
+        """Do in the main process what is no training, unless that is done; return what it tells."""
+        if not self.done:
+            self.begin()
+            told = work() if is_main_process() else None
+            self.finish({"told": told if isinstance(told, str) else ""})
+        return (self.result or {}).get("told", "")
 
     def _figures(self) -> str:
         shown = (
