@@ -114,11 +114,7 @@ def held_out_sources(
     tokenizer: PreTrainedTokenizerBase,
     count: int,
 ) -> "Dataset":
-    """Load at most `count` of the sources that a run with these settings was judged by.
-
-    Raises:
-        RecipeError: as `load_pairs`.
-    """
+    """Load at most `count` of the sources that a run with these settings was judged by."""
     names = ("dataset_name", "source_column", "target_column", "target_file")
     args = PairArguments(**{name: config[name] for name in names if config.get(name) is not None})
     sources = [pair["source"] for pair in load_pairs(args, "test")[:count]]
@@ -126,11 +122,7 @@ def held_out_sources(
 
 
 def measures_of_run(run: str | Path, config: Mapping[str, Any]) -> dict[str, RewardFunc]:
-    """Load a run's learnt reward and what it is judged by, by name.
-
-    Raises:
-        RecipeError: the reward model cannot be loaded.
-    """
+    """Load a run's learned reward and what it is judged by, by name."""
     name = config.get("reward_model") or RunFolder(run).reward_model
     learnt = RewardModelReward(name, name="learned")
     functions = [learnt, *rewrite_metrics(config.get("dataset_name"))]

@@ -16,6 +16,7 @@ from transformers import (
 )
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from trl_recipes.callbacks import LossLog
 from trl_recipes.data.characters import RandomWindows, encode
 from trl_recipes.errors import RecipeError
 from trl_recipes.run_folder import RunFolder
@@ -181,5 +182,6 @@ def train_baseline(
         train_dataset=RandomWindows(encode(text, tokenizer), length, rows, config.seed),
         eval_dataset=windows[:EVALUATION_WINDOWS],
     )
+    trainer.add_callback(LossLog(RunFolder(config.output_dir).all_stats))
     figures = fit(trainer, tokenizer, output_dir, heldout=windows, before_training=before_training)
     return figures | {"heldout_characters": heldout.numel() - len(heldout)}

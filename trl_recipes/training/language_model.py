@@ -44,11 +44,7 @@ class LanguageModelSizes:
 
 
 def check_width(name: str, width: int, heads_name: str, heads: int, factor: int) -> None:
-    """Refuse a width that is no multiple of `factor`.
-
-    Raises:
-        RecipeError: gives a width that is.
-    """
+    """Refuse a width that is no multiple of `factor`."""
     if width % factor:
         raise RecipeError(
             f"--{name} ({width}) must be a multiple of {heads_name} ({heads}). Use "
@@ -57,13 +53,7 @@ def check_width(name: str, width: int, heads_name: str, heads: int, factor: int)
 
 
 def read_column(rows: "Dataset", name: str, flag: str, source: str) -> Iterable:
-    """Read a column of a data set.
-
-    `flag`: that names the column, for the message. `source`: name of the data set, for the message.
-
-    Raises:
-        RecipeError: there is no such column.
-    """
+    """Read a column, which `flag` names, of the data set called `source`."""
     if name not in rows.column_names:
         raise RecipeError(
             f"{flag}: {source} has no column `{name}`. Its columns are: "
@@ -90,11 +80,7 @@ def read_texts(rows: "Dataset", column: str | None, source: str) -> list[str]:
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Refuse texts that are all empty.
-
-    Raises:
-        RecipeError: they are.
-    """
+    """Refuse texts that are all empty."""
     if not any(text.strip() for text in texts):
         raise RecipeError(f"All {len(texts)} texts to train on are empty. Give at least one.")
 

@@ -165,11 +165,7 @@ class LearnedReward:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
-        """Score each prompt plus completion.
-
-        Raises:
-            RecipeError: the model is not trained yet.
-        """
+        """Score each prompt plus completion; an error until the model is trained."""
         if self._function is None:
             raise RecipeError("The reward model is not trained yet: train it, then `load` it.")
         return self._function(prompts=prompts, completions=completions)
