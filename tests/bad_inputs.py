@@ -147,7 +147,7 @@ VERSUS = (
     "compare_algorithms.py --model_name_or_path {gpt2} --reward_model {classifier} "
     "--dataset_name data.jsonl --tokens 400 --batch 8 --response_length 6 --eval_prompts 4 "
 )
-OTHER = '{"algorithm": "ppo", "seed": 0, "work": {"tokens": 9}}'
+OTHER = '{"algorithm": "ppo", "seed": 0, "task": {"tokens": 9}}'
 REWARD_MODEL = "train_reward_model.py --dataset_name data.jsonl --output_dir out "
 RLHF = (
     "rlhf.py --model_name_or_path {gpt2} --dataset_name data.jsonl --output_dir out --max_steps 1 "
@@ -759,7 +759,7 @@ BENCHMARK = [
     BadInput("an unknown precision", "benchmark.py --precision fp8", ("--precision", "bf16")),
 ]
 
-ALGORITHMS = [  # more of them, without a process each, in test_algorithms.py
+ALGORITHMS = [  # more of them, without a process each, in test_sweep.py
     BadInput("no data for the algorithms", VERSUS + "--dataset_name no.csv", ("`no.csv`", "path")),
     BadInput(
         "runs of another comparison",
