@@ -155,13 +155,7 @@ class GroupTrainer:
         if self.rewards is None:
             raise RecipeError("`reward_funcs` is missing. Pass one function or a list of them.")
         args.reward_weights = self.rewards.weights
-        if train_dataset is None and "environment_factory" not in kwargs:
-            raise RecipeError("`train_dataset` is missing: prompts, in a column `prompt`.")
-        if args.reward_once and "environment_factory" in kwargs:
-            raise RecipeError(
-                "`reward_once` lets the main process score for all, but each process has its own "
-                "environments (`environment_factory`). Leave one of them out."
-            )
+        _check_environments(args, train_dataset, "environment_factory" in kwargs)
         if "eval_dataset" in kwargs:
             kwargs["eval_dataset"] = prompt_rows(kwargs["eval_dataset"])
         peft_config = select_trainable(policy, args.trainable, peft_config)
@@ -603,6 +597,16 @@ class GroupTrainer:
             # weights and two moments a checkpoint, one more while it is written, and the model
             check_disk(Path(self.args.output_dir), trained * (3 * (kept + 1) + 1))
         return lengths
+
+
+def _check_environments(args: GroupConfig, train_dataset: Any, wanted: bool) -> None:
+    if train_dataset is None and not wanted:
+        raise RecipeError("`train_dataset` is missing: prompts, in a column `prompt`.")
+    if args.reward_once and wanted:
+        raise RecipeError(
+            "`reward_once` lets the main process score for all, but each process has its own "
+            "environments (`environment_factory`). Leave one of them out."
+        )
 
 
 def _set_forward(model: nn.Module, forward: Callable | None) -> None:
