@@ -3,11 +3,15 @@
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from test_trainer import VOCAB, Tokens, build, gpt2, rollout_of
+from peft import LoraConfig
+from test_trainer import VOCAB, Words, build, gpt2, rollout_of
+from trl import ModelConfig, get_peft_config
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError
 from trl_recipes.evaluation.compare import check_context
 from trl_recipes.models.loading import check_lengths
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 @pytest.fixture
@@ -86,7 +90,7 @@ def test_a_decoders_response_must_begin_with_its_start_token():
 
 def new(model=None, ref_model=None, tokenizer=None, **config):
     return PPOTrainer(
-        PPOConfig(batch_size=4, **config), model or gpt2(), ref_model, tokenizer or Tokens()
+        PPOConfig(batch_size=4, **config), model or gpt2(), ref_model, tokenizer or Words()
     )
 
 
@@ -104,7 +108,7 @@ def test_a_reference_of_another_vocabulary_is_refused():
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused():
-    class Large(Tokens):
+    class Large(Words):
         def __len__(self):
             return VOCAB + 1
 
@@ -128,18 +132,16 @@ def test_a_tokenizer_without_pad_and_end_token_is_refused(tokenizer):
 
 def test_what_is_no_model_is_refused():
     with pytest.raises(RecipeError, match="`model` must be a name, a folder, or a language model"):
-        PPOTrainer(PPOConfig(), 3, None, Tokens())
+        PPOTrainer(PPOConfig(), 3, None, Words())
 
 
 def test_attention_only_and_an_adapter_do_not_go_together():
-    from peft import LoraConfig
-
     with pytest.raises(RecipeError, match="`trainable: attention` trains weights of the full"):
         PPOTrainer(
             PPOConfig(trainable="attention"),
             gpt2(),
             None,
-            Tokens(),
+            Words(),
             peft_config=LoraConfig(task_type="CAUSAL_LM"),
         )
 
@@ -172,3 +174,40 @@ def test_an_encoder_decoders_prompt_and_response_must_each_fit():
         with pytest.raises(RecipeError, match="encoder and decoder hold each"):
             check_context(bart, *lengths)
     check_context(bart, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "does not train under DeepSpeed.*fsdp2.yaml"),
+        (FSDP | {"FSDP_VERSION": "1"}, "FSDP version 2, not 1.*fsdp2.yaml"),
+        (FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "would leave reward models.*fsdp2"),
+    ],
+)
+def test_launches_that_cannot_be_trained_are_refused_before_a_model_is_loaded(
+    environment, message, monkeypatch
+):
+    config = PPOConfig(report_to="none")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match=message):
+        PPOTrainer(config, "no/such-model")
+
+
+def with_lora(folder, *names):
+    peft_config = get_peft_config(ModelConfig(use_peft=True, lora_target_modules=list(names)))
+    return PPOTrainer(args=PPOConfig(batch_size=2), model=str(folder), peft_config=peft_config)
+
+
+def test_one_module_of_an_adapter_by_name_is_found(tiny_gpt2):
+    """TRL turns a list of one name into a text, which peft reads as a pattern of the whole path."""
+    named = with_lora(tiny_gpt2, "c_attn").model.named_parameters()
+    trained = [name for name, p in named if p.requires_grad and "lora" in name]
+    assert trained
+    assert all("c_attn" in name for name in trained)
+
+
+@pytest.mark.parametrize("names", [("nope",), ("nope", "neither")])
+def test_modules_that_are_not_there_are_named_with_those_that_are(tiny_gpt2, names):
+    with pytest.raises(RecipeError, match=r"no module named .*nope\. Choose among: c_attn, c_fc"):
+        with_lora(tiny_gpt2, *names)

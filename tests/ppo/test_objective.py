@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_recipes.ppo import objective
+from trl_recipes.ppo.controllers import AdaptiveKLController, FixedKLController
 
 close = torch.testing.assert_close
 
@@ -177,3 +178,27 @@ def test_without_a_change_nothing_is_clipped_and_the_gradient_is_minus_the_advan
     close(losses.ratio, torch.ones(2, 3))
     close(logprobs.grad, -advantages)
     assert not losses.policy_clipped.any()
+
+
+@pytest.mark.parametrize(
+    ("current", "error"), [(6.6, 0.1), (100.0, 0.2), (-5.0, -0.2)], ids=["free", "high", "low"]
+)
+def test_the_adaptive_kl_coefficient_follows_the_formula(current, error):
+    """Ziegler et al. 2019, section 2.2: the error is bounded by 0.2 either way."""
+    controller = AdaptiveKLController(0.2, target=6.0, horizon=10000)
+    controller.update(current, n_steps=256)
+    assert controller.value == pytest.approx(0.2 * (1 + error * 256 / 10000))
+
+
+def test_two_half_batches_count_as_many_episodes_as_one():
+    whole, halves = (AdaptiveKLController(0.2, 6.0, 10000) for _ in range(2))
+    whole.update(6.06, 128)
+    halves.update(6.06, 64)
+    halves.update(6.06, 64)
+    assert halves.value == pytest.approx(whole.value, rel=1e-6)
+
+
+def test_the_fixed_kl_coefficient_stays():
+    controller = FixedKLController(0.1)
+    controller.update(50.0, 1000)
+    assert controller.value == 0.1

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, VOCAB, gpt2
+from architectures import ARCHITECTURES, VOCAB, Words, gpt2
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import AutoModelForCausalLM
 
 from trl_recipes import (
     AutoModelForCausalLMWithValueHead,
-    AutoModelForSeq2SeqLMWithValueHead,
     LengthSampler,
     PPOConfig,
     PPOTrainer,
@@ -20,21 +20,11 @@ from trl_recipes.models.packing import unpack
 from trl_recipes.ppo.rollout import collate
 
 
-class Tokens:
-    """The three things of a tokenizer that `step` reads."""
-
-    pad_token_id = eos_token_id = 0
-    pad_token = eos_token = "<end>"
-
-    def __len__(self):
-        return VOCAB
-
-
 def build(name="gpt2", seed=0, **config):
     torch.manual_seed(seed)
     model = ARCHITECTURES[name]() if isinstance(name, str) else name
     settings = {"batch_size": 4, "learning_rate": 1e-3, "ppo_epochs": 2} | config
-    return PPOTrainer(PPOConfig(**settings), model, None, Tokens())
+    return PPOTrainer(PPOConfig(**settings), model, None, Words())
 
 
 def rollout_of(trainer, lengths=((3, 5), (1, 2), (6, 4), (2, 7)), seed=1):
@@ -190,13 +180,9 @@ def test_dropout_that_comes_back_stops_the_run_before_the_first_update():
     assert all(torch.equal(v, before[k]) for k, v in weights(trainer).items())
 
 
-def test_half_precision_weights_become_float32_masters():
-    trainer = build(gpt2().half())
-    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
-
-
-def test_a_bfloat16_model_is_trained_in_float32_beside_a_reference_as_it_came():
-    trainer = build(ARCHITECTURES["gpt2"]().to(torch.bfloat16))
+def test_a_half_precision_model_is_trained_in_float32_beside_a_reference_as_it_came():
+    assert {p.dtype for p in build(gpt2().half()).model.parameters()} == {torch.float32}
+    trainer = build(gpt2().to(torch.bfloat16))
     stats = trainer.step(*rollout_of(trainer))  # whose first KL is rounding, and no mistake
     assert np.isfinite(stats["ppo/loss/total"])
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
@@ -270,26 +256,22 @@ def test_tied_embeddings_stay_tied():
 # Saving and loading
 
 
+@pytest.mark.parametrize("saves", ["trainer", "model"])
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
-def test_policy_and_value_head_come_back_bit_for_bit(name, tmp_path, recwarn):
+def test_policy_and_value_head_come_back_bit_for_bit(name, saves, tmp_path):
+    """Whether the trainer saves them, or the user's own model object."""
     trainer = build(name)
-    trainer.tokenizer.save_pretrained = lambda folder: None
     trainer.step(*rollout_of(trainer))
-    trainer.save_model(str(tmp_path))
-    head = {"gpt2": AutoModelForCausalLMWithValueHead, "t5": AutoModelForSeq2SeqLMWithValueHead}
-    loaded = head[name].from_pretrained(str(tmp_path))
-    for key, value in trainer.policy_model.state_dict().items():
-        assert torch.equal(value, loaded.pretrained_model.state_dict()[key]), key
-    for key, value in trainer.value_head_model.v_head.state_dict().items():
-        assert torch.equal(value, loaded.v_head.state_dict()[key])
-    assert value.abs().sum() > 0
+    with_head = trainer.value_head_model
+    (trainer if saves == "trainer" else with_head).save_pretrained(str(tmp_path))
+    loaded = type(with_head).from_pretrained(str(tmp_path)).state_dict()
+    for key, value in with_head.state_dict().items():
+        assert torch.equal(value, loaded[key]), key
+    assert loaded["v_head.summary.weight"].abs().sum() > 0
 
 
 def test_the_saved_folder_is_a_plain_model_with_the_logits_of_training(tmp_path, caplog):
-    from transformers import AutoModelForCausalLM
-
     trainer = build()
-    trainer.tokenizer.save_pretrained = lambda folder: None
     trainer.step(*rollout_of(trainer))
     trainer.save_model(str(tmp_path))
     ids = torch.arange(2, 12)[None]
@@ -306,10 +288,7 @@ def test_the_saved_folder_is_a_plain_model_with_the_logits_of_training(tmp_path,
 
 
 def test_a_merged_adapter_is_a_plain_model_with_the_adapters_logits(tmp_path):
-    from transformers import AutoModelForCausalLM
-
     trainer = build(trainable="lora", merge_adapter=True)
-    trainer.tokenizer.save_pretrained = lambda folder: None
     trainer.step(*rollout_of(trainer))
     trainer.step(*rollout_of(trainer))
     trainer.save_model(str(tmp_path))
@@ -447,7 +426,7 @@ def test_a_classic_loop_with_its_own_optimizer_and_reference():
         PPOConfig(batch_size=4, model_name="tiny"),
         model,
         ref_model,
-        Tokens(),
+        Words(),
         dataset,
         optimizer=optimizer,
         lr_scheduler=scheduler,
@@ -481,15 +460,3 @@ def test_collate_puts_queries_and_responses_at_the_left():
     alone = rollout.rows(torch.tensor([1]))
     assert alone.queries.tolist() == [[3]]
     assert alone.responses.tolist() == [[5, 6]]
-
-
-def test_the_users_own_model_object_saves_what_was_trained(tmp_path):
-    model = AutoModelForCausalLMWithValueHead.from_pretrained(gpt2())
-    trainer = build(model)
-    trainer.step(*rollout_of(trainer))
-    model.save_pretrained(str(tmp_path))
-    loaded = AutoModelForCausalLMWithValueHead.from_pretrained(str(tmp_path))
-    for key, value in trainer.policy_model.state_dict().items():
-        assert torch.equal(value, loaded.pretrained_model.state_dict()[key]), key
-    assert torch.equal(loaded.v_head.summary.weight, trainer.model.value_head.summary.weight)
-    assert loaded.v_head.summary.weight.abs().sum() > 0
