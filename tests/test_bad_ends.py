@@ -9,7 +9,7 @@ from pathlib import Path
 import ends_badly
 import pytest
 import recipes_in_turn
-from test_several_processes import ENVIRONMENT, LAUNCH
+from launching import ENVIRONMENT, LAUNCH
 
 WORD = "error: The connection to another process was lost"
 

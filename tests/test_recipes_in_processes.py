@@ -5,13 +5,12 @@ import logging
 import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import recipes_in_turn
-from test_several_processes import ENVIRONMENT, LAUNCH
+from launching import launch
 from transformers import AutoConfig
 
 from trl_recipes import distributed as processes
@@ -27,11 +26,7 @@ def folders(tmp_path_factory):
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     for folder in (one, two):
         recipes_in_turn.make_models(folder / "models")
-    script = Path(recipes_in_turn.__file__)
-    done = subprocess.run(
-        [*LAUNCH, script, two], env=ENVIRONMENT, capture_output=True, timeout=400, check=False
-    )
-    assert done.returncode == 0, (two / "0.err").read_text()[-3000:]
+    launch(Path(recipes_in_turn.__file__), two, timeout=400)
     recipes_in_turn.run(one)
     return one, two
 

@@ -1,24 +1,18 @@
 """Several real processes under Accelerate and gloo: the answer of one, in all of them."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import several
 import torch
+from launching import launch
 from safetensors.torch import load_file
 from several import STEPS, UPDATES
 
 from trl_recipes.stats import load_stats
 
-ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "recipes" / "accelerate" / "two_cpu_processes.yaml"
-LAUNCH = [Path(sys.executable).with_name("accelerate"), "launch", "--config_file", CONFIG]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 # What TRL averages over passes, whose rows it draws in each process, rather than over tokens.
 OF_PASSES = ("entropy", "kl", "clip_ratio")
 
@@ -27,16 +21,7 @@ OF_PASSES = ("entropy", "kl", "clip_ratio")
 def both(tmp_path_factory):
     """All cases in two processes: a function that gives what each found and told."""
     folder = tmp_path_factory.mktemp("both")
-    script = Path(several.__file__)
-    done = subprocess.run(
-        [*LAUNCH, script, folder],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(Path(several.__file__), folder)
 
     def found(name):
         return [results(folder, name, rank) for rank in (0, 1)]

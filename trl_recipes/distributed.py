@@ -172,12 +172,10 @@ def end_of_error(error: Exception) -> NoReturn:
 
 
 def let_go() -> None:
-    """Give gloo's threads the time to drop their last tensors, before the end takes them down.
-
-    Such a thread needs Python's lock for that, a moment after an exchange. Where Python ends by
-    then, torch 2.13 aborts, or waits for ever for the thread while it holds the lock (a fourth of
-    the shortest launches of two processes).
-    """
+    """Give gloo's threads the time to drop their last tensors, before the end takes them down."""
+    # Such a thread needs Python's lock for that, a moment after an exchange. Where Python ends by
+    # then, torch 2.13 aborts, or waits for ever for the thread while it holds the lock (a fourth
+    # of the shortest launches of two processes).
     if _in_group():
         time.sleep(0.2)
 

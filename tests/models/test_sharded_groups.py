@@ -2,45 +2,23 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 from tiny_grpo import tiny
 from transformers import AutoModelForCausalLM
 
 SCRIPT = Path(__file__).with_name("group_in_parts.py")
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-LAUNCH += ["--main_process_port", "0"]
 DEEPSPEED = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="needs `pip install deepspeed`"
 )
-WAYS = {
-    "FSDP": [
-        *("--use_fsdp", "--fsdp_version", "2", "--fsdp_cpu_ram_efficient_loading", "false"),
-        *("--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
-        *("--fsdp_state_dict_type", "FULL_STATE_DICT"),
-    ],
-    "ZeRO-2": ["--use_deepspeed", "--zero_stage", "2"],
-    "ZeRO-3": ["--use_deepspeed", "--zero_stage", "3", "--zero3_save_16bit_model", "true"],
-}
 
 
-def launch(folder, way, **environment):
+def run(folder, way, **environment):
     """The rows of a run, and the model that it saved as plain transformers loads it."""
-    done = subprocess.run(
-        [*LAUNCH, *way, SCRIPT, folder],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(SCRIPT, folder, way=way, DS_ACCELERATOR="cpu", **environment)
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     return json.loads((folder / "rows.json").read_text()), model
 
@@ -49,14 +27,14 @@ def launch(folder, way, **environment):
 def whole(tmp_path_factory):
     """The run whose processes hold all weights."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    return launch(folder, ["--multi_gpu"], ACCELERATE_USE_CPU="true")
+    return run(folder, "whole", ACCELERATE_USE_CPU="true")
 
 
 @pytest.mark.parametrize(
     "way", ["FSDP", *(pytest.param(z, marks=DEEPSPEED) for z in ("ZeRO-2", "ZeRO-3"))]
 )
 def test_weights_in_parts_make_the_run_of_whole_ones(way, whole, tmp_path):
-    (name, *rows), model = launch(tmp_path / "run", WAYS[way])
+    (name, *rows), model = run(tmp_path / "run", way)
     assert name["way"].endswith("FSDP" if way == "FSDP" else "DEEPSPEED")
     (_, *expected), expected_model = whole
     assert len(rows) == len(expected) == 3

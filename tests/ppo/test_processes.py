@@ -1,30 +1,18 @@
 """Two processes give the answer of one: real processes, under Accelerate and gloo."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from architectures import ARCHITECTURES
+from launching import launch
 from part_of_a_batch import run_case
 from safetensors.torch import load_file
 from train_in_parts import trainer_of
 from transformers import AutoModelForCausalLM
 
 FOLDER = Path(__file__).parent
-LAUNCH = [Path(sys.executable).with_name("accelerate"), "launch", "--num_processes", "2"]
-LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-LAUNCH += ["--main_process_port", "0"]
-WAYS = {
-    "whole": ["--multi_gpu"],
-    "sharded": [
-        *("--use_fsdp", "--fsdp_version", "2", "--fsdp_cpu_ram_efficient_loading", "false"),
-        *("--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
-    ],
-}
 # Batches in parts: two processes take two of these a step, one takes four.
 PARTS = {"mini_batch_size": 2, "gradient_accumulation_steps": 2}
 CASES = {
@@ -47,23 +35,10 @@ CASES = {
 }
 
 
-def launch(way, script, *arguments):
-    """Run a script in two processes, which must both end well."""
-    done = subprocess.run(
-        [*LAUNCH, *WAYS[way], FOLDER / script, *arguments],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
-
-
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["whole", "sharded"])
 def test_two_processes_make_the_update_of_one(way, tmp_path):
-    launch(way, "part_of_a_batch.py", tmp_path, json.dumps(list(CASES.values())))
+    cases = json.dumps(list(CASES.values()))
+    launch(FOLDER / "part_of_a_batch.py", tmp_path, cases, way=way, ACCELERATE_USE_CPU="true")
     for number, (case, (name, steps, settings)) in enumerate(CASES.items()):
         found_first, found_second = (
             load_file(tmp_path / f"{number}-{rank}.safetensors") for rank in (0, 1)
@@ -92,7 +67,8 @@ def test_two_processes_make_the_update_of_one(way, tmp_path):
 
 def test_a_sharded_run_leaves_one_plain_model_and_goes_on_with_any_number(tmp_path):
     folder = tmp_path / "run"
-    said = launch("sharded", "train_in_parts.py", folder)
+    script = FOLDER / "train_in_parts.py"
+    said = launch(script, folder, way="sharded", ACCELERATE_USE_CPU="true")
     assert "draws other responses" not in said
     texts = ["whole run", "resumed at step 2"]
     runs = [json.loads((folder / f"{text}.json").read_text()) for text in texts]
