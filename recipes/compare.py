@@ -13,13 +13,19 @@ from dataclasses import dataclass, field
 
 from accelerate import PartialState
 
-from trl_recipes import LengthSampler, RecipeError, SentimentReward, load_prompts, load_run, setting
-from trl_recipes.arguments import run_recipe
-from trl_recipes.embedded import language_model
+from trl_recipes import (
+    PromptArguments,
+    RecipeError,
+    SentimentReward,
+    compare,
+    language_model,
+    load_run,
+    run_recipe,
+    sentiment_measures,
+    setting,
+    write_comparison,
+)
 from trl_recipes.evaluation import rewrites
-from trl_recipes.evaluation.compare import compare
-from trl_recipes.evaluation.judges import sentiment_measures
-from trl_recipes.report import write_comparison
 from trl_recipes.run_folder import check_folder, read_config, read_number
 from trl_recipes.stats import run_names
 
@@ -64,19 +70,15 @@ def main(args: CompareArguments) -> None:
         prompts = rewrites.held_out_sources(config, *models["reference"], args.max_prompts)
         measures = rewrites.measures_of_run(args.runs[0], config)
     else:
-        limits = (("min_prompt_length", 2), ("max_prompt_length", 8))
-        shortest, longest = (read_number(args.runs[0], *limit) for limit in limits)
-        prompts = load_prompts(
-            config.get("dataset_name"),
-            models["reference"][1],
-            split="test",
-            length_sampler=LengthSampler(shortest, longest + 1, seed=args.seed),
+        asked = PromptArguments(
+            dataset_name=config.get("dataset_name"),
             text_column=config.get("text_column"),
-            max_prompts=args.max_prompts,
-            seed=args.seed,
-            model=models["reference"][0],
-            response_length=length,
+            min_prompt_length=read_number(args.runs[0], "min_prompt_length", 2),
+            max_prompt_length=read_number(args.runs[0], "max_prompt_length", 8),
+            eval_prompts=args.max_prompts,
         )
+        model, tokenizer = models["reference"]
+        prompts = asked.load("test", tokenizer, args.seed, model=model, response_length=length)
         label = config.get("label") or "POSITIVE"
         reward = SentimentReward(config.get("reward_model"), label=label, **trusted)
         measures = sentiment_measures(reward)

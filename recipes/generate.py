@@ -11,11 +11,17 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import PartialState
 
-from trl_recipes import RecipeError, collator, generate_responses, load_run, setting
-from trl_recipes.arguments import run_recipe
-from trl_recipes.data.prompts import one_prompt
-from trl_recipes.describe import printable
-from trl_recipes.embedded import language_model
+from trl_recipes import (
+    RecipeError,
+    collator,
+    generate_responses,
+    language_model,
+    load_run,
+    one_prompt,
+    printable,
+    run_recipe,
+    setting,
+)
 from trl_recipes.evaluation.compare import check_context, mean_interval
 from trl_recipes.evaluation.rewrites import score_of
 from trl_recipes.rewards.text import reward_inputs

@@ -11,11 +11,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl_recipes.arguments import run_recipe
-from trl_recipes.report import write_report
-from trl_recipes.report.plots import plot_losses, plot_runs, plot_stats
+from trl_recipes import load_stats, plot_stats, run_recipe, setting, write_report
+from trl_recipes.report.plots import plot_losses, plot_runs
 from trl_recipes.run_folder import RunFolder, read_config
-from trl_recipes.stats import load_stats, run_names
+from trl_recipes.stats import run_names
 
 
 @dataclass
@@ -25,12 +24,10 @@ class PlotArguments:
     runs: list[str] = field(
         metadata={"help": "Run folders. They may also stand first, without the flag."}
     )
-    output: str | None = field(
-        default=None,
-        metadata={
-            "help": "PNG file to write. Left out, one run goes to its own plots folder, several to"
-            " runs.png beside the first, and each run has its report.html made again."
-        },
+    output: str | None = setting(
+        None,
+        "PNG file to write. Left out, one run goes to its own plots folder, several to runs.png "
+        "beside the first, and each run has its report.html made again.",
     )
 
 
@@ -57,7 +54,7 @@ def main(args: PlotArguments) -> None:
 
 
 def kl_target(run: RunFolder) -> float | None:
-    """The KL that the run's controller aims at, in nats a response; None where it aims at none."""
+    """The KL that the run's controller aims at, in nats per response, if it aims at one."""
     config = read_config(run) if run.config.is_file() else {}
     return config.get("target") if config.get("adap_kl_ctrl") else None
 

@@ -20,6 +20,7 @@ from trl_recipes import (
     load_run,
     load_tokenizer,
     model_kwargs,
+    one_prompt,
     rewards,
     run_recipe,
     setting,
@@ -27,7 +28,7 @@ from trl_recipes import (
     write_report,
     write_results,
 )
-from trl_recipes.data.prompts import holds_conversations, one_prompt
+from trl_recipes.data.prompts import holds_conversations
 
 WEIGHTS = {1: [3.0, 0.0, 0.0, -0.5], 2: [3.0, 1.0, -1.5, -0.5]}  # in the order of `reward`
 REFERENCE = "I went in hoping for nothing and came out amazed."

@@ -574,7 +574,7 @@ PRETRAINING = [
     BadInput(
         "a checkpoint that transformers did not finish",
         LM + "--resume_from_checkpoint out/nope",
-        ("--resume_from_checkpoint", "no whole checkpoint", "Give `true`"),
+        ("--resume_from_checkpoint", "is no checkpoint", "Give `true`"),
         {"out": run()},
     ),
 ]
