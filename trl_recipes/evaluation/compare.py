@@ -6,6 +6,7 @@ Measures are reward functions (`prompts, completions, completion_ids, **columns`
 None a sample), whether a model was trained on them or not.
 """
 
+import functools
 import json
 import math
 import shutil
@@ -13,8 +14,11 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +29,7 @@ from trl_recipes.models.packing import pad_rows
 from trl_recipes.models.sampling import generate_responses
 from trl_recipes.rewards import RewardFunc, Rewards
 from trl_recipes.rewards.text import reward_inputs
+from trl_recipes.run_folder import write_whole
 from trl_recipes.stats import distinct_n
 
 PAD = 0  # any token id will do: masks come from lengths
@@ -88,16 +93,12 @@ class Comparison:
         rows["perplexity"] = [_number(r.perplexity) for r in self.results]
         rows["distinct-2"] = [_number(r.distinct_2) for r in self.results]
         rows["length (tokens)"] = [_plus_minus(*mean_interval(r.lengths)) for r in self.results]
-        names = [printable(r.name) for r in self.results]
-        first = max(map(len, rows))
-        widths = [max(len(name), 15) for name in names]
-        lines = [
-            f"{head:{first}}  " + "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
-            for head, cells in {"": names, **rows}.items()
-        ]
-        note = f"n = {len(self.prompts)} responses of each model to the same prompts, seed "
-        note += f"{self.seed}; mean ± half of its 95 % interval."
-        return "\n".join([note, "Perplexity is under the reference model.", "", *lines])
+        table = pd.DataFrame(rows, index=[printable(r.name) for r in self.results]).T
+        return (
+            f"n = {len(self.prompts)} responses of each model to the same prompts, seed "
+            f"{self.seed}; mean ± half of its 95 % interval.\nPerplexity is under the reference "
+            f"model.\n\n{table.to_string(col_space=17)}"
+        )
 
     def side_by_side(self, count: int = 5, width: int | None = None) -> str:
         """Show the first prompts with each model's answer, wrapped to `width` or the terminal."""
@@ -149,8 +150,8 @@ class Comparison:
         """Write `to_dict` as JSON; numbers that are not finite become null."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_without_nan(self.to_dict()), indent=1, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8", errors="replace")
+        finite = json.loads(json.dumps(self.to_dict()), parse_constant=lambda _: None)
+        write_whole(path, json.dumps(finite, indent=1, ensure_ascii=False) + "\n")
 
 
 def compare(
@@ -187,18 +188,10 @@ def compare(
             )
     longest = max_new_tokens if isinstance(max_new_tokens, int) else max(max_new_tokens)
     check_context(reference_model, max(len(row["input_ids"]) for row in rows), longest)
+    shared = (reference_model, tokenizer, rows, measures)
+    sampling = {"max_new_tokens": max_new_tokens, "seed": seed, "batch_size": batch_size}
     results = [
-        measure_model(
-            name,
-            models[name][0],
-            reference_model,
-            tokenizer,
-            rows,
-            measures,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            batch_size=batch_size,
-        )
+        measure_model(name, models[name][0], *shared, **sampling)
         for name in sorted(models, key=lambda name: name != reference)
     ]
     return Comparison(prompts=[row["query"] for row in rows], results=results, seed=seed)
@@ -228,8 +221,10 @@ def measure_model(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
-    logprobs = response_logprobs(model, queries, responses, batch_size)
-    ref_logprobs = response_logprobs(reference_model.eval(), queries, responses, batch_size)
+    own, ref = (
+        response_logprobs(policy, queries, responses, batch_size)
+        for policy in (model, reference_model.eval())
+    )
     completions = tokenizer.batch_decode(responses, skip_special_tokens=True)
     ids = [response.tolist() for response in responses]
     prompts, answers, columns = reward_inputs({**columns, "response": completions}, tokenizer)
@@ -242,8 +237,8 @@ def measure_model(
         responses=completions,
         token_ids=ids,
         scores=scores,
-        kl=[float((p - q).sum()) for p, q in zip(logprobs, ref_logprobs, strict=True)],
-        reference_nll=[-float(q.sum()) for q in ref_logprobs],
+        kl=[float((p - q).sum()) for p, q in zip(own, ref, strict=True)],
+        reference_nll=[-float(q.sum()) for q in ref],
     )
 
 
@@ -273,14 +268,15 @@ def check_context(model: nn.Module, query_length: int, response_length: int) -> 
     """Refuse what does not fit into a model's context; lengths in tokens, of the longest ones."""
     context = context_length(model.config)
     needed = query_length + response_length
+    if context is None:
+        return
     if model.config.is_encoder_decoder:
-        if context is not None and max(query_length, response_length) > context:
+        if max(query_length, response_length) > context:
             raise RecipeError(
                 f"A source of {query_length} tokens or a response of {response_length} is longer "
                 f"than the {context} that the model's encoder and decoder hold each. Shorten it."
             )
-        return
-    if context is not None and needed > context:
+    elif needed > context:
         raise RecipeError(
             f"A prompt of {query_length} tokens and a response of {response_length} need {needed},"
             f" but the model's context holds {context}. Shorten the prompt or the response."
@@ -293,37 +289,21 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     The interval is Student's t; nan where there are too few values (0 and 1).
     """
     n = len(values)
-    if n == 0:
-        return math.nan, math.nan
-    mean = math.fsum(values) / n
-    if n == 1:
-        return mean, math.nan
-    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    return mean, _t_quantile_95(n - 1) * math.sqrt(variance / n)
+    if n < 2:
+        return (values[0] if n else math.nan), math.nan
+    return fmean(values), _t_quantile_95(n - 1) * stdev(values) / math.sqrt(n)
 
 
+@functools.cache
 def _t_quantile_95(df: int) -> float:
-    """The t with 95 percent of Student's distribution between -t and t, by bisection.
+    """The t with 95 percent of Student's distribution between -t and t, integrated numerically.
 
-    The probability between -t and t is a finite series in theta = atan(t / sqrt(df)) (Abramowitz
-    and Stegun 1964, 26.7.3 and 26.7.4).
+    The density of theta = atan(t / sqrt(df)) is proportional to cos(theta) ** (df - 1).
     """
-
-    def probability(theta: float) -> float:
-        odd = df % 2
-        term = math.cos(theta) if odd else 1.0
-        total = 0.0
-        for k in range(odd + 2, df + 1, 2):
-            total += term
-            term *= math.cos(theta) ** 2 * (k - 1) / k
-        total *= math.sin(theta)
-        return 2 / math.pi * (theta + total) if odd else total
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if probability(middle) < 0.95 else (low, middle)
-    return math.sqrt(df) * math.tan(low)
+    theta = np.linspace(0, math.pi / 2, 100_001)
+    density = np.cos(theta) ** (df - 1)
+    mass = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
+    return math.sqrt(df) * math.tan(np.interp(0.95 * mass[-1], mass, theta))
 
 
 def _result_dict(result: ModelResult) -> dict[str, Any]:
@@ -345,14 +325,6 @@ def _result_dict(result: ModelResult) -> dict[str, Any]:
 def _summary(values: Sequence[float]) -> dict[str, float]:
     mean, half = mean_interval(values)
     return {"mean": mean, "half_width_95": half, "n": len(values)}
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(result: ModelResult, measure: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -24,12 +25,7 @@ from trl_recipes.describe import printable
 from trl_recipes.evaluation.compare import mean_interval
 from trl_recipes.models.loading import load_classifier
 from trl_recipes.report.plots import COLORS, GREY, Picture, save_figure, style_axes
-from trl_recipes.rewards.models import (
-    batches_by_length,
-    can_pad,
-    local_device,
-    longest_input,
-)
+from trl_recipes.rewards.models import batches_by_length, can_pad, local_device, longest_input
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.training.reward_data import Labelled, Pairs
 
@@ -37,6 +33,11 @@ AXES = {
     "classes": ("confidence in the label that wins", "fraction that is right"),
     "pairs": ("probability that the winner is better", "fraction that is right"),
     "number": ("predicted number", "true number"),
+}
+LEARNT = {
+    "classes": "the classes {} of labelled texts (cross-entropy)",
+    "pairs": "which text of a pair is better (Bradley and Terry: minus log sigmoid of the margin)",
+    "number": "a number for each text (least squares)",
 }
 BINS = 10
 CARD = """---
@@ -120,11 +121,6 @@ class Figures:
             lines.append(f"{self.cut} held-out texts are longer than the context and were cut")
         return "\n".join(lines)
 
-    def plot(self, path: str | Path) -> None:
-        """Draw the reliability diagram as a PNG file."""
-        x, y = AXES[self.kind]
-        plot_reliability(self.bins, path, title=f"n = {self.n}", predicted=x, observed=y)
-
 
 def evaluate_reward_model(folder: str | Path, heldout: Labelled | Pairs) -> Figures:
     """Measure a saved reward model on rows that it never saw, of the kind that it learnt from."""
@@ -161,16 +157,9 @@ def write_card(
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("trl", "transformers", "torch")
     )
-    learnt = {
-        "classes": f"the classes {', '.join(labels)} of labelled texts (cross-entropy)",
-        "number": "a number for each text (least squares)",
-        "pairs": "which text of a pair is better (Bradley and Terry: minus log sigmoid of the "
-        "margin)",
-    }[figures.kind]
-    bins = "\n".join(f"| {b.predicted:.3f} | {b.observed:.3f} | {b.count} |" for b in figures.bins)
     predicted, observed = AXES[figures.kind]
     card = CARD.format(
-        learnt=learnt,
+        learnt=LEARNT[figures.kind].format(", ".join(labels)),
         base=printable(base),
         source=printable(source),
         rows=rows,
@@ -179,7 +168,7 @@ def write_card(
         measured=figures.sentences().replace("\n", "\n- "),
         predicted=predicted,
         observed=observed,
-        bins=bins,
+        bins="\n".join(f"| {x:.3f} | {y:.3f} | {n} |" for n, x, y in figures.bins),
         function=use.partition("(")[0],
         use=use,
     )
@@ -197,12 +186,8 @@ def reliability(
     predicted, observed = np.asarray(predicted, dtype=float), np.asarray(observed, dtype=float)
     edges = np.linspace(0, 1, BINS + 1) if edges is None else np.asarray(edges, dtype=float)
     places = np.clip(np.searchsorted(edges, predicted, side="left") - 1, 0, len(edges) - 2)
-    inside = [places == place for place in range(len(edges) - 1)]
-    return [
-        Bin(int(rows.sum()), float(predicted[rows].mean()), float(observed[rows].mean()))
-        for rows in inside
-        if rows.any()
-    ]
+    rows = pd.DataFrame({"predicted": predicted, "observed": observed}).groupby(places)
+    return [Bin(n, *means) for n, means in zip(rows.size(), rows.mean().to_numpy(), strict=True)]
 
 
 def equal_counts(predicted: Sequence[float], bins: int = BINS) -> np.ndarray:
@@ -304,7 +289,9 @@ def write_figures(
     learned from.
     """
     figures = evaluate_reward_model(run.model, heldout)
-    figures.plot(run.plots / "reliability.png")
+    x, y = AXES[figures.kind]
+    picture = run.plots / "reliability.png"
+    plot_reliability(figures.bins, picture, title=f"n = {figures.n}", predicted=x, observed=y)
     rows, seconds = int(trained["rows"]), trained["seconds"]
     write_card(run.model, figures, base=base, source=source, rows=rows, seconds=seconds)
     return figures

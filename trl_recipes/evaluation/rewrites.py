@@ -3,10 +3,10 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_recipes.evaluation.judges import vader_judge
 from trl_recipes.rewards import (
@@ -17,9 +17,6 @@ from trl_recipes.rewards import (
 )
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.training.seq2seq import PairArguments, load_pairs, longest_text, prompt_rows
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 # Words that say little of what a sentence is about.
 _COMMON = frozenset(
@@ -33,11 +30,10 @@ _COMMON = frozenset(
 
 
 def rewrite_metrics(dataset_name: str | None) -> list[RewardFunc]:
-    """Choose the functions that are logged and never optimised.
+    """Choose the functions that are logged and never optimized.
 
-    Returns:
-        Without a data set the embedded rewrites' quality and what they kept; else the mood's turn
-        (where vaderSentiment is installed) and the overlap of content.
+    Without a data set the embedded rewrites' quality and what they kept; else the mood's turn
+    (where vaderSentiment is installed) and the overlap of content.
     """
     if dataset_name is None:
         from trl_recipes.embedded.rewrites import rewrite_quality, subjects_kept
@@ -52,9 +48,6 @@ def score_function(name: str | None, dataset_name: str | None) -> RewardFunc | N
 
     `name`: `module.path:function` or `file.py:function`; None takes the embedded rewrites' own, and
     none for another data set: the reward model learns preferences then.
-
-    Raises:
-        RecipeError: there is no such function.
     """
     if name is not None:
         return load_reward_funcs([name], source="--score_function")[0]
@@ -76,9 +69,8 @@ def content_kept(prompts: Sequence[str], completions: Sequence[str], **_: Any) -
 def mood_turned() -> RewardFunc | None:
     """Make a judge of whether a rewrite's mood is the opposite of its source's, by VADER's lexicon.
 
-    Returns:
-        A reward function: the rewrite's compound (-1 to 1) in the direction away from the source's;
-        None for a source without a mood. Or None where vaderSentiment is not installed.
+    It gives the rewrite's compound (-1 to 1) in the direction away from the source's, None for a
+    source without a mood. None where vaderSentiment is not installed.
     """
     vader = vader_judge()
     if vader is None:
@@ -109,11 +101,8 @@ def start_of(run: str | Path, config: Mapping[str, Any]) -> str | None:
 
 
 def held_out_sources(
-    config: Mapping[str, Any],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    count: int,
-) -> "Dataset":
+    config: Mapping[str, Any], model: nn.Module, tokenizer: Any, count: int
+) -> Dataset:
     """Load at most `count` of the sources that a run with these settings was judged by."""
     names = ("dataset_name", "source_column", "target_column", "target_file")
     args = PairArguments(**{name: config[name] for name in names if config.get(name) is not None})
@@ -134,16 +123,9 @@ def score_of(
 ) -> tuple[RewardFunc, str]:
     """Choose what scores a model's texts, and say what its number is.
 
-    `run`: the run that the model is of, or the model's name; None: the embedded one.
-    `reward_model`: sentiment classifier; None takes the run's own reward model where it trained
-    one, else the embedded classifier.
-
-    Returns:
-        The run's reward model; or a classifier of prompt and continuation, or, of what an
-        encoder-decoder writes in place of its source, of that alone.
-
-    Raises:
-        RecipeError: as `SentimentReward`.
+    `run` is the run that the model is of, or the model's name; None: the embedded one. Without
+    `reward_model`, a sentiment classifier, the run's own reward model scores, else the embedded
+    classifier: prompt and continuation, or only the response of an encoder-decoder.
     """
     own = None if run is None else RunFolder(run).reward_model
     if reward_model is None and own is not None and own.is_dir():

@@ -66,12 +66,6 @@ class Task:
             "if every response has its full length, a later one the shorter they are."
         )
 
-    def __str__(self) -> str:
-        return (
-            f"{self.tokens} generated tokens, {self.batch} responses a step of at most "
-            f"{self.response_length} tokens"
-        )
-
 
 @dataclass(frozen=True)
 class Run:
@@ -93,11 +87,6 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         """Give all that decides the run's outcome, ready for JSON."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Run":
-        """Undo `to_dict`."""
-        return cls(**values | {"task": Task(**values["task"])})
 
 
 def make_runs(
@@ -178,7 +167,7 @@ def is_finished(run: Run, folder: Path, overwrite: bool = False) -> bool:
     old, new = (_flat(values) for values in (read_json(folder / SETTINGS_FILE), run.to_dict()))
     differing = ", ".join(
         f"{name} {old.get(name)}, now {new.get(name)}"
-        for name in {**old, **new}
+        for name in old | new
         if old.get(name) != new.get(name)
     )
     if differing:
@@ -218,7 +207,9 @@ def run_all(
             if signals.received is not None:
                 return
             if overwrite:
-                _remove(path)
+                prepare_run(path, overwrite=True)
+                for name in (SETTINGS_FILE, RESULT_FILE, CURVE_FILE):
+                    (path / name).unlink(missing_ok=True)
             process = _start(run, path, jobs)
             going.append(process)
             begun.append(run)
@@ -231,7 +222,10 @@ def run_all(
                 say(failures[-1])
             else:
                 say(f"{run}: {_summary(path)}")
-                say(_outlook(len(runs), len(runs) - len(begun) + len(going), began))
+                left = len(runs) - len(begun) + len(going)
+                minutes = (time.perf_counter() - began) / 60
+                ahead = f"    {left} left, about {minutes / (len(runs) - left) * left:.1f} minutes"
+                say(ahead if left else f"{len(runs)} runs in {minutes:.1f} minutes.")
 
     with StopSignals() as signals, ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(one, run) for run in runs}
@@ -294,12 +288,6 @@ def _start(run: Run, folder: Path, jobs: int) -> subprocess.Popen:
         )
 
 
-def _remove(folder: Path) -> None:
-    prepare_run(folder, overwrite=True)
-    for name in (SETTINGS_FILE, RESULT_FILE, LOG_FILE, CURVE_FILE, "comparison.json"):
-        (folder / name).unlink(missing_ok=True)
-
-
 def _last_words(folder: Path, code: int) -> str:
     text = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace")
     lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
@@ -316,13 +304,6 @@ def _summary(folder: Path) -> str:
         f"reward {before['reward']:.3f} to {after['reward']:.3f}, KL {after['kl']:.2f} nats, "
         f"{result['tokens']} tokens in {result['seconds']:.0f} s of training"
     )
-
-
-def _outlook(total: int, left: int, began: float) -> str:
-    taken = time.perf_counter() - began
-    if not left:
-        return f"{total} runs in {taken / 60:.1f} minutes."
-    return f"    {left} left, about {taken / (total - left) * left / 60:.1f} minutes"
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

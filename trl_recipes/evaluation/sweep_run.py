@@ -19,12 +19,7 @@ from transformers import TrainerCallback
 from trl_recipes.data.prompts import LengthSampler, load_prompts
 from trl_recipes.embedded import language_model
 from trl_recipes.errors import RecipeError, RunStopped
-from trl_recipes.evaluation.compare import (
-    ModelResult,
-    compare,
-    mean_interval,
-    measure_model,
-)
+from trl_recipes.evaluation.compare import ModelResult, compare, mean_interval, measure_model
 from trl_recipes.evaluation.judges import sentiment_measures
 from trl_recipes.evaluation.sweep import (
     CURVE_FILE,
@@ -112,12 +107,8 @@ class SweepRun:
         self.reference, _ = load_run(name)
 
         def load(seed: int, **chosen: Any) -> Any:
-            chosen |= {
-                "length_sampler": LengthSampler(
-                    task.min_prompt_length, task.max_prompt_length + 1, seed=seed
-                )
-            }
-            chosen |= {"seed": seed, "model": model}
+            lengths = LengthSampler(task.min_prompt_length, task.max_prompt_length + 1, seed=seed)
+            chosen |= {"length_sampler": lengths, "seed": seed, "model": model}
             chosen |= {"response_length": task.response_length}
             return load_prompts(task.dataset_name, self.tokenizer, **chosen)
 
@@ -181,14 +172,13 @@ def main() -> None:
     """Read what to train from the command line; a mistake is one line that begins with error."""
     described, folder = sys.argv[1:]
     try:
-        run, begun = Run.from_dict(json.loads(described)), Path(folder, SETTINGS_FILE).is_file()
-        SweepRun(run, Path(folder), resume=begun).train()
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201  the log of the run
-        sys.exit(2)
-    except RunStopped as stopped:
-        print(stopped, file=sys.stderr, flush=True)  # noqa: T201  the log of the run
-        sys.exit(stopped.exit_code)
+        values = json.loads(described)
+        run = Run(**values | {"task": Task(**values["task"])})
+        SweepRun(run, Path(folder), resume=Path(folder, SETTINGS_FILE).is_file()).train()
+    except (RecipeError, RunStopped) as error:
+        known = "error: " if isinstance(error, RecipeError) else ""
+        print(f"{known}{error}", file=sys.stderr, flush=True)  # noqa: T201  the log of the run
+        sys.exit(getattr(error, "exit_code", 2))
 
 
 if __name__ == "__main__":
