@@ -45,10 +45,7 @@ def test_the_calibration_error_is_that_of_its_definition(rows):
 
 def test_worked_by_hand():
     bins = reliability([0.95, 0.95, 0.65, 0.65], [1, 0, 1, 1])
-    assert bins == [
-        Bin(2, pytest.approx(0.65), 1.0),
-        Bin(2, pytest.approx(0.95), 0.5),
-    ]
+    assert bins == [Bin(2, pytest.approx(0.65), 1.0), Bin(2, pytest.approx(0.95), 0.5)]
     assert expected_calibration_error(bins) == pytest.approx((0.35 + 0.45) / 2)
 
 

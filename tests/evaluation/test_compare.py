@@ -7,18 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
+from conftest import save_tiny_classifier
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.compare import (
@@ -89,18 +81,13 @@ def alone(model, query, response):
     return logits.log_softmax(-1)[torch.arange(len(response)), response]
 
 
-@pytest.mark.parametrize("df", T_TABLE)
-def test_the_interval_uses_the_tabulated_t(df):
-    n = df + 1
-    values = [1.0] * n
-    values[0] = 1 + n  # mean 2; deviations: n - 1 once and -1 (n - 1) times
-    deviations = (n - 1) ** 2 + (n - 1)
-    mean, half = mean_interval(values)
-    assert mean == pytest.approx(2)
-    assert half == pytest.approx(T_TABLE[df] * math.sqrt(deviations / df / n), rel=3e-4)
-
-
-def test_intervals_by_hand():
+def test_intervals_use_the_tabulated_t_and_are_as_by_hand():
+    for df, t in T_TABLE.items():
+        n = df + 1
+        values = [1.0 + n] + [1.0] * df  # mean 2; deviations: n - 1 once and -1 (n - 1) times
+        deviations = (n - 1) ** 2 + (n - 1)
+        expected = 2, t * math.sqrt(deviations / df / n)
+        assert mean_interval(values) == pytest.approx(expected, rel=3e-4)
     # 1, 2, 6: mean 3, squares 4 + 1 + 9 = 14, variance 7, standard error sqrt(7 / 3)
     assert mean_interval([1, 2, 6]) == pytest.approx((3, 4.302653 * math.sqrt(7 / 3)), rel=1e-6)
     assert mean_interval([4.0]) == pytest.approx((4, math.nan), nan_ok=True)
@@ -117,23 +104,10 @@ def test_padding_and_batching_do_not_change_logprobs(policy, batch_size):
         torch.testing.assert_close(logprobs, alone(policy, query, response), atol=1e-5, rtol=1e-5)
 
 
-def seq2seq_model(family):
-    torch.manual_seed(0)
-    if family == "t5":
-        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-        sizes |= {"decoder_start_token_id": 0, "dropout_rate": 0.0}
-        return T5ForConditionalGeneration(T5Config(vocab_size=20, **sizes)).eval()
-    sizes = {
-        f"{side}_{what}": 1 for side in ("encoder", "decoder") for what in ("layers", "ffn_dim")
-    }
-    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    config = BartConfig(vocab_size=20, d_model=16, max_position_embeddings=32, **sizes)
-    return BartForConditionalGeneration(config).eval()
-
-
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_logprobs_of_encoder_decoder_models_are_their_own_loss(family):
-    model = seq2seq_model(family)
+    torch.manual_seed(0)
+    model = ARCHITECTURES[family]().eval()
     queries = [torch.tensor([5, 6, 7, 8]), torch.tensor([9, 2])]
     responses = [torch.tensor([3, 4, 5]), torch.tensor([6, 7, 8, 9, 1])]
     got = response_logprobs(model, queries, responses)
@@ -155,17 +129,15 @@ def test_kl_and_perplexity_are_those_of_the_responses_one_by_one(
 
     models = {"reference": (reference, tokenizer), "policy": (policy, tokenizer)}
     result = compare(models, prompts, {"keep": keep}, max_new_tokens=[9, 3, 6, 1]).results[1]
-    kl, nll = [], 0.0
-    for row, ids in zip(prompts, seen["ids"][1], strict=True):
+    kl, nll, answers = [], 0.0, seen["ids"][1]
+    for row, ids in zip(prompts, answers, strict=True):
         query, response = torch.tensor(row["input_ids"]), torch.tensor(ids)
         reference_logprob = alone(reference, query, response).sum().item()
         kl.append(alone(policy, query, response).sum().item() - reference_logprob)
         nll -= reference_logprob
     assert result.kl == pytest.approx(kl, abs=1e-4)
-    assert result.perplexity == pytest.approx(
-        math.exp(nll / sum(map(len, seen["ids"][1]))), rel=1e-4
-    )
-    assert result.lengths == [len(ids) for ids in seen["ids"][1]]
+    assert result.perplexity == pytest.approx(math.exp(nll / sum(map(len, answers))), rel=1e-4)
+    assert result.lengths == [len(ids) for ids in answers]
     assert all(n <= most for n, most in zip(result.lengths, [9, 3, 6, 1], strict=True))
 
 
@@ -185,10 +157,8 @@ def test_the_estimated_kl_is_the_exact_one_within_its_interval(policy, reference
 def test_the_reference_stands_first_at_distance_zero_and_equal_models_answer_alike(
     policy, reference, prompts, tokenizer
 ):
-    models = {
-        name: (model, tokenizer) for name, model in (("policy", policy), ("start", reference))
-    }
-    models["twin"] = (causal_model(0), tokenizer)
+    models = {"policy": policy, "start": reference, "twin": causal_model(0)}
+    models = {name: (model, tokenizer) for name, model in models.items()}
     settings = {"max_new_tokens": 8, "reference": "start"}
     found = compare(models, prompts, {"good": count_good}, seed=3, **settings).results
     assert [result.name for result in found] == ["start", "policy", "twin"]
@@ -308,15 +278,7 @@ def run_folder(tmp_path_factory, reference, policy, tokenizer):
     for model, folder in ((reference, "start"), (policy, "runs/ppo-good/model")):
         model.save_pretrained(root / folder)
         tokenizer.save_pretrained(root / folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, id2label={0: "NEGATIVE", 1: "POSITIVE"},
-    )  # fmt: skip
-    BertForSequenceClassification(config).save_pretrained(root / "classifier")
-    padded = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer,
-                                     eos_token="<eos>", pad_token="<eos>")  # fmt: skip
-    padded.save_pretrained(root / "classifier")
+    save_tiny_classifier(AutoTokenizer.from_pretrained(root / "start"), root / "classifier")
     rows = [{"text": "the film was not very good", "split": "test"}] * 20
     rows.append({"text": "I liked it", "split": "train"})
     (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -336,9 +298,8 @@ def recipe(name, *words, cwd):
 
 
 def test_the_recipe_compares_a_run_with_its_start(run_folder):
-    done = recipe(
-        "compare.py", "runs/ppo-good", "--max_prompts", "6", "--show", "2", cwd=run_folder
-    )
+    flags = ["runs/ppo-good", "--max_prompts", "6", "--show", "2"]
+    done = recipe("compare.py", *flags, cwd=run_folder)
     assert done.returncode == 0, done.stderr
     assert "runs/comparison/comparison.png" in done.stdout
     assert (run_folder / "runs/comparison/comparison.png").stat().st_size > 10_000

@@ -223,10 +223,8 @@ def test_a_run_that_fails_says_so_and_the_others_stay(stand_in, tmp_path):
     said = []
     failures = run_all(some_runs(0, 1), tmp_path, 2, said.append)
     assert sorted(words[:18] for words in failures) == ["GRPO seed 0 failed", "GRPO seed 1 failed"]
-    assert all("error: the disk is full" in words for words in failures)
-    assert all("log.txt" in words for words in failures)
-    assert (tmp_path / "ppo-seed0" / "result.json").is_file()
-    assert (tmp_path / "ppo-seed1" / "result.json").is_file()
+    assert all("error: the disk is full" in words and "log.txt" in words for words in failures)
+    assert all((tmp_path / f"ppo-seed{seed}" / "result.json").is_file() for seed in (0, 1))
     assert sum("failed" in line for line in said) == 2
 
 
@@ -265,7 +263,7 @@ def made_up(**ends):
     return results
 
 
-def test_the_finding_is_read_from_the_figures():
+def test_the_finding_is_read_from_the_figures_and_the_table_gives_mean_least_and_most():
     apart = made_up(
         ppo=([0.90, 0.91, 0.92], [3.0, 3.1, 3.2], [20.0, 20.0, 21.0]),
         grpo=([0.95, 0.96, 0.97], [6.0, 6.1, 6.2], [30.0, 30.0, 30.0]),
@@ -283,13 +281,9 @@ def test_the_finding_is_read_from_the_figures():
         "With 50k tokens each, PPO and GRPO end level: P(POSITIVE) 0.92\n"
         "All need about the same time, all move about as far from the start"
     )
-
-
-def test_the_table_gives_mean_least_and_most_over_the_seeds():
-    results = made_up(ppo=([0.90, 0.91, 0.95], [3.0, 3.1, 3.2], [20.0, 20.0, 31.0]))
-    assert "0.920 (0.900 to 0.950)" in results.table()
+    assert "0.920 (0.900 to 0.950)" in level.table()
     kl = {"mean": pytest.approx(3.1), "least": 3.0, "most": 3.2}
-    assert results.to_dict()["summary"]["ppo"]["kl"] == kl
+    assert level.to_dict()["summary"]["ppo"]["kl"] == kl
 
 
 def test_the_picture_names_every_line_with_where_it_ends(tmp_path):
@@ -300,12 +294,9 @@ def test_the_picture_names_every_line_with_where_it_ends(tmp_path):
     figure = plot_results(results, tmp_path / "a.png")
     words = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
     assert words == [
-        [ppo, grpo, "before 0.40"]
-        for ppo, grpo in (
-            ("PPO 0.91", "GRPO 0.91"),
-            ("PPO 20 s", "GRPO 30 s"),
-            ("PPO 3.1 nats", "GRPO 3.1 nats"),
-        )
+        ["PPO 0.91", "GRPO 0.91", "before 0.40"],
+        ["PPO 20 s", "GRPO 30 s", "before 0.40"],
+        ["PPO 3.1 nats", "GRPO 3.1 nats", "before 0.40"],
     ]
 
 

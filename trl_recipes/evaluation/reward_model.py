@@ -24,7 +24,7 @@ from torch import Tensor
 from trl_recipes.describe import printable
 from trl_recipes.evaluation.compare import mean_interval
 from trl_recipes.models.loading import load_classifier
-from trl_recipes.report.plots import COLORS, GREY, Picture, save_figure, style_axes
+from trl_recipes.report.plots import COLORS, DASHED, Picture, save_figure, style_axes
 from trl_recipes.rewards.models import batches_by_length, can_pad, local_device, longest_input
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.training.reward_data import Labelled, Pairs
@@ -215,15 +215,14 @@ def plot_reliability(
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     x, y = [entry.predicted for entry in bins], [entry.observed for entry in bins]
     ends = min(*x, *y), max(*x, *y)
-    upper.plot(ends, ends, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, label="calibrated")
+    upper.plot(ends, ends, label="calibrated", **DASHED)
     upper.plot(x, y, "o-", color=COLORS[0], linewidth=2, label="held out")
     upper.set_ylabel(observed)
     upper.legend(loc="upper left", frameon=False)
     width = 0.6 * min(np.diff(x), default=ends[1] - ends[0] or 1.0)
     lower.bar(x, [entry.count for entry in bins], width=width, color=COLORS[0], alpha=0.5)
     lower.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
-    lower.set_xlabel(predicted)
-    lower.set_ylabel("count")
+    lower.set(xlabel=predicted, ylabel="count")
     error = expected_calibration_error(bins)
     style_axes(upper, f"{title}: " * bool(title) + f"calibration error {error:.3f}", grid="both")
     style_axes(lower, "How many of them", grid="y")

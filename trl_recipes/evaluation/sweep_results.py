@@ -96,8 +96,8 @@ class Results:
         task = self.runs[0].task
         lines = [
             f"Same for all: {task.tokens} generated tokens, {task.batch} responses a step of at "
-            f"most {task.response_length} tokens; model, prompts, reward and temperature 1; measured"
-            f" on {task.eval_prompts} held-out prompts, {shown}; mean (least to most).",
+            f"most {task.response_length} tokens; model, prompts, reward and temperature 1; "
+            f"measured on {task.eval_prompts} held-out prompts, {shown}; mean (least to most).",
             "Not the same: PPO trains a value head too; GRPO and RLOO answer each prompt several "
             "times, so they see fewer prompts; GRPO's KL weight is in units of the rewards' std "
             "in a group. Each has its own settings:",

@@ -14,18 +14,20 @@ before training.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from trl_recipes.describe import printable
 from trl_recipes.errors import RecipeError
 from trl_recipes.report.plots import (
+    BESIDE_X,
     COLORS,
+    DASHED,
     GREY,
     Picture,
     Rows,
@@ -94,10 +96,7 @@ def find_parting(all_stats: Rows, judge: str, score: str = SCORE) -> Parting | N
 
 
 def overoptimization(all_stats: Rows, judge: str, score: str = SCORE) -> str | None:
-    """Say in a sentence from where on the judge fell while the score rose; None where they agree.
-
-    Raises a RecipeError where no row holds the judge, the score or the KL.
-    """
+    """Say from where on the judge fell while the score rose; None where they agree."""
     found = find_parting(all_stats, judge, score)
     if found is None:
         return None
@@ -134,16 +133,9 @@ def plot_overoptimization(
     verdict = "score and judge do not part"
     if found is not None:
         verdict = f"from step {found.step} on the judge falls while the score rises"
-        axes.axvline(max(found.kl, 0), color=GREY, linestyle=(0, (4, 3)), linewidth=1.2)
-        axes.annotate(
-            f"part here: step {found.step}, {found.kl:.2g} nats",
-            (max(found.kl, 0), 0.02),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, 3),
-            textcoords="offset points",
-            color=GREY,
-            fontsize=9,
-        )
+        axes.axvline(max(found.kl, 0), **DASHED)
+        words = f"part here: step {found.step}, {found.kl:.2g} nats"
+        axes.annotate(words, (max(found.kl, 0), 0.02), xytext=(4, 3), **BESIDE_X)
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.clip(x, 0, None)), np.square))
     axes.set_xlim(0, max(1e-3, 1.03 * kl.max()))
     axes.set_xlabel("KL from the reference, nats per response (scale of its square root)")
@@ -184,31 +176,28 @@ def _course(all_stats: Rows, judge: str, score: str) -> _Course:
                 f"{', '.join(judges_of(all_stats)) or 'none'}; give the judge to the trainer as "
                 "one of its `metrics`."
             )
-    columns = [[row.get(key) for row in all_stats] for key in (KL, score, judge)]
-    kl, scores, judged = (
-        np.array([math.nan if v is None else float(v) for v in column]) for column in columns
-    )
-    known = np.isfinite(kl) & np.isfinite(scores) & np.isfinite(judged)
-    steps = np.array(steps_of(all_stats))[known]
-    rows = [row for row, keep in zip(all_stats, known, strict=True) if keep]
-    window = max(3, len(rows) // 10)
-    scores = _gains(scores[known], rows, score, window)
-    return _Course(steps, kl[known], scores, _gains(judged[known], rows, judge, window), window)
+    table = pd.DataFrame(all_stats, index=steps_of(all_stats))
+    table = table.reindex(columns=sorted({KL, *_with_std(score), *_with_std(judge)})).astype(float)
+    table = table.replace([math.inf, -math.inf], math.nan).dropna(subset=[KL, score, judge])
+    window = max(3, len(table) // 10)
+    gains = (_gains(table[_with_std(key)], window) for key in (score, judge))
+    return _Course(table.index.to_numpy(), table[KL].to_numpy(), *gains, window)
 
 
-def _gains(values: np.ndarray, rows: Sequence[Mapping[str, Any]], key: str, window: int):
-    """Gains since the first window, over the std of its responses.
+def _with_std(key: str) -> list[str]:
+    return [key, key.removesuffix("mean") + "std"]
+
+
+def _gains(columns: pd.DataFrame, window: int) -> np.ndarray:
+    """Gains of a mean since the first window, over the std of its responses.
 
     Where the run did not log the std, or all responses began alike (a true reward that none earned
     yet), it is that of the steps' means.
     """
-    if not len(values):
-        return values
-    logged = [row.get(key.removesuffix("mean") + "std") for row in rows[:window]]
-    stds = [float(value) for value in logged if value is not None and math.isfinite(value)]
-    std = sum(stds) / len(stds) if stds else 0.0
-    std = std if std > 1e-8 else float(values.std())
-    return (values - values[:window].mean()) / (std if std > 1e-8 else 1.0)
+    values, logged = columns.to_numpy().T
+    first = pd.Series(logged[:window]).mean()
+    std = first if first > 1e-8 else values.std() if len(values) else 0.0
+    return (values - columns.iloc[:window, 0].mean()) / (std if std > 1e-8 else 1.0)
 
 
 def _standard_error(values: np.ndarray, window: int) -> float:

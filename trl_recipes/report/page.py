@@ -4,12 +4,12 @@ Jinja escapes whatever comes from a model, a data set, a file or a user. A page 
 that a browser would fetch, holds no script, and forbids both to the browser as well.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -53,11 +53,11 @@ _TILES = (
     ("length", "tokens, ", ("tokens/responses_len_mean",)),
 )
 _PARTS = {  # of a step's time, as rows hold it
-    "sampling": "time/generation",
-    "scoring": "time/scoring",
-    "forward passes": "time/ppo/forward_pass",
-    "updates": "time/ppo/optimize_step",
-    "whole step, as TRL measures it": "step_time",
+    "time/generation": "sampling",
+    "time/scoring": "scoring",
+    "time/ppo/forward_pass": "forward passes",
+    "time/ppo/optimize_step": "updates",
+    "step_time": "whole step, as TRL measures it",
 }
 
 
@@ -134,7 +134,7 @@ def run_page(folder: str | os.PathLike) -> str:
         "run.html.j2",
         title=files.run.path.resolve().name,
         kind=" · ".join(
-            filter(None, ("trl_recipes", _algorithm(files), files.header.get("recipe")))
+            ["trl_recipes", *filter(None, [files.algorithm, files.header.get("recipe")])]
         ),
         lead=_lead(files),
         files=files,
@@ -194,10 +194,8 @@ def _comparison(comparison: Mapping[str, Any]) -> dict[str, Any]:
     ]
     for key, name in (("perplexity", "perplexity"), ("distinct_2", "distinct-2")):
         figures.append((name, *(number(model.get(key)) for model in models.values())))
-    score = next(iter(measures), None)
-    return {
-        "models": models, "figures": figures, "score": score, "prompts": comparison["prompts"]
-    }  # fmt: skip
+    shown = {"models": models, "prompts": comparison["prompts"]}
+    return shown | {"figures": figures, "score": next(iter(measures), None)}
 
 
 def _measures(models: Mapping[str, Any]) -> list[str]:
@@ -230,11 +228,10 @@ def _change(files: RunFiles) -> str:
 
 def _tiles(files: RunFiles) -> list[tuple[str, Any, str]]:
     """The few numbers that one wants first; averages of a tenth of the steps."""
-    known = [(name, unit, ends(files.stats, keys)) for name, unit, keys in _TILES]
     tiles = [
         (name, number(found[1]), f"{unit}from {number(found[0])}")
-        for name, unit, found in known
-        if found is not None
+        for name, unit, keys in _TILES
+        if (found := ends(files.stats, keys)) is not None
     ]
     sessions = files.record["sessions"]
     seconds = sum(session.get("seconds") or 0 for session in sessions)
@@ -249,7 +246,7 @@ def _tiles(files: RunFiles) -> list[tuple[str, Any, str]]:
 
 
 def _trained(files: RunFiles) -> list[tuple[str, Any]]:
-    settings, record, algorithm = files.settings, files.record, _algorithm(files)
+    settings, record, algorithm = files.settings, files.record, files.algorithm
     embedded = "embedded" if settings else ""  # where nothing is named
     from_stage = {"baseline", "pretrained"} & set(files.stages)
     rewards = [
@@ -258,7 +255,7 @@ def _trained(files: RunFiles) -> list[tuple[str, Any]]:
     ]
     start = embedded if algorithm and not from_stage else ""
     facts = [
-        ("recipe", files.header.get("recipe")),
+        ("recipe", files.recipe),
         ("algorithm", algorithm),
         ("start model", settings.get("model_name_or_path") or start),
         ("data", settings.get("dataset_name") or settings.get("text_file") or embedded),
@@ -275,9 +272,8 @@ def _trained(files: RunFiles) -> list[tuple[str, Any]]:
 
 def _curves(files: RunFiles) -> list[Any]:
     """Charts of all panels, and one for each reward and metric, as each has a unit of its own."""
-    target = files.record.get("kl_target")
-    if target is None and files.settings.get("adap_kl_ctrl"):
-        target = files.settings.get("target")
+    adaptive = files.settings.get("target") if files.settings.get("adap_kl_ctrl") else None
+    target = files.record.get("kl_target", adaptive)
     keys = dict.fromkeys(key for row in files.stats for key in row)
     rewards = [key for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
     units = dict.fromkeys(rewards if len(rewards) > 1 else [], "reward, unweighted")
@@ -299,27 +295,17 @@ def _samples(files: RunFiles) -> dict[int, list[dict[str, Any]]]:
 
 def _circumstances(files: RunFiles) -> list[tuple[str, Any]]:
     last, header = files.last_session, files.header
-    means = {}
-    for name, key in _PARTS.items():
-        values = [row[key] for row in files.stats if is_number(row.get(key))]
-        if values:
-            means[name] = math.fsum(values) / len(values)
+    means = pd.DataFrame(files.stats).reindex(columns=[*_PARTS]).mean().dropna()
+    parts = ", ".join(f"{_PARTS[key]} {mean:.2g}" for key, mean in means.items())
     return _given(
         [
             ("started", "" if files.record["sessions"] else header.get("started")),
             ("device", last.get("device")),
             ("versions", last.get("versions") or header.get("versions")),
             ("said at the end", last.get("said")),
-            ("seconds of a step, in the mean", ", ".join(f"{n} {v:.2g}" for n, v in means.items())),
+            ("seconds of a step, in the mean", parts),
         ]
     )
-
-
-def _algorithm(files: RunFiles) -> str:
-    """What the record says, or the keys of a run that is older than the record."""
-    keys = {key for row in files.stats for key in row}
-    older = "PPO" if "ppo/loss/total" in keys else "GRPO or RLOO" if "groups/equal" in keys else ""
-    return files.record.get("algorithm") or older
 
 
 def _given(pairs: Any) -> list[tuple[str, Any]]:

@@ -29,11 +29,14 @@ from trl_recipes.stats import steps_of
 COLORS = ("#1E85C8", "#D55E00", "#009E73", "#C0609A", "#A87400", "#7F67D0", "#3F8CA8")
 LINES = ("-", "--", ":")  # once the colors are used up
 GREY = "#737D87"
+DASHED = {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 1.2}
+# Words beside a line: of one at a place of the y axis, of one at a place of the x axis.
+_BESIDE = {"textcoords": "offset points", "color": GREY, "fontsize": 9}
+BESIDE_Y = {"xycoords": ("axes fraction", "data"), **_BESIDE}
+BESIDE_X = {"xycoords": ("data", "axes fraction"), **_BESIDE}
 DPI = 150
-PAGE_SIZE = (
-    5,
-    2.8,
-)  # inches of a chart in a page: as wide as a phone, its letters as large as text
+# Inches of a chart in a page: as wide as a phone, its letters as large as text.
+PAGE_SIZE = (5, 2.8)
 MARKS = 400  # most single steps and points of a line that are drawn; more find no room
 
 Rows = Sequence[Mapping[str, Any]]
@@ -174,12 +177,10 @@ def plot_comparison(comparison: Any, path: str | Path | None = None) -> Figure:
     bars = rows[0].subgridspec(1, len(measures)).subplots(squeeze=False)[0]
     for axes, measure in zip(bars, measures, strict=True):
         _draw_bars(axes, intervals_of(models, measure), as_label(measure))
-    axes = figure.add_subplot(rows[1])
-    _draw_histogram(axes, scores_of(models, measures[0]))
-    axes.set_xlabel(as_label(measures[0]))
-    axes.set_ylabel("share of responses")
+    axes, title = figure.add_subplot(rows[1]), "Distribution over the responses: "
+    _draw_histogram(axes, scores_of(models, measures[0]), title + as_label(measures[0]))
+    axes.set(xlabel=as_label(measures[0]), ylabel="share of responses")
     axes.legend(loc="best", frameon=False)
-    style_axes(axes, f"Distribution over the responses: {as_label(measures[0])}", grid="y")
     n = len(comparison.prompts)
     figure.suptitle(f"{len(models)} models on the same {n} prompts: mean and 95 % interval")
     return save_figure(figure, path)
@@ -213,9 +214,7 @@ def comparison_charts(models: Mapping[str, Any], measures: Sequence[str]) -> lis
     scores = scores_of(models, measures[0]) if measures else {}
     if any(scores.values()):
         figure = Figure(figsize=PAGE_SIZE, layout="constrained")
-        axes = figure.add_subplot()
-        _draw_histogram(axes, scores)
-        style_axes(axes, "", grid="y")
+        _draw_histogram(figure.add_subplot(), scores)
         told = "; ".join(f"{name}: {len(values)} values" for name, values in scores.items())
         title = f"Spread of {measures[0]}"
         charts.append(Chart(title, "share of responses", svg_of(figure, f"{title}: {told}")))
@@ -334,8 +333,7 @@ def save_figure(figure: Figure, path: str | Path | None) -> Figure:
 def svg_of(figure: Figure, label: str) -> Markup:
     """Give a figure as an element of a page that sets fonts and ink; `label` tells what it shows.
 
-    Text stays text, numbers keep two digits, and names (`id`) that nothing refers to go, since a
-    page holds many figures.
+    Text stays text, numbers keep two digits, and names (`id`) that nothing refers to go.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}):
@@ -404,7 +402,9 @@ def _draw_panel(
     if len(runs) == 1 and len(axes.lines) > 1 and not panel.points:
         axes.legend(loc="best", frameon=False, fontsize=9)
     if kl_target is not None and axes.lines:
-        _draw_target(axes, kl_target)
+        axes.margins(y=0.18)
+        axes.axhline(kl_target, **DASHED)
+        axes.annotate(f"target {kl_target:g}", (0.02, kl_target), xytext=(0, 3), **BESIDE_Y)
     if titled:
         axes.set_ylabel(panel.unit)
     style_axes(axes, panel.title if titled else "", grid="y")
@@ -418,17 +418,9 @@ def _draw_panel(
 def _draw_points(axes: Axes, steps: np.ndarray, values: np.ndarray, look: dict[str, Any]) -> None:
     """Every step as a faint point, the moving average as the line that the eye follows."""
     alone = len(values) == 1
-    axes.plot(
-        steps,
-        values,
-        "o",
-        color=look["color"],
-        markersize=6 if alone else 4,
-        alpha=1 if alone else 0.4,
-        markeredgewidth=0,
-        markevery=-(-len(values) // MARKS),
-        label="one step",
-    )
+    dots = {"markersize": 6, "alpha": 1} if alone else {"markersize": 4, "alpha": 0.4}
+    dots |= {"markeredgewidth": 0, "markevery": -(-len(values) // MARKS), "color": look["color"]}
+    axes.plot(steps, values, "o", label="one step", **dots)
     if not alone:
         window = _window(len(values))
         average = moving_average(values, window)
@@ -448,21 +440,6 @@ def _fewer(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
         return steps, values
     parts = np.array_split(np.arange(len(values)), MARKS)
     return tuple(np.array([column[part].mean() for part in parts]) for column in (steps, values))
-
-
-def _draw_target(axes: Axes, target: float) -> None:
-    """A dashed line with its name on the left, where the KL of a young run is still small."""
-    axes.axhline(target, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2)
-    axes.margins(y=0.18)
-    axes.annotate(
-        f"target {target:g}",
-        (0.02, target),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        color=GREY,
-        fontsize=9,
-    )
 
 
 def _label_steps(axes: Axes) -> None:
@@ -496,23 +473,17 @@ def _draw_bars(axes: Axes, intervals: Mapping[str, tuple[Any, Any]], title: str 
     axes.spines["left"].set_visible(False)
 
 
-def _draw_histogram(axes: Axes, scores: Mapping[str, Sequence[float]]) -> None:
+def _draw_histogram(axes: Axes, scores: Mapping[str, Sequence[float]], title: str = "") -> None:
     """The share of responses at each score: a mean can hide two heaps."""
     pooled = [value for values in scores.values() for value in values]
     bins = np.histogram_bin_edges(pooled, bins=30) if pooled else 30
     for (name, values), look in zip(scores.items(), looks_of(len(scores)), strict=True):
         weights = np.full(len(values), 1 / max(1, len(values)))
         axes.hist(values, bins, weights=weights, color=look["color"], alpha=0.22)
-        axes.hist(
-            values,
-            bins,
-            weights=weights,
-            histtype="step",
-            linewidth=1.8,
-            label=as_label(name),
-            **look,
-        )
+        line = {"histtype": "step", "linewidth": 1.8, "label": as_label(name), **look}
+        axes.hist(values, bins, weights=weights, **line)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    style_axes(axes, title, grid="y")
 
 
 def _values(all_stats: Rows, keys: Sequence[str]) -> np.ndarray:

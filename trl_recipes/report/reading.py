@@ -36,6 +36,19 @@ class RunFiles:
     stages: list[str]  # folders of the stages before it that have a page
 
     @property
+    def recipe(self) -> str | None:
+        """Name of the recipe, where config.yaml says it."""
+        return self.header.get("recipe")
+
+    @property
+    def algorithm(self) -> str:
+        """What the record says, or the keys of a run that is older than the record."""
+        keys = {key for row in self.stats for key in row}
+        older = {"ppo/loss/total": "PPO", "groups/equal": "GRPO or RLOO"}
+        guess = next((name for key, name in older.items() if key in keys), "")
+        return self.record.get("algorithm") or guess
+
+    @property
     def last_session(self) -> dict[str, Any]:
         """How the last start of the run went."""
         return (self.record["sessions"] or [{}])[-1]
@@ -54,6 +67,9 @@ def read_run(folder: str | Path) -> RunFiles:
     record = _kept(read_record(run), _RECORD)
     record["sessions"] = [_kept(session, _SESSION) for session in record.get("sessions", [])]
     alarms = [(row.get("step"), str(row.get("alarm", ""))) for row in read_rows(run.alarms)]
+    last = (record["sessions"] or [{}])[-1]
+    if last.get("how") == "failed":
+        alarms.insert(0, (last.get("step"), f"The run failed. {last.get('said', '')}"))
     return RunFiles(
         run=run,
         header=header,
@@ -62,17 +78,11 @@ def read_run(folder: str | Path) -> RunFiles:
         record=record,
         stats=stats,
         samples=read_rows(run.samples),
-        warnings=[*_ended_badly(record), *alarms, *_parted(stats)],
+        warnings=[*alarms, *_parted(stats)],
         comparison=_comparison(run),
         figures=_numbers(_json(run.stage).get("result")) | _numbers(record.get("figures")),
         stages=[path.parent.name for path in sorted(run.path.glob("*/report.html"))],
     )
-
-
-def _ended_badly(record: dict[str, Any]) -> list[tuple[Any, str]]:
-    last = (record["sessions"] or [{}])[-1]
-    failed = last.get("how") == "failed"
-    return [(last.get("step"), f"The run failed. {last.get('said', '')}")] if failed else []
 
 
 def _parted(stats: list[dict[str, float]]) -> list[tuple[Any, str]]:
