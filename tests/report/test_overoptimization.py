@@ -41,8 +41,11 @@ def gao(count=100, top=0.4):
     return 2 * np.where(x < top, x, 2 * top - x)
 
 
-def test_the_parting_is_where_the_judge_was_highest():
-    found = find_parting(rows(gao(100, 0.4)), JUDGE)
+def test_the_parting_is_where_the_judge_was_highest_and_the_sentence_says_so():
+    run = rows(gao(100, 0.4))
+    found, sentence = find_parting(run, JUDGE), overoptimization(run, JUDGE)
+    for part in (f"step {found.step}", f"{found.fall:.2f}", f"{found.rise:.2f}", "`true`"):
+        assert part in sentence
     # the window of ten steps whose middle is the peak at step 41, KL 20 * 40 / 99
     assert found.step == pytest.approx(41, abs=2)
     assert found.kl == pytest.approx(20 * 40 / 99, abs=0.3)
@@ -67,11 +70,8 @@ def test_a_judge_that_does_not_fall_alone_is_not_spoken_of(run):
     assert overoptimization(run, JUDGE) is None
 
 
-def test_how_small_a_fall_is_depends_on_the_std_of_single_responses():
+def test_a_small_fall_counts_by_the_std_of_responses_and_one_from_the_start_parts_there():
     assert overoptimization(rows(0.05 * gao(80), spread=0.01), JUDGE) is not None
-
-
-def test_a_judge_that_only_falls_parts_at_the_start():
     assert find_parting(rows(np.linspace(1, 0, 60)), JUDGE).step <= 6
 
 
@@ -103,13 +103,6 @@ def test_gains_do_not_depend_on_units_and_take_the_judges_own_course_without_std
     found = find_parting(plain, JUDGE)
     assert find_parting(scaled, JUDGE) == pytest.approx(found)
     assert find_parting(silent, JUDGE).fall == pytest.approx(found.fall / gao(50).std())
-
-
-def test_the_sentence_says_where_and_by_how_much():
-    sentence = overoptimization(rows(gao(100)), JUDGE)
-    found = find_parting(rows(gao(100)), JUDGE)
-    for part in (f"step {found.step}", f"{found.fall:.2f}", f"{found.rise:.2f}", "`true`"):
-        assert part in sentence
 
 
 def test_missing_values_are_left_out():

@@ -133,9 +133,7 @@ def run_page(folder: str | os.PathLike) -> str:
     return _render(
         "run.html.j2",
         title=files.run.path.resolve().name,
-        kind=" · ".join(
-            ["trl_recipes", *filter(None, [files.algorithm, files.header.get("recipe")])]
-        ),
+        kind=" · ".join(filter(None, ("trl_recipes", files.algorithm, files.recipe))),
         lead=_lead(files),
         files=files,
         tiles=_tiles(files),

@@ -351,19 +351,14 @@ def svg_of(figure: Figure, label: str) -> Markup:
 def _draw_runs(runs: Mapping[str, Rows], kl_target: float | None) -> Picture:
     """The score wide on top, what explains it below, three in a row."""
     chosen = _panels(runs)
-    rows = [chosen[i : i + 3] for i in range(0, len(chosen), 3)]
-    figure = Picture(figsize=(9, 3.8 + 2.6 * len(rows)), layout="constrained")
-    grid = figure.add_gridspec(1 + len(rows), 6, height_ratios=[1.45] + [1] * len(rows))
-    places = {"score": grid[0, :]}
-    for i, row in enumerate(rows, 1):
-        width = 6 // len(row)
-        places |= {name: grid[i, width * j : width * (j + 1)] for j, name in enumerate(row)}
-    for name, place in places.items():
-        target = kl_target if name == "kl" else None
-        axes = figure.add_subplot(place)
-        _draw_panel(axes, PANELS[name], runs, target, titled=True)
-        if name == "score" and len(runs) == 1 and axes.lines:
-            axes.legend(loc="best", frameon=False)
+    rows = [["score"], *(chosen[i : i + 3] for i in range(0, len(chosen), 3))]
+    mosaic = [[name for name in row for _ in range(6 // len(row))] for row in rows]
+    figure = Picture(figsize=(9, 1.2 + 2.6 * len(rows)), layout="constrained")
+    panels = figure.subplot_mosaic(mosaic, height_ratios=[1.45] + [1] * (len(rows) - 1))
+    for name, axes in panels.items():
+        _draw_panel(axes, PANELS[name], runs, kl_target if name == "kl" else None, titled=True)
+    if len(runs) == 1 and panels["score"].lines:
+        panels["score"].legend(loc="best", frameon=False)
     return figure
 
 
