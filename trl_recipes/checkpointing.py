@@ -65,8 +65,6 @@ def _save_whole(trainer: Trainer, save: Any, model: Any = None, trial: Any = Non
     own, args.output_dir, failed = args.output_dir, str(unfinished), None
     try:
         save(model, trial)
-        for path in (*unfinished.rglob("*"), unfinished):
-            _flush(path)
     except (OSError, SafetensorError, RuntimeError) as error:
         # a full disk, for which safetensors and torch.save have no error of their own
         if type(error) is RuntimeError and "PytorchStreamWriter" not in str(error):
@@ -74,7 +72,14 @@ def _save_whole(trainer: Trainer, save: Any, model: Any = None, trial: Any = Non
         failed = str(error)
     finally:
         args.output_dir = own
-    failed = next((told for told in gather([failed]) if told is not None), None)
+    failed = _first(gather([failed]))  # all have written: one that still does moves files about
+    if failed is None and accelerator.is_local_main_process:
+        try:
+            for path in (*unfinished.rglob("*"), unfinished):
+                _flush(path)
+        except OSError as error:
+            failed = str(error)
+    failed = _first(gather([failed]))
     if failed is not None:
         _log.warning(
             "`%s` could not be written (%s). The run goes on, and the checkpoints before it are "
@@ -94,6 +99,10 @@ def _save_whole(trainer: Trainer, save: Any, model: Any = None, trial: Any = Non
         accelerator.wait_for_everyone()  # none goes on, or ends, before it is written
     if (checkpoints / best).is_dir():
         trainer.state.best_model_checkpoint = str(checkpoints / best)
+
+
+def _first(errors: list[str | None]) -> str | None:
+    return next((error for error in errors if error is not None), None)
 
 
 def _put_in_place(written: Path, place: Path) -> None:

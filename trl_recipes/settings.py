@@ -157,6 +157,8 @@ class TrainingSettings:
         self._unite_names()
         self._check()
         self._resolve_batch()
+        if self.ddp_find_unused_parameters is None:  # else torch looks for some at each step
+            self.ddp_find_unused_parameters = False
         if self.save_steps == 0:
             self.save_strategy = "no"
         if self.bf16 is None:

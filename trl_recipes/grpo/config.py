@@ -43,8 +43,6 @@ class GroupConfig(TrainingSettings):
     def __post_init__(self):
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = torch.accelerator.is_available()
-        if self.ddp_find_unused_parameters is None:  # else torch looks for some at each step
-            self.ddp_find_unused_parameters = False
         super().__post_init__()
 
     @property
