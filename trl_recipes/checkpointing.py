@@ -67,7 +67,7 @@ def _save_whole(trainer: Trainer, save: Any, model: Any = None, trial: Any = Non
         save(model, trial)
     except (OSError, SafetensorError, RuntimeError) as error:
         # a full disk, for which safetensors and torch.save have no error of their own
-        if type(error) is RuntimeError and "PytorchStreamWriter" not in str(error):
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
         failed = str(error)
     finally:
