@@ -34,7 +34,7 @@ from trl_recipes.benchmark.worker import Clock, Result, run_in_turn, run_worker
 HAS_TRLS_PPO = importlib.util.find_spec("trl.experimental.ppo") is not None
 ROOT = Path(__file__).parents[2]
 WORK = Workload("tiny", batch=2, query=3, response=4, epochs=2)
-TOY = ModelShape(trunk=10, head=6, layers=1, width=2, attention_width=2, parameters=100, adapter=0)
+TOY = ModelShape(trunk=10, head=6, layers=1, width=2, parameters=100, adapter=0)
 
 
 def result(step, memory=1, tokens=16.0):
@@ -46,7 +46,7 @@ def result(step, memory=1, tokens=16.0):
 # Counts
 
 
-def test_needs_of_a_toy_by_hand():
+def test_needs_by_hand():
     work = Workload("tiny", batch=1, query=1, response=2, epochs=1)
     # 2 tokens: 2 * 10 * 2 through the trunk, 2 * 6 * 2 through the head; 1 + 2 = 3 pairs, each
     # 4 * width 2 = 8 in attention: 40 + 24 + 24
@@ -57,11 +57,8 @@ def test_needs_of_a_toy_by_hand():
         update_operations=3 * 88,
         update_bytes=100 * 28,
     )
-
-
-def test_needs_of_an_adapter_by_hand():
-    work = Workload("tiny", batch=1, query=1, response=2, epochs=1, precision="bf16", peft=True)
-    needed = needs(work, TOY._replace(adapter=5))
+    adapted = replace(work, precision="bf16", peft=True)
+    needed = needs(adapted, TOY._replace(adapter=5))
     # weights 64 forward and once back; attention 24 and adapter 2 * 5 * 2 = 20 three times
     assert needed.update_operations == 2 * 64 + 3 * (24 + 20)
     assert needed.update_bytes == 5 * 28
@@ -69,10 +66,12 @@ def test_needs_of_an_adapter_by_hand():
 
 
 def test_gpt2_small_is_as_large_as_its_paper_says():
-    shape = model_shape(Workload("small", 16, 8, 16))
+    work = Workload("small", 16, 8, 16)
+    shape = model_shape(work)
     assert shape.trunk == 12 * 12 * 768**2
     assert shape.head == 50257 * 768
     assert shape.parameters == 124_439_808
+    assert needs(work, shape).operations / 1e12 == pytest.approx(1.2, abs=0.05)
 
 
 def test_half_billion_is_as_large_as_qwen2():
@@ -99,15 +98,10 @@ def test_needs_are_what_torch_counts():
     needed, shape = needs(WORK, model_shape(WORK)), model_shape(WORK)
     # torch multiplies what the causal mask hides too: n (n - 1) / 2 pairs a row
     n = WORK.tokens
-    hidden = WORK.batch * 4 * shape.attention_width * shape.layers * n * (n - 1) // 2
+    hidden = WORK.batch * 4 * shape.width * shape.layers * n * (n - 1) // 2
     assert forward.get_total_flops() == needed.forward_operations + hidden
     step = forward.get_total_flops() + backward.get_total_flops()
     assert step == needed.update_operations / WORK.epochs + 3 * hidden
-
-
-def test_a_step_of_the_issues_size_needs_what_it_says():
-    work = Workload("small", 16, 8, 16)
-    assert needs(work, model_shape(work)).operations / 1e12 == pytest.approx(1.2, abs=0.05)
 
 
 # Bound

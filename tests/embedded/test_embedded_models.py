@@ -64,22 +64,26 @@ def continued(folder, rows):
 
 def test_the_classifier_is_right_on_held_out_reviews(classifier, heldout):
     assert classifier.model.config.id2label == {0: "NEGATIVE", 1: "POSITIVE"}
-    assert accuracy(classifier, heldout) >= 0.95
+    assert accuracy(classifier, heldout) == pytest.approx(0.9685, abs=0.0006)  # one text of 2000
 
 
-def test_the_classifier_is_undecided_where_nothing_is_said(classifier):
-    # the last one begins as many reviews of both moods do
-    neutral = positive(classifier, ["The", "It is set in Lisbon.", "From the first scene, the"])
-    assert (np.abs(neutral - 0.5) < 0.3).all()
-    good, bad = positive(classifier, ["What a wonderful film!", "What a dull film!"])
-    assert good > 0.8 > 0.2 > bad
+def test_the_classifier_says_what_it_did_when_it_was_trained(classifier):
+    # undecided where nothing is said; the third begins as many reviews of both moods do
+    told = {
+        "The": 0.511687,
+        "It is set in Lisbon.": 0.376442,
+        "From the first scene, the": 0.528724,
+        "What a wonderful film!": 0.994031,
+        "What a dull film!": 0.006295,
+    }
+    assert positive(classifier, told) == pytest.approx(list(told.values()), abs=1e-4)
 
 
 def test_the_classifier_knows_negation(classifier, heldout):
     negation = re.compile(r"\b(never|not|nothing|hardly|anything but|far from|nobody could)\b")
     negated = [row for row in heldout if negation.search(row["text"])]
-    assert len(negated) > 500
-    assert accuracy(classifier, negated) >= 0.9
+    assert len(negated) == 632
+    assert accuracy(classifier, negated) == pytest.approx(0.9335, abs=0.002)  # one text
 
     good, bad = ("brilliant", "superb", "clever", "warm"), ("dull", "bad", "weak", "stale")
     plain, never = (
@@ -92,9 +96,10 @@ def test_the_classifier_knows_negation(classifier, heldout):
 
 def test_the_language_model_writes_both_moods_from_short_prompts(classifier, heldout):
     probabilities = positive(classifier, continued(embedded.language_model(), heldout))
-    assert 0.4 < probabilities.mean() < 0.6
-    assert (probabilities > 0.9).mean() > 0.15
-    assert (probabilities < 0.1).mean() > 0.15
+    # one token drawn otherwise, on another processor, changes one text of 256
+    assert probabilities.mean() == pytest.approx(0.5168, abs=0.01)
+    assert (probabilities > 0.9).mean() == pytest.approx(0.305, abs=0.02)
+    assert (probabilities < 0.1).mean() == pytest.approx(0.281, abs=0.02)
 
 
 def check_format(folder):

@@ -27,63 +27,65 @@ def tokens(completion_ids, **kwargs):
     return [len(ids) for ids in completion_ids]
 
 
+def some(completions, **kwargs):
+    return [None, 1.0, None]
+
+
+def penalty(completions):
+    return [1.0, 0.0, 1.0]
+
+
+penalty.default_weight = -1.0
+
+
 def score(rewards, **columns):
     return rewards(PROMPTS, COMPLETIONS, IDS, columns)
 
 
-def test_one_function_is_accepted_where_a_list_is():
-    totals, raw = score(Rewards(length))
-    assert totals == [9.0, 6.0, 16.0]
-    assert raw == {"length": [9.0, 6.0, 16.0]}
+@pytest.mark.parametrize(
+    ("functions", "weights", "totals"),
+    [
+        (length, None, [9.0, 6.0, 16.0]),
+        ([length, tokens], None, [11.0, 7.0, 19.0]),
+        ([length, tokens], [0.5, -2.0], [0.5, 1.0, 2.0]),
+        ([length, penalty], None, [8.0, 6.0, 15.0]),  # its own weight is -1
+        ([length, penalty], [1.0, -3.0], [6.0, 6.0, 13.0]),
+        ([some, tokens], [10.0, 1.0], [2.0, 11.0, 3.0]),  # None leaves a sample out
+    ],
+)
+def test_the_total_is_the_weighted_sum(functions, weights, totals):
+    assert score(Rewards(functions, weights))[0] == totals
 
 
-def test_the_total_is_the_weighted_sum():
-    rewards = Rewards([length, tokens], [0.5, -2.0])
-    totals, raw = score(rewards)
-    assert totals == [9 / 2 - 4, 6 / 2 - 2, 16 / 2 - 6]
-    assert raw == {"length": [9.0, 6.0, 16.0], "tokens": [2.0, 1.0, 3.0]}
-    assert rewards.weights == [0.5, -2.0]
-
-
-def test_weights_default_to_one():
-    assert Rewards([length, tokens]).weights == [1.0, 1.0]
-
-
-def test_none_leaves_a_sample_out_of_that_reward():
-    def some(completions, **kwargs):
-        return [None, 1.0, None]
-
-    totals, raw = score(Rewards([some, tokens], [10.0, 1.0]))
-    assert totals == [2.0, 11.0, 3.0]
-    assert raw["some"] == [None, 1.0, None]
+def test_raw_values_come_by_name():
+    rewards = Rewards([length, tokens, some])
+    assert rewards.weights == [1.0, 1.0, 1.0]
+    assert score(rewards)[1] == {
+        "length": [9.0, 6.0, 16.0],
+        "tokens": [2.0, 1.0, 3.0],
+        "some": [None, 1.0, None],
+    }
 
 
 def test_a_sample_without_any_score_counts_zero_and_is_told_once(caplog):
-    rewards = Rewards(lambda completions, **kwargs: [None, 1.0, None])
+    rewards = Rewards(some)
     for _ in range(2):
         assert score(rewards)[0] == [0.0, 1.0, 0.0]
     (record,) = caplog.records
     assert record.message.startswith("2 of 3 samples got None")
 
 
-def test_columns_arrive_under_their_names():
-    seen = {}
+def test_columns_and_what_a_trainer_adds_arrive_under_their_names():
+    seen, state = {}, object()
 
     def recorder(**kwargs):
         seen.update(kwargs)
         return [0.0] * 3
 
-    score(Rewards(recorder), label=[1, 0, 1])
-    assert seen == {
-        "prompts": PROMPTS,
-        "completions": COMPLETIONS,
-        "completion_ids": IDS,
-        "label": [1, 0, 1],
-    }
-
-
-def test_a_column_never_replaces_the_texts():
-    assert score(Rewards(length), completions=["", "", ""])[0] == [9.0, 6.0, 16.0]
+    columns = {"label": [1, 0, 1], "completions": ["", "", ""]}  # a column replaces no text
+    Rewards(recorder)(PROMPTS, COMPLETIONS, IDS, columns, trainer_state=state)
+    texts = {"prompts": PROMPTS, "completions": COMPLETIONS, "completion_ids": IDS}
+    assert seen == {**texts, "label": [1, 0, 1], "trainer_state": state}
 
 
 def test_a_function_without_keyword_columns_gets_only_what_it_names():
@@ -91,6 +93,8 @@ def test_a_function_without_keyword_columns_gets_only_what_it_names():
         return [len(c) * y for c, y in zip(completions, label, strict=True)]
 
     assert score(Rewards(plain), label=[1, 0, 1], other=[9, 9, 9])[0] == [9.0, 0.0, 16.0]
+    with pytest.raises(RecipeError, match=r"`plain` wants `label`.* other, prompts"):
+        score(Rewards(plain), other=[9, 9, 9])
 
 
 @pytest.mark.parametrize(
@@ -130,20 +134,18 @@ def test_a_value_that_is_no_finite_number_names_function_and_sample(value, told)
     assert "sample 1: prompt 'I', completion ' slept'" in str(error.value)
 
 
-def test_a_wrong_number_of_values_names_function_prompt_and_completion():
-    def short(completions, **kwargs):
-        return [1.0, 2.0]
-
-    with pytest.raises(RecipeError, match="`short` returned 2 values for 3 completions") as error:
-        score(Rewards(short))
-    assert "'The film'" in str(error.value)
-    assert "' was good'" in str(error.value)
-
-
-@pytest.mark.parametrize("value", [None, 1.0, {"score": 1.0}])
-def test_something_other_than_a_list_is_an_error(value):
-    with pytest.raises(RecipeError, match="must return a list of 3 numbers"):
-        score(Rewards(lambda completions: value))
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([1.0, 2.0], r"`<lambda>` returned 2 values for 3 .*'The film' .*' was good'"),
+        (None, "must return a list of 3 numbers"),
+        (1.0, "must return a list of 3 numbers"),
+        ({"score": 1.0}, "must return a list of 3 numbers"),
+    ],
+)
+def test_something_other_than_a_list_of_as_many_is_an_error(values, told):
+    with pytest.raises(RecipeError, match=told):
+        score(Rewards(lambda completions: values))
 
 
 def test_an_exception_names_function_and_line_without_calling_again():
@@ -234,7 +236,10 @@ class Slow:
     "func", [slow, Slow(), functools.partial(slow), lambda completions: slow(completions)]
 )
 def test_an_asynchronous_function_is_awaited_however_it_is_wrapped(func):
-    assert score(Rewards(func))[0] == [9.0, 6.0, 16.0]
+    async def notebook():  # where a loop is running already
+        return score(Rewards(func))[0]
+
+    assert score(Rewards(func))[0] == asyncio.run(notebook()) == [9.0, 6.0, 16.0]
 
 
 def test_asynchronous_functions_wait_at_the_same_time_and_on_one_event_loop():
@@ -254,39 +259,26 @@ def test_asynchronous_functions_wait_at_the_same_time_and_on_one_event_loop():
     assert loops[0] is loops[1]
 
 
-def test_an_asynchronous_function_works_where_a_loop_is_running_already():
-    async def notebook():
-        return score(Rewards(slow))[0]
-
-    assert asyncio.run(notebook()) == [9.0, 6.0, 16.0]
-
-
-def test_an_exception_of_an_asynchronous_function_is_told_too():
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_mistakes_of_asynchronous_functions_are_told_too():
     async def broken(**kwargs):
         raise KeyError("label")
 
     with pytest.raises(RecipeError, match="`broken` raised KeyError: 'label'"):
         score(Rewards([slow, broken]))
-
-
-@pytest.mark.filterwarnings("ignore:coroutine")
-def test_coroutines_that_were_never_awaited_are_an_error_that_says_what_to_write():
     with pytest.raises(RecipeError, match=r"`<lambda>` returned a coroutine for sample 0.*gather"):
         score(Rewards(lambda completions: [slow([text]) for text in completions]))
 
 
-def test_metrics_are_called_and_never_optimised():
+def test_metrics_are_called_and_never_optimised(caplog):
     rewards = Rewards(length, metrics=[tokens, length])
     totals, raw = score(rewards)
     assert totals == [9.0, 6.0, 16.0]
     assert raw["tokens"] == [2.0, 1.0, 3.0]
     assert rewards.metric_names == ["tokens", "length_2"]
     assert rewards.weights == [1.0]
-
-
-def test_a_metric_does_not_hide_that_every_reward_left_a_sample_out(caplog):
-    score(Rewards(lambda completions: [None, 1.0, 2.0], metrics=length))
-    assert caplog.records[0].message.startswith("1 of 3 samples got None")
+    score(Rewards(some, metrics=length))  # a metric does not hide what no reward scored
+    assert caplog.records[0].message.startswith("2 of 3 samples got None")
 
 
 def test_normalised_values_are_optimised_and_raw_ones_stay():
@@ -296,6 +288,9 @@ def test_normalised_values_are_optimised_and_raw_ones_stay():
     assert totals == [0.5 - 0.0, -1.0 + 4.0, 4.0 - 4.0]
     assert raw["length"] == raw["length_2"] == [9.0, 6.0, 16.0]
     assert rewards.raw_totals(raw) == [9 - 4, 6 - 2, 16 - 6]
+    rewards = Rewards(some)
+    rewards.normalise({"some": (0.5, 0.5)})
+    assert score(rewards)[0] == [0.0, 1.0, 0.0]  # None stays out
 
 
 @pytest.mark.parametrize("std", [0.0, math.nan])
@@ -304,21 +299,6 @@ def test_a_function_without_spread_is_shifted_and_not_scaled(std, caplog):
     rewards.normalise({"length": (5.0, std)})
     assert score(rewards)[0] == [4.0, 1.0, 11.0]
     assert "`length` gives all samples" in caplog.text
-
-
-def test_none_stays_out_of_a_normalised_reward():
-    rewards = Rewards(lambda completions: [None, 1.0, 3.0])
-    rewards.normalise({"<lambda>": (1.0, 2.0)})
-    assert score(rewards)[0] == [0.0, 0.0, 1.0]
-
-
-def test_a_penalty_weighs_minus_one_unless_told_otherwise():
-    def penalty(completions):
-        return [1.0, 0.0, 1.0]
-
-    penalty.default_weight = -1.0
-    assert score(Rewards([length, penalty]))[0] == [8.0, 6.0, 15.0]
-    assert score(Rewards([length, penalty], [1.0, -3.0]))[0] == [6.0, 6.0, 13.0]
 
 
 def test_conversations_pass_through_unchanged():
@@ -333,24 +313,6 @@ def test_conversations_pass_through_unchanged():
     with pytest.raises(RecipeError, match="prompt 'Question 1', completion 'Answer 1'"):
         Rewards(recorder)(prompts, completions, [[1], [2]])
     assert seen == {"prompts": prompts, "completions": completions}
-
-
-def test_a_column_that_is_not_there_is_named_with_those_that_are():
-    def plain(completions, verdict):
-        return [0.0] * 3
-
-    with pytest.raises(RecipeError, match=r"`plain` wants `verdict`.* label, prompts"):
-        score(Rewards(plain), label=[1, 0, 1])
-
-
-def test_what_a_trainer_adds_arrives_as_it_is():
-    state = object()
-
-    def recorder(completions, trainer_state, **kwargs):
-        assert trainer_state is state
-        return [0.0] * 3
-
-    Rewards(recorder)(PROMPTS, COMPLETIONS, IDS, {}, trainer_state=state)
 
 
 @given(

@@ -38,18 +38,14 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["my_rewards_for_a_test.py", "my_rewards_for_a_test"])
-def test_a_function_of_a_file_or_module(folder, place):
+def test_a_function_of_a_file_or_module_or_one_that_its_settings_make(folder, place):
     path = list(sys.path)
     (short,) = load_reward_funcs([f"{place}:short"])
     assert short(completions=["ab", ""]) == [-2.0, -0.0]
     assert short.__name__ == "short"
-    assert sys.path == path
-
-
-def test_settings_make_the_function(folder):
-    place = "my_rewards_for_a_test.py"
     (scaled,) = load_reward_funcs([{f"{place}:times": {"factor": 2, "offset": 1}}])
     assert scaled(completions=["ab", ""]) == [5, 1]
+    assert sys.path == path
 
 
 def test_a_file_runs_once_and_only_when_it_is_named(folder):
@@ -144,11 +140,7 @@ def test_a_configuration_names_them_with_settings_and_runs_again_from_what_it_wr
     for name in ("reward_funcs", "reward_weights", "metrics"):
         assert getattr(again, name) == getattr(config, name)
 
-
-def test_other_lists_still_refuse_settings(tmp_path):
-    from trl_recipes import PPOConfig
-    from trl_recipes.arguments import parse_arguments
-
+    # other lists still refuse settings
     (tmp_path / "wrong.yaml").write_text("reward_weights: [{a: 1}]\n")
     with pytest.raises(RecipeError, match="`reward_weights` holds"):
         parse_arguments(PPOConfig, argv=["--config", str(tmp_path / "wrong.yaml")])

@@ -49,8 +49,7 @@ class ModelShape(NamedTuple):
     trunk: int  # weights that each token is multiplied by, without the head
     head: int  # width times vocabulary
     layers: int
-    width: int  # of its hidden states
-    attention_width: int  # heads times their width
+    width: int  # of its hidden states, and of its heads together
     parameters: int  # in all
     adapter: int  # weights of the LoRA adapter, 0 without one
 
@@ -105,16 +104,9 @@ def model_shape(work: Workload) -> ModelShape:
             model = get_peft_model(model, models.lora_config(work))
             adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
     config = model.config
-    heads, width = config.num_attention_heads, config.hidden_size
-    head_width = getattr(config, "head_dim", None) or width // heads
+    width = config.hidden_size  # that of all heads together too, at each of these sizes
     return ModelShape(
-        trunk=trunk,
-        head=width * config.vocab_size,
-        layers=config.num_hidden_layers,
-        width=width,
-        attention_width=heads * head_width,
-        parameters=parameters,
-        adapter=adapter,
+        trunk, width * config.vocab_size, config.num_hidden_layers, width, parameters, adapter
     )
 
 
@@ -123,7 +115,7 @@ def needs(work: Workload, shape: ModelShape) -> Needs:
     n = work.tokens
     weights = work.batch * 2.0 * (shape.trunk * n + shape.head * work.response)
     # position t attends to t positions: n (n + 1) / 2 pairs
-    attention = work.batch * 2.0 * shape.layers * shape.attention_width * n * (n + 1)
+    attention = work.batch * 2.0 * shape.layers * shape.width * n * (n + 1)
     adapter = work.batch * 2.0 * shape.adapter * n
     if shape.adapter:
         epoch, trained = 2 * weights + 3 * (attention + adapter), shape.adapter

@@ -22,6 +22,8 @@ from trl_recipes.errors import RecipeError
 Size = Literal["tiny", "mini", "small", "half-billion"]
 
 CONTEXT = 1024  # positions of GPT-2
+# layers, width, heads, vocabulary
+GPT2_SHAPES = {"tiny": (2, 64, 2, 1024), "mini": (4, 256, 4, 8192), "small": (12, 768, 12, 50257)}
 PHASES = ("generation", "scoring", "forward", "update")
 # Attention projections by architecture; `attn.` keeps GPT-2's other c_proj, in the MLP, out.
 ATTENTION = {
@@ -32,35 +34,20 @@ ATTENTION = {
 
 @dataclass(frozen=True)
 class Workload:
-    """One PPO step: the same for both trainers, and the whole of what they are told.
-
-    Attributes:
-        size: name of the model's size.
-        batch: responses per step, over all processes.
-        query: tokens of each query.
-        response: tokens of each response; nothing ends one early.
-        epochs: passes over the batch, one optimizer step each.
-        precision: fp32, or bf16 autocast over float32 weights.
-        peft: LoRA on the attention projections instead of the full model.
-        device: cpu or cuda.
-        steps: steps that are timed, after one that warms up.
-        shortest: spreads the lengths of a batch evenly from here to `response`; None: all equal.
-        seed: of weights, prompts and sampling.
-        processes: that share the batch, under Accelerate.
-    """
+    """One PPO step: the same for both trainers, and the whole of what they are told."""
 
     size: Size
-    batch: int
-    query: int
-    response: int
-    epochs: int = 4
-    precision: Literal["fp32", "bf16"] = "fp32"
-    peft: bool = False
+    batch: int  # responses per step, over all processes
+    query: int  # tokens of each
+    response: int  # tokens of each; nothing ends one early
+    epochs: int = 4  # over the batch, one optimizer step each
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over float32 weights
+    peft: bool = False  # LoRA on the attention projections
     device: Literal["cpu", "cuda"] = "cpu"
-    steps: int = 2
-    shortest: int | None = None
-    seed: int = 0
-    processes: int = 1
+    steps: int = 2  # that are timed, after one that warms up
+    shortest: int | None = None  # spreads a batch's lengths evenly from here to `response`
+    seed: int = 0  # of weights, prompts and sampling
+    processes: int = 1  # that share the batch, under Accelerate
 
     @property
     def tokens(self) -> int:
@@ -133,27 +120,18 @@ def model_config(size: Size) -> PreTrainedConfig:
     tiny and mini are small GPT-2s, small is GPT-2 small (124M parameters), half-billion has the
     shape of Qwen2-0.5B (494M).
     """
-    match size:
-        case "tiny":
-            return _gpt2(n_layer=2, n_embd=64, n_head=2, vocab_size=1024)
-        case "mini":
-            return _gpt2(n_layer=4, n_embd=256, n_head=4, vocab_size=8192)
-        case "small":
-            return _gpt2(n_layer=12, n_embd=768, n_head=12, vocab_size=50257)
-        case "half-billion":
-            return Qwen2Config(
-                hidden_size=896,
-                intermediate_size=4864,
-                num_hidden_layers=24,
-                num_attention_heads=14,
-                num_key_value_heads=2,
-                tie_word_embeddings=True,
-                **_vocabulary(151936),
-            )
-
-
-def _gpt2(vocab_size: int, **shape: int) -> GPT2Config:
-    return GPT2Config(**shape, **_vocabulary(vocab_size))
+    if size == "half-billion":
+        return Qwen2Config(
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            **_vocabulary(151936),
+        )
+    layers, width, heads, words = GPT2_SHAPES[size]
+    return GPT2Config(n_layer=layers, n_embd=width, n_head=heads, **_vocabulary(words))
 
 
 def _vocabulary(size: int) -> dict[str, int]:

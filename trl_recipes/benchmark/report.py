@@ -91,11 +91,9 @@ class Report:
         rows = [["Seconds a step", *(NAMES[name] for name in self.results), "ratio", "bound"]]
         for phase in (*PHASES, "step"):
             spreads = [self.seconds(name, phase) for name in self.results]
-            ratio = (
-                ratios["time"]
-                if both and phase == "step"
-                else spreads[0].median / spreads[-1].median
-            )
+            ratio = spreads[0].median / spreads[-1].median
+            if both and phase == "step":
+                ratio = ratios["time"]
             least = f"{bounds[phase]:.3g}" if phase in bounds else ""
             rows.append([ROWS[phase], *map(str, spreads), f"{ratio:.2f}", least])
         over = [f"{self.over_bound(name):.2f}" for name in self.results]
@@ -147,13 +145,11 @@ class Report:
     def save(self, folder: Path) -> list[Path]:
         """Write table.md, results.json and chart.png."""
         folder.mkdir(parents=True, exist_ok=True)
-        table, numbers, chart = (
-            folder / name for name in ("table.md", "results.json", "chart.png")
-        )
-        table.write_text(f"{self.table()}\n\n{self.conditions()}\n")
-        numbers.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
-        self.chart(chart)
-        return [table, numbers, chart]
+        files = [folder / name for name in ("table.md", "results.json", "chart.png")]
+        files[0].write_text(f"{self.table()}\n\n{self.conditions()}\n")
+        files[1].write_text(json.dumps(self.as_dict(), indent=2) + "\n")
+        self.chart(files[2])
+        return files
 
     def chart(self, path: Path | None = None) -> Figure:
         """Draw a bar for each trainer: seconds by phase with the bound as a line, and memory."""
@@ -185,14 +181,9 @@ class Report:
             axes.errorbar(step.median, row, xerr=span, color="black", capsize=3, linewidth=1.2)
             _value(axes, row, step.most, f"{step.median:.3g} s")
         axes.axvline(self.bound.step, color="black", linestyle=(0, (4, 3)), linewidth=1.2)
+        at_top = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
         axes.annotate(
-            f"bound {self.bound.step:.3g} s",
-            (self.bound.step, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, -2),
-            textcoords="offset points",
-            va="top",
-            fontsize=9,
+            f"bound {self.bound.step:.3g} s", (self.bound.step, 1), (4, -2), fontsize=9, **at_top
         )
         axes.set_xlim(0, 1.16 * longest)
         axes.set_ylim(len(self.results) - 0.5, -0.85)  # room for the bound's name above
@@ -212,15 +203,8 @@ class Report:
 
 def _value(axes: Axes, row: int, end: float, text: str) -> None:
     """Write a value beside the end of its bar."""
-    axes.annotate(
-        text,
-        (end, row),
-        xytext=(6, 0),
-        textcoords="offset points",
-        fontsize=10,
-        fontweight="bold",
-        va="center",
-    )
+    beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(text, (end, row), fontsize=10, fontweight="bold", **beside)
 
 
 def _spread(values: Iterable[float]) -> Spread:

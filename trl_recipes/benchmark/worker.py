@@ -42,19 +42,12 @@ LAUNCH += ("--dynamo_backend", "no", "--module")
 
 @dataclass(frozen=True)
 class Result:
-    """What one subprocess measured.
+    """What one subprocess measured."""
 
-    Attributes:
-        steps: for each timed step, seconds under "step" and under each of `PHASES`.
-        memory: most bytes held at a time: of the process on a CPU, of torch on a GPU.
-        response_tokens: mean length of the responses of the timed steps.
-        device: name of the device, with the number of threads on a CPU.
-    """
-
-    steps: list[dict[str, float]]
-    memory: float
-    response_tokens: float
-    device: str
+    steps: list[dict[str, float]]  # seconds of each timed one under "step" and each of `PHASES`
+    memory: float  # most bytes held at a time: of the process on a CPU, of torch on a GPU
+    response_tokens: float  # mean length of the responses of the timed steps
+    device: str  # its name, with the number of threads on a CPU
 
     @property
     def step(self) -> float:
@@ -228,16 +221,10 @@ def _run_ours(work: Workload, clock: Clock) -> tuple[list[dict], list[float]]:
     trainer.train()
     if any(row["ppo/skipped_minibatches"] for row in trainer.all_stats):
         raise RecipeError("An optimizer step was skipped, so less was done than is timed.")
-    keys = {
-        "generation": "time/generation",
-        "scoring": "time/scoring",
-        "forward": "time/ppo/forward_pass",
-    }
-    steps = [
-        step | {phase: row[key] for phase, key in keys.items()}
-        for step, row in zip(clock.steps, trainer.all_stats, strict=True)
-    ]
-    return steps, [row["tokens/responses_len_mean"] for row in trainer.all_stats]
+    for step, row in zip(clock.steps, trainer.all_stats, strict=True):
+        step["generation"], step["scoring"] = row["time/generation"], row["time/scoring"]
+        step["forward"] = row["time/ppo/forward_pass"]
+    return clock.steps, [row["tokens/responses_len_mean"] for row in trainer.all_stats]
 
 
 def _run_trl(work: Workload, clock: Clock) -> tuple[list[dict], list[float]]:

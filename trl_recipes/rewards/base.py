@@ -37,18 +37,12 @@ _log = logging.getLogger(__name__)
 class Rewards:
     """Several weighted reward functions as one.
 
-    Args:
-        reward_funcs: one reward function or a list of them; a model with a classification head, or
-            its name, stands for the score that it gives.
-        reward_weights: one finite number per function. None: each function's `default_weight`,
-            which is -1 for the penalties of this package, or 1.
-        metrics: further such functions, which are called and logged and never optimized.
+    A model with a classification head, or its name, stands for the score that it gives. Where no
+    weights are given each function weighs its `default_weight`, -1 for the penalties of this
+    package, or 1. `metrics` are further such functions, called and logged and never optimized.
 
-    Attributes:
-        names: a name per function, for logging: its `__name__`, made distinct with `_2`, `_3`, ...
-        metric_names: the same for the metrics.
-        weights: the weights, in the order of the functions.
-        normalisation: shift and scale of each function by name; empty until `normalise`.
+    Functions go by their `__name__`, made distinct with `_2`, `_3`, ..., in `names` and
+    `metric_names`. `normalisation` holds each one's shift and scale; it is empty until `normalise`.
     """
 
     def __init__(

@@ -38,17 +38,11 @@ from trl_recipes.rewards.rules import (
 )
 from trl_recipes.rewards.similarity import SimilarityReward
 
+TEXT_REWARDS = (KeywordReward, KnownWordsReward, RegexReward, UppercaseReward)
+PENALTIES = (LengthPenalty, RepetitionPenalty)
+MODEL_REWARDS = (PerplexityReward, RewardModelReward, SentimentReward, SimilarityReward)
 KINDS: dict[str, Callable[..., RewardFunc]] = {
-    "KeywordReward": KeywordReward,
-    "KnownWordsReward": KnownWordsReward,
-    "LengthPenalty": LengthPenalty,
-    "PerplexityReward": PerplexityReward,
-    "RegexReward": RegexReward,
-    "RepetitionPenalty": RepetitionPenalty,
-    "RewardModelReward": RewardModelReward,
-    "SentimentReward": SentimentReward,
-    "SimilarityReward": SimilarityReward,
-    "UppercaseReward": UppercaseReward,
+    kind.__name__: kind for kind in (*TEXT_REWARDS, *PENALTIES, *MODEL_REWARDS)
 }
 
 
@@ -99,11 +93,12 @@ def _load(spec: str | Mapping[str, Any], source: str) -> RewardFunc:
         raise RecipeError(
             f"{source}: the settings of `{name}` are {settings!r}, not names and values."
         )
+    settings = dict(settings or {})
     if ":" in name:
         own = _users_own(name, source)
-        return own if isinstance(spec, str) else _make(own, dict(settings or {}), name, source)
+        return own if isinstance(spec, str) else _make(own, settings, name, source)
     if name in KINDS:
-        return _make(KINDS[name], dict(settings or {}), name, source)
+        return _make(KINDS[name], settings, name, source)
     if not isinstance(spec, str):
         raise RecipeError(
             f"{source}: there is no kind of reward `{name}`. There are: {', '.join(KINDS)}."
@@ -135,11 +130,8 @@ def _users_own(spec: str, source: str) -> Any:
     is_file = place.endswith(".py")
     module = _file(Path(place).expanduser(), source) if is_file else _module(place, source)
     if not hasattr(module, name):
-        has = [
-            key
-            for key, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", None) == module.__name__
-        ]
+        own = module.__name__
+        has = [k for k, v in vars(module).items() if getattr(v, "__module__", None) == own]
         raise RecipeError(
             f"{source}: `{place}` has no function `{name}`. It has: {', '.join(has) or 'none'}."
         )

@@ -1,6 +1,6 @@
 """Rewards with a model behind them: sentiment, a reward model's score, perplexity."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -18,19 +18,10 @@ class SentimentReward:
     """How much a text-classification model sees one label in prompt plus completion.
 
     The numbers are those of the transformers pipeline with `top_k=None` (and
-    `function_to_apply="none"` for the logit), but all texts go through the model in batches sorted
-    by length, without the pipeline's own work for each text.
-
-    Args:
-        model: None for the embedded classifier; a folder or hub name; or a ready transformers
-            text-classification pipeline.
-        label: the label whose score counts, by name (upper or lower case).
-        score: "logit" is the model's raw output for the label; "probability" is in 0 to 1;
-            "log_odds" is log(p / (1 - p)), in nats.
-        batch_size: texts in one forward pass.
-        device: where the model runs; the GPU of this process, if there is one, when None.
-        name: the name in logs; `sentiment_<label>` when None.
-        trust_remote_code: whether code that the model brings along may run.
+    `function_to_apply="none"` for the logit), in batches of like lengths. `model` is None for the
+    embedded classifier, a folder or hub name, or a ready pipeline; `label` is in either letter
+    case. `score` is the label's raw "logit", its "probability" (0 to 1) or its "log_odds",
+    log(p / (1 - p)), in nats.
     """
 
     def __init__(
@@ -85,8 +76,8 @@ class SentimentReward:
     @torch.inference_mode()
     def score_texts(self, texts: Sequence[str]) -> list[float]:
         """Score whole texts; what exceeds the model's maximum is cut off at the end."""
-        scores = [0.0] * len(texts)
-        for batch in batches_by_length(texts, self.batch_size):
+
+        def score(batch: list[int]) -> list[float]:
             inputs = self.tokenizer(
                 [texts[index] for index in batch],
                 padding=len(batch) > 1,
@@ -95,10 +86,9 @@ class SentimentReward:
                 max_length=self.max_length,
                 return_tensors="pt",
             ).to(self.device)
-            values = self._scores(self.model(**inputs).logits.float()).tolist()
-            for index, value in zip(batch, values, strict=True):
-                scores[index] = value
-        return scores
+            return self._scores(self.model(**inputs).logits.float()).tolist()
+
+        return _in_batches(texts, self.batch_size, score)
 
     def _scores(self, logits: torch.Tensor) -> torch.Tensor:
         """Turn logits, (B, labels), into scores, (B,)."""
@@ -121,16 +111,9 @@ class RewardModelReward:
     The model has a tokenizer of its own; it need not be the policy's. Texts are joined and get the
     special tokens that this tokenizer gives every text (TRL's GRPOTrainer leaves them out, which
     matters for BERT and its kin); conversations go through its chat template. A model whose
-    config.json says `reads_pairs` gets prompt and completion as a pair of texts.
-
-    Args:
-        model: a folder or hub name, or a ready model with a sequence-classification head.
-        tokenizer: of a ready model; loaded by the model's name when None.
-        batch_size: texts in one forward pass.
-        device: where the model runs; None: the GPU of this process, if there is one, or where a
-            ready model is.
-        name: the name in logs; the last part of the model's name when None.
-        trust_remote_code: run the code that comes with the model.
+    config.json says `reads_pairs` gets prompt and completion as a pair of texts. `model` is a
+    folder or hub name, or a ready model with a sequence-classification head, which stays where it
+    is unless `device` is given.
     """
 
     def __init__(
@@ -181,8 +164,8 @@ class RewardModelReward:
         conversations = bool(prompts) and is_conversation(prompts[0]) and not self.reads_pairs
         texts = (self._rendered if conversations else full_texts)(prompts, completions)
         firsts, seconds = completion_texts(prompts), completion_texts(completions)
-        scores = [0.0] * len(texts)
-        for batch in batches_by_length(texts, self.batch_size):
+
+        def score(batch: list[int]) -> list[float]:
             if self.reads_pairs:
                 pairs = [[part[index] for index in batch] for part in (firsts, seconds)]
                 inputs = encode_pairs(self.tokenizer, *pairs, self.max_length)
@@ -197,10 +180,9 @@ class RewardModelReward:
                     return_tensors="pt",
                 )
             inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-            values = self.model(**inputs).logits[:, 0].float().tolist()
-            for index, value in zip(batch, values, strict=True):
-                scores[index] = value
-        return scores
+            return self.model(**inputs).logits[:, 0].float().tolist()
+
+        return _in_batches(texts, self.batch_size, score)
 
     def _rendered(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[str]:
         """Write conversations as texts, by the reward model's own chat template."""
@@ -221,17 +203,10 @@ class PerplexityReward:
     The perplexity is exp of the model's own loss on the text alone: minus the mean log-probability
     of its tokens after the first. A text of one token is read after the model's begin token.
 
-    Alone it invites one dull sentence said again and again: add a `RepetitionPenalty`.
-
-    Args:
-        model: None for the embedded language model; a folder or hub name; or a ready model, which
-            stays where it is. It should not be the model in training, or it judges itself.
-        tokenizer: of a ready model; loaded by the model's name when None.
-        log: minus the logarithm instead, which is minus the loss, in nats per token: it does not
-            let a few odd texts outweigh all others.
-        batch_size: texts in one forward pass.
-        name: the name in logs; `perplexity` or `log_perplexity` when None.
-        trust_remote_code: run the code that comes with the model.
+    Alone it invites one dull sentence said again and again: add a `RepetitionPenalty`. `model` is
+    None for the embedded language model, a folder or hub name, or a ready model; it should not be
+    the one in training, or it judges itself. With `log` it is minus the loss, in nats per token,
+    where a few odd texts do not outweigh all others.
     """
 
     def __init__(
@@ -260,13 +235,15 @@ class PerplexityReward:
         An empty text gets None. Tokens beyond the model's context are left out.
         """
         rows = [self._token_ids(text) for text in full_texts(prompts, completions)]
-        values: list[float | None] = [None] * len(rows)
+        scored = [index for index, row in enumerate(rows) if len(row) > 1]
+        texts = [rows[index] for index in scored]
         with evaluating(self.model):
-            for batch in batches_by_length(rows, self.batch_size):
-                scored = [index for index in batch if len(rows[index]) > 1]
-                losses = self._losses([rows[index] for index in scored]) if scored else []
-                for index, loss in zip(scored, losses, strict=True):
-                    values[index] = -(loss if self.log else torch.tensor(loss).exp().item())
+            losses = _in_batches(
+                texts, self.batch_size, lambda batch: self._losses([texts[i] for i in batch])
+            )
+        values: list[float | None] = [None] * len(rows)
+        for index, loss in zip(scored, losses, strict=True):
+            values[index] = -(loss if self.log else torch.tensor(loss).exp().item())
         return values
 
     def _token_ids(self, text: str) -> torch.Tensor:
@@ -304,10 +281,9 @@ def reward_of_model(model: Any, source: str) -> RewardModelReward | SentimentRew
 def language_model_of(
     model: Any, tokenizer: Any, source: str, *, trust_remote_code: bool = False
 ) -> tuple[Any, Any]:
-    """Return a causal language model and its tokenizer, loaded where they are not ready yet.
+    """Return a causal language model (None: the embedded one) and its tokenizer, loaded if named.
 
-    `model` is None for the embedded one, a folder or hub name, or a ready model, whose tokenizer is
-    loaded by its name when None. `source` is where the name came from, for messages.
+    `source` is where the name came from, for messages.
     """
     if model is None or isinstance(model, str) or hasattr(model, "__fspath__"):
         if model is None:
@@ -337,6 +313,17 @@ def batches_by_length(texts: Sequence[Any], batch_size: int) -> Iterator[list[in
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
+
+
+def _in_batches(
+    texts: Sequence[Any], batch_size: int, score: Callable[[list[int]], list[float]]
+) -> list[float]:
+    """Score texts or token lists by their indices, in batches of like lengths."""
+    scores = [0.0] * len(texts)
+    for batch in batches_by_length(texts, batch_size):
+        for index, value in zip(batch, score(batch), strict=True):
+            scores[index] = value
+    return scores
 
 
 def encode_pairs(

@@ -87,7 +87,12 @@ class UppercaseReward:
 
     def __call__(self, completions: Sequence[Any], **kwargs: Any) -> list[float]:
         """Return each completion's share, 0 to 1."""
-        return [_upper_share(text) for text in completion_texts(completions)]
+        return [self._share(text) for text in completion_texts(completions)]
+
+    def _share(self, text: str) -> float:
+        upper = sum(character.isupper() for character in text)
+        cased = upper + sum(character.islower() for character in text)
+        return upper / cased if cased else 0.0
 
 
 class KnownWordsReward:
@@ -114,12 +119,9 @@ class KnownWordsReward:
 class LengthPenalty:
     """1 where a completion is longer than `max_length`, else 0.
 
-    Args:
-        max_length: the longest length that costs nothing.
-        unit: "tokens" (an end token counts), "words" (at white space) or "characters".
-        soft: lengths over which the penalty rises evenly from 0, at `max_length`, to 1; 0 is the
-            hard form. A soft one tells a policy which way is shorter.
-        name: the name in logs; `length` when None.
+    The `unit` is "tokens" (an end token counts), "words" (at white space) or "characters". With
+    `soft` the penalty rises evenly from 0, at `max_length`, to 1 over that many: it tells a policy
+    which way is shorter.
 
     >>> LengthPenalty(2, unit="words", soft=4)(["a b", "a b c"], [[], []])
     [0.0, 0.25]
@@ -225,9 +227,3 @@ def read_text(text_or_file: str, source: str) -> str:
             f"{source} `{text_or_file}` could not be read as text ({error}). Give a UTF-8 "
             "text file, or the text itself."
         ) from error
-
-
-def _upper_share(text: str) -> float:
-    upper = sum(character.isupper() for character in text)
-    cased = upper + sum(character.islower() for character in text)
-    return upper / cased if cased else 0.0

@@ -24,19 +24,12 @@ Compare = Callable[[Sequence[str], Sequence[str]], list[float]]
 class SimilarityReward:
     """Semantic similarity of prompt plus completion to a reference text, -1 to 1.
 
-    Args:
-        reference_text: what every text is compared with, or the .txt file that holds it. Give this
-            or `column`.
-        model: what the texts are read with; None takes the embedded language model, or the classic
-            choice of the kind: en_core_web_md, all-MiniLM-L6-v2. A name, a folder or the object.
-        tokenizer: of a ready language model; loaded by the model's name when None.
-        kind: "hidden_states" compares the mean of a language model's last hidden states over the
-            tokens (cosine; close to 1 for any two texts under large GPT-2-like models, where only
-            differences mean something); "spacy" is `Doc.similarity` of a pipeline with word
-            vectors; "sentence_transformers" the cosine of such a model's embeddings.
-        column: column of the data set that holds a reference text for each prompt.
-        batch_size: texts in one forward pass.
-        name: the name in logs; `similarity` when None.
+    The reference is a text, the .txt file that holds it, or each prompt's own in a `column` of the
+    data set. The kind "hidden_states" compares the mean of a language model's last hidden states
+    over the tokens (cosine; close to 1 for any two texts under large GPT-2-like models, where only
+    differences mean something); "spacy" is `Doc.similarity` of a pipeline with word vectors;
+    "sentence_transformers" the cosine of such a model's embeddings. `model` is a name, a folder or
+    the object; None takes the embedded language model, en_core_web_md or all-MiniLM-L6-v2.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
-"""SimilarityReward: three ways to compare meanings, each against the library's own answer."""
+"""Perplexity and similarity: the model's own loss and states, whatever stands beside a text."""
 
+import math
 import sys
 
 import pytest
@@ -7,15 +8,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, BertTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+)
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.rewards import SimilarityReward
+from trl_recipes.rewards import PerplexityReward, SimilarityReward
 
 REFERENCE = "A dull film with a terrible ending, sadly."
 PROMPTS = ["The film", "I", "A dull", ""]
 COMPLETIONS = [" was good.", " slept", " film with a terrible ending, sadly.", " "]
 TEXTS = [p + c for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+LONG = "film " * 100  # beyond the context
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +39,32 @@ def own_tokenizer(tiny_gpt2):
 
 
 @torch.no_grad()
-def mean_state(model, tokenizer, text):
+def alone(model, tokenizer, text):
+    """The loss and the mean of the last states that transformers' own model gives one text."""
     ids = tokenizer(text, return_tensors="pt")["input_ids"][:, : model.config.n_positions]
-    return model(ids, output_hidden_states=True).hidden_states[-1][0].mean(0)
+    output = model(ids, labels=ids, output_hidden_states=True)
+    return output.loss.item(), output.hidden_states[-1][0].mean(0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_perplexity_is_of_the_models_own_loss_one_by_one(model, own_tokenizer, batch_size):
+    prompts, completions = [*PROMPTS[:3], "", LONG], [*COMPLETIONS[:3], LONG, ""]
+    texts = [p + c for p, c in zip(prompts, completions, strict=True)]
+    losses = [alone(model, own_tokenizer, text)[0] for text in texts]
+    log = PerplexityReward(model, own_tokenizer, log=True, batch_size=batch_size)
+    plain = PerplexityReward(model, own_tokenizer, batch_size=batch_size)
+    assert log(prompts, completions) == pytest.approx([-loss for loss in losses], abs=1e-5)
+    assert plain(prompts, completions) == pytest.approx(
+        [-math.exp(loss) for loss in losses], rel=1e-5
+    )
+    assert max(losses) - min(losses) > 0.05  # texts differ, so an order mix-up would show
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_hidden_states_are_averaged_one_by_one(model, own_tokenizer, batch_size):
-    reference = mean_state(model, own_tokenizer, REFERENCE)
+    reference = alone(model, own_tokenizer, REFERENCE)[1]
     expected = [
-        F.cosine_similarity(mean_state(model, own_tokenizer, text), reference, dim=0).item()
+        F.cosine_similarity(alone(model, own_tokenizer, text)[1], reference, dim=0).item()
         for text in TEXTS[:3]
     ]
     reward = SimilarityReward(REFERENCE, model, own_tokenizer, batch_size=batch_size)
@@ -50,16 +76,51 @@ def test_hidden_states_are_averaged_one_by_one(model, own_tokenizer, batch_size)
 
 @settings(max_examples=20, deadline=None)
 @given(
-    texts=st.lists(st.text("abc film.", max_size=30), min_size=2, max_size=6),
+    texts=st.lists(st.text("abc film.", min_size=2, max_size=40), min_size=2, max_size=6),
     seed=st.randoms(use_true_random=False),
 )
 def test_order_batching_and_padding_do_not_matter(model, own_tokenizer, texts, seed):
-    reward = SimilarityReward(REFERENCE, model, own_tokenizer)
-    alone = [reward([""], [text])[0] for text in texts]
     order = list(range(len(texts)))
     seed.shuffle(order)
-    shuffled = reward([""] * len(texts), [texts[i] for i in order])
-    assert shuffled == pytest.approx([alone[i] for i in order], abs=1e-5)
+    for reward in (
+        PerplexityReward(model, own_tokenizer, log=True),
+        SimilarityReward(REFERENCE, model, own_tokenizer),
+    ):
+        single = [reward([""], [text])[0] for text in texts]
+        shuffled = reward([""] * len(texts), [texts[i] for i in order])
+        assert shuffled == pytest.approx([single[i] for i in order], abs=1e-5)
+
+
+def test_a_text_of_one_token_is_read_after_the_begin_token_and_an_empty_one_is_left_out(
+    model, own_tokenizer
+):
+    ids = own_tokenizer("I")["input_ids"]
+    assert len(ids) == 1
+    with torch.no_grad():
+        logits = model(torch.tensor([[own_tokenizer.bos_token_id]])).logits[0, -1]
+    expected = logits.log_softmax(-1)[ids[0]].item()
+    values = PerplexityReward(model, own_tokenizer, log=True)(["I", ""], ["", ""])
+    assert values == [pytest.approx(expected, abs=1e-5), None]
+
+
+def test_a_folder_stands_for_its_model_and_a_model_in_training_stays_so(tiny_gpt2, model):
+    expected = PerplexityReward(str(tiny_gpt2))(PROMPTS, COMPLETIONS)
+    model.train()
+    assert PerplexityReward(model)(PROMPTS, COMPLETIONS) == pytest.approx(expected, rel=1e-5)
+    assert model.training
+    model.eval()
+
+
+def test_what_is_no_causal_language_model_is_refused(own_tokenizer, tmp_path):
+    with pytest.raises(RecipeError, match="PerplexityReward: there is no file or folder"):
+        PerplexityReward(str(tmp_path / "nothing"))
+    config = BartConfig(
+        vocab_size=300, d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=16, decoder_ffn_dim=16,
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match="encoder-decoder"):
+        PerplexityReward(BartForConditionalGeneration(config), own_tokenizer)
 
 
 def test_a_column_holds_a_reference_for_each_prompt(model, own_tokenizer):
