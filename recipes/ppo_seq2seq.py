@@ -1,13 +1,10 @@
 """Train an encoder-decoder to rewrite: pretraining on pairs, a reward model, then PPO against it.
 
     accelerate launch recipes/ppo_seq2seq.py                       # three stages, one by one
-    accelerate launch recipes/ppo_seq2seq.py --stages ppo          # one, on what the others left
-    accelerate launch recipes/ppo_seq2seq.py --dataset_name pairs.jsonl --output_dir runs/mine
+    accelerate launch recipes/ppo_seq2seq.py --stages ppo --dataset_name pairs.jsonl
 
-With nothing named it rewrites this project's bad reviews as good ones, offline. Seeds 0, 1 and 2,
-n = 256 each: the true quality, 1 at best, goes from 0.34, 0.38 and 0.39 to 0.92, 0.94 and 0.89; the
-share that keeps all subjects from 0.86, 0.88 and 0.90 to 0.94, 0.96 and 0.93. Seed 2 took 167 s of
-one core's time: 65 s of pretraining, 50 s of the reward model, 52 s of PPO and its results.
+With nothing named it rewrites this project's bad reviews as good ones, offline, in 167 s of a core.
+Seeds 0 to 2, n = 256 each: the true quality, 1 at best, goes from 0.34-0.39 to 0.89-0.94.
 """
 
 from functools import partial
@@ -24,7 +21,7 @@ from trl_recipes.report import write_report, write_results
 from trl_recipes.rewards import RewardModelReward
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.training.rewrites import RewriteTexts, StageArguments, plan_rewrites
-from trl_recipes.training.seq2seq import PairArguments, Seq2SeqSizes, train_seq2seq
+from trl_recipes.training.seq2seq import PairArguments, Seq2SeqSizes
 
 
 def main(
@@ -37,16 +34,13 @@ def main(
     config.save_to("runs/ppo-seq2seq")
     run, settings = RunFolder(config.output_dir), (data, stages, sizes, config, model_config)
 
-    # Texts
+    # Models
     texts = RewriteTexts.load(data, stages)
     judge = score_function(stages.score_function, data.dataset_name)
-
-    # Models
     pretrain, score, ppo = plan_rewrites(run, *settings, texts)
     name, trusted = model_config.model_name_or_path, {"trust_remote_code": config.trust_remote_code}
     if pretrain is not None:
-        start = {"sizes": sizes, "model_name_or_path": name}
-        train = partial(train_seq2seq, texts.pairs, texts.held_out, **start)
+        train = partial(texts.pretrain, name, sizes)
         pretrain.train(train, stages.training("pretrain", config), report=write_report)
         name = str(pretrain.folder)
     if stages.last == "pretrain":
@@ -81,10 +75,7 @@ def main(
         print_main(trainer.describe())
         if config.check:
             return print_main(trainer.check())
-        with ppo.start(config, settings, write_report):
-            trainer.train()
-            trainer.save_model()
-        ppo.finish({"steps": trainer.state.global_step})
+        ppo.train_policy(trainer, settings, write_report)
 
     # Results
     if config.should_save:

@@ -308,7 +308,7 @@ DATA = [
     BadInput(
         "unknown label",
         CLASSIFIER,
-        ("label 'so so'", "Name all"),
+        ("'so so' as label", "Name all"),
         {"data.jsonl": rows(label="so so")},
     ),
     BadInput(
@@ -698,7 +698,7 @@ REWARD_MODELS = [
     BadInput(
         "a number that is none",
         REWARD_MODEL + "--kind number",
-        ("row 1", "nan", "Fix or delete"),
+        ("row 1", "nan", "Fix the row"),
         {"data.jsonl": rows(label=float("nan"))},
     ),
     BadInput(
@@ -783,7 +783,7 @@ SHOUTING = [
     BadInput(
         "heads that do not divide the width",
         SHOUT + "--n_embd 130",
-        ("--n_embd (130)", "--n_head (4)", "128 or 136", "1 or 5 or 13"),
+        ("--n_embd (130)", "--n_head (4)", "Use 128"),
         TEXT,
     ),
     BadInput(

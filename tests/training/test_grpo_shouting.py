@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import random
-import re
 import signal
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from trl_recipes.arguments import run_recipe
 from trl_recipes.callbacks import LossLog
 from trl_recipes.data.characters import divide_text, encode, read_text
 from trl_recipes.data.tokenizers import character_tokenizer
-from trl_recipes.errors import RecipeError
 from trl_recipes.rewards import UppercaseReward
 from trl_recipes.training.characters import BaselineConfig, new_model
 
@@ -224,19 +222,6 @@ def test_a_check_writes_nothing(text_file, tmp_path, capfd):
 def test_there_is_nothing_to_go_on_with(text_file, tmp_path, capfd):
     assert launch(text_file, tmp_path / "loud", "--resume_from_checkpoint", "true") == 2
     assert "holds no run to go on with" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(("width", "heads", "says"), [
-    (130, 4, "Set --n_embd to 128 or 136, or --n_head to 1 or 5 or 13."),
-    (4, 8, "Set --n_embd to 16, or --n_head to 1 or 2."),
-    (96, 32, "Set --n_embd to 64 or 128, or --n_head to 16 or 24 or 48."),
-])  # fmt: skip
-def test_heads_that_do_not_divide_the_width(width, heads, says):
-    with pytest.raises(RecipeError) as error:
-        BaselineConfig(n_embd=width, n_head=heads)
-    assert says in str(error.value)
-    for number in map(int, re.findall(r"\d+", says.split("--n_head to")[1])):
-        BaselineConfig(n_embd=width, n_head=number)
 
 
 def test_the_seed_decides_the_first_weights():

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from trl_recipes.data.tokenizers import train_tokenizer
 from trl_recipes.errors import RecipeError
+from trl_recipes.training.characters import BaselineConfig
 from trl_recipes.training.classifier import (
     ClassifierConfig,
     ClassifierSizes,
@@ -141,8 +142,8 @@ def test_texts_and_labels_are_read_by_column_and_by_name():
         ({"body": ["x"], "label": [0]}, "--text_column: data has no column `text`.*body, label"),
         ({"text": [3], "label": [0]}, "--text_column: row 1 of data holds 3"),
         ({"text": ["x"], "mood": [0]}, "--label_column: data has no column `label`.*text, mood"),
-        ({"text": ["x", "y"], "label": [0, 2]}, "--class_names: row 2 of data has the label 2"),
-        ({"text": ["x", "y"], "label": [0.0, None]}, "row 2 of data has the label (nan|None)"),
+        ({"text": ["x", "y"], "label": [0, 2]}, "--class_names: row 2 of data holds 2"),
+        ({"text": ["x", "y"], "label": [0.0, None]}, "row 2 of data holds (nan|None)"),
     ],
     ids=["no text", "no string", "no label", "unknown label", "missing label"],
 )
@@ -157,10 +158,11 @@ def test_columns_that_do_not_fit_are_named(columns, message):
     ("make", "message"),
     [
         (lambda: LanguageModelSizes(n_embd=50, n_head=4), "multiple of --n_head .4.. Use 48"),
+        (lambda: BaselineConfig(n_embd=4, n_head=8), "twice --n_head .8.. Use 16"),
         (lambda: ClassifierSizes(hidden_size=60, num_heads=4), "twice --num_heads.*Use 56"),
         (lambda: ClassifierSizes(min_fragment_tokens=9, max_fragment_tokens=8), "smaller one"),
     ],
-    ids=["width", "hidden size", "fragments"],
+    ids=["width", "characters", "hidden size", "fragments"],
 )
 def test_sizes_that_do_not_fit_together_are_refused(make, message):
     with pytest.raises(RecipeError, match=message):

@@ -311,13 +311,13 @@ def test_conversations_go_through_the_chat_template(tokenizer):
         (
             {"text": ["a", "b"], "label": [0.5, math.nan]},
             {},
-            "row 2 of data .train. has the label nan",
+            "row 2 of data .train. holds nan",
         ),
-        ({"text": ["a", "b"], "label": [1, None]}, {}, "row 2 of data .train. has the label None"),
+        ({"text": ["a", "b"], "label": [1, None]}, {}, "row 2 of data .train. holds None"),
         (
             {"text": ["a", "b"], "label": ["x", "y"]},
             {"kind": "number"},
-            "row 1 .* 'x', which is no",
+            "row 1 .* 'x' as label, which is no",
         ),
         ({"text": ["a"] * 200, "label": list(range(200))}, {}, "200 different labels"),
         (

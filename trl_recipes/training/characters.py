@@ -1,7 +1,7 @@
 """A decoder-only transformer over characters, trained from scratch on random windows of a text."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from trl_recipes.callbacks import LossLog
 from trl_recipes.data.characters import RandomWindows, encode
 from trl_recipes.errors import RecipeError
 from trl_recipes.run_folder import RunFolder
-from trl_recipes.settings import check_range, setting
+from trl_recipes.settings import setting
 from trl_recipes.training.fit import PretrainConfig, fit
+from trl_recipes.training.language_model import check_width
 from trl_recipes.training.stage import Stage, digest, plan_stages, settings_of
 
 INITIAL_STD = 0.06  # of the weights; 0.02, the usual one, learns slower at these widths
@@ -42,20 +43,7 @@ class BaselineConfig:
     baseline_learning_rate: float = setting(4e-3, "Peak learning rate of the baseline.")
 
     def __post_init__(self):
-        for field in fields(self):
-            check_range(field.name, getattr(self, field.name))
-        width, heads = self.n_embd, self.n_head
-        if width % (2 * heads):
-            below = width // (2 * heads) * 2 * heads
-            widths = [n for n in (below, below + 2 * heads) if n]
-            divisors = [n for n in range(1, width // 2 + 1) if width // 2 % n == 0]
-            nearest = sorted(sorted(divisors, key=lambda n: abs(n - heads))[:3])
-            raise RecipeError(
-                f"--n_embd ({width}) must be a multiple of twice --n_head ({heads}): every head "
-                "gets an equal and even part of the width. Set --n_embd to "
-                f"{' or '.join(map(str, widths))}, or --n_head to "
-                f"{' or '.join(map(str, nearest))}."
-            )
+        check_width("n_embd", self.n_embd, "twice --n_head", self.n_head, 2 * self.n_head)
 
     def training(self, output_dir: str | Path, **shared: Any) -> PretrainConfig:
         """Build the settings of the training; `shared` are further ones, such as `seed`."""
@@ -81,11 +69,7 @@ class BaselineConfig:
 
 
 def check_two_trainings(sizes: BaselineConfig, config: Any, prompt_length: int) -> None:
-    """Refuse a baseline and a GRPO run, with `config`, that do not go together.
-
-    Raises:
-        RecipeError: the context does not hold a prompt and a completion, or DeepSpeed was launched.
-    """
+    """Refuse a baseline and a GRPO run, with `config`, that do not go together."""
     if config.deepspeed_plugin is not None:
         raise RecipeError(
             "grpo_shouting.py trains two models one after the other, and accelerate prepares one a "
@@ -103,29 +87,24 @@ def check_two_trainings(sizes: BaselineConfig, config: Any, prompt_length: int) 
 
 def plan_shouting(
     run: RunFolder, args: Any, sizes: BaselineConfig, config: Any, text: str
-) -> tuple[list[Stage], str]:
-    """Plan tokenizer, baseline, GRPO and evaluation of a run on a text; and say what is there.
-
-    Raises:
-        RecipeError: as `plan_stages`.
-    """
+) -> tuple[Stage, Stage, Stage, Stage, str]:
+    """Plan tokenizer, baseline, GRPO and evaluation of a run; and say what is there."""
+    check_two_trainings(sizes, config, args.prompt_length)
     own = {
         "tokenizer": {"text": digest([text])},
         "baseline": settings_of(sizes) | {"seed": config.seed},
         "grpo": settings_of(config) | {"prompt_length": args.prompt_length},
         "evaluation": {"eval_prompts": args.eval_prompts},
     }
-    stages = [
-        Stage(
-            name,
+    stages = []
+    for name, settings in own.items():
+        folder, wanted = (
             run.path if name == "grpo" else run.path / name,
-            settings,
             args.stage in ("all", name),
-            f"Run --stage {name} first, or leave --stage out to run all.",
         )
-        for name, settings in own.items()
-    ]
-    return stages, plan_stages(stages, config)
+        missing = f"Run --stage {name} first, or leave --stage out to run all."
+        stages.append(Stage(name, folder, settings, wanted, missing))
+    return *stages, plan_stages(stages, config)
 
 
 def new_model(
@@ -133,9 +112,8 @@ def new_model(
 ) -> PreTrainedModel:
     """Make a Llama with random weights.
 
-    Its rotary positions know distances rather than places, which is what windows cut out of a text
-    anywhere need: a GPT-2 of the same size is at 2.20 nats where this is at 1.46 (200 steps of 16
-    windows of 128).
+    Its positions are distances, which windows from anywhere in a text need: after 200 steps of 16
+    windows of 128 a GPT-2 of the same size is at 2.20 nats where this is at 1.46.
     """
     set_seed(seed)
     return AutoModelForCausalLM.from_config(
@@ -164,10 +142,9 @@ def train_baseline(
     sizes: BaselineConfig,
     before_training: Callable[[], Any] | None = None,
 ) -> dict[str, float]:
-    """Train a model from scratch on random windows of a text, and save it; see `fit`.
+    """Train a model from scratch on random windows of a text, and save it.
 
-    Returns:
-        What `fit` does; "heldout_loss" in nats per character, over "heldout_characters".
+    Returns what `fit` does; "heldout_loss" in nats per character, over "heldout_characters".
     """
     model = new_model(sizes, tokenizer, config.seed)
     length, batch = sizes.context_length, config.per_device_train_batch_size

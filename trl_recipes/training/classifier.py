@@ -39,12 +39,8 @@ from trl_recipes.training.language_model import check_texts, check_width, encode
 class ClassifierConfig(PretrainConfig):
     """The same, with what suits a classifier of few texts."""
 
-    output_dir: str = setting(
-        "runs/classifier", "Folder that the run writes to; the model is in it."
-    )
-    per_device_train_batch_size: int = setting(
-        32, "Rows (texts, windows or fragments) per process and step."
-    )
+    output_dir: str = setting("runs/classifier", "Folder of the run; the model is in it.")
+    per_device_train_batch_size: int = setting(32, "Rows per process and step.")
     adam_beta2: float = setting(0.999, "How long AdamW remembers squared gradients.")
     num_train_epochs: float = setting(3.0, "Passes over the texts.")
 
@@ -58,12 +54,8 @@ class ClassifierSizes:
     hidden_size: int = setting(128, "Width; a multiple of twice num_heads.")
     dropout: float = setting(0.3, "Fraction of activations dropped.")
     vocab_size: int = setting(8000, "Entries of the tokenizer.")
-    context_length: int = setting(
-        128, "Longest row in tokens; longer texts are cut, for base models too."
-    )
-    fragments_per_text: int = setting(
-        2, "Fragments cut out of each text or window, to learn from beside it."
-    )
+    context_length: int = setting(128, "Longest row in tokens; longer texts are cut.")
+    fragments_per_text: int = setting(2, "Fragments to learn from, per text or window.")
     min_fragment_tokens: int = setting(4, "Shortest fragment, in tokens.")
     max_fragment_tokens: int = setting(24, "Longest fragment, in tokens.")
 
@@ -81,15 +73,11 @@ def base_model(name: str | None) -> str | None:
     """Find a base model, and refuse one that takes no head that scores texts.
 
     `name`: folder or hub name; `embedded` for this project's language model; None for none.
-
-    Returns:
-        Folder or hub name; None where it starts from scratch.
-
-    Raises:
-        RecipeError: there is no such model, or says what it is.
     """
-    if name is None or name == "embedded":
-        return None if name is None else str(language_model())
+    if name is None:
+        return None
+    if name == "embedded":
+        return str(language_model())
     path = resolve(name, "model")
     config = load_config(path)
     if not config.is_encoder_decoder and type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
@@ -114,9 +102,6 @@ def start_classifier(
 
     From scratch the classifier reads the mean over all tokens, which learns from little text what
     one summary token does not.
-
-    Raises:
-        RecipeError: as `base_model`.
     """
     names = dict(enumerate(label_names))
     labels = {"id2label": names, "label2id": {label: i for i, label in names.items()}}
@@ -168,15 +153,9 @@ def train_classifier(
 ) -> dict[str, float]:
     """Train a text classifier from scratch, or a base model further, and save it.
 
-    `labels`: the number of each text's label. `heldout_texts`: texts to measure the accuracy on,
-    never trained on. `label_names`: name of label 0, label 1 and so on. `model_name_or_path`: base
-    model; None starts from scratch, tokenizer included.
-
-    Returns:
-        What `fit` does; "heldout_accuracy" on whole texts (the sum over a text's windows decides).
-
-    Raises:
-        RecipeError: no texts, a label without a name, or a base model that cannot be loaded.
+    `labels` are numbers of `label_names`. Without a base model it starts from scratch, tokenizer
+    included. Returns what `fit` does; "heldout_accuracy" is of whole texts, where the sum over a
+    text's windows decides.
     """
     check_texts(texts)
     sizes = sizes or ClassifierSizes()
@@ -186,16 +165,17 @@ def train_classifier(
     model, tokenizer = start_classifier(model_name_or_path, texts, sizes, label_names)
     before, after = special_frame(tokenizer)
     draw = random.Random(config.seed)
+
+    def row(ids: list[int], label: int) -> dict[str, Any]:
+        return {"input_ids": [*before, *ids, *after], "labels": label}
+
     rows = [
-        {"input_ids": [*before, *ids, *after], "labels": labels[index]}
+        row(ids, labels[index])
         for index, window in classifier_windows(texts, tokenizer)
         for ids in (window, *cut_fragments(window, sizes, draw))
     ]
     whole = classifier_windows(heldout_texts, tokenizer)
-    heldout = [
-        {"input_ids": [*before, *ids, *after], "labels": heldout_labels[index]}
-        for index, ids in whole
-    ]
+    heldout = [row(ids, heldout_labels[index]) for index, ids in whole]
 
     def accuracy(found: EvalPrediction) -> dict[str, float]:
         sums = torch.zeros(len(heldout_labels), len(label_names))
@@ -204,24 +184,15 @@ def train_classifier(
         right = sums.argmax(1) == torch.tensor(list(heldout_labels))
         return {"accuracy": float(right.float().mean())}
 
-    trainer = Trainer(
-        model,
-        config,
-        DataCollatorWithPadding(tokenizer),
-        train_dataset=rows,
-        compute_metrics=accuracy,
-    )
+    collate = DataCollatorWithPadding(tokenizer)
+    trainer = Trainer(model, config, collate, train_dataset=rows, compute_metrics=accuracy)
     return fit(trainer, tokenizer, output_dir, heldout=heldout, before_training=before_training)
 
 
 def classifier_windows(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[int, list[int]]]:
-    """Tokenize texts and cut those that are too long for the tokenizer into windows.
-
-    Returns:
-        For each window the index of its text and its tokens, still without special ones.
-    """
+    """Cut texts into windows: the index of the text of each, and its tokens but special ones."""
     room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
     return [
         (index, window)

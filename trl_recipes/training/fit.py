@@ -38,24 +38,17 @@ class PretrainConfig(TrainingArguments):
     overwrite_output_dir: bool = setting(False, "Replace the run that the output folder holds.")
     learning_rate: float = setting(1e-3, "Peak learning rate of AdamW.")
     num_train_epochs: float = setting(1.0, "Passes over the texts.")
-    per_device_train_batch_size: int = setting(
-        8, "Rows (texts, windows or fragments) per process and step."
-    )
+    per_device_train_batch_size: int = setting(8, "Rows per process and step.")
     per_device_eval_batch_size: int = setting(64, "Held-out rows per process in one forward pass.")
     adam_beta2: float = setting(0.99, "How long AdamW remembers squared gradients.")
     lr_scheduler_type: str = setting("cosine", "How the learning rate falls after the warm-up.")
     warmup_steps: float = setting(0.05, "Steps of rising learning rate; below 1 a fraction of all.")
     weight_decay: float = setting(0.01, "Weight decay of AdamW.")
-    train_sampling_strategy: str = setting(
-        "group_by_length", "Rows of like length share a batch, which saves padding."
-    )
+    train_sampling_strategy: str = setting("group_by_length", "Rows of like length share a batch.")
     save_strategy: str = setting("steps", "Checkpoints on the way: no, steps or epoch.")
     save_steps: float = setting(500, "Steps from one checkpoint to the next.")
     save_total_limit: int | None = setting(1, "Checkpoints to keep.")
-    check: bool = setting(
-        False,
-        "Check everything, try a few steps, say what the run takes; write nothing.",
-    )
+    check: bool = setting(False, "Check all and try a few steps; write nothing.")
     report_to: str = setting("none", "Trackers to report to.")
 
     def describe(self) -> str:
@@ -86,10 +79,8 @@ def fit(
 ) -> dict[str, float]:
     """Train a model, evaluate it on held-out rows, and save it with its tokenizer.
 
-    `output_dir`: folder of both, in the hub's format; that of `trainer.args` is the run folder.
-    `heldout`: rows for `Trainer.evaluate`; none evaluates nothing. `before_training`: returns what
-    is entered around the training; see `train_or_stop`. `before_saving`: called when the model is
-    trained.
+    `output_dir` is of both; that of `trainer.args` is the run folder. `before_training` returns
+    what is entered around the training; see `train_or_stop`. `before_saving` is called between.
 
     Returns:
         "train_loss" (mean over the run), "rows", "seconds" and "seconds_per_step"; with held-out
@@ -116,11 +107,8 @@ def fit(
         trainer.args.train_sampling_strategy = "random"  # else rows are evaluated out of order
         found = trainer.evaluate(heldout, metric_key_prefix="heldout")
         timed = ("_runtime", "_per_second", "_time")
-        figures |= {
-            key: value
-            for key, value in found.items()
-            if key.startswith("heldout_") and not key.endswith(timed)
-        }
+        names = (n for n in found if n.startswith("heldout_") and not n.endswith(timed))
+        figures |= {name: found[name] for name in names}
     return figures
 
 
@@ -129,8 +117,8 @@ def dry_run(
 ) -> str:
     """Train for a few steps, and say what the whole training will take.
 
-    `train`: called with `output_dir` and `config`; returns what `fit` does. `config`: of the whole
-    training. `folder`: keeps the model; without one nothing is kept.
+    `train` is called with `output_dir` and `config`, and returns what `fit` does. Only a `folder`
+    that is given keeps the model.
     """
     with tempfile.TemporaryDirectory() as passing:
         short = copy.copy(config)

@@ -1,6 +1,6 @@
 """Language models on whole texts: a small GPT-2 from scratch, or a base model trained further."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,9 +34,7 @@ class LanguageModelSizes:
     n_layer: int = setting(2, "Transformer layers.")
     n_head: int = setting(4, "Attention heads per layer.")
     n_embd: int = setting(128, "Width; a multiple of n_head.")
-    context_length: int = setting(
-        128, "Longest row in tokens; longer texts are cut, for base models too."
-    )
+    context_length: int = setting(128, "Longest row in tokens; longer texts are cut.")
     vocab_size: int = setting(4000, "Entries of the tokenizer.")
 
     def __post_init__(self):
@@ -46,36 +44,44 @@ class LanguageModelSizes:
 def check_width(name: str, width: int, heads_name: str, heads: int, factor: int) -> None:
     """Refuse a width that is no multiple of `factor`."""
     if width % factor:
+        fitting = max(factor, width - width % factor)
         raise RecipeError(
-            f"--{name} ({width}) must be a multiple of {heads_name} ({heads}). Use "
-            f"{max(factor, width - width % factor)}."
+            f"--{name} ({width}) must be a multiple of {heads_name} ({heads}). Use {fitting}."
         )
 
 
-def read_column(rows: "Dataset", name: str, flag: str, source: str) -> Iterable:
+def read_column(
+    rows: "Dataset", name: str, flag: str, source: str, advice: str = "Name one of them."
+) -> list[Any]:
     """Read a column, which `flag` names, of the data set called `source`."""
     if name not in rows.column_names:
         raise RecipeError(
             f"{flag}: {source} has no column `{name}`. Its columns are: "
-            f"{', '.join(rows.column_names)}. Name one of them."
+            f"{', '.join(rows.column_names)}. {advice}"
         )
-    return rows[name][:]
+    return list(rows[name][:])
+
+
+def check_values(
+    values: Sequence[Any], fits: Callable[[Any], bool], flag: str, source: str, fault: str
+) -> None:
+    """Refuse the first value of a column that does not fit; `fault` says why, and what to do."""
+    for row, value in enumerate(values, 1):
+        if not fits(value):
+            raise RecipeError(f"{flag}: row {row} of {source} holds {value!r} {fault}")
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text."""
+    return isinstance(value, str)
 
 
 def read_texts(rows: "Dataset", column: str | None, source: str) -> list[str]:
-    """Read the texts of a data set, from the first of `TEXT_COLUMNS` where none is named.
-
-    Raises:
-        RecipeError: no such column, or a value in it that is no text.
-    """
+    """Read the texts of a data set, from the first of `TEXT_COLUMNS` where none is named."""
     name = column or next((name for name in TEXT_COLUMNS if name in rows.column_names), "text")
-    texts = list(read_column(rows, name, "--text_column", source))
-    for row, text in enumerate(texts, 1):
-        if not isinstance(text, str):
-            raise RecipeError(
-                f"--text_column: row {row} of {source} holds {text!r} in `{name}`, which is no"
-                " text. Fix the row, or name another column."
-            )
+    texts = read_column(rows, name, "--text_column", source)
+    fault = f"in `{name}`, which is no text. Fix the row, or name another column."
+    check_values(texts, is_text, "--text_column", source, fault)
     return texts
 
 
@@ -97,14 +103,8 @@ def train_language_model(
 ) -> dict[str, float]:
     """Train a GPT-2 from scratch, or a base model further, and save it in the hub's format.
 
-    `heldout_texts`: texts to measure the loss on, never trained on. `model_name_or_path`: base
-    model; None starts from scratch, tokenizer included.
-
-    Returns:
-        What `fit` does; "heldout_loss" in nats per token, over "heldout_tokens".
-
-    Raises:
-        RecipeError: no texts, or a base model that cannot be loaded.
+    Without a base model it starts from scratch, tokenizer included. Returns what `fit` does;
+    "heldout_loss" in nats per token, over "heldout_tokens".
     """
     check_texts(texts)
     sizes = sizes or LanguageModelSizes()

@@ -33,12 +33,8 @@ class RewardArguments:
     reward_kind: Literal["classes", "number", "pairs"] | None = setting(
         None, "What it learns; found in the columns when left out."
     )
-    reward_share: float = setting(
-        0.5, "Fraction of the reviews that teach it; the rest are prompts."
-    )
-    reward_base: str | None = setting(
-        None, "Base model, or `embedded`; from scratch when left out."
-    )
+    reward_share: float = setting(0.5, "Fraction of the reviews that teach it, not prompts.")
+    reward_base: str | None = setting(None, "Base model, or `embedded`; none when left out.")
     reward_epochs: float = setting(3.0, "Its passes over the rows.")
     reward_batch_size: int = setting(16, "Its rows in a step.")
     reward_learning_rate: float = setting(1e-3, "Its peak learning rate.")
@@ -63,18 +59,8 @@ class LearnedReward:
     """A reward function whose model is trained later; `ready` is false until `load`.
 
     Of the embedded reviews it learns from the split "prompts", which no other embedded model saw.
-
-    Attributes:
-        config: of its training.
-        train: trains it, as `Stage.train` wants it.
-        settings: what its result depends on.
-        heldout: what to measure the model by.
-        base: what it starts from, in words.
-        source: what it learns from, in words.
-
-    Raises:
-        RecipeError: the rows teach nothing, the base model is none, there is no such label, or
-            other reward functions were named.
+    `train`, `config` and `settings` are for its `Stage`; `heldout` measures it; `base` and
+    `source` say in words what it starts and learns from.
     """
 
     __name__ = "reward_model"
@@ -93,15 +79,13 @@ class LearnedReward:
         self.base = args.reward_base or "a small ModernBERT from scratch"
         rows = load_rows(name, split="train" if name else "prompts")
         self._seen, _ = divide(rows, args.reward_share, config.seed)
+        columns = {"text_column": prompts.text_column, "label_column": args.label_column}
         self._data, self.heldout = read_reward_data(
-            self._seen,
-            load_rows(name, split="test"),
-            self.source,
+            *(self._seen, load_rows(name, split="test"), self.source),
             kind=args.reward_kind,
-            text_column=prompts.text_column,
-            label_column=args.label_column,
             tokenizer=load_tokenizer(base) if base else None,
             seed=config.seed,
+            **columns,
         )
         self._names = getattr(self._data, "names", None)
         self._check_label()
@@ -117,12 +101,9 @@ class LearnedReward:
             disable_tqdm=config.disable_tqdm,
             check=config.check,
         )
-        self.train = partial(
-            train_reward_model,
-            self._data,
-            model_name_or_path=base,
-            sizes=ClassifierSizes(vocab_size=4000, context_length=args.reward_context_length),
-        )
+        sizes = ClassifierSizes(vocab_size=4000, context_length=args.reward_context_length)
+        start = {"model_name_or_path": base, "sizes": sizes}
+        self.train = partial(train_reward_model, self._data, **start)
         self._function: RewardFunc | None = None
 
     @property
@@ -135,11 +116,7 @@ class LearnedReward:
         return f"The reward model learns first: {self.base} on {self._data.describe()}."
 
     def unseen(self, prompts: "Dataset") -> "Dataset":
-        """Keep the prompts, of the same data set and split, from texts that the model never sees.
-
-        Raises:
-            RecipeError: none is left.
-        """
+        """Keep the prompts, of the same data and split, from texts that the model never sees."""
         names = (self.text_column,) if self.text_column else TEXT_COLUMNS
         column = next(name for name in names if name in prompts.column_names)
         seen = set(self._seen[column][:])
@@ -156,10 +133,8 @@ class LearnedReward:
 
         Random states are the same afterwards, whether it was trained just now or before.
         """
-        if self._names is None:
-            self._function = RewardModelReward(folder)
-        else:
-            self._function = SentimentReward(folder, label=self.label, score="log_odds")
+        sentiment = partial(SentimentReward, label=self.label, score="log_odds")
+        self._function = (RewardModelReward if self._names is None else sentiment)(folder)
         set_seed(self.seed)
 
     def __call__(

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from trl_recipes.data.conversations import is_conversation
 from trl_recipes.errors import RecipeError
-from trl_recipes.training.language_model import read_texts
+from trl_recipes.training.language_model import check_values, read_column, read_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,9 +90,6 @@ def read_reward_data(
     worst to best; found in the data when None. `pairs_per_text`: pairs that each labelled text
     begins. `tokenizer`: that of the base model, whose chat template conversations need. `seed`: of
     the pairs drawn from labelled texts.
-
-    Raises:
-        RecipeError: see `read_labelled` and `read_pairs`; all labels are the same.
     """
     found = kind_of(train, label_column)
     kind = kind or found
@@ -122,36 +121,28 @@ def read_labelled(
 
     `names`: name of label 0, label 1 and so on; found in the data when None. `numbers`: whether
     labels are numbers to predict rather than classes.
-
-    Raises:
-        RecipeError: a column is missing, a label is none, or all texts are empty.
     """
     texts = read_texts(rows, text_column, source)
+    advice = "Name one of them; preference pairs need the columns chosen and rejected."
+    values = read_column(rows, label_column, "--label_column", source, advice)
     if numbers:
-        names, labels = None, _read_numbers(_read_labels(rows, label_column, source), source)
+        fault = "as label, which is no finite number. Fix the row, or use --kind classes for names."
+        check_values(values, is_number, "--label_column", source, fault)
+        names, labels = None, [float(value) for value in values]
     else:
-        values = _read_labels(rows, label_column, source)
         names = list(names or _class_names(values, source))
         labels = _class_numbers(values, names, source)
     kept = [index for index, text in enumerate(texts) if text.strip()]
     if not kept:
         raise RecipeError(f"--text_column: all {len(texts)} texts of {source} are empty.")
     if len(kept) < len(texts):
-        _log.warning(
-            "%d of %d texts of %s are empty and left out.",
-            len(texts) - len(kept),
-            len(texts),
-            source,
-        )
+        empty = len(texts) - len(kept)
+        _log.warning("%d of %d texts of %s are empty and left out.", empty, len(texts), source)
     return Labelled([texts[index] for index in kept], [labels[index] for index in kept], names)
 
 
 def check_labels_differ(data: Labelled, source: str) -> None:
-    """Refuse texts that all have the same label, from which nothing can be learnt.
-
-    Raises:
-        RecipeError: names the label.
-    """
+    """Refuse texts that all have the same label, from which nothing can be learnt."""
     if len(set(data.labels)) < 2:
         only = data.labels[0] if data.names is None else data.names[data.labels[0]]
         raise RecipeError(
@@ -166,10 +157,6 @@ def read_pairs(
     """Read preference pairs; those that say nothing are left out and counted.
 
     `tokenizer`: that of the base model, whose chat template conversations need.
-
-    Raises:
-        RecipeError: a column is missing, a value is neither text nor conversation, conversations
-            without a chat template, or no pair is left.
     """
     missing = [name for name in ("chosen", "rejected") if name not in rows.column_names]
     if missing:
@@ -180,32 +167,25 @@ def read_pairs(
         )
     count = len(rows)
     prompts = rows["prompt"][:] if "prompt" in rows.column_names else [None] * count
-    sides: dict[str, list[str]] = {"chosen": [], "rejected": []}
-    rendered = False
-    for column, texts in sides.items():
-        for number, (prompt, answer) in enumerate(zip(prompts, rows[column][:], strict=True), 1):
-            where = f"row {number} of {source}, column `{column}`"
-            rendered |= is_conversation(answer)
-            texts.append(_whole_text(prompt, answer, where, tokenizer))
-    equal = blank = 0
-    kept = []
-    for better, worse in zip(*sides.values(), strict=True):
-        if not better.strip() or not worse.strip():
-            blank += 1
-        elif better == worse:
-            equal += 1
-        else:
-            kept.append((better, worse))
-    left_out = [
-        f"{number} of {count} pairs of {source} {why}"
-        for number, why in ((equal, "have chosen equal to rejected"), (blank, "are empty"))
-        if number
-    ]
+    answers = {column: rows[column][:] for column in ("chosen", "rejected")}
+    sides = (
+        [
+            _whole_text(prompt, answer, f"row {row} of {source}, column `{column}`", tokenizer)
+            for row, (prompt, answer) in enumerate(zip(prompts, given, strict=True), 1)
+        ]
+        for column, given in answers.items()
+    )
+    full = [pair for pair in zip(*sides, strict=True) if all(text.strip() for text in pair)]
+    kept = [pair for pair in full if pair[0] != pair[1]]
+    useless = {"have chosen equal to rejected": len(full) - len(kept)}
+    useless["are empty"] = count - len(full)
+    left_out = [f"{n} of {count} pairs of {source} {why}" for why, n in useless.items() if n]
     if not kept:
         raise RecipeError(f"--dataset_name: {', and '.join(left_out)}: no pair is left to learn.")
     for sentence in left_out:
         _log.warning("%s and are left out.", sentence)
     chosen, rejected = (list(texts) for texts in zip(*kept, strict=True))
+    rendered = any(is_conversation(answer) for given in answers.values() for answer in given)
     return Pairs(chosen, rejected, rendered=rendered)
 
 
@@ -229,14 +209,10 @@ def pairs_of_labels(data: Labelled, per_text: int, seed: int) -> Pairs:
     return Pairs([better for better, _ in pairs], [worse for _, worse in pairs], fragments=True)
 
 
-def _read_labels(rows: "Dataset", column: str, source: str) -> list[Any]:
-    if column not in rows.column_names:
-        raise RecipeError(
-            f"--label_column: {source} has no column `{column}`. Its columns are: "
-            f"{', '.join(rows.column_names)}. Name one of them; preference pairs need the columns "
-            "chosen and rejected."
-        )
-    return rows[column][:]
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return real and math.isfinite(value)
 
 
 def _class_names(values: list[Any], source: str) -> list[str]:
@@ -244,54 +220,35 @@ def _class_names(values: list[Any], source: str) -> list[str]:
     found = set(values)
     if found <= {0, 1, "0", "1"}:
         return ["NEGATIVE", "POSITIVE"]
-    for row, value in enumerate(values, 1):
-        if not isinstance(value, str | int):
-            raise RecipeError(
-                f"--label_column: row {row} of {source} has the label {value!r}, which names no "
-                "class. Fix the row, or use --kind number for numbers."
-            )
-    names = sorted({str(value).strip() for value in found}, key=_numbers_first)
-    if len(names) > 100:
+    fault = "as label, which names no class. Fix the row, or use --kind number for numbers."
+    check_values(
+        values, lambda value: isinstance(value, str | int), "--label_column", source, fault
+    )
+    spelled = pd.Series(sorted({str(value).strip() for value in found}))
+    if len(spelled) > 100:
         raise RecipeError(
-            f"--label_column: {source} has {len(names)} different labels (such as {names[0]}), too "
-            "many for classes. Use --kind number for numbers, or name another column."
+            f"--label_column: {source} has {len(spelled)} different labels (such as {spelled[0]}), "
+            "too many for classes. Use --kind number for numbers, or name another column."
         )
-    return names
-
-
-def _numbers_first(name: str) -> tuple[float, str]:
-    try:
-        return float(name), name
-    except ValueError:
-        return math.inf, name
+    numbers = pd.to_numeric(spelled, errors="coerce")  # names, which are none, come last
+    return spelled[numbers.sort_values(kind="stable").index].tolist()
 
 
 def _class_numbers(values: list[Any], names: list[str], source: str) -> list[int]:
     """Turn labels into numbers of `names`: they are names, in any case, or else numbers."""
-    by_name = {name.lower(): number for number, name in enumerate(names)}
-    by_number = {str(number): number for number in range(len(names))}
-    spelled = (f"{value:g}" if isinstance(value, float) else str(value) for value in values)
-    known = [value.strip().lower() for value in spelled]
-    numbers = by_name if all(value in by_name for value in known) else by_number | by_name
-    for row, (value, label) in enumerate(zip(values, known, strict=True), 1):
-        if label not in numbers:
-            raise RecipeError(
-                f"--class_names: row {row} of {source} has the label {value!r}, which is neither a"
-                f" name ({', '.join(names)}) nor a number from 0 to {len(names) - 1}. Name all"
-                " labels in the order of their numbers."
-            )
-    return [numbers[label] for label in known]
 
+    def spelled(value: Any) -> str:
+        return (f"{value:g}" if isinstance(value, float) else str(value)).strip().lower()
 
-def _read_numbers(values: list[Any], source: str) -> list[float]:
-    for row, value in enumerate(values, 1):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value):
-            raise RecipeError(
-                f"--label_column: row {row} of {source} has the label {value!r}, which is no "
-                "finite number. Fix or delete the row, or use --kind classes for names."
-            )
-    return [float(value) for value in values]
+    numbers = {name.lower(): number for number, name in enumerate(names)}
+    if not numbers.keys() >= {spelled(value) for value in values}:
+        numbers = {str(number): number for number in range(len(names))} | numbers
+    fault = (
+        f"as label, which is neither a name ({', '.join(names)}) nor a number from 0 to "
+        f"{len(names) - 1}. Name all labels in the order of their numbers."
+    )
+    check_values(values, lambda value: spelled(value) in numbers, "--class_names", source, fault)
+    return [numbers[spelled(value)] for value in values]
 
 
 def _whole_text(
@@ -300,16 +257,15 @@ def _whole_text(
     """Join prompt and answer to one text; conversations through the chat template."""
     if isinstance(answer, str) and isinstance(prompt, str | None):
         return (prompt or "") + answer
-    if is_conversation(answer) and (prompt is None or is_conversation(prompt)):
-        if tokenizer is None or tokenizer.chat_template is None:
-            raise RecipeError(
-                f"--dataset_name: {where} holds a conversation, and there is no chat template to "
-                "write it with. Give a base model that has one (--model_name_or_path), or plain "
-                "texts."
-            )
-        return tokenizer.apply_chat_template([*(prompt or []), *answer], tokenize=False)
-    raise RecipeError(
-        f"--dataset_name: {where} holds {str(answer)[:60]!r} ({type(answer).__name__}) after a "
-        f"prompt of type {type(prompt).__name__}. Both must be texts, or both lists of messages "
-        "with role and content."
-    )
+    if not (is_conversation(answer) and (prompt is None or is_conversation(prompt))):
+        raise RecipeError(
+            f"--dataset_name: {where} holds {str(answer)[:60]!r} ({type(answer).__name__}) after a "
+            f"prompt of type {type(prompt).__name__}. Both must be texts, or both lists of "
+            "messages with role and content."
+        )
+    if tokenizer is None or tokenizer.chat_template is None:
+        raise RecipeError(
+            f"--dataset_name: {where} holds a conversation, and there is no chat template to write "
+            "it with. Give a base model that has one (--model_name_or_path), or plain texts."
+        )
+    return tokenizer.apply_chat_template([*(prompt or []), *answer], tokenize=False)

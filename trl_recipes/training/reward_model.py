@@ -48,7 +48,7 @@ class RewardModelConfig(ClassifierConfig, RewardConfig):
 
     output_dir: str = setting("runs/reward", "Folder that the run writes to; the model is in it.")
     center_rewards_coefficient: float | None = setting(
-        None, "For pairs: weight of the mean square of both scores; keeps them near 0."
+        None, "For pairs: weight of mean squared scores."
     )
     disable_dropout: bool = setting(False, "Train without dropout.")
     gradient_checkpointing: bool | None = setting(None, "Old name of activation_checkpointing.")
@@ -90,33 +90,25 @@ def train_reward_model(
     sizes: ClassifierSizes | None = None,
     before_training: Callable[[], Any] | None = None,
 ) -> dict[str, float]:
-    """Train a reward model from scratch, or a base model further, and save it; see `fit`.
-
-    Raises:
-        RecipeError: a base model that cannot be loaded or takes no such head.
-    """
+    """Train a reward model from scratch, or a base model further, and save it; see `fit`."""
     sizes = sizes or ClassifierSizes()
     if isinstance(data, Labelled) and data.names is not None:
-        return train_classifier(
-            data.texts,
-            data.labels,
-            output_dir,
-            config,
-            label_names=data.names,
-            model_name_or_path=model_name_or_path,
-            sizes=sizes,
-            before_training=before_training,
-        )
+        start = {"label_names": data.names, "model_name_or_path": model_name_or_path}
+        start |= {"sizes": sizes, "before_training": before_training}
+        return train_classifier(data.texts, data.labels, output_dir, config, **start)
     set_seed(config.seed)
     pairs = isinstance(data, Pairs)
     texts = [*data.chosen, *data.rejected] if pairs else data.texts
     problem = None if pairs else "regression"
     model, tokenizer = start_classifier(model_name_or_path, texts, sizes, ["SCORE"], problem)
-    _warn_of_cut(tokenizer, texts)
+    longest = tokenizer.model_max_length
+    cut = sum(len(ids) > longest for ids in tokenizer(texts, verbose=False)["input_ids"])
+    if cut:
+        said = "%d of %d texts are longer than %d tokens and cut there (--context_length)."
+        _log.warning(said, cut, len(texts), longest)
     if pairs:
-        trainer = score_trainer(
-            model, tokenizer, _pair_rows(data, tokenizer, sizes, config), config
-        )
+        rows = _pair_rows(data, tokenizer, sizes, config)
+        trainer = score_trainer(model, tokenizer, rows, config)
         return fit(trainer, tokenizer, output_dir, before_training=before_training)
     std = float(torch.tensor(data.labels).std())
     draw = random.Random(config.seed)
@@ -131,13 +123,9 @@ def train_reward_model(
         for parameter in heads[-1].parameters():
             parameter.data *= std
 
-    return fit(
-        score_trainer(model, tokenizer, rows, config),
-        tokenizer,
-        output_dir,
-        before_training=before_training,
-        before_saving=to_the_labels_unit,
-    )
+    trainer = score_trainer(model, tokenizer, rows, config)
+    around = {"before_training": before_training, "before_saving": to_the_labels_unit}
+    return fit(trainer, tokenizer, output_dir, **around)
 
 
 def score_trainer(
@@ -174,13 +162,10 @@ def _pair_rows(
             f"--context_length: both texts of every pair are the same up to {sizes.context_length} "
             "tokens. Give more."
         )
-    if len(rows) < len(data.chosen):
-        _log.warning(
-            "%d of %d pairs differ only behind the context of %d tokens and are left out.",
-            len(data.chosen) - len(rows),
-            len(data.chosen),
-            tokenizer.model_max_length,
-        )
+    count, longest = len(data.chosen), tokenizer.model_max_length
+    if len(rows) < count:
+        said = "%d of %d pairs differ only behind the context of %d tokens and are left out."
+        _log.warning(said, count - len(rows), count, longest)
     if data.fragments:  # one of the better text beside one of the worse
         draw = random.Random(config.seed)
         for texts in zip(data.chosen, data.rejected, strict=True):
@@ -204,15 +189,3 @@ def _with_fragments(
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     cuts = cut_fragments(ids[: tokenizer.model_max_length], sizes, draw)
     return _encode(tokenizer, [text, *(tokenizer.decode(cut) for cut in cuts)])
-
-
-def _warn_of_cut(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
-    longest = tokenizer.model_max_length
-    cut = sum(len(ids) > longest for ids in tokenizer(list(texts), verbose=False)["input_ids"])
-    if cut:
-        _log.warning(
-            "%d of %d texts are longer than %d tokens and cut there (--context_length).",
-            cut,
-            len(texts),
-            longest,
-        )

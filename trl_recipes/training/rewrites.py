@@ -25,6 +25,7 @@ from trl_recipes.training.seq2seq import (
     load_sources,
     longest_text,
     prompt_rows,
+    train_seq2seq,
 )
 from trl_recipes.training.seq2seq_reward import (
     Comparison,
@@ -51,29 +52,25 @@ class StageArguments:
     )
     comparisons: str | None = setting(
         None,
-        "What the reward model learns: a data set of source, output and score, or of source, "
-        "chosen and rejected; made of the pretrained model's outputs when left out.",
+        "Data set of source, output and score, or of source, chosen and rejected, in place "
+        "of comparisons of the pretrained model's outputs.",
     )
     score_function: str | None = setting(
         None,
-        "Function that scores those outputs, as file.py:function; when left out, the embedded "
-        "rewrites' own, and elsewhere the pairs' targets are preferred.",
+        "Function that scores those outputs, as file.py:function; when left out, the "
+        "embedded rewrites' own, and elsewhere the pairs' targets are preferred.",
     )
-    reward_model: str | None = setting(
-        None, "A reward model that is ready, in place of that stage."
-    )
+    reward_model: str | None = setting(None, "A finished reward model, in place of that stage.")
     pretrain_steps: int = setting(1600, "Steps of pretraining.")
     pretrain_batch_size: int = setting(32, "Pairs in a step of it.")
     pretrain_learning_rate: float = setting(1e-3, "Its highest rate.")
     reward_outputs: int = setting(4000, "Outputs that are compared for the reward model.")
     reward_swapped: float = setting(
         0.4,
-        "Fraction of these outputs that is scored once more, beside another source; a reward "
-        "model that never sees one does not learn to look at the source.",
+        "Fraction of these outputs that is scored once more, beside another source, so that "
+        "the model learns to look at the source.",
     )
-    reward_noise: float = setting(
-        0.1, "Standard deviation of the errors in the scores that it learns."
-    )
+    reward_noise: float = setting(0.1, "Standard deviation of errors in the learned scores.")
     reward_steps: int = setting(800, "Steps of the reward model.")
     reward_batch_size: int = setting(32, "Comparisons in a step of it.")
     reward_learning_rate: float = setting(1e-3, "Its highest rate.")
@@ -122,11 +119,7 @@ class RewriteTexts:
 
     @classmethod
     def load(cls, data: PairArguments, stages: StageArguments) -> "RewriteTexts":
-        """Load them.
-
-        Raises:
-            RecipeError: as `load_pairs` and `load_comparisons`.
-        """
+        """Load them, and refuse what is missing, empty or no text."""
         pairs, held_out = load_pairs(data, "train"), load_pairs(data, "test")
         given = stages.comparisons
         compared = load_comparisons(given) if given else None
@@ -139,6 +132,13 @@ class RewriteTexts:
         limits = (tokenizer, longest_text(model, tokenizer), too_long)
         held_out = [pair["source"] for pair in self.held_out]
         return prompt_rows(self.sources, *limits), prompt_rows(held_out, *limits)
+
+    def pretrain(
+        self, start: str | None, sizes: Seq2SeqSizes, output_dir: Path, config: Any, **chosen: Any
+    ) -> dict[str, float]:
+        """Train an encoder-decoder on the pairs; see `train_seq2seq`."""
+        chosen |= {"sizes": sizes, "model_name_or_path": start}
+        return train_seq2seq(self.pairs, self.held_out, output_dir, config, **chosen)
 
     def train_reward(
         self,
@@ -178,11 +178,7 @@ def plan_rewrites(
     model_config: Any,
     texts: RewriteTexts,
 ) -> tuple[Stage | None, Stage | None, Stage]:
-    """Plan pretraining, the reward model and PPO; None where a named model stands for the stage.
-
-    Raises:
-        RecipeError: as `plan_stages`, or there is no such reward model.
-    """
+    """Plan pretraining, the reward model and PPO; None where a named model stands for it."""
     base, wanted, advice = model_config.model_name_or_path, stages.stages, "Run that stage too"
     learned_from = ("pairs", "sources", "comparisons")
     digests = {name: digest(getattr(texts, name) or []) for name in learned_from}

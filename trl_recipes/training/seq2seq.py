@@ -29,7 +29,7 @@ from trl_recipes.models.forward import context_length
 from trl_recipes.models.loading import load_language_model, load_tokenizer
 from trl_recipes.settings import setting
 from trl_recipes.training.fit import fit, mean_token_loss, token_losses
-from trl_recipes.training.language_model import check_width, read_column
+from trl_recipes.training.language_model import check_values, check_width, read_column
 
 _log = logging.getLogger(__name__)
 
@@ -40,19 +40,11 @@ Pair = dict[str, str]  # "source" and "target"
 class PairArguments:
     """Where the pairs are."""
 
-    dataset_name: str | None = setting(
-        None,
-        "Source-target pairs: file, folder or hub name; embedded when left out.",
-    )
+    dataset_name: str | None = setting(None, "Pairs: file, folder or hub name; else embedded.")
     source_column: str = setting("source", "Column of the sources.")
     target_column: str = setting("target", "Column of the targets.")
-    target_file: str | None = setting(
-        None, "Text file of one target a line; dataset_name is one of sources then."
-    )
-    prompts_name: str | None = setting(
-        None,
-        "Further sources, for the outputs of PPO; the pairs' own if left out.",
-    )
+    target_file: str | None = setting(None, "Targets, line by line; dataset_name has sources then.")
+    prompts_name: str | None = setting(None, "Further sources, for the outputs of PPO.")
     eval_prompts: int = setting(256, "Held-out sources to judge by.")
 
     def __post_init__(self):
@@ -72,9 +64,7 @@ class Seq2SeqSizes:
     hidden_size: int = setting(128, "Width; a multiple of num_heads.")
     vocab_size: int = setting(2000, "Entries of the tokenizer.")
     context_length: int = setting(64, "From scratch: most tokens of a source and of a target.")
-    too_long: Literal["cut", "error"] = setting(
-        "cut", "Sources and targets that are too long: cut, or error."
-    )
+    too_long: Literal["cut", "error"] = setting("cut", "What to do with long texts: cut, or error.")
 
     def __post_init__(self):
         heads = self.num_heads
@@ -82,12 +72,7 @@ class Seq2SeqSizes:
 
 
 def load_pairs(args: PairArguments, split: str) -> list[Pair]:
-    """Load source-target pairs of the split "train" or "test"; no text is empty.
-
-    Raises:
-        RecipeError: as `load_rows`; a column that is not there, a source or target that is empty or
-            no text, or files of different length.
-    """
+    """Load source-target pairs of the split "train" or "test"; no text is empty."""
     if args.dataset_name is None:
         from trl_recipes.embedded.rewrites import rewrites
 
@@ -105,16 +90,13 @@ def load_sources(args: PairArguments, pairs: Sequence[Pair]) -> list[str]:
     """Load the sources that outputs are sampled for, for the reward model and in PPO.
 
     Without `prompts_name` they are those of `pairs`, or, of the embedded rewrites, those set aside.
-
-    Raises:
-        RecipeError: as `load_pairs`.
     """
     if args.prompts_name is None:
         rows = load_pairs(args, "prompts") if args.dataset_name is None else pairs
         return [row["source"] for row in rows]
     found = load_rows(args.prompts_name, split="train")
-    names = [name for name in (args.source_column, *TEXT_COLUMNS) if name in found.column_names]
-    column = names[0] if names else args.source_column
+    names = (name for name in (args.source_column, *TEXT_COLUMNS) if name in found.column_names)
+    column = next(names, args.source_column)
     return _texts(found, column, "--source_column", f"{args.prompts_name} (--prompts_name)")
 
 
@@ -125,14 +107,9 @@ def tokenize(
     too_long: Literal["cut", "error"],
     what: str,
 ) -> list[list[int]]:
-    """Tokenize texts with the tokenizer's own special tokens.
+    """Tokenize texts; those of more than `limit` tokens are cut before the end token, or refused.
 
-    `limit`: most tokens of one, special ones included; None: any number. `too_long`: cut what is
-    longer, but for its end token, and warn; or refuse it. `what`: what the texts are, for messages:
-    "source" or "target".
-
-    Raises:
-        RecipeError: a text is longer than `limit` and `too_long` is "error".
+    `limit` counts special tokens; None takes any. `what`: "source" or "target", for messages.
     """
     ids = tokenizer(list(texts), verbose=False)["input_ids"]
     long = [row for row, tokens in enumerate(ids) if limit is not None and len(tokens) > limit]
@@ -168,28 +145,24 @@ def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 def start_seq2seq(
     model_name_or_path: str | None, texts: Sequence[str], sizes: Seq2SeqSizes, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Make a small encoder-decoder from scratch, tokenizer included, or load one, in float32.
-
-    Raises:
-        RecipeError: the model is no encoder-decoder, or cannot be loaded.
-    """
+    """Make a small encoder-decoder from scratch, tokenizer included, or load one, in float32."""
     set_seed(seed)
     if model_name_or_path is not None:
         model = load_language_model(model_name_or_path, causal=False)
         return model, load_tokenizer(model_name_or_path)
     tokenizer = train_tokenizer(texts, sizes.vocab_size, "seq2seq")
     tokenizer.model_max_length = sizes.context_length
-    tokens = {
+    width, layers, heads = sizes.hidden_size, sizes.num_layers, sizes.num_heads
+    common = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "decoder_start_token_id": tokenizer.pad_token_id,
+        "d_model": width,
     }
-    width, layers, heads = sizes.hidden_size, sizes.num_layers, sizes.num_heads
     if sizes.architecture == "t5":
         config = T5Config(
-            **tokens,
-            d_model=width,
+            **common,
             d_kv=width // heads,
             d_ff=4 * width,
             num_layers=layers,
@@ -198,8 +171,7 @@ def start_seq2seq(
         )
         return T5ForConditionalGeneration(config), tokenizer
     config = BartConfig(
-        **tokens,
-        d_model=width,
+        **common,
         encoder_layers=layers,
         decoder_layers=layers,
         encoder_attention_heads=heads,
@@ -226,84 +198,61 @@ def train_seq2seq(
 ) -> dict[str, float]:
     """Train an encoder-decoder on pairs from scratch, or a base model further, and save it.
 
-    Returns:
-        What `fit` does; "heldout_loss" in nats per target token, over "heldout_tokens".
-
-    Raises:
-        RecipeError: as `start_seq2seq` and `tokenize`.
+    Returns what `fit` does; "heldout_loss" in nats per target token, over "heldout_tokens".
     """
     texts = [text for pair in pairs for text in pair.values()]
     model, tokenizer = start_seq2seq(model_name_or_path, texts, sizes, config.seed)
-    limit = longest_text(model, tokenizer)
-    rows, heldout_rows = (
-        _pair_rows(part, tokenizer, limit, sizes.too_long) for part in (pairs, heldout)
-    )
+    limits = (tokenizer, longest_text(model, tokenizer), sizes.too_long)
+
+    def tokenized(pairs: Sequence[Pair]) -> list[dict[str, list[int]]]:
+        sources = tokenize([pair["source"] for pair in pairs], *limits, "source")
+        targets = tokenize([pair["target"] for pair in pairs], *limits, "target")
+        return [{"input_ids": s, "labels": t} for s, t in zip(sources, targets, strict=True)]
+
     trainer = Trainer(
         model,
         config,
         DataCollatorForSeq2Seq(tokenizer),
-        train_dataset=rows,
+        train_dataset=tokenized(pairs),
         preprocess_logits_for_metrics=partial(token_losses, shift=False),
         compute_metrics=partial(mean_token_loss, shift=False),
     )
-    return fit(
-        trainer, tokenizer, output_dir, heldout=heldout_rows, before_training=before_training
-    )
-
-
-def _pair_rows(
-    pairs: Sequence[Pair],
-    tokenizer: PreTrainedTokenizerBase,
-    limit: int | None,
-    too_long: Literal["cut", "error"],
-) -> list[dict[str, list[int]]]:
-    sources, targets = (
-        tokenize([pair[part] for pair in pairs], tokenizer, limit, too_long, part)
-        for part in ("source", "target")
-    )
-    return [{"input_ids": s, "labels": t} for s, t in zip(sources, targets, strict=True)]
+    rows = tokenized(heldout)
+    return fit(trainer, tokenizer, output_dir, heldout=rows, before_training=before_training)
 
 
 def _texts(rows: Dataset, column: str, flag: str, where: str) -> list[str]:
-    texts: list[Any] = list(read_column(rows, column, flag, where))
-    for row, text in enumerate(texts, 1):
-        if not isinstance(text, str) or not text.strip():
-            kind = "an empty text" if isinstance(text, str) else f"{text!r}, which is no text,"
-            raise RecipeError(
-                f"{flag}: row {row} of {where} holds {kind} in `{column}`. Fix or delete the row."
-            )
+    texts = read_column(rows, column, flag, where)
+    fault = f"in `{column}`, which is empty or no text. Fix or delete the row."
+    check_values(texts, lambda t: isinstance(t, str) and t.strip() != "", flag, where, fault)
     return texts
 
 
 def _two_files(sources: str, targets: str) -> list[Pair]:
     """Read the lines of two files side by side; an empty one in the middle is a mistake."""
-    files = {"--dataset_name": sources, "--target_file": targets}
-    lines = {flag: _lines(name, flag) for flag, name in files.items()}
-    counts = [len(found) for found in lines.values()]
-    if counts[0] != counts[1]:
+    first, second = _lines(sources, "--dataset_name"), _lines(targets, "--target_file")
+    if len(first) != len(second):
         raise RecipeError(
-            f"--target_file: `{sources}` has {counts[0]} lines and `{targets}` has {counts[1]}. "
+            f"--target_file: `{sources}` has {len(first)} lines and `{targets}` has {len(second)}. "
             "Each source needs the target of the same line: give files of equal length."
         )
-    for flag, found in lines.items():
-        empty = next((row for row, line in enumerate(found, 1) if not line.strip()), None)
-        if empty is not None:
-            raise RecipeError(
-                f"{flag}: line {empty} of `{files[flag]}` is empty. Fix it, or delete it in both "
-                "files."
-            )
-    return [{"source": s, "target": t} for s, t in zip(*lines.values(), strict=True)]
+    return [{"source": s, "target": t} for s, t in zip(first, second, strict=True)]
 
 
 def _lines(name: str, flag: str) -> list[str]:
     try:
-        text = Path(name).expanduser().read_text(encoding="utf-8-sig")
+        lines = Path(name).expanduser().read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise RecipeError(
             f"{flag}: `{name}` could not be read ({reason}). Give a text file of one text a line."
         ) from error
-    return text.removesuffix("\n").split("\n") if text.strip() else []
+    empty = next((row for row, line in enumerate(lines, 1) if not line.strip()), None)
+    if empty is not None:
+        raise RecipeError(
+            f"{flag}: line {empty} of `{name}` is empty. Fix it, or delete it in both files."
+        )
+    return lines
 
 
 def _split_lines(pairs: list[Pair], split: str) -> list[Pair]:

@@ -29,6 +29,8 @@ from trl_recipes.models.sampling import generate_responses
 from trl_recipes.rewards import RewardFunc, RewardModelReward
 from trl_recipes.rewards.models import encode_pairs, longest_input
 from trl_recipes.training.fit import fit
+from trl_recipes.training.language_model import check_values, is_text
+from trl_recipes.training.reward_data import is_number
 from trl_recipes.training.reward_model import RewardModelConfig, Row, score_trainer
 from trl_recipes.training.seq2seq import Pair, longest_text, tokenize
 
@@ -44,10 +46,6 @@ def load_comparisons(dataset_name: str) -> list[Comparison]:
     """Load scored outputs (source, output, score) or preferences (source, chosen, rejected).
 
     Preferences whose two texts are equal say nothing; they are left out and counted.
-
-    Raises:
-        RecipeError: as `load_rows`; neither kind's columns are there, a value is of another type,
-            or nothing is left.
     """
     rows = load_rows(dataset_name, split="train")
     kinds = (("source", "output", "score"), ("source", "chosen", "rejected"))
@@ -57,15 +55,11 @@ def load_comparisons(dataset_name: str) -> list[Comparison]:
             f"--comparisons: `{dataset_name}` has the columns {', '.join(rows.column_names)}. "
             "Give source, output and score, or source, chosen and rejected."
         )
-    found = [{name: row[name] for name in columns} for row in rows]
-    for number, row in enumerate(found, 1):
-        for name, value in row.items():
-            fits = isinstance(value, int | float if name == "score" else str)
-            if not fits or value != value:
-                raise RecipeError(
-                    f"--comparisons: row {number} of `{dataset_name}` holds {value!r} in "
-                    f"`{name}`. Give a {'number' if name == 'score' else 'text'}."
-                )
+    for name in columns:
+        fits, kind = (is_number, "number") if name == "score" else (is_text, "text")
+        fault = f"in `{name}`. Give a {kind}."
+        check_values(rows[name][:], fits, "--comparisons", f"`{dataset_name}`", fault)
+    found = list(rows.select_columns(list(columns)))
     told = [row for row in found if row.get("chosen") is None or row["chosen"] != row["rejected"]]
     if len(told) < len(found):
         equal = len(found) - len(told)
@@ -145,9 +139,6 @@ def train_pair_scorer(
     Returns:
         What `fit` does; on the "heldout" rows "correlation" of logits and scores (Pearson's r), or
         "accuracy", the fraction of preferences whose chosen text wins.
-
-    Raises:
-        RecipeError: the model cannot be loaded.
     """
     set_seed(config.seed)
     model, tokenizer = _start_scorer(str(start))

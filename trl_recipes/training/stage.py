@@ -87,11 +87,7 @@ class Stage:
         return "there" if self.done else "resume" if self.begun else "to do"
 
     def read(self) -> None:
-        """Read what the folder holds; the main process does so for all.
-
-        Raises:
-            RecipeError: it is damaged, or was begun with other settings.
-        """
+        """Read what the folder holds; the main process does so for all."""
         note = None if self.overwrite else broadcast_from_main(self._note)
         self.begun = note is not None
         self.result = note["result"] if note else None
@@ -156,6 +152,13 @@ class Stage:
         print_main(self._figures())
         return result
 
+    def train_policy(self, trainer: Any, settings: Sequence[Any], report: Report) -> None:
+        """Train with a trainer of this project in this folder, save the model, and finish."""
+        with self.start(trainer.args, settings, report):
+            trainer.train()
+            trainer.save_model()
+        self.finish({"steps": trainer.state.global_step})
+
     def do(self, work: Callable[[], Any]) -> str:
         """Do in the main process what is no training, unless that is done; return what it tells."""
         if not self.done:
@@ -201,10 +204,6 @@ def plan_stages(stages: Sequence[Stage], config: Any) -> str:
 
     Returns:
         The state of each stage that counts, in a line.
-
-    Raises:
-        RecipeError: a folder holds a stage of other settings, or nothing to resume; or a stage is
-            needed and has not finished.
     """
     wanted = [number for number, stage in enumerate(stages) if stage.wanted]
     last = max(wanted, default=len(stages) - 1)
