@@ -1,15 +1,13 @@
 """recipes/grpo_shouting.py: its stages, with a tiny text and tiny sizes through the real recipe."""
 
-import importlib.util
 import json
 import os
 import random
 import signal
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from chains import assert_same_weights, contents, load_recipe, result_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_recipes import load_stats
@@ -20,21 +18,17 @@ from trl_recipes.data.tokenizers import character_tokenizer
 from trl_recipes.rewards import UppercaseReward
 from trl_recipes.training.characters import BaselineConfig, new_model
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "grpo_shouting.py"
 SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 32, "context_length": 24}
 WORDS = ["--prompt_length", "8", "--response_length", "16", "--eval_prompts", "32"]
 WORDS += ["--baseline_steps", "120", "--max_steps", "12", "--batch_size", "32", "--beta", "0.01"]
 WORDS += ["--learning_rate", "5e-3", "--num_generations", "8", "--save_steps", "3"]
 WORDS += ["--use_cpu", "true", "--disable_tqdm", "true"]
 WORDS += [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
-WEIGHTS = ("baseline/model/model.safetensors", "model/model.safetensors")
 
 
 def launch(text_file, folder, *more):
     """The recipe as its command line runs it, in this process; its exit code."""
-    spec = importlib.util.spec_from_file_location("grpo_shouting", RECIPE)
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
+    recipe = load_recipe("grpo_shouting")
     types = (recipe.ShoutingArguments, recipe.BaselineConfig, recipe.GRPOConfig)
     argv = ["--text_file", str(text_file), "--output_dir", str(folder), *WORDS, *more]
     try:
@@ -42,18 +36,6 @@ def launch(text_file, folder, *more):
     except SystemExit as end:
         return end.code
     return 0
-
-
-def weights(folder):
-    return [load_file(folder / name) for name in WEIGHTS]
-
-
-def contents(folder):
-    return {
-        path: (path.stat().st_mtime_ns, path.read_bytes())
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +69,10 @@ def test_it_learns_to_shout_on_held_out_prompts(finished):
 
 def test_every_stage_leaves_its_result(finished):
     for name in ("tokenizer", "baseline", ".", "evaluation"):
-        assert json.loads((finished / name / "stage.json").read_text())["result"] is not None
-    pictures = ("plots/training.png", "baseline/plots/training.png")
-    for name in pictures:
+        assert result_of(finished / name) is not None
+    for name in ("plots/training.png", "baseline/plots/training.png"):
         assert (finished / name).stat().st_size > 10_000
-    told = json.loads((finished / "evaluation" / "stage.json").read_text())["result"]["told"]
+    told = result_of(finished / "evaluation")["told"]
     assert "n = 32 responses of each model" in told
     assert "GRPO: " in told
     assert "pairs of words are distinct" in told
@@ -149,20 +130,18 @@ def test_again_nothing_is_done_again(finished, text_file, capfd):
         (["--seed", "1"], "seed was 0 and is 1"),
         (["--beta", "0.5"], "`{folder}` holds the grpo of other settings: beta was 0.01"),
         (["--eval_prompts", "16"], "holds the evaluation of other settings"),
+        (["--text_file", "other.txt"], "the tokenizer of other settings: text was"),
     ],
 )  # fmt: skip
-def test_other_settings_are_refused_and_nothing_is_lost(finished, text_file, flags, says, capfd):
+def test_other_settings_are_refused_and_nothing_is_lost(
+    finished, text_file, flags, says, capfd, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.txt").write_bytes(text_file.read_bytes().replace(b"rain", b"hail"))
     before = contents(finished)
     assert launch(text_file, finished, *flags) == 2
     assert contents(finished) == before
     assert says.format(folder=finished) in capfd.readouterr().err
-
-
-def test_another_text_is_refused(finished, text_file, tmp_path, capfd):
-    other = tmp_path / "weather.txt"
-    other.write_bytes(text_file.read_bytes().replace(b"rain", b"hail"))
-    assert launch(other, finished) == 2
-    assert "the tokenizer of other settings: text was" in capfd.readouterr().err
 
 
 def test_stages_alone_make_what_all_of_them_make(finished, text_file, tmp_path, capfd):
@@ -172,8 +151,7 @@ def test_stages_alone_make_what_all_of_them_make(finished, text_file, tmp_path, 
     assert not folder.exists()
     for stage in ("tokenizer", "baseline", "grpo"):
         assert launch(text_file, folder, "--stage", stage) == 0
-    for ours, whole in zip(weights(folder), weights(finished), strict=True):
-        assert all(torch.equal(ours[name], whole[name]) for name in whole)
+    assert_same_weights(folder, finished, "baseline/model", "model")
     assert not (folder / "evaluation").exists()
 
 
@@ -204,8 +182,7 @@ def test_a_stopped_run_ends_as_one_that_was_left_alone(
     assert "baseline: resume" in capfd.readouterr().out
     assert (folder / "checkpoints" / "checkpoint-5").is_dir()
     assert launch(text_file, folder) == 0
-    for ours, whole in zip(weights(folder), weights(finished), strict=True):
-        assert all(torch.equal(ours[name], whole[name]) for name in whole)
+    assert_same_weights(folder, finished, "baseline/model", "model")
     steps = [[row["step"] for row in load_stats(path)] for path in (folder, folder / "baseline")]
     assert steps[0] == list(range(1, 13))
     assert steps[1] == [row["step"] for row in load_stats(finished / "baseline")]
@@ -217,11 +194,6 @@ def test_a_check_writes_nothing(text_file, tmp_path, capfd):
     out = capfd.readouterr().out
     assert "120 steps" in out
     assert "12 steps" in out
-
-
-def test_there_is_nothing_to_go_on_with(text_file, tmp_path, capfd):
-    assert launch(text_file, tmp_path / "loud", "--resume_from_checkpoint", "true") == 2
-    assert "holds no run to go on with" in capfd.readouterr().err
 
 
 def test_the_seed_decides_the_first_weights():

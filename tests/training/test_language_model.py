@@ -36,18 +36,10 @@ from trl_recipes.training.reward_data import read_labelled
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["The film is good.", "The film is bad; I left.", "Étude in C - naïve, isn't it?\n\nYes."]
-COLUMNS = {"text_column": None, "label_column": "label"}
 TINY_GPT2 = {"n_layer": 1, "n_head": 2, "n_embd": 32, "vocab_size": 300, "context_length": 32}
-TINY_CLASSIFIER = {
-    "num_layers": 1,
-    "num_heads": 2,
-    "hidden_size": 32,
-    "vocab_size": 300,
-    "dropout": 0.0,
-    "context_length": 32,
-    "fragments_per_text": 1,
-    "min_fragment_tokens": 3,
-}
+TINY_CLASSIFIER = {"num_layers": 1, "num_heads": 2, "hidden_size": 32, "vocab_size": 300}
+TINY_CLASSIFIER |= {"dropout": 0.0, "context_length": 32}
+TINY_CLASSIFIER |= {"fragments_per_text": 1, "min_fragment_tokens": 3}
 
 
 def quiet(cls, folder, **settings):
@@ -130,28 +122,9 @@ def test_fragments_are_pieces_of_the_text_and_shorter_than_it(length, count, sho
 def test_texts_and_labels_are_read_by_column_and_by_name():
     rows = Dataset.from_dict({"review": ["a", "b", "c"], "mood": ["Negative", "1", " positive"]})
     assert read_texts(rows, None, "reviews.csv") == ["a", "b", "c"]
-    data = read_labelled(
-        rows, "reviews.csv", names=["NEGATIVE", "POSITIVE"], **COLUMNS | {"label_column": "mood"}
-    )
+    chosen = {"text_column": None, "label_column": "mood", "names": ["NEGATIVE", "POSITIVE"]}
+    data = read_labelled(rows, "reviews.csv", **chosen)
     assert (data.texts, data.labels) == (["a", "b", "c"], [0, 1, 1])
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"body": ["x"], "label": [0]}, "--text_column: data has no column `text`.*body, label"),
-        ({"text": [3], "label": [0]}, "--text_column: row 1 of data holds 3"),
-        ({"text": ["x"], "mood": [0]}, "--label_column: data has no column `label`.*text, mood"),
-        ({"text": ["x", "y"], "label": [0, 2]}, "--class_names: row 2 of data holds 2"),
-        ({"text": ["x", "y"], "label": [0.0, None]}, "row 2 of data holds (nan|None)"),
-    ],
-    ids=["no text", "no string", "no label", "unknown label", "missing label"],
-)
-def test_columns_that_do_not_fit_are_named(columns, message):
-    rows = Dataset.from_dict(columns)
-
-    with pytest.raises(RecipeError, match=message):
-        read_labelled(rows, "data", names=["NEGATIVE", "POSITIVE"], **COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -201,24 +174,15 @@ def test_a_language_model_learns_and_its_loss_is_the_mean_over_tokens(tmp_path):
 def test_a_classifier_learns_and_answers_in_a_pipeline(tmp_path):
     draw = random.Random(0)
     words = [["good", "fine", "great"], ["bad", "dull", "poor"]]
-    rows = [
-        (
-            f"The {draw.choice(['film', 'plot'])} is {draw.choice(words[1 - i % 2])} in the end.",
-            i % 2,
-        )
-        for i in range(400)
+    labels = [i % 2 for i in range(400)]
+    texts = [
+        f"The {draw.choice(['film', 'plot'])} is {draw.choice(words[1 - label])} in the end."
+        for label in labels
     ]
-    texts, labels = [text for text, _ in rows], [label for _, label in rows]
     config = quiet(ClassifierConfig, tmp_path, learning_rate=5e-3, num_train_epochs=1)
-    metrics = train_classifier(
-        texts,
-        labels,
-        tmp_path,
-        config,
-        heldout_texts=texts[:50],
-        heldout_labels=labels[:50],
-        sizes=ClassifierSizes(**TINY_CLASSIFIER),
-    )
+    heldout = {"heldout_texts": texts[:50], "heldout_labels": labels[:50]}
+    sizes = ClassifierSizes(**TINY_CLASSIFIER)
+    metrics = train_classifier(texts, labels, tmp_path, config, **heldout, sizes=sizes)
     assert metrics["heldout_accuracy"] == 1
     answers = pipeline("text-classification", model=str(tmp_path))(["great plot", "a POOR film"])
     assert [answer["label"] for answer in answers] == ["POSITIVE", "NEGATIVE"]
@@ -246,9 +210,9 @@ def test_two_trainings_with_one_seed_are_the_same(tmp_path):
 @pytest.fixture(scope="module")
 def review_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "reviews.jsonl"
-    rows = [{"text": f"A {w} film, number {i}.", "label": w} for i in range(30) for w in "ab"]
-    named = [{**row, "label": {"a": "positive", "b": "negative"}[row["label"]]} for row in rows]
-    path.write_text("".join(json.dumps(row) + "\n" for row in named))
+    moods = {"a": "positive", "b": "negative"}
+    rows = [{"text": f"A {w} film, {i}.", "label": moods[w]} for i in range(30) for w in moods]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 

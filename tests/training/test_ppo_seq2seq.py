@@ -1,44 +1,30 @@
 """recipes/ppo_seq2seq.py as users run it, with tiny models; its figures are measured elsewhere."""
 
-import importlib.util
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from chains import assert_same_weights, contents, load_recipe, result_of, rows_of
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from trl_recipes.arguments import run_recipe
 from trl_recipes.training import seq2seq
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 TINY = """--hidden_size 16 --num_layers 1 --num_heads 2 --pretrain_steps 8 --pretrain_batch_size 8
  --reward_outputs 40 --reward_steps 4 --reward_batch_size 8 --max_steps 2 --batch_size 8
  --mini_batch_size 8 --ppo_epochs 1 --response_length 8 --eval_prompts 8 --disable_tqdm true"""
 
-
-def recipe(name):
-    """A recipe in this process, which saves the seconds that imports take."""
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+MODELS = ("model", "pretrained/model", "reward_model/model")
 
 
 def run(folder, *more):
-    module = recipe("ppo_seq2seq")
+    module = load_recipe("ppo_seq2seq")
     names = ("PairArguments", "StageArguments", "Seq2SeqSizes", "PPOConfig", "ModelConfig")
     argv = [*TINY.split(), "--output_dir", str(folder), *more]
     types = [getattr(module, name) for name in names]
     run_recipe(module.main, *types, argv=argv, default_config="ppo_seq2seq")
-
-
-def rows_of(folder):
-    return [json.loads(line) for line in (folder / "all_stats.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +32,6 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seq2seq") / "run"
     run(folder)
     return folder
-
-
-def files(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def test_each_stage_leaves_a_model_that_plain_transformers_loads(finished):
@@ -71,13 +53,13 @@ def test_learnt_and_true_reward_stand_side_by_side_in_every_row(finished):
 
 
 def test_a_second_call_trains_nothing_and_tells_the_same(finished, capsys):
-    weights = [finished / part for part in ("model", "pretrained/model", "reward_model/model")]
-    before = [files(folder) for folder in weights]
+    weights = [finished / part for part in MODELS]
+    before = [contents(folder) for folder in weights]
     run(finished)
     told = capsys.readouterr().out
     assert told.count("there already, with the same settings") == 2
     assert "rewrite_quality" in told
-    assert [files(folder) for folder in weights] == before
+    assert [contents(folder) for folder in weights] == before
     assert len(rows_of(finished)) == 2
 
 
@@ -92,21 +74,17 @@ def test_a_second_call_trains_nothing_and_tells_the_same(finished, capsys):
     ],
 )
 def test_what_other_settings_left_is_never_taken(finished, more, told, capsys):
-    before = files(finished)
+    before = contents(finished)
     with pytest.raises(SystemExit):
         run(finished, *more)
     assert f"{told} was" in capsys.readouterr().err
-    assert files(finished) == before
+    assert contents(finished) == before
 
 
 def test_stages_one_by_one_are_all_of_them_at_once(finished, tmp_path):
     for stage in ("pretrain", "reward", "ppo"):
         run(tmp_path / "run", "--stages", stage)
-    for part in ("model", "pretrained/model", "reward_model/model"):
-        ours, theirs = (
-            load_file(f / part / "model.safetensors") for f in (tmp_path / "run", finished)
-        )
-        assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert_same_weights(tmp_path / "run", finished, *MODELS)
 
 
 def test_a_stage_that_was_killed_goes_on_to_what_it_would_have_been(
@@ -129,11 +107,7 @@ def test_a_stage_that_was_killed_goes_on_to_what_it_would_have_been(
     assert not (tmp_path / "run" / "pretrained" / "model").exists()
     monkeypatch.setattr(seq2seq, "DataCollatorForSeq2Seq", whole)
     run(tmp_path / "run", "--stages", "pretrain", "--resume_from_checkpoint", "true")
-    ours, theirs = (
-        load_file(folder / "pretrained/model/model.safetensors")
-        for folder in (tmp_path / "run", finished)
-    )
-    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert_same_weights(tmp_path / "run", finished, "pretrained/model")
 
 
 def test_a_check_leaves_nothing(tmp_path, capsys):
@@ -160,7 +134,7 @@ def test_bart_with_lora_own_rewards_and_a_length_a_query(tmp_path):
 
 
 def test_compare_and_generate_take_the_run(finished, tmp_path, monkeypatch, capsys):
-    compare, generate = recipe("compare"), recipe("generate")
+    compare, generate = load_recipe("compare"), load_recipe("generate")
     argv = ["--runs", str(finished), "--output_dir", str(tmp_path / "out"), "--max_prompts", "4"]
     run_recipe(compare.main, compare.CompareArguments, argv=argv)
     table = capsys.readouterr().out
@@ -183,8 +157,8 @@ def test_two_files_line_by_line_and_a_count_of_what_was_cut(tmp_path, caplog):
     more = ["--dataset_name", str(tmp_path / "a.txt"), "--target_file", str(tmp_path / "b.txt")]
     run(tmp_path / "run", *more, "--stages", "pretrain", "reward", "--vocab_size", "270")
     assert "1 of 27 sources are cut to 64 tokens." in caplog.text
-    result = json.loads((tmp_path / "run" / "reward_model" / "stage.json").read_text())["result"]
-    assert 0 <= result["accuracy"] <= 1  # there was nothing to score by: preferences
+    accuracy = result_of(tmp_path / "run" / "reward_model")["accuracy"]
+    assert 0 <= accuracy <= 1  # there was nothing to score by: preferences
 
 
 SCORES = '{"source": "a", "output": "b", "score": "good"}\n' * 9

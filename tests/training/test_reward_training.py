@@ -4,9 +4,12 @@ import dataclasses
 import json
 import math
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
+from chains import RECIPES
 from datasets import Dataset
 from transformers import (
     T5Config,
@@ -18,7 +21,8 @@ from transformers import (
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.reward_model import evaluate_reward_model, write_card
-from trl_recipes.rewards import RewardModelReward, SentimentReward
+from trl_recipes.rewards import RewardModelReward, Rewards, SentimentReward
+from trl_recipes.rewards.loading import load_reward_funcs
 from trl_recipes.training.classifier import ClassifierSizes, base_model
 from trl_recipes.training.reward_data import (
     Labelled,
@@ -30,15 +34,9 @@ from trl_recipes.training.reward_data import (
 )
 from trl_recipes.training.reward_model import RewardModelConfig, train_reward_model
 
-SIZES = ClassifierSizes(
-    num_layers=1,
-    num_heads=2,
-    hidden_size=32,
-    vocab_size=300,
-    dropout=0.0,
-    context_length=32,
-    fragments_per_text=1,
-)
+TINY = {"num_layers": 1, "num_heads": 2, "hidden_size": 32, "vocab_size": 300, "dropout": 0.0}
+SIZES = ClassifierSizes(**TINY, context_length=32, fragments_per_text=1)
+MOOD = {"names": ["NEGATIVE", "POSITIVE"]}
 GOOD, BAD = ("good", "fine", "great"), ("bad", "dull", "poor")
 
 
@@ -91,18 +89,11 @@ def test_separable_data_is_learnt_to_the_end(trained):
 def test_the_loss_is_that_of_bradley_and_terry_and_falls(tmp_path):
     losses = {}
     for rate in (0.0, 3e-3):
-        config = settings(
-            tmp_path / str(rate),
-            learning_rate=rate,
-            num_train_epochs=1,
-            per_device_train_batch_size=10,
-        )
+        chosen = {"learning_rate": rate, "num_train_epochs": 1, "per_device_train_batch_size": 10}
+        config = settings(tmp_path / str(rate), **chosen)
         done = train_reward_model(data_of("pairs"), tmp_path / str(rate), config, sizes=SIZES)
         losses[rate] = done["train_loss"]
-    reward, pairs = (
-        RewardModelReward(tmp_path / "0.0"),
-        data_of("pairs"),
-    )  # the weights at the start
+    reward, pairs = RewardModelReward(tmp_path / "0.0"), data_of("pairs")  # weights of the start
     chosen, rejected = (reward([""] * 100, texts) for texts in (pairs.chosen, pairs.rejected))
     by_hand = [math.log(1 + math.exp(r - c)) for c, r in zip(chosen, rejected, strict=True)]
     assert losses[0.0] == pytest.approx(sum(by_hand) / 100, abs=1e-4)
@@ -139,22 +130,10 @@ def test_a_base_model_without_a_pad_token_is_taken(kind, tiny_gpt2, tmp_path):
     config = settings(tmp_path, max_steps=2)
     base = base_model(str(tiny_gpt2))
     train_reward_model(data_of(kind), tmp_path, config, model_name_or_path=base, sizes=SIZES)
-    reward = (
-        SentimentReward(tmp_path, label="GOOD")
-        if kind == "classes"
-        else RewardModelReward(tmp_path)
-    )
+    classes = kind == "classes"
+    reward = SentimentReward(tmp_path, label="GOOD") if classes else RewardModelReward(tmp_path)
     alone = [reward(["The"], [text])[0] for text in (" film is good.", " plot")]
     assert reward(["The"] * 2, [" film is good.", " plot"]) == pytest.approx(alone, abs=1e-4)
-
-
-def test_one_seed_gives_one_model(tmp_path):
-    weights = []
-    for name in ("a", "b"):
-        config = settings(tmp_path / name, max_steps=3)
-        train_reward_model(data_of("pairs"), tmp_path / name, config, sizes=SIZES)
-        weights.append((tmp_path / name / "model.safetensors").read_bytes())
-    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("kind", ["number", "pairs"])
@@ -205,10 +184,9 @@ def test_pairs_alike_up_to_the_context_are_left_out(tmp_path, caplog):
     assert "1 of 11 pairs differ only behind the context of 32 tokens" in caplog.text
     assert "2 of 22 texts are longer than 32 tokens and cut there" in caplog.text
     assert evaluate_reward_model(tmp_path, pairs).cut == 2
+    alike = Pairs([long + "a"], [long + "b"])
     with pytest.raises(RecipeError, match="same up to 32 tokens"):
-        train_reward_model(
-            Pairs([long + "a"], [long + "b"]), tmp_path, settings(tmp_path), sizes=SIZES
-        )
+        train_reward_model(alike, tmp_path, settings(tmp_path), sizes=SIZES)
 
 
 def test_the_card_holds_the_figures_and_code_that_runs(trained):
@@ -224,6 +202,8 @@ def test_the_card_holds_the_figures_and_code_that_runs(trained):
         found = {}
         exec(code.replace("path/to/this/folder", str(folder)), found)
         assert math.isfinite(found["scores"][0])
+        kept = json.loads(json.dumps(dataclasses.asdict(figures)))
+        assert kept["values"] == figures.values
 
 
 def rows(**columns):
@@ -271,9 +251,8 @@ def test_pairs_of_labels_put_the_higher_label_first():
 
 
 def test_pairs_that_say_nothing_are_counted(caplog):
-    data = rows(
-        prompt=["q", "q", "", None], chosen=["a", "b", " ", "c"], rejected=["x", "b", "y", "d"]
-    )
+    answers = {"chosen": ["a", "b", " ", "c"], "rejected": ["x", "b", "y", "d"]}
+    data = rows(prompt=["q", "q", "", None], **answers)
     assert read_pairs(data, "data") == Pairs(["qa", "c"], ["qx", "d"])
     assert "1 of 4 pairs of data have chosen equal to rejected" in caplog.text
     assert "1 of 4 pairs of data are empty" in caplog.text
@@ -286,15 +265,9 @@ def test_conversations_go_through_the_chat_template(tokenizer):
         return [{"role": role, "content": text}]
 
     expected = Pairs(["<user>Hi<assistant>Yes"], ["<user>Hi<assistant>No"], rendered=True)
-    asked = rows(
-        prompt=[said("user", "Hi")],
-        chosen=[said("assistant", "Yes")],
-        rejected=[said("assistant", "No")],
-    )
-    whole = rows(
-        chosen=[said("user", "Hi") + said("assistant", "Yes")],
-        rejected=[said("user", "Hi") + said("assistant", "No")],
-    )
+    hi, yes, no = said("user", "Hi"), said("assistant", "Yes"), said("assistant", "No")
+    asked = rows(prompt=[hi], chosen=[yes], rejected=[no])
+    whole = rows(chosen=[hi + yes], rejected=[hi + no])
     assert read_pairs(asked, "data", tokenizer) == read_pairs(whole, "data", tokenizer) == expected
     with pytest.raises(RecipeError, match="chat template"):
         read_pairs(asked, "data")
@@ -308,23 +281,14 @@ def test_conversations_go_through_the_chat_template(tokenizer):
         ({"text": ["", " "], "label": [0, 1]}, {}, "all 2 texts of data"),
         ({"body": ["a"], "label": [0]}, {}, "no column `text`.*body, label"),
         ({"text": ["a"], "mood": [0]}, {}, "no column `label`.*text, mood.*chosen and rejected"),
-        (
-            {"text": ["a", "b"], "label": [0.5, math.nan]},
-            {},
-            "row 2 of data .train. holds nan",
-        ),
+        ({"text": ["a", "b"], "label": [0.5, math.nan]}, {}, "row 2 of .* holds nan as label"),
         ({"text": ["a", "b"], "label": [1, None]}, {}, "row 2 of data .train. holds None"),
-        (
-            {"text": ["a", "b"], "label": ["x", "y"]},
-            {"kind": "number"},
-            "row 1 .* 'x' as label, which is no",
-        ),
+        ({"text": [3], "label": [0]}, {}, "--text_column: row 1 of data .train. holds 3"),
+        ({"text": ["a", "b"], "label": [0, 2]}, MOOD, "--class_names: row 2 of .* holds 2 as"),
+        ({"text": ["a", "b"], "label": [0.0, None]}, MOOD, "row 2 of .* holds (nan|None)"),
+        ({"text": ["a", "b"], "label": ["x", "y"]}, {"kind": "number"}, "row 1 .* 'x' as label"),
         ({"text": ["a"] * 200, "label": list(range(200))}, {}, "200 different labels"),
-        (
-            {"prompt": ["a"], "chosen": ["b"]},
-            {"kind": "pairs"},
-            "no column rejected.*prompt, chosen",
-        ),
+        ({"prompt": ["a"], "chosen": ["b"]}, {"kind": "pairs"}, "no column rejected.*prompt, ch"),
         ({"chosen": ["b"], "rejected": ["b"]}, {}, "1 of 1 pairs .* no pair is left"),
         ({"chosen": [3], "rejected": [4]}, {}, "holds '3' .int."),
     ],
@@ -340,6 +304,38 @@ def test_empty_texts_are_left_out_and_said(caplog):
     assert "1 of 3 texts of data (train) are empty and left out" in caplog.text
 
 
-def test_the_figures_can_be_kept_as_json(trained):
-    figures = evaluate_reward_model(trained["pairs"], data_of("pairs", seed=1))
-    assert json.loads(json.dumps(dataclasses.asdict(figures)))["values"] == figures.values
+def test_preference_pairs_become_a_reward_that_other_recipes_take_by_name(tmp_path):
+    draw = random.Random(0)
+    pairs = [
+        {"prompt": "The film is", "chosen": f" {draw.choice(GOOD)}, I think, {i}."}
+        | {"rejected": f" {draw.choice(BAD)}, I think, {i}."}
+        | {"split": "test" if i < 40 else "train"}
+        for i in range(240)
+    ]
+    pairs.append({"prompt": "x", "chosen": "y", "rejected": "y", "split": "train"})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    words = "--num_layers 1 --hidden_size 32 --num_heads 2 --vocab_size 300 --context_length 32"
+    words += " --per_device_train_batch_size 8 --learning_rate 3e-3 --disable_tqdm true --dropout 0"
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(RECIPES / "train_reward_model.py"),
+            "--dataset_name",
+            "pairs.jsonl",
+            *words.split(),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "1 of 201 pairs of pairs.jsonl (train) have chosen equal to rejected" in done.stderr
+    assert "held-out accuracy 1.000" in done.stdout
+    run = tmp_path / "runs" / "reward"
+    assert (run / "plots" / "reliability.png").stat().st_size > 10_000
+    assert "1.000" in (run / "model" / "README.md").read_text()
+    assert "kind" not in (run / "config.yaml").read_text()  # it was found, not given
+    rewards = Rewards(load_reward_funcs([str(run)]))
+    scores, _ = rewards(["The film is"] * 2, [" great, I think.", " poor, I think."], [[0], [0]])
+    assert scores[0] > scores[1] + 1

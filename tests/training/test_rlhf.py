@@ -1,6 +1,5 @@
 """recipes/rlhf.py: the chain as users run it, killed, gone on with, skipped and refused."""
 
-import importlib.util
 import json
 import os
 import random
@@ -8,9 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from chains import RECIPES, assert_same_weights, load_recipe, result_of, rows_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trl_recipes.arguments import parse_arguments
@@ -21,19 +20,10 @@ from trl_recipes.evaluation.judges import mood_judges
 from trl_recipes.ppo import PPOConfig
 from trl_recipes.training.learned_reward import LearnedReward, RewardArguments, divide
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "rlhf.py"
 GOOD, BAD = ("wonderful", "lovely", "great"), ("dull", "awful", "poor")
 
 
-def load_recipe():
-    spec = importlib.util.spec_from_file_location("rlhf", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["rlhf"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-rlhf = load_recipe()
+rlhf = load_recipe("rlhf")
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +62,13 @@ def flags(tiny_gpt2, reviews, output_dir, **changes):
         "save_steps": 1,
         "disable_tqdm": "true",
     }
-    return [
-        word for name, value in (settings | changes).items() for word in (f"--{name}", str(value))
-    ]
+    given = (settings | changes).items()
+    return [word for name, value in given for word in (f"--{name}", str(value))]
 
 
 def run(words):
     types = (rlhf.RlhfArguments, RewardArguments, PPOConfig, rlhf.ModelConfig)
     return rlhf.main(*parse_arguments(*types, argv=words))
-
-
-def rows_of(folder):
-    rows = [json.loads(line) for line in (folder / "all_stats.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +88,7 @@ def test_the_chain_leaves_two_models_and_their_figures(finished):
         assert (finished / picture).stat().st_size > 10_000
     assert (finished / "reward" / "plots" / "reliability.png").stat().st_size > 10_000
     card = (finished / "reward" / "model" / "README.md").read_text()
-    result = json.loads((finished / "reward" / "stage.json").read_text())["result"]
-    assert f"{result['rows']} rows" in card
+    assert f"{result_of(finished / 'reward')['rows']} rows" in card
 
 
 def test_the_judge_is_logged_and_not_optimised(finished):
@@ -131,24 +114,22 @@ def test_called_again_it_trains_nothing_and_generates(finished, tiny_gpt2, revie
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
-def test_a_stage_of_other_settings_is_refused(finished, tiny_gpt2, reviews):
-    def call(**changes):
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"reward_epochs": 1}, "reward model of other settings: reward_epochs was 2"),
+        ({"reward_share": 0.4}, "the reward model of other settings: data was"),
+        ({"learning_rate": 0.5}, "policy of other settings: learning_rate was left out"),
+        ({"label": "HAPPY"}, "no label 'HAPPY'. Its labels are: NEGATIVE, POSITIVE"),
+        ({"reward_share": 1}, "--reward_share is 1.0. Give a fraction between 0"),
+        ({"reward_kind": "pairs", "label": "NEGATIVE"}, "--label NEGATIVE: a model of pairs or"),
+        ({"reward_funcs": "LengthPenalty"}, "--reward_funcs LengthPenalty: this recipe trains"),
+    ],
+    ids=str,
+)
+def test_other_settings_are_refused(finished, tiny_gpt2, reviews, changes, told):
+    with pytest.raises(RecipeError, match=told):
         run(flags(tiny_gpt2, reviews, finished, **changes))
-
-    with pytest.raises(RecipeError, match="reward model of other settings: reward_epochs was 2"):
-        call(reward_epochs=1)
-    with pytest.raises(RecipeError, match="the reward model of other settings: data was"):
-        call(reward_share=0.4)
-    with pytest.raises(RecipeError, match="policy of other settings: learning_rate was left out"):
-        call(learning_rate=0.5)
-    with pytest.raises(RecipeError, match=r"no label 'HAPPY'. Its labels are: NEGATIVE, POSITIVE"):
-        call(label="HAPPY")
-    with pytest.raises(RecipeError, match=r"--reward_share is 1.0. Give a fraction between 0"):
-        call(reward_share=1)
-    with pytest.raises(RecipeError, match="--label NEGATIVE: a model of pairs or numbers"):
-        call(reward_kind="pairs", label="NEGATIVE")
-    with pytest.raises(RecipeError, match="--reward_funcs LengthPenalty: this recipe trains"):
-        call(reward_funcs="LengthPenalty")
     assert len(rows_of(finished)) == 4
 
 
@@ -158,7 +139,7 @@ def test_a_killed_chain_ends_as_one_that_was_left_alone(
 ):
     words = flags(tiny_gpt2, reviews, tmp_path / "run")
     process = subprocess.Popen(
-        [sys.executable, str(RECIPE), *words],
+        [sys.executable, str(RECIPES / "rlhf.py"), *words],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -173,11 +154,7 @@ def test_a_killed_chain_ends_as_one_that_was_left_alone(
     assert process.wait() == -signal.SIGKILL
     run(words)
     assert rows_of(tmp_path / "run") == rows_of(finished)
-    for model in ("model", "reward/model"):
-        weights = [
-            (f / model / "model.safetensors").read_bytes() for f in (tmp_path / "run", finished)
-        ]
-        assert weights[0] == weights[1]
+    assert_same_weights(tmp_path / "run", finished, "model", "reward/model")
 
 
 def test_check_tries_both_stages_and_writes_nothing(tiny_gpt2, reviews, tmp_path, capsys):
@@ -200,9 +177,6 @@ def test_what_the_reward_model_learns_from_is_no_prompt(tiny_gpt2, reviews, tmp_
     assert not reward.ready
     with pytest.raises(RecipeError, match="not trained yet"):
         reward(["The film"], [" is wonderful."])
-    assert not reward.ready
-    with pytest.raises(RecipeError, match="is not trained yet"):
-        reward(prompts=["The film"], completions=[" is good."])
     prompts = reward.unseen(rows)
     assert not set(prompts["text"]) & set(seen["text"])
     assert len(prompts) < 126  # texts that stand twice are in neither half twice

@@ -18,7 +18,6 @@ from trl_recipes.training.fit import PretrainConfig
 from trl_recipes.training.language_model import LanguageModelSizes, train_language_model
 
 TEXTS = 16_000  # of the training split
-SHARD = "1MB"
 
 
 def train_embedded_models(folder: Path, texts: int = TEXTS) -> None:
@@ -28,38 +27,27 @@ def train_embedded_models(folder: Path, texts: int = TEXTS) -> None:
     reviews, labels = [row["text"] for row in rows], [row["label"] for row in rows]
 
     # few texts want many small steps; these settings were found by trial
+    shared = {"adam_beta2": 0.99, "seed": 0, "use_cpu": True, "disable_tqdm": True}
+    shared |= {"logging_strategy": "no", "save_strategy": "no"}
     path = folder / "language_model"
     sizes = LanguageModelSizes(n_layer=2, n_head=4, n_embd=128, vocab_size=2000)
-    config = _config(path, learning_rate=2e-3, per_device_train_batch_size=8)
+    config = PretrainConfig(str(path), learning_rate=2e-3, per_device_train_batch_size=8, **shared)
     train_language_model(reviews, path, config, sizes=sizes)
     _shard(AutoModelForCausalLM, path)
 
     path = folder / "sentiment_classifier"
     sizes = ClassifierSizes(dropout=0.0, vocab_size=2000, fragments_per_text=1)
-    config = _config(path, learning_rate=1e-3, per_device_train_batch_size=12)
+    config = PretrainConfig(str(path), learning_rate=1e-3, per_device_train_batch_size=12, **shared)
     train_classifier(reviews, labels, path, config, sizes=sizes)
     _shard(AutoModelForSequenceClassification, path)
 
 
-def _config(path: Path, **settings: float) -> PretrainConfig:
-    return PretrainConfig(
-        output_dir=str(path),
-        adam_beta2=0.99,
-        seed=0,
-        use_cpu=True,
-        disable_tqdm=True,
-        logging_strategy="no",
-        save_strategy="no",
-        **settings,
-    )
-
-
 def _shard(kind: type, path: Path) -> None:
-    """Save the weights in files of about a megabyte, which a repository takes well."""
+    """Save the weights in files of a megabyte, which a repository takes well."""
     model = kind.from_pretrained(path)
     model.config.use_cache = True  # transformers' Trainer switches it off
     (path / "model.safetensors").unlink(missing_ok=True)
-    model.save_pretrained(path, max_shard_size=SHARD)
+    model.save_pretrained(path, max_shard_size="1MB")
 
 
 if __name__ == "__main__":

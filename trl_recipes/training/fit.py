@@ -81,10 +81,8 @@ def fit(
 
     `output_dir` is of both; that of `trainer.args` is the run folder. `before_training` returns
     what is entered around the training; see `train_or_stop`. `before_saving` is called between.
-
-    Returns:
-        "train_loss" (mean over the run), "rows", "seconds" and "seconds_per_step"; with held-out
-        rows also "heldout_loss" and the trainer's own metrics with the same prefix.
+    Returns "train_loss" (mean over the run), "rows", "seconds" and "seconds_per_step"; with
+    held-out rows also "heldout_loss" and the trainer's own metrics with the same prefix.
 
     Raises:
         RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.

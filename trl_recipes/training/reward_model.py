@@ -47,9 +47,6 @@ class RewardModelConfig(ClassifierConfig, RewardConfig):
     """TRL's RewardConfig with the defaults that small models want."""
 
     output_dir: str = setting("runs/reward", "Folder that the run writes to; the model is in it.")
-    center_rewards_coefficient: float | None = setting(
-        None, "For pairs: weight of mean squared scores."
-    )
     disable_dropout: bool = setting(False, "Train without dropout.")
     gradient_checkpointing: bool | None = setting(None, "Old name of activation_checkpointing.")
     bf16: bool | None = setting(None, "bfloat16 autocast (default: on a GPU that has it).")

@@ -22,7 +22,6 @@ from transformers import (
 )
 
 from trl_recipes.data.files import load_rows
-from trl_recipes.data.prompts import TEXT_COLUMNS
 from trl_recipes.data.tokenizers import train_tokenizer
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length
@@ -44,7 +43,6 @@ class PairArguments:
     source_column: str = setting("source", "Column of the sources.")
     target_column: str = setting("target", "Column of the targets.")
     target_file: str | None = setting(None, "Targets, line by line; dataset_name has sources then.")
-    prompts_name: str | None = setting(None, "Further sources, for the outputs of PPO.")
     eval_prompts: int = setting(256, "Held-out sources to judge by.")
 
     def __post_init__(self):
@@ -89,15 +87,10 @@ def load_pairs(args: PairArguments, split: str) -> list[Pair]:
 def load_sources(args: PairArguments, pairs: Sequence[Pair]) -> list[str]:
     """Load the sources that outputs are sampled for, for the reward model and in PPO.
 
-    Without `prompts_name` they are those of `pairs`, or, of the embedded rewrites, those set aside.
+    They are those of `pairs`, or, of the embedded rewrites, those set aside.
     """
-    if args.prompts_name is None:
-        rows = load_pairs(args, "prompts") if args.dataset_name is None else pairs
-        return [row["source"] for row in rows]
-    found = load_rows(args.prompts_name, split="train")
-    names = (name for name in (args.source_column, *TEXT_COLUMNS) if name in found.column_names)
-    column = next(names, args.source_column)
-    return _texts(found, column, "--source_column", f"{args.prompts_name} (--prompts_name)")
+    rows = load_pairs(args, "prompts") if args.dataset_name is None else pairs
+    return [row["source"] for row in rows]
 
 
 def tokenize(

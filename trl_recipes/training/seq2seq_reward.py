@@ -1,9 +1,8 @@
 """A reward model of rewrites: one number for a source and an output, read together.
 
-It is a standard sequence classifier of one label on the pretrained model's weights, so that it is
-saved in the hub's format and loads as any other reward model. It reads source and output as a pair
-of texts, with what its tokenizer puts between two (`source </s> output </s>` for T5), and
-`reads_pairs` in its config.json tells `RewardModelReward` to give them so.
+It is a sequence classifier of one label on the pretrained model's weights, and loads as any other
+reward model. It reads a pair of texts (`source </s> output </s>` for T5); `reads_pairs` in its
+config.json tells `RewardModelReward` to give them so.
 """
 
 import logging
@@ -43,10 +42,7 @@ Comparison = dict[str, Any]
 
 
 def load_comparisons(dataset_name: str) -> list[Comparison]:
-    """Load scored outputs (source, output, score) or preferences (source, chosen, rejected).
-
-    Preferences whose two texts are equal say nothing; they are left out and counted.
-    """
+    """Load scored outputs or preferences; of the latter, those of two equal texts are left out."""
     rows = load_rows(dataset_name, split="train")
     kinds = (("source", "output", "score"), ("source", "chosen", "rejected"))
     columns = next((kind for kind in kinds if set(kind) <= set(rows.column_names)), None)
@@ -75,14 +71,9 @@ def sampled_outputs(start: str, sources: Sequence[str], *, longest: int, seed: i
     model.to(PartialState().device)
     ids = tokenize(sources, tokenizer, longest_text(model, tokenizer), "cut", "source")
     torch.manual_seed(seed)
-    outputs = generate_responses(
-        model,
-        [torch.tensor(row) for row in ids],
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        max_new_tokens=longest,
-        batch_size=256,
-    )
+    queries = [torch.tensor(row) for row in ids]
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    outputs = generate_responses(model, queries, max_new_tokens=longest, batch_size=256, **ends)
     return tokenizer.batch_decode(outputs, skip_special_tokens=True)
 
 
@@ -134,11 +125,9 @@ def train_pair_scorer(
 ) -> dict[str, float]:
     """Train a reward model on comparisons of one kind, each tenth held out, and save it.
 
-    `start`: the pretrained encoder-decoder, which knows the texts.
-
-    Returns:
-        What `fit` does; on the "heldout" rows "correlation" of logits and scores (Pearson's r), or
-        "accuracy", the fraction of preferences whose chosen text wins.
+    `start` is the pretrained encoder-decoder, which knows the texts. Returns what `fit` does; of
+    the "heldout" rows "correlation" of logits and scores (Pearson's r), or "accuracy", the fraction
+    of preferences whose chosen text wins.
     """
     set_seed(config.seed)
     model, tokenizer = _start_scorer(str(start))

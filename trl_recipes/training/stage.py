@@ -54,12 +54,8 @@ def digest(content: Iterable[Any]) -> str:
 class Stage:
     """One stage of a chain, in a folder of its own; `plan_stages` finds out what is there.
 
-    Attributes:
-        settings: what decides its result; `plan_stages` adds what decides the stages before it.
-        wanted: whether to run it now; else it must have finished where a later stage needs it.
-        missing: what to do where it is needed and has not finished.
-        begun: whether the folder holds the result or a part of it.
-        result: plain data, once finished.
+    `settings` decide its result; `plan_stages` adds those of the stages before it. One that is not
+    `wanted` must have finished where a later one needs it; `missing` says what to do else.
     """
 
     name: str
@@ -80,11 +76,6 @@ class Stage:
     def run(self) -> RunFolder:
         """Its folder as a run folder."""
         return RunFolder(self.folder)
-
-    @property
-    def state(self) -> str:
-        """The state in a word or two: there, resume or to do."""
-        return "there" if self.done else "resume" if self.begun else "to do"
 
     def read(self) -> None:
         """Read what the folder holds; the main process does so for all."""
@@ -132,9 +123,8 @@ class Stage:
     ) -> dict[str, Any]:
         """Train in this folder unless that is done; with `config.check`, dry-run in another one.
 
-        `train`: called with `output_dir`, `config` and `before_training`; returns figures.
-        `config`: of that training; its folder and whether to resume are set here. `settings`: for
-        `start_run`, as is `report`.
+        `train` is called with `output_dir`, `config` and `before_training`, and returns figures.
+        The folder of `config`, and whether to resume, are set here.
         """
         if self.result is not None:
             if self.result:
@@ -197,13 +187,9 @@ def plan_stages(stages: Sequence[Stage], config: Any) -> str:
     """Find out which stages are there and which to run; nothing is written.
 
     What decides a stage decides all after it. Stages after the last wanted one are not looked at;
-    where none is wanted, all must have finished.
-
-    `config`: of the trainer, with the folder of the whole run; its `resume_from_checkpoint` is set
-    where the last stage that trains there was begun.
-
-    Returns:
-        The state of each stage that counts, in a line.
+    where none is wanted, all must have finished. `config` is the trainer's, of the folder of the
+    whole run; its `resume_from_checkpoint` is set where the stage there was begun. Returns the
+    state of each stage that counts, in a line.
     """
     wanted = [number for number, stage in enumerate(stages) if stage.wanted]
     last = max(wanted, default=len(stages) - 1)
@@ -230,7 +216,8 @@ def plan_stages(stages: Sequence[Stage], config: Any) -> str:
     config.resume_from_checkpoint = (resume or "true") if begun else None
     if main is not None and not main.done:
         check_run(config)
-    return ", ".join(f"{stage.name}: {stage.state}" for stage in stages[: last + 1])
+    states = ("there" if s.done else "resume" if s.begun else "to do" for s in stages[: last + 1])
+    return ", ".join(f"{s.name}: {state}" for s, state in zip(stages, states, strict=False))
 
 
 def _temporary_folder() -> Path:
