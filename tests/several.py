@@ -61,7 +61,9 @@ def update(kind, folder, **settings):
 
     size = GLOBAL_BATCH // PROCESSES
     settings = {"mini_batch_size": 4, "max_grad_norm": 1.0} | settings
-    trainer = build(kind, rewards=reward, batch_size=size, max_steps=STEPS, **settings)
+    # Adam divides by a gradient's size: where that is rounding alone, epsilon keeps it from a step
+    settings |= {"batch_size": size, "max_steps": STEPS, "adam_epsilon": 1e-5}
+    trainer = build(kind, rewards=reward, **settings)
 
     def given(prompt_ids, *_, **__):
         responses = given_responses(next(steps), range(RANK * size, RANK * size + size))
