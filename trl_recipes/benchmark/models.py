@@ -1,6 +1,8 @@
 """What a benchmarked step does, and the models that do it: random weights, never downloaded."""
 
+import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -110,8 +112,12 @@ def check_workload(work: Workload, repeats: int, only: str) -> None:
             f"--processes {work.processes} needs as many GPUs, and torch finds {there}. Give "
             "--device cpu, or fewer."
         )
-    if only != "ours":
-        import trl_recipes.benchmark.trl_baseline  # noqa: F401  an error where TRL lacks it
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    if only != "ours" and find_spec("trl.experimental.ppo") is None:
+        raise RecipeError(
+            "TRL's own PPOTrainer was taken out of TRL in 1.13. To measure ours against it, "
+            "`pip install 'trl<1.13'`; `--only ours` measures ours alone."
+        )
 
 
 def model_config(size: Size) -> PreTrainedConfig:

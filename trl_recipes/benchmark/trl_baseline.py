@@ -1,25 +1,15 @@
 """TRL's own PPOTrainer, set up as its users run it, to measure ours against."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
 from transformers import TrainerCallback
+from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 from trl_recipes.benchmark import models
 from trl_recipes.benchmark.models import Workload
-from trl_recipes.errors import RecipeError
-
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-try:
-    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
-except ImportError as error:
-    raise RecipeError(
-        "TRL's own PPOTrainer was taken out of TRL in 1.13. To measure ours against it, "
-        "`pip install 'trl<1.13'`; `--only ours` measures ours alone."
-    ) from error
 
 Phase = Callable[[str], AbstractContextManager]
 
