@@ -11,7 +11,7 @@ PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # The oldest versions that pyproject.toml admits, and the tests that know them
 OLDEST := trl==1.12.0 transformers==5.20.0 accelerate==1.12.0 datasets==4.7.0 peft==0.21.2
-OLDEST_TESTS := tests/ppo tests/grpo
+OLDEST_TESTS := $(addprefix tests/ppo/test_,golden.py trainer.py models.py cost.py) tests/grpo/test_grpo.py
 
 .PHONY: demo embedded test test-oldest torture notebooks lint format clean
 

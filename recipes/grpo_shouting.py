@@ -3,7 +3,7 @@
     python recipes/grpo_shouting.py                                # everything: runs/shouting
     python recipes/grpo_shouting.py --text_file input.txt --stage baseline
 
-Called again it resumes. On the embedded play the share of capitals goes from 0.18 to 0.97-0.98.
+Called again it resumes. On the embedded play the share of capitals goes from 0.17 to 0.92 (seed 0).
 """
 
 from dataclasses import dataclass

@@ -42,7 +42,9 @@ def test_training_is_that_of_trls_own_trainer(kind, tmp_path):
     ours = build(kind, data=data, beta=0.1, max_steps=3)
     assert isinstance(ours, getattr(trl, f"{kind.upper()}Trainer"))
     ours.train()
-    config = getattr(trl, f"{kind.upper()}Config")(
+    config_class = getattr(trl, f"{kind.upper()}Config")
+    renamed = hasattr(config_class, "activation_checkpointing")  # in transformers 5.23
+    config = config_class(
         output_dir=str(tmp_path),
         per_device_train_batch_size=8,
         num_generations=4,
@@ -53,7 +55,7 @@ def test_training_is_that_of_trls_own_trainer(kind, tmp_path):
         beta=0.1,
         seed=0,
         bf16=False,
-        activation_checkpointing=False,
+        **{"activation_checkpointing" if renamed else "gradient_checkpointing": False},
         disable_dropout=True,
         use_cpu=True,
         report_to="none",
