@@ -528,3 +528,24 @@ def test_steps_without_a_finite_gradient_change_nothing_and_end_the_run(tmp_path
         trainer.train()
     assert same(start, weights(trainer))
     assert [row["skipped_steps"] for row in trainer.all_stats] == [1, 1]
+
+
+@both
+def test_any_end_token_of_a_chat_model_ends_a_response(kind):
+    model, seen = tiny(), []
+    model.generation_config.eos_token_id = [0, 5]
+
+    def look(completion_ids, **_):
+        seen.append(completion_ids)
+        return [float(len(ids)) for ids in completion_ids]
+
+    settings = {"mask_truncated_completions": True, "max_steps": 1, "response_length": 12}
+    trainer = build(kind, model=model, rewards=look, data=prompts(16), batch_size=64, **settings)
+    trainer.train()
+    # TRL < 1.15 knows the tokenizer's own alone
+    ends = {0, 5} if hasattr(trainer, "eos_token_ids") else {0}
+    assert not [ids for ids in seen[-1] if ends & set(ids[:-1])]
+    cut = sum(ids[-1] not in ends for ids in seen[-1]) / len(seen[-1])
+    assert 0 < cut < 1
+    assert trainer.all_stats[0]["tokens/masked_share"] == pytest.approx(cut)
+    assert trainer.model.generation_config.eos_token_id == [0, 5]

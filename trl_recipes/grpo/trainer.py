@@ -360,8 +360,9 @@ class GroupTrainer:
         metrics = {name: gather(raw[name]) for name in self.rewards.metric_names}
         found = batch_statistics(totals, self.num_generations, gather(texts), all_ids, metrics)
         if self.mask_truncated_completions:
-            ends = (self._tokenizer.eos_token_id, self._tokenizer.pad_token_id)
-            cut = [row[-1] not in ends for row in all_ids]
+            # TRL < 1.15 knows the tokenizer's own end token alone
+            ends = getattr(self, "eos_token_ids", [self._tokenizer.eos_token_id])
+            cut = [row[-1] not in (*ends, self._tokenizer.pad_token_id) for row in all_ids]
             found["tokens/masked_share"] = sum(cut) / len(cut)
         for name, value in found.items():
             self._note(name, value)
