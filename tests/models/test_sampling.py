@@ -5,10 +5,11 @@ import torch
 from architectures import ARCHITECTURES, UNUSUAL, VOCAB, gpt2
 from peft import LoraConfig, get_peft_model
 
-from trl_recipes.models import sampling
+from trl_recipes.models import sampling, static_sampling
 from trl_recipes.models.forward import response_logits
 from trl_recipes.models.packing import pad_rows
 from trl_recipes.models.sampling import can_sample, generate_responses, sample_responses
+from trl_recipes.models.static_sampling import can_sample_static, sample_static
 
 QUERIES = [torch.arange(2, 2 + n) for n in (3, 1, 6, 2)]
 MODELS = ARCHITECTURES | {name: model for name, model in UNUSUAL.items() if name != "mamba"}
@@ -127,3 +128,60 @@ def test_a_model_without_keys_and_values_is_left_to_transformers():
         model, QUERIES, pad_token_id=0, eos_token_id=None, max_new_tokens=[5, 2, 4, 7]
     )
     assert [len(row) for row in responses] == [5, 2, 4, 7]
+
+
+def both_samplers(model, **changes):
+    """What a growing cache and a static one draw, from the same random numbers a column."""
+    settings = {"pad_token_id": 0, "eos_token_id": None, "temperature": 0.7} | changes
+    drawn = []
+    for sampler in (sample_responses, sample_static):
+        torch.manual_seed(3)
+        drawn.append(sampler(model, QUERIES, **settings))
+    return drawn
+
+
+@pytest.mark.parametrize("ends", [None, [7, 11]], ids=["limits", "end tokens"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_static_cache_draws_the_same_tokens(name, ends, monkeypatch):
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    assert can_sample_static(model, torch.device("cpu")) == (name != "gemma2")  # it has windows
+    if name == "gemma2":
+        return
+    if ends:  # rows leave one of the two: each column has one number for all rows
+        numbers = torch.rand(20, dtype=torch.float64).tolist()
+        draw = static_sampling.draw
+        for module in (sampling, static_sampling):
+            left = iter(numbers)
+            same = lambda p, u, left=left: draw(p, torch.full_like(u, next(left)))  # noqa: E731
+            monkeypatch.setattr(module, "draw", same)
+    lengths = [20, 3, 18, 20] if ends else [7] * 4
+    growing, static = both_samplers(model, max_new_tokens=lengths, eos_token_id=ends)
+    assert growing.responses.equal(static.responses)
+    assert growing.mask.equal(static.mask)
+    torch.testing.assert_close(growing.logprobs, static.logprobs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(growing.hidden, static.hidden, rtol=0, atol=5e-5)
+
+
+def test_rows_that_all_ended_are_looked_for_every_few_tokens():
+    torch.manual_seed(0)
+    model, calls = gpt2().eval(), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    lengths = [50] * len(QUERIES)
+    samples = both_samplers(model, max_new_tokens=lengths, eos_token_id=list(range(60)))[1]
+    assert samples.responses.shape[1] < 5
+    assert len(calls) <= 5 + static_sampling.ASK_EVERY
+
+
+def test_a_static_cache_samples_in_the_precision_of_autocast_and_leaves_the_weights():
+    torch.manual_seed(0)
+    model = get_peft_model(gpt2(), LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"]))
+    before = {name: (weight, weight.clone()) for name, weight in model.named_parameters()}
+    exact = both_samplers(model, max_new_tokens=[9] * 4)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced = both_samplers(model, max_new_tokens=[9] * 4)[1]
+    assert reduced.hidden.dtype == torch.bfloat16
+    torch.testing.assert_close(exact.logprobs[:, 0], reduced.logprobs[:, 0], rtol=0, atol=0.1)
+    for name, weight in model.named_parameters():
+        assert weight is before[name][0]
+        assert weight.equal(before[name][1])

@@ -1,8 +1,8 @@
 """Sampling responses from a model's whole distribution, and what training wants to know of them."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,34 +10,24 @@ from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.pytorch_utils import Conv1D
 
-from trl_recipes.models.forward import (
-    decoder_start_token_id,
-    evaluating,
-    forward_arguments,
-    unwrap_adapter,
-)
+from trl_recipes.models.forward import evaluating, forward_arguments, unwrap_adapter
 from trl_recipes.models.packing import pad_rows
+from trl_recipes.models.static_sampling import (
+    CACHES,
+    Samples,
+    can_sample_static,
+    draw,
+    exact_dtype,
+    first_inputs,
+    sample_static,
+)
 
-# What a model calls what it keeps of the tokens before; transformers renamed it in 5.24.
-CACHES = {"cache", "past_key_values"}
+logger = logging.getLogger(__name__)
 
 # Entries from which a weight is packed: below, starting the kernels costs more than the layout.
 SMALLEST = 2**18
 # Entries of all packed weights together: larger models on a CPU want for memory before time.
 MOST = 2**30
-
-
-class Samples(NamedTuple):
-    """Responses of B queries; R is the longest. Gaps at the right hold 0."""
-
-    responses: Tensor  # token ids, (B, R), without query or a decoder's start token
-    mask: Tensor  # 1 at response tokens, the ending one included, (B, R)
-    logprobs: Tensor  # log-probability of each token when it was drawn, (B, R), in nats
-    hidden: Tensor  # the trunk's last hidden state before each token, (B, R, H)
-
-    def rows(self) -> list[Tensor]:
-        """Responses as a list, each of shape (response length,)."""
-        return [row[: int(n)] for row, n in zip(self.responses, self.mask.sum(1), strict=True)]
 
 
 @torch.no_grad()
@@ -115,12 +105,38 @@ def sample_responses(
 ) -> Samples:
     """Draw responses token by token from softmax(logits / temperature), nothing cut off.
 
-    transformers' `generate` keeps computing rows that have ended; here they leave the batch, and
-    what was known when a token was drawn is kept, so that training needs no second pass for it.
+    What was known when a token was drawn is kept, so that training needs no second pass for it.
     The arguments are those of [`generate_responses`]; queries lie on the model's device.
     """
+    tokens = {"pad_token_id": pad_token_id, "eos_token_id": eos_token_id}
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature} | tokens
+    device = queries[0].device
+    if device.type == "cuda" and can_sample_static(model, device):
+        try:
+            return sample_static(model, queries, **settings)
+        except torch.OutOfMemoryError:
+            logger.warning(
+                "No memory for sampling with a cache of fixed size: rows leave the batch as they "
+                "end, which is slower. Sample fewer responses at a time for speed."
+            )
+    return sample_growing(model, queries, **settings)
+
+
+def sample_growing(
+    model: nn.Module,
+    queries: Sequence[Tensor],
+    *,
+    pad_token_id: int,
+    eos_token_id: int | list[int] | None,
+    max_new_tokens: Sequence[int],
+    temperature: float = 1.0,
+) -> Samples:
+    """Draw with a cache that grows by each token, out of which rows that have ended are taken.
+
+    transformers' `generate` keeps computing them.
+    """
     language_model = unwrap_adapter(model)
-    config, device = language_model.config, queries[0].device
+    device = queries[0].device
     (cache,) = CACHES & forward_arguments(language_model)
     states: list[Tensor] = []
     trunk = language_model.get_decoder()
@@ -134,11 +150,12 @@ def sample_responses(
     hidden = None
     rows = torch.arange(len(queries), device=device)  # which queries are still in the batch
     with hook, evaluating(language_model), packed_weights(language_model):
-        inputs = _first_inputs(language_model, config, queries, pad_token_id)
+        inputs = first_inputs(language_model, queries, pad_token_id)
         for column in range(shape[1]):
             output = model(**inputs, use_cache=True)
             distribution = (output.logits[:, -1].float() / temperature).log_softmax(-1)
-            tokens = _draw(distribution.exp())
+            uniform = torch.rand(len(rows), 1, dtype=exact_dtype(device), device=device)
+            tokens = draw(distribution.exp(), uniform)
             if hidden is None:
                 hidden = states[0].new_zeros(*shape, states[0].shape[-1])
             responses[rows, column] = tokens[:, 0]
@@ -153,39 +170,7 @@ def sample_responses(
                     break
                 inputs[cache].batch_select_indices(kept)
                 rows, inputs = rows[kept], _keep_rows(inputs, kept)
-    width = int(mask.sum(1).max())
-    return Samples(responses[:, :width], mask[:, :width], logprobs[:, :width], hidden[:, :width])
-
-
-def _draw(probabilities: Tensor) -> Tensor:
-    """One token per row, (B, 1): where a uniform number falls in the cumulative distribution.
-
-    `torch.multinomial` draws a random number for each token of the vocabulary in place of one.
-    """
-    exact = torch.float32 if probabilities.device.type == "mps" else torch.float64
-    cumulative = probabilities.to(exact).cumsum(1)
-    points = torch.rand_like(cumulative[:, :1]) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, points, right=True).clamp(max=cumulative.shape[1] - 1)
-
-
-def _first_inputs(language_model, config, queries, pad_token_id) -> dict:
-    """What the model's first call takes; an encoder runs here, once."""
-    if config.is_encoder_decoder:
-        ids, mask = pad_rows(queries, pad_token_id, side="right")
-        return {
-            "encoder_outputs": language_model.get_encoder()(input_ids=ids, attention_mask=mask),
-            "attention_mask": mask,
-            "decoder_input_ids": torch.full_like(ids[:, :1], decoder_start_token_id(config)),
-        }
-    ids, mask = pad_rows(queries, pad_token_id, side="left")
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    accepted = forward_arguments(language_model)
-    if "position_ids" in accepted:
-        # explicit, so that a row's positions never depend on its neighbours' padding
-        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    if "logits_to_keep" in accepted:
-        inputs["logits_to_keep"] = 1
-    return inputs
+    return Samples(responses, mask, logprobs, hidden).trimmed()
 
 
 def _next_inputs(inputs: dict, tokens: Tensor) -> dict:
