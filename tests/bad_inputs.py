@@ -179,6 +179,11 @@ FLAGS = [
     ),
     BadInput("batch does not divide", PPO + "--mini_batch_size 3", ("`batch_size` (4)", "3 or 6")),
     BadInput(
+        "responses longer than the context",
+        PPO + "--response_length 60",
+        ("context holds 64", "Lower `response_length` to 56"),
+    ),
+    BadInput(
         "limits crossed", PPO + "--response_length 3", ("`min_response_length` (4)", "between 1")
     ),
     BadInput("prompt lengths crossed", PPO + "--min_prompt_length 9", ("[9, 9)", "Use 0 <=")),
@@ -643,6 +648,12 @@ REWARDS = [
         CUSTOM + "--reference_text ''",
         ("`reference_text` is ''", "Give a text"),
     ),
+    BadInput(
+        "a reference text that is no file",
+        CUSTOM + "--reference_text nowhere.txt",
+        ("`nowhere.txt`", "could not be read"),
+    ),
+    BadInput("a negative length", CUSTOM + "--max_length -3", ("max_length is -3", "0 or more")),
     BadInput("an unknown version", CUSTOM + "--version 3", ("--version", "1, 2")),
 ]
 

@@ -3,17 +3,13 @@
 The recipes run in children of one interpreter that has imported everything, forked one a row.
 """
 
-import multiprocessing
-import os
 import re
-import runpy
 import shlex
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from bad_inputs import BAD_INPUTS, rows
+from launching import RECIPES, run_warm
 from transformers import (
     AutoTokenizer,
     RobertaConfig,
@@ -22,8 +18,6 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-WARMED = ("conftest", "torch", "transformers", "trl", "datasets", "peft", "accelerate")
 # What else may stand on stderr: transformers' progress bars, its remarks on a model's files, and
 # its table of weights that do not fit.
 HARMLESS = re.compile(
@@ -70,29 +64,8 @@ def identify(row):
     return f"{row.command.split('.py')[0]}: {row.name}"
 
 
-@pytest.fixture(scope="module")
-def warm():
-    """A server that forks children in which packages and recipes are imported already."""
-    path = os.pathsep.join([str(RECIPES.parent), str(RECIPES), str(Path(__file__).parent)])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", path)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([*WARMED, *(path.stem for path in RECIPES.glob("*.py"))])
-        yield context
-
-
-def run_script(path, words, folder, stderr):
-    """Run a recipe in this process, as `python path words` in a folder would."""
-    os.chdir(folder)
-    for number, place in ((0, os.devnull), (1, os.devnull), (2, stderr)):
-        os.dup2(os.open(place, os.O_RDWR | os.O_CREAT), number)
-    sys.argv = [str(path), *words]
-    runpy.run_path(str(path), run_name="__main__")
-
-
 @pytest.mark.parametrize("row", BAD_INPUTS, ids=identify)
-def test_a_mistake_is_one_message_and_nothing_is_written(row, models, warm, tmp_path):
+def test_a_mistake_is_one_message_and_nothing_is_written(row, models, tmp_path):
     for name, content in ({"data.jsonl": rows()} | row.files).items():
         if callable(content):
             content(tmp_path / name, models)
@@ -102,18 +75,13 @@ def test_a_mistake_is_one_message_and_nothing_is_written(row, models, warm, tmp_
             )
     recipe, *words = shlex.split(row.command.format(**models))
     before = contents(tmp_path), [contents(folder) for folder in models.values()]
-    stderr = tmp_path.with_suffix(".err")
-    child = warm.Process(target=run_script, args=(RECIPES / recipe, words, tmp_path, stderr))
-    child.start()
-    child.join(timeout=120)
-    told = stderr.read_text()
-    assert child.exitcode == 2, told[-3000:]
+    done = run_warm(recipe, *words, cwd=tmp_path)
+    told = done.stderr
+    assert done.returncode == 2, told[-3000:]
     lines = [line for line in re.split(r"[\r\n]", told) if not HARMLESS.fullmatch(line)]
     assert len(lines) == 1, told[-3000:]
     assert lines[0].startswith("error: ")
-    assert [word for word in row.says if word not in lines[0].replace("Mend", "Fix")] == [], lines[
-        0
-    ]
+    assert [word for word in row.says if word not in lines[0]] == [], lines[0]
     assert before == (contents(tmp_path), [contents(folder) for folder in models.values()])
 
 

@@ -1,11 +1,10 @@
 """What README and docs print is there: recipes, flags, statistics, links, make targets."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import run_warm
 
 from trl_recipes.stats import stat_table
 
@@ -45,10 +44,9 @@ def test_the_flags_of_all_printed_commands_exist(path):
         if f"recipes/{path.name}" in command
         for flag in re.findall(r"--(\w+)", command.split(path.name)[1])
     }
-    text = subprocess.run(
-        [sys.executable, str(path), "--help_all"], capture_output=True, text=True, check=True
-    ).stdout
-    assert [flag for flag in used if f"--{flag}" not in text] == []
+    done = run_warm(path.name, "--help_all")
+    assert done.returncode == 0
+    assert [flag for flag in used if f"--{flag}" not in done.stdout] == []
 
 
 def test_the_table_of_statistics_is_the_one_in_the_code():

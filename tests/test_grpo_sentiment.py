@@ -3,13 +3,12 @@
 import dataclasses
 import importlib.util
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import trl
 from conftest import save_tiny_classifier
+from launching import RECIPES, run_warm
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,7 +17,6 @@ from transformers import (
 from trl_recipes.arguments import run_recipe
 from trl_recipes.stats import load_stats
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 TEXTS = ["The acting was wonderful and the plot kept me awake.", "A dull film, sadly."] * 15
 both = pytest.mark.parametrize("kind", ["grpo", "rloo"])
 
@@ -115,8 +113,7 @@ def test_a_check_says_what_it_takes_and_writes_nothing(kind, models, tmp_path, c
 def test_compare_takes_any_two_runs(finished, tmp_path):
     words = [str(finished / "grpo"), str(finished / "rloo"), "--max_prompts", "4"]
     words += ["--output_dir", str(tmp_path)]
-    command = [sys.executable, str(RECIPES / "compare.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_warm("compare.py", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "KL (nats/response)" in done.stdout
     assert "rloo" in done.stdout

@@ -2,18 +2,16 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from launching import RECIPES, run_warm
 from transformers import AutoModelForCausalLM
 
 from trl_recipes.arguments import run_recipe
 
-ROOT = Path(__file__).parents[1]
-RECIPE = str(ROOT / "recipes" / "ppo_custom_reward.py")
-CONFIG = str(ROOT / "recipes" / "configs" / "ppo_custom_reward.yaml")
+RECIPE = RECIPES / "ppo_custom_reward.py"
+CONFIG = str(RECIPES / "configs" / "ppo_custom_reward.yaml")
 COMPONENTS = ("log_perplexity", "similarity", "length", "repetition")
 
 
@@ -39,8 +37,7 @@ def run(model, folder, *more):
 def finished(tiny_gpt2, tmp_path_factory):
     folder = tmp_path_factory.mktemp("custom") / "run"
     more = words(tiny_gpt2, folder, "--max_length", "4", "--prompt", "The film")
-    command = [sys.executable, RECIPE, *more]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = run_warm(RECIPE.name, *more)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout
 
@@ -93,23 +90,3 @@ def test_a_users_own_function_replaces_the_recipes_rewards(tiny_gpt2, tmp_path):
     row = json.loads((tmp_path / "run" / "all_stats.jsonl").read_text().splitlines()[0])
     keys = {key for key in row if key.startswith(("rewards/", "metrics/")) and "mean" in key}
     assert keys == {"rewards/shouts/mean", "rewards/repetition/mean", "metrics/uppercase/mean"}
-
-
-@pytest.mark.parametrize(
-    ("more", "told"),
-    [
-        (["--reference_text", " "], "`reference_text` is ' '"),
-        (["--reference_text", "nowhere.txt"], "`nowhere.txt` could not be read"),
-        (["--prompt", ""], "--prompt is empty"),
-        (["--max_length", "-3"], "max_length is -3"),
-        (["--reward_weights", "1", "2"], "`reward_weights` has 2 entries"),
-        (["--reward_funcs", "nowhere.py:f"], "there is no file `nowhere.py`"),
-        (["--version", "3"], "--version"),
-    ],
-)
-def test_each_mistake_is_one_message_and_leaves_nothing(tiny_gpt2, tmp_path, more, told, capsys):
-    with pytest.raises(SystemExit) as left:
-        run(tiny_gpt2, tmp_path / "run", *more)
-    assert left.value.code == 2
-    assert told in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()

@@ -3,16 +3,12 @@
 import json
 import re
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
+from launching import Recipe
 from safetensors.torch import load_file
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 WORDS = ["--num_train_epochs", "6", "--save_steps", "20", "--disable_tqdm", "true"]
 WORDS += ["--per_device_train_batch_size", "4", "--use_cpu", "true"]
 SIZES = {
@@ -31,37 +27,33 @@ def reviews(tmp_path_factory):
 
 
 def start(recipe, reviews, folder, *more):
-    words = [sys.executable, str(RECIPES / recipe), "--dataset_name", str(reviews)]
-    words += ["--output_dir", str(folder), *WORDS, *SIZES[recipe], *more]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    data = ["--dataset_name", reviews, "--output_dir", folder]
+    return Recipe(recipe, *data, *WORDS, *SIZES[recipe], *more)
 
 
-def finish(process):
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output[-3000:]
-    return output
+def finish(recipe, code=0):
+    done = recipe.finish()
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("recipe", SIZES)
-def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not_stopped(recipe, reviews, tmp_path):
+@pytest.mark.parametrize("name", SIZES)
+def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not_stopped(name, reviews, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    finish(start(recipe, reviews, whole))
-    process = start(recipe, reviews, stopped)
-    while not list(stopped.glob("checkpoints/checkpoint-*")):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.002)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, output
+    finish(start(name, reviews, whole))
+    recipe = start(name, reviews, stopped)
+    recipe.wait_until(lambda: list(stopped.glob("checkpoints/checkpoint-*")))
+    recipe.send_signal(signal.SIGTERM)
+    output = finish(recipe, code=128 + signal.SIGTERM)
     assert "--resume_from_checkpoint true" in output
     assert "Traceback" not in output
-    finish(start(recipe, reviews, stopped, "--resume_from_checkpoint", "true"))
+    finish(start(name, reviews, stopped, "--resume_from_checkpoint", "true"))
     ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (stopped, whole))
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
-@pytest.mark.parametrize("recipe", SIZES)
-def test_a_check_says_what_the_training_takes_and_writes_nothing(recipe, reviews, tmp_path):
-    output = finish(start(recipe, reviews, tmp_path / "run", "--check", "true"))
+@pytest.mark.parametrize("name", SIZES)
+def test_a_check_says_what_the_training_takes_and_writes_nothing(name, reviews, tmp_path):
+    output = finish(start(name, reviews, tmp_path / "run", "--check", "true"))
     assert not (tmp_path / "run").exists()
     assert re.search(r"about \d+ seconds \(\d+ steps of [\d.e-]+ s\) and \d\.\d GB", output)

@@ -8,18 +8,19 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from launching import ACCELERATE
 from safetensors.torch import load_file
 
 from trl_recipes.checkpointing import checkpoints_in, damage
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Path(__file__).with_name("recipe_on_two_hosts.py")
-ACCELERATE = Path(sys.executable).with_name("accelerate")
 PORT = "29500"
 STEPS = 16
 SETTINGS = {

@@ -1,14 +1,12 @@
 import json
 import math
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from architectures import ARCHITECTURES
 from conftest import save_tiny_classifier
+from launching import run_warm
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -27,7 +25,6 @@ WORDS = ["<eos>", "the", "film", "was", "good", "bad", "dull", "and", "very", "a
 WORDS += ["liked", "it", "not", "but"]
 VOCABULARY = {word: number for number, word in enumerate(WORDS)}
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 
 # 0.975 quantiles of Student's t from printed tables, by degrees of freedom
 T_TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 30: 2.042}
@@ -289,17 +286,9 @@ def run_folder(tmp_path_factory, reference, policy, tokenizer):
     return root
 
 
-def recipe(name, *words, cwd):
-    command = [sys.executable, RECIPES / name, *words]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=180
-    )
-
-
 def test_the_recipe_compares_a_run_with_its_start(run_folder):
     flags = ["runs/ppo-good", "--max_prompts", "6", "--show", "2"]
-    done = recipe("compare.py", *flags, cwd=run_folder)
+    done = run_warm("compare.py", *flags, cwd=run_folder)
     assert done.returncode == 0, done.stderr
     assert "runs/comparison/comparison.png" in done.stdout
     assert (run_folder / "runs/comparison/comparison.png").stat().st_size > 10_000
@@ -317,7 +306,7 @@ def test_the_recipe_compares_a_run_with_its_start(run_folder):
 
 def test_the_recipe_generates_with_scores(run_folder):
     flags = ["--model", "runs/ppo-good", "--reward_model", "classifier", "--prompt", "the film"]
-    done = recipe("generate.py", *flags, "--num_return_sequences", "3", cwd=run_folder)
+    done = run_warm("generate.py", *flags, "--num_return_sequences", "3", cwd=run_folder)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()[1:]
     scores = [float(line.split()[0]) for line in lines]
@@ -349,7 +338,7 @@ def test_a_missing_judge_is_left_out_and_said(run_folder, monkeypatch, caplog):
 )
 def test_mistakes_end_with_one_message(run_folder, name, words, message):
     model = ["--model", "start"] if name == "generate.py" else []
-    done = recipe(name, *words, *model, cwd=run_folder)
+    done = run_warm(name, *words, *model, cwd=run_folder)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import torch
 import torture
 from architectures import ARCHITECTURES, VOCAB, Words
 from datasets import Dataset
+from launching import Recipe
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError
 from trl_recipes.checkpointing import checkpoints_in
@@ -213,10 +213,21 @@ def recipe_flags(tmp_path_factory):
 @pytest.fixture(scope="module")
 def calm(recipe_flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("calm") / "run"
-    torture.finish(torture.start([*recipe_flags, "--max_steps", "60"], folder))
+    finish(start(recipe_flags, folder))
     return folder
 
 
+def start(flags, folder, *more):
+    return Recipe("ppo_sentiment.py", *flags, "--max_steps", 60, "--output_dir", folder, *more)
+
+
+def finish(recipe, code=0):
+    done = recipe.finish()
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
 def test_a_run_survives_being_killed_again_and_again(recipe_flags, calm, tmp_path):
     struck = torture.torture(
         [*recipe_flags, "--max_steps", "60"], tmp_path / "run", kills=5, seed=1
@@ -227,16 +238,13 @@ def test_a_run_survives_being_killed_again_and_again(recipe_flags, calm, tmp_pat
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_saves_and_says_how_to_go_on(name, recipe_flags, calm, tmp_path):
-    flags = [*recipe_flags, "--max_steps", "60", "--save_steps", "50"]
-    process = torture.start(flags, tmp_path / "run")
-    while torture.rows_in(tmp_path / "run") < 3:
-        time.sleep(0.01)
-        assert process.poll() is None, process.stdout.read()
-    process.send_signal(getattr(signal, name))
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + getattr(signal, name)
+    number, folder = getattr(signal, name), tmp_path / "run"
+    recipe = start(recipe_flags, folder, "--save_steps", 50)
+    recipe.wait_until(lambda: torture.rows_in(folder) >= 3)
+    recipe.send_signal(number)
+    output = finish(recipe, code=128 + number)
     assert f"Stopped by {name} after step" in output
     assert "the same command with --resume_from_checkpoint true" in output
     assert "Traceback" not in output
-    torture.finish(torture.start([*flags, "--resume_from_checkpoint", "true"], tmp_path / "run"))
-    torture.assert_same(calm, tmp_path / "run")
+    finish(start(recipe_flags, folder, "--save_steps", 50, "--resume_from_checkpoint", "true"))
+    torture.assert_same(calm, folder)

@@ -3,17 +3,16 @@ import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
+from launching import run_warm
 
 from trl_recipes.evaluation.compare import Comparison, ModelResult
 from trl_recipes.report.plots import moving_average, plot_comparison, plot_runs, plot_stats
 from trl_recipes.stats import append_stats
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "plot.py"
 SHARED = ["KL from the reference", "Length of the responses", "Entropy of the next token"]
 
 
@@ -222,11 +221,6 @@ def test_drawing_never_touches_pyplot(tmp_path):
     not_blank(tmp_path / "a.png")
 
 
-def run_plot(*words, cwd):
-    command = [sys.executable, RECIPE, *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
-
-
 @pytest.fixture
 def two_runs(tmp_path):
     for name in ("ppo-good", "ppo-bad"):
@@ -238,7 +232,7 @@ def two_runs(tmp_path):
 
 
 def test_the_recipe_draws_one_run_into_its_folder(two_runs):
-    done = run_plot("runs/ppo-good", cwd=two_runs)
+    done = run_warm("plot.py", "runs/ppo-good", cwd=two_runs)
     written = "runs/ppo-good/plots/training.png\nruns/ppo-good/report.html\n"
     assert (done.returncode, done.stdout) == (0, written), done.stderr
     not_blank(two_runs / "runs/ppo-good/plots/training.png")
@@ -246,11 +240,13 @@ def test_the_recipe_draws_one_run_into_its_folder(two_runs):
 
 
 def test_the_recipe_lays_runs_over_each_other_where_told_and_says_which_is_missing(two_runs):
-    done = run_plot("runs/ppo-good", "runs/ppo-bad", "--output", "new/both.png", cwd=two_runs)
+    done = run_warm(
+        "plot.py", "runs/ppo-good", "runs/ppo-bad", "--output", "new/both.png", cwd=two_runs
+    )
     assert (done.returncode, done.stdout) == (0, "new/both.png\n"), done.stderr
     not_blank(two_runs / "new/both.png")
     assert not list(two_runs.rglob("report.html"))  # one file was asked for
-    done = run_plot("runs/ppo-god", cwd=two_runs)
+    done = run_warm("plot.py", "runs/ppo-god", cwd=two_runs)
     assert done.returncode == 2
     assert "No statistics at runs/ppo-god" in done.stderr
     assert "Traceback" not in done.stderr

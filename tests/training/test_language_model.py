@@ -2,15 +2,13 @@ import itertools
 import json
 import math
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from launching import run_warm
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
@@ -34,7 +32,7 @@ from trl_recipes.training.language_model import (
 )
 from trl_recipes.training.reward_data import read_labelled
 
-ROOT = Path(__file__).parents[2]
+SHORT = ["--use_cpu", "--max_steps", "3"]
 TEXTS = ["The film is good.", "The film is bad; I left.", "Étude in C - naïve, isn't it?\n\nYes."]
 TINY_GPT2 = {"n_layer": 1, "n_head": 2, "n_embd": 32, "vocab_size": 300, "context_length": 32}
 TINY_CLASSIFIER = {"num_layers": 1, "num_heads": 2, "hidden_size": 32, "vocab_size": 300}
@@ -216,22 +214,17 @@ def review_file(tmp_path_factory):
     return path
 
 
-def recipe(name, *flags):
-    command = [sys.executable, f"recipes/{name}.py", "--use_cpu", "--max_steps", "3", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
 def test_the_language_model_recipe_runs_and_refuses_to_overwrite(tmp_path, review_file):
     flags = ["--dataset_name", str(review_file), "--output_dir", str(tmp_path / "lm")]
-    small = ["--n_layer", "1", "--n_embd", "32", "--vocab_size", "300"]
-    run = recipe("pretrain_lm", *flags, *small)
+    small = [*SHORT, "--n_layer", "1", "--n_embd", "32", "--vocab_size", "300"]
+    run = run_warm("pretrain_lm.py", *flags, *small)
     assert run.returncode == 0, run.stderr
     loss = float(run.stdout.split("held-out loss ")[1].split()[0])
     assert 0 < loss < math.log(300) + 1
     assert "54 texts" in run.stdout  # a tenth is held out
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "lm" / "model")
     assert model.config.n_embd == 32
-    again = recipe("pretrain_lm", *flags, *small)
+    again = run_warm("pretrain_lm.py", *flags, *small)
     assert again.returncode == 2
     assert "Traceback" not in again.stderr
     assert "--overwrite_output_dir" in again.stderr
@@ -239,7 +232,9 @@ def test_the_language_model_recipe_runs_and_refuses_to_overwrite(tmp_path, revie
 
 def test_the_classifier_recipe_runs_on_named_labels(tmp_path, review_file):
     flags = ["--dataset_name", str(review_file), "--output_dir", str(tmp_path / "classifier")]
-    run = recipe("train_classifier", *flags, "--hidden_size", "32", "--vocab_size", "300")
+    run = run_warm(
+        "train_classifier.py", *flags, *SHORT, "--hidden_size", "32", "--vocab_size", "300"
+    )
     assert run.returncode == 0, run.stderr
     assert "(n = 6 texts)" in run.stdout
     folder = str(tmp_path / "classifier" / "model")

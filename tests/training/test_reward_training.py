@@ -4,13 +4,11 @@ import dataclasses
 import json
 import math
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
-from chains import RECIPES
 from datasets import Dataset
+from launching import run_warm
 from transformers import (
     T5Config,
     T5ForConditionalGeneration,
@@ -316,19 +314,8 @@ def test_preference_pairs_become_a_reward_that_other_recipes_take_by_name(tmp_pa
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     words = "--num_layers 1 --hidden_size 32 --num_heads 2 --vocab_size 300 --context_length 32"
     words += " --per_device_train_batch_size 8 --learning_rate 3e-3 --disable_tqdm true --dropout 0"
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(RECIPES / "train_reward_model.py"),
-            "--dataset_name",
-            "pairs.jsonl",
-            *words.split(),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    data = ["--dataset_name", "pairs.jsonl"]
+    done = run_warm("train_reward_model.py", *data, *words.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "1 of 201 pairs of pairs.jsonl (train) have chosen equal to rejected" in done.stderr
     assert "held-out accuracy 1.000" in done.stdout

@@ -1,15 +1,12 @@
 """recipes/rlhf.py: the chain as users run it, killed, gone on with, skipped and refused."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
-from chains import RECIPES, assert_same_weights, load_recipe, result_of, rows_of
+from chains import assert_same_weights, load_recipe, result_of, rows_of
+from launching import Recipe
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trl_recipes.arguments import parse_arguments
@@ -138,20 +135,14 @@ def test_a_killed_chain_ends_as_one_that_was_left_alone(
     moment, finished, tiny_gpt2, reviews, tmp_path
 ):
     words = flags(tiny_gpt2, reviews, tmp_path / "run")
-    process = subprocess.Popen(
-        [sys.executable, str(RECIPES / "rlhf.py"), *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    chain = Recipe("rlhf.py", *words)
     watched = {
         "reward model": tmp_path / "run" / "reward" / "stage.json",  # written when it begins
         "policy": tmp_path / "run" / "checkpoints" / "checkpoint-1",
     }[moment]
-    while not watched.exists() and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    chain.wait_until(watched.exists)
+    chain.send_signal(signal.SIGKILL)
+    assert chain.finish().returncode == -signal.SIGKILL
     run(words)
     assert rows_of(tmp_path / "run") == rows_of(finished)
     assert_same_weights(tmp_path / "run", finished, "model", "reward/model")
