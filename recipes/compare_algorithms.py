@@ -13,15 +13,14 @@ from functools import partial
 
 from trl_recipes import RecipeError, run_recipe, setting
 from trl_recipes.evaluation.sweep import (
-    CONFIGS,
+    ALGORITHMS,
+    SweepRun,
     Task,
-    default_jobs,
     is_finished,
     make_runs,
     run_all,
 )
 from trl_recipes.evaluation.sweep_results import load_results, plot_results
-from trl_recipes.evaluation.sweep_run import SweepRun
 from trl_recipes.run_folder import check_folder
 
 OWN = "Settings of its own, as in its YAML file; on the command line as JSON."
@@ -32,7 +31,7 @@ class SweepArguments:
     """Which algorithms to compare, and where."""
 
     algorithms: list[str] = field(
-        default_factory=lambda: list(CONFIGS), metadata={"help": "Which: ppo, grpo, rloo."}
+        default_factory=lambda: list(ALGORITHMS), metadata={"help": "Which: ppo, grpo, rloo."}
     )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds, one run of each algorithm."}
@@ -45,10 +44,14 @@ class SweepArguments:
     output_dir: str = setting("runs/algorithms", "Folder of all runs.")
     overwrite_output_dir: bool = setting(False, "Make all runs again.")
 
+    def __post_init__(self):
+        if self.jobs < 0:
+            raise RecipeError(f"--jobs is {self.jobs}. Use 1 or more, or 0 for one a core or GPU.")
+
 
 def main(args: SweepArguments, task: Task) -> None:
-    folder, jobs = check_folder(args.output_dir), default_jobs(args.jobs)
-    own = {name: getattr(args, name) for name in CONFIGS}
+    folder = check_folder(args.output_dir)
+    own = {name: getattr(args, name) for name in ALGORITHMS}
     runs = make_runs(task, args.algorithms, args.seeds, own)
 
     # Trainer
@@ -60,14 +63,14 @@ def main(args: SweepArguments, task: Task) -> None:
     print(task.ending() if todo else "Every run is finished.")
     if args.check:
         return
-    failures = run_all(todo, folder, jobs, partial(print, flush=True), overwrite)
+    failures = run_all(todo, folder, args.jobs, partial(print, flush=True), overwrite)
 
     # Results
     results = load_results(runs, folder)
     if results is not None:
         files = [*results.save(folder), folder / "algorithms.png"]
         plot_results(results, files[-1])
-        tables = (results.finding(), results.table(), results.per_seed(), results.conditions())
+        tables = (results.table(), results.per_seed(), results.conditions())
         print("", *tables, "\n".join(map(str, files)), sep="\n\n")
     if failures:
         raise RecipeError("\n".join(failures))

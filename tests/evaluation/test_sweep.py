@@ -21,9 +21,8 @@ from transformers import AutoTokenizer
 from trl_recipes.arguments import run_recipe
 from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.evaluation import sweep
-from trl_recipes.evaluation.sweep import Run, Task, make_runs, read_json, run_all
+from trl_recipes.evaluation.sweep import Run, SweepRun, Task, make_runs, read_json, run_all
 from trl_recipes.evaluation.sweep_results import Results, load_results, plot_results
-from trl_recipes.evaluation.sweep_run import SweepRun
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "compare_algorithms.py"
 TEXTS = ["The acting was wonderful and the plot kept me awake.", "A dull film, sadly."] * 30
@@ -215,7 +214,7 @@ def stand_in(monkeypatch, tmp_path):
 
 
 def some_runs(*seeds, algorithms=("ppo", "grpo")):
-    task = Task(64, 8, 4, 2, 4, evaluations=2, eval_prompts=4)
+    task = Task(tokens=64, batch=8, response_length=4, evaluations=2, eval_prompts=4)
     return make_runs(task, algorithms, seeds, {"grpo": {"num_generations": 4}})
 
 
@@ -247,7 +246,7 @@ def test_a_signal_reaches_every_run_and_waits_for_it(stand_in, tmp_path):
 
 def made_up(**ends):
     """Results of three seeds: reward, KL and seconds at the end of each algorithm."""
-    task = Task(50_000, 8, 4, 2, 4, evaluations=2, eval_prompts=4)
+    task = Task(tokens=50_000, batch=8, response_length=4, evaluations=2, eval_prompts=4)
     figures = {"perplexity": 5.0, "distinct_2": 0.5, "length": 4.0}
     before = {"P(POSITIVE)": 0.4, "reward": 0.4, "kl": 0.0, **figures}
     results = Results([], [], [])
@@ -263,27 +262,14 @@ def made_up(**ends):
     return results
 
 
-def test_the_finding_is_read_from_the_figures_and_the_table_gives_mean_least_and_most():
-    apart = made_up(
-        ppo=([0.90, 0.91, 0.92], [3.0, 3.1, 3.2], [20.0, 20.0, 21.0]),
-        grpo=([0.95, 0.96, 0.97], [6.0, 6.1, 6.2], [30.0, 30.0, 30.0]),
-        rloo=([0.80, 0.81, 0.82], [4.0, 4.1, 4.2], [31.0, 32.0, 33.0]),
-    )
-    assert apart.finding() == (
-        "With 50k tokens each, GRPO ends highest: P(POSITIVE) 0.96\n"
-        "PPO needs the least time (20 s) and stays nearest the start (3.1 nats)"
-    )
+def test_the_table_gives_mean_least_and_most():
     level = made_up(
         ppo=([0.90, 0.91, 0.95], [3.0, 3.1, 3.2], [20.0, 20.0, 31.0]),
         grpo=([0.91, 0.92, 0.93], [3.1, 3.1, 3.2], [30.0, 30.0, 30.0]),
     )
-    assert level.finding() == (
-        "With 50k tokens each, PPO and GRPO end level: P(POSITIVE) 0.92\n"
-        "All need about the same time, all move about as far from the start"
-    )
     assert "0.920 (0.900 to 0.950)" in level.table()
     kl = {"mean": pytest.approx(3.1), "least": 3.0, "most": 3.2}
-    assert level.to_dict()["summary"]["ppo"]["kl"] == kl
+    assert level.to_dict()["summary"]["kl"]["ppo"] == kl
 
 
 def test_the_picture_names_every_line_with_where_it_ends(tmp_path):

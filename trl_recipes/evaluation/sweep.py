@@ -1,6 +1,10 @@
 """PPO, GRPO and RLOO on one task with the same number of generated tokens, a process for each run.
 
-What is finished is not run again, and what was stopped goes on where it stopped.
+What is finished is not run again, and what was stopped goes on where it stopped. A process is
+
+    python -m trl_recipes.evaluation.sweep '<a Run as JSON>' FOLDER
+
+and `result.json`, written last, says that its run is finished.
 """
 
 import dataclasses
@@ -9,52 +13,62 @@ import math
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from trl_recipes.callbacks import StopSignals
+from trl_recipes.data.prompts import PromptArguments
+from trl_recipes.embedded import language_model
 from trl_recipes.errors import RecipeError, RunStopped
-from trl_recipes.grpo import GRPOConfig, RLOOConfig
-from trl_recipes.ppo import PPOConfig
-from trl_recipes.run_folder import check_output_dir, prepare_run
+from trl_recipes.evaluation.compare import ModelResult, compare, mean_interval, measure_model
+from trl_recipes.evaluation.judges import sentiment_measures
+from trl_recipes.grpo import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl_recipes.models.loading import load_run
+from trl_recipes.ppo import PPOConfig, PPOTrainer
+from trl_recipes.report import write_report, write_results
+from trl_recipes.rewards import SentimentReward
+from trl_recipes.run_folder import check_output_dir, prepare_run, start_run, write_whole
 from trl_recipes.settings import setting
+from trl_recipes.stats import append_stats, keep_steps, load_stats
 
-CONFIGS = {"ppo": PPOConfig, "grpo": GRPOConfig, "rloo": RLOOConfig}
-NAMES = {name: name.upper() for name in CONFIGS}
+ALGORITHMS = {
+    "ppo": (PPOConfig, PPOTrainer),
+    "grpo": (GRPOConfig, GRPOTrainer),
+    "rloo": (RLOOConfig, RLOOTrainer),
+}
 # Settings that are the task's, so that no algorithm may have its own.
 _SHARED = ("batch_size", "response_length", "temperature", "max_steps", "seed", "output_dir")
 _SHARED += ("max_completion_length", "min_response_length", "lr_scheduler_type", "reward_funcs")
 _SHARED += ("steps_per_generation", "generation_batch_size", "logging_steps", "total_episodes")
-SETTINGS_FILE = "settings.json"  # what a run was begun with
-RESULT_FILE = "result.json"  # written last: the run is finished
-CURVE_FILE = "curve.jsonl"
+# Statistics whose mean over the steps stands in a result.
+_MEANS = {
+    "ppo/policy/clipfrac": "clipfrac",
+    "clip_ratio/region_mean": "clipfrac",  # of GRPO and RLOO
+    "ppo/val/var_explained": "var_explained",
+}
+SETTINGS_FILE, CURVE_FILE, RESULT_FILE = "settings.json", "curve.jsonl", "result.json"
 LOG_FILE = "log.txt"
-COMMAND = (sys.executable, "-m", "trl_recipes.evaluation.sweep_run")
+COMMAND = (sys.executable, "-m", "trl_recipes.evaluation.sweep")
 LAST_LINES = 6
 POLL_SECONDS = 0.1
 
 
 @dataclass
-class Task:
+class Task(PromptArguments):
     """What all runs share."""
 
     tokens: int = setting(100_000, "Tokens that each run generates; it ends with their batch.")
     batch: int = setting(128, "Responses a step.")
     response_length: int = setting(16, "Most tokens of a response.")
-    min_prompt_length: int = setting(2, "Shortest prompt, in tokens.")
-    max_prompt_length: int = setting(8, "Longest prompt, in tokens.")
     evaluations: int = setting(10, "How often to measure on the way.")
-    eval_prompts: int = setting(256, "Held-out prompts to measure on.")
     model_name_or_path: str | None = setting(None, "Start model.")
-    dataset_name: str | None = setting(None, "Texts to take prompts of.")
     reward_model: str | None = setting(None, "Sentiment classifier.")
     label: str = setting("POSITIVE", "Its probability is the reward.")
 
@@ -77,16 +91,12 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{NAMES[self.algorithm]} seed {self.seed}"
+        return f"{self.algorithm.upper()} seed {self.seed}"
 
     @property
     def folder_name(self) -> str:
         """Name of the run's folder."""
         return f"{self.algorithm}-seed{self.seed}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give all that decides the run's outcome, ready for JSON."""
-        return dataclasses.asdict(self)
 
 
 def make_runs(
@@ -97,8 +107,8 @@ def make_runs(
     `own` holds each algorithm's settings: a dict, JSON, or None for its defaults.
     """
     for name in algorithms:
-        if name not in CONFIGS:
-            raise RecipeError(f"--algorithms: `{name}` is unknown. Use {', '.join(CONFIGS)}.")
+        if name not in ALGORITHMS:
+            raise RecipeError(f"--algorithms: `{name}` is unknown. Use {', '.join(ALGORITHMS)}.")
     for flag, values in (("--algorithms", algorithms), ("--seeds", seeds)):
         if not values or len(set(values)) < len(values):
             shown = " ".join(map(str, values)) or "nothing"
@@ -118,13 +128,26 @@ def make_runs(
     return runs
 
 
+def _own_settings(name: str, given: Any) -> dict[str, Any]:
+    try:
+        settings = json.loads(given) if isinstance(given, str) else given or {}
+    except json.JSONDecodeError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise RecipeError(
+            f"--{name} is {given!r}, which is no JSON object. Give one such as "
+            "'{\"learning_rate\": 1e-5}', or settings under this key in a YAML file."
+        )
+    return settings
+
+
 def config_of(run: Run, folder: Path, resume: bool = False) -> TrainingArguments:
     """Make the configuration of a run's trainer.
 
     The learning rate stays constant, since how many steps a budget of tokens takes is known only
     at its end; `max_steps` is what responses of one token would take.
     """
-    kind, flag, task = CONFIGS[run.algorithm], f"--{run.algorithm}", run.task
+    (kind, _), flag, task = ALGORITHMS[run.algorithm], f"--{run.algorithm}", run.task
     known = {setting.name for setting in dataclasses.fields(kind) if setting.init}
     for name in run.settings:
         if name in _SHARED:
@@ -154,7 +177,7 @@ def config_of(run: Run, folder: Path, resume: bool = False) -> TrainingArguments
     try:
         return kind(**{"save_steps": 10} | run.settings | shared)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"{flag}: {error} Fix the settings of {NAMES[run.algorithm]}.") from error
+        raise RecipeError(f"{flag}: {error} Fix these settings.") from error
 
 
 def is_finished(run: Run, folder: Path, overwrite: bool = False) -> bool:
@@ -164,90 +187,18 @@ def is_finished(run: Run, folder: Path, overwrite: bool = False) -> bool:
         return False
     if overwrite:
         return False
-    old, new = (_flat(values) for values in (read_json(folder / SETTINGS_FILE), run.to_dict()))
-    differing = ", ".join(
-        f"{name} {old.get(name)}, now {new.get(name)}"
-        for name in old | new
-        if old.get(name) != new.get(name)
+    old, new = (
+        values | values.pop("task") | values.pop("settings")
+        for values in (read_json(folder / SETTINGS_FILE), asdict(run))
     )
+    differing = [n for n in old | new if old.get(n) != new.get(n)]
     if differing:
+        told = ", ".join(f"{name} {old.get(name)}, now {new.get(name)}" for name in differing)
         raise RecipeError(
-            f"--output_dir: `{folder}` holds a run with other settings ({differing}). Choose "
-            "another folder, or use --overwrite_output_dir true to replace its runs."
+            f"--output_dir: `{folder}` holds a run with other settings ({told}). Choose another "
+            "folder, or use --overwrite_output_dir true to replace its runs."
         )
     return (folder / RESULT_FILE).is_file()
-
-
-def default_jobs(wanted: int) -> int:
-    """Give how many runs go at a time: for 0 one a core, or one alone on a GPU."""
-    if wanted < 0:
-        raise RecipeError(f"--jobs is {wanted}. Use 1 or more, or 0 for one a core or GPU.")
-    return wanted or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
-
-
-def run_all(
-    runs: Sequence[Run],
-    folder: Path,
-    jobs: int,
-    say: Callable[[str], None],
-    overwrite: bool = False,
-) -> list[str]:
-    """Run each in a process of its own, `jobs` at a time, and give a sentence for each that failed.
-
-    `say` is told when a run begins and ends. Raises RunStopped where SIGTERM or Ctrl-C came; every
-    run has then written a checkpoint.
-    """
-    going: list[subprocess.Popen] = []
-    begun, failures = [], []
-    lock, began = threading.Lock(), time.perf_counter()
-
-    def one(run: Run) -> None:
-        path = folder / run.folder_name
-        with lock:
-            if signals.received is not None:
-                return
-            if overwrite:
-                prepare_run(path, overwrite=True)
-                for name in (SETTINGS_FILE, RESULT_FILE, CURVE_FILE):
-                    (path / name).unlink(missing_ok=True)
-            process = _start(run, path, jobs)
-            going.append(process)
-            begun.append(run)
-            say(f"{run}: begun, {len(begun)} of {len(runs)}")
-        code = process.wait()
-        with lock:
-            going.remove(process)
-            if code:
-                failures.append(f"{run} failed. {_last_words(path, code)}")
-                say(failures[-1])
-            else:
-                say(f"{run}: {_summary(path)}")
-                left = len(runs) - len(begun) + len(going)
-                minutes = (time.perf_counter() - began) / 60
-                ahead = f"    {left} left, about {minutes / (len(runs) - left) * left:.1f} minutes"
-                say(ahead if left else f"{len(runs)} runs in {minutes:.1f} minutes.")
-
-    with StopSignals() as signals, ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(one, run) for run in runs}
-        try:
-            while waiting:
-                done, waiting = wait(waiting, POLL_SECONDS)
-                for future in done:
-                    future.result()
-                if signals.received is not None:  # every run finishes its step and saves
-                    with lock:
-                        for process in going:
-                            process.send_signal(signals.received)
-                    wait(waiting)
-                    name = signals.received.name
-                    words = f"Stopped by {name}. The same command goes on where it stopped."
-                    raise RunStopped(words, 128 + signals.received)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in going:
-                process.kill()
-            raise
-    return failures
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -260,26 +211,61 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _own_settings(name: str, given: Any) -> dict[str, Any]:
-    """An algorithm's settings, which a command line gives as JSON."""
-    try:
-        settings = json.loads(given) if isinstance(given, str) else given or {}
-    except json.JSONDecodeError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise RecipeError(
-            f"--{name} is {given!r}, which is no JSON object. Give one such as "
-            "'{\"learning_rate\": 1e-5}', or settings under this key in a YAML file."
-        )
-    return settings
+def run_all(
+    runs: Sequence[Run],
+    folder: Path,
+    jobs: int,
+    say: Callable[[str], None],
+    overwrite: bool = False,
+) -> list[str]:
+    """Run each in a process of its own, `jobs` at a time, and give a sentence for each that failed.
+
+    `jobs` is 0 for one a core, or one alone on a GPU; `say` is told when a run begins and ends.
+    Raises RunStopped where SIGTERM or Ctrl-C came; every run has then written a checkpoint.
+    """
+    jobs = jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    going: list[tuple[Run, subprocess.Popen]] = []
+    waiting, failures, began = list(runs), [], time.perf_counter()
+    with StopSignals() as signals:
+        try:
+            while waiting or going:
+                if signals.received is not None:  # every run finishes its step and saves
+                    for _, process in going:
+                        process.send_signal(signals.received)
+                    for _, process in going:
+                        process.wait()
+                    words = f"Stopped by {signals.received.name}. The same command goes on where "
+                    raise RunStopped(f"{words}it stopped.", 128 + signals.received)
+                while waiting and len(going) < jobs:
+                    run = waiting.pop(0)
+                    going.append((run, _start(run, folder / run.folder_name, jobs, overwrite)))
+                    say(f"{run}: begun, {len(runs) - len(waiting)} of {len(runs)}")
+                time.sleep(POLL_SECONDS)
+                for run, process in [pair for pair in going if pair[1].poll() is not None]:
+                    going.remove((run, process))
+                    path, code = folder / run.folder_name, process.returncode
+                    if code:
+                        failures.append(f"{run} failed. {_last_words(path / LOG_FILE, code)}")
+                    say(failures[-1] if code else f"{run}: {_summary(path / RESULT_FILE)}")
+                    minutes, left = (time.perf_counter() - began) / 60, len(waiting) + len(going)
+                    ahead = minutes / (len(runs) - left) * left
+                    say(f"    {left} left, about {ahead:.1f} minutes")
+        finally:
+            for _, process in going:
+                process.kill()
+    return failures
 
 
-def _start(run: Run, folder: Path, jobs: int) -> subprocess.Popen:
+def _start(run: Run, folder: Path, jobs: int, overwrite: bool) -> subprocess.Popen:
+    if overwrite:
+        prepare_run(folder, overwrite=True)
+        for name in (SETTINGS_FILE, RESULT_FILE, CURVE_FILE):
+            (folder / name).unlink(missing_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG_FILE).open("wb") as log:
         return subprocess.Popen(
-            [*COMMAND, json.dumps(run.to_dict()), str(folder)],
+            [*COMMAND, json.dumps(asdict(run)), str(folder)],
             env={"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -288,25 +274,155 @@ def _start(run: Run, folder: Path, jobs: int) -> subprocess.Popen:
         )
 
 
-def _last_words(folder: Path, code: int) -> str:
-    text = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
+def _last_words(log: Path, code: int) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+    lines = [line for line in text.splitlines() if line.strip()]
     told = next((line for line in reversed(lines) if line.startswith("error: ")), None)
     killed = " (killed, most likely for want of memory)" if code == -9 else ""
     words = told or " / ".join(lines[-LAST_LINES:]) or "it said nothing"
-    return f"Exit code {code}{killed}, `{folder / LOG_FILE}`: {words}"
+    return f"Exit code {code}{killed}, `{log}`: {words}"
 
 
-def _summary(folder: Path) -> str:
-    result = read_json(folder / RESULT_FILE)
-    before, after = result["reference"], result["policy"]
-    return (
-        f"reward {before['reward']:.3f} to {after['reward']:.3f}, KL {after['kl']:.2f} nats, "
-        f"{result['tokens']} tokens in {result['seconds']:.0f} s of training"
-    )
+def _summary(result: Path) -> str:
+    found = read_json(result)
+    before, after = found["reference"]["reward"], found["policy"]["reward"]
+    seconds = f"{found['seconds']:.0f} s of training"
+    return f"reward {before:.3f} to {after:.3f}, {found['tokens']} tokens in {seconds}"
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """All settings of a run by their own names; none stands in two parts of it."""
-    parts = {name: value for name, value in settings.items() if not isinstance(value, dict)}
-    return parts | settings.get("task", {}) | settings.get("settings", {})
+# One run, in its process
+
+
+class Curve(TrainerCallback):
+    """Writes a row a step to `curve.jsonl`, and ends the run when its tokens are generated.
+
+    A row holds `step`, `tokens` (generated so far) and `seconds` (of training so far, without those
+    of measuring); every so many tokens also the figures of the policy on held-out prompts.
+    """
+
+    def __init__(self, folder: Path, task: Task, measure: Callable[[], ModelResult]):
+        self.path, self.task, self.measure = folder / CURVE_FILE, task, measure
+        self.last: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0}
+        self._mark = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Go on from the last row that a checkpoint knows of, or measure the start."""
+        rows = keep_steps(self.path, state.global_step)
+        if rows:
+            self.last = {name: rows[-1][name] for name in self.last}
+        else:
+            append_stats(self.path, self.last | self._figures())
+        self._mark = time.perf_counter()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Write the row of a step; all trainers log once a step."""
+        if "tokens/responses_len_mean" not in (logs or {}):
+            return
+        before = self.last["tokens"]
+        tokens = before + round(logs["tokens/responses_len_mean"] * self.task.batch)
+        seconds = self.last["seconds"] + time.perf_counter() - self._mark
+        self.last = {"step": state.global_step, "tokens": tokens, "seconds": seconds}
+        done = tokens >= self.task.tokens
+        every = self.task.tokens / self.task.evaluations
+        due = done or before // every < tokens // every
+        append_stats(self.path, self.last | (self._figures() if due else {}))
+        control.should_training_stop = control.should_training_stop or done
+        self._mark = time.perf_counter()
+
+    def _figures(self) -> dict[str, float]:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):  # the run goes on as if alone
+            return figures(self.measure())
+
+
+def figures(result: ModelResult) -> dict[str, float]:
+    """Give what the curves show of a policy's answers; their first measure is the reward."""
+    return {
+        "reward": result.interval(next(iter(result.scores)))[0],
+        "kl": mean_interval(result.kl)[0],
+        "perplexity": result.perplexity,
+        "distinct_2": result.distinct_2,
+        "length": mean_interval(result.lengths)[0],
+    }
+
+
+class SweepRun:
+    """A run that is ready to train: its trainer, and what it is measured with; nothing is written.
+
+    With `resume` it goes on from the newest checkpoint in its folder.
+    """
+
+    def __init__(self, run: Run, folder: Path, resume: bool = False):
+        self.run, self.folder, task = run, folder, run.task
+        name = task.model_name_or_path or str(language_model())
+        model, self.tokenizer = load_run(name)
+        self.reference, _ = load_run(name)
+
+        fitting = {"model": model, "response_length": task.response_length}
+        prompts = task.load("train", self.tokenizer, run.seed, **fitting)
+        self.held_out = task.load("test", self.tokenizer, seed=0, **fitting)  # for all the same
+        self.reward = SentimentReward(task.reward_model, label=task.label, score="probability")
+        self.trainer = ALGORITHMS[run.algorithm][1](
+            args=config_of(run, folder, resume),
+            model=model,
+            reward_funcs=self.reward,
+            train_dataset=prompts,
+            processing_class=self.tokenizer,
+        )
+        self.trainer.add_callback(Curve(folder, task, self.measure))
+
+    def measure(self) -> ModelResult:
+        """Let the policy as it is now answer the held-out prompts."""
+        trainer = self.trainer
+        with_values = getattr(trainer, "value_head_model", None)  # PPO's policy has a second head
+        policy = trainer.model if with_values is None else with_values.pretrained_model
+        return measure_model(
+            "policy",
+            trainer.accelerator.unwrap_model(policy),
+            self.reference.to(trainer.accelerator.device),
+            self.tokenizer,
+            [dict(row) for row in self.held_out],
+            {"reward": self.reward},
+            max_new_tokens=self.run.task.response_length,
+        )
+
+    def train(self) -> None:
+        """Train to the end, from the newest checkpoint where there is one, and measure it."""
+        run, folder, trainer, task = self.run, self.folder, self.trainer, self.run.task
+        with start_run(trainer.args, [trainer.args], write_report) as begun:
+            write_whole(folder / SETTINGS_FILE, json.dumps(asdict(run), indent=1) + "\n")
+            trainer.train()
+            trainer.save_model()
+
+        models = {"reference": (self.reference, self.tokenizer), run.folder_name: load_run(folder)}
+        for model, _ in models.values():
+            model.to(trainer.accelerator.device)
+        measures = {f"P({self.reward.label})": self.reward} | sentiment_measures(self.reward)
+        comparison = compare(models, self.held_out, measures, max_new_tokens=task.response_length)
+        write_results(begun, comparison)
+        before, after = (
+            figures(result) | {measure: result.interval(measure)[0] for measure in measures}
+            for result in comparison.results
+        )
+        last, steps = load_stats(folder / CURVE_FILE)[-1], pd.DataFrame(load_stats(folder)).mean()
+        means = {name: steps[key] for key, name in _MEANS.items() if key in steps}
+        result = {"run": asdict(run), "reference": before, "policy": after | means}
+        result |= {name: last[name] for name in ("step", "tokens", "seconds")}
+        result["responses"] = last["step"] * task.batch
+        write_whole(folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")
+
+
+def main() -> None:
+    """Read what to train from the command line; a mistake is one line that begins with error."""
+    described, folder = sys.argv[1:]
+    try:
+        values = json.loads(described)
+        run = Run(**values | {"task": Task(**values["task"])})
+        SweepRun(run, Path(folder), resume=Path(folder, SETTINGS_FILE).is_file()).train()
+    except (RecipeError, RunStopped) as error:
+        known = "error: " if isinstance(error, RecipeError) else ""
+        print(f"{known}{error}", file=sys.stderr, flush=True)  # noqa: T201  the log of the run
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+if __name__ == "__main__":
+    main()
