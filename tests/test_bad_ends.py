@@ -11,6 +11,8 @@ import pytest
 import recipes_in_turn
 from launching import ENVIRONMENT, LAUNCH
 
+SLOW = pytest.mark.slow
+MEMORY = "OutOfMemoryError: tried to allocate 20 GiB"
 WORD = "error: The connection to another process was lost"
 
 
@@ -18,9 +20,9 @@ WORD = "error: The connection to another process was lost"
     ("how", "meanwhile", "message", "told"),
     [
         ("killed", "waits", WORD, "exitcode  : -9"),
-        ("killed", "is busy", "Signal 9 (SIGKILL)", "exitcode  : -9"),
         ("a bad row", "waits", "error: row 7 of reviews.jsonl holds no text", "exitcode  : 2"),
-        ("out of memory", "is busy", "OutOfMemoryError: tried to allocate 20 GiB", "Traceback"),
+        pytest.param("killed", "is busy", "Signal 9 (SIGKILL)", "exitcode  : -9", marks=SLOW),
+        pytest.param("out of memory", "is busy", MEMORY, "Traceback", marks=SLOW),
     ],
 )
 def test_the_end_of_one_is_the_end_of_all(how, meanwhile, message, told, tmp_path):

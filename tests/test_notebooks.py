@@ -21,6 +21,7 @@ runner = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(runner)
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+RUN_SLOWLY = ("02_custom_rewards", "03_grpo_shouting", "04_seq2seq_ppo")
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 NAMES = ["01_ppo_sentiment", "02_custom_rewards", "03_grpo_shouting"]
 NAMES += ["04_seq2seq_ppo", "05_from_classic_trl"]
@@ -127,7 +128,13 @@ def test_all_notebooks_are_there():
     assert [path.stem for path in PATHS] == NAMES
 
 
-@each_notebook
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, marks=pytest.mark.slow if p.stem in RUN_SLOWLY else (), id=p.stem)
+        for p in PATHS
+    ],
+)
 def test_it_runs_top_to_bottom_in_an_empty_folder_without_a_network(path):
     notebook = runner.read(path)
     for cell in code_cells(notebook):

@@ -2,16 +2,14 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
-from pathlib import Path
 
 import matplotlib.image
 import pytest
 import torch
+from launching import run_warm
 from torch.utils.flop_counter import FlopCounterMode
 
 from trl_recipes import RecipeError
@@ -32,7 +30,6 @@ from trl_recipes.benchmark.report import Report
 from trl_recipes.benchmark.worker import Clock, Result, run_in_turn, run_worker
 
 HAS_TRLS_PPO = importlib.util.find_spec("trl.experimental.ppo") is not None
-ROOT = Path(__file__).parents[2]
 WORK = Workload("tiny", batch=2, query=3, response=4, epochs=2)
 TOY = ModelShape(trunk=10, head=6, layers=1, width=2, parameters=100, adapter=0)
 
@@ -277,10 +274,9 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
 
 def measured(folder, *flags):
     """The numbers that the recipe writes for a tiny step."""
-    command = [sys.executable, str(ROOT / "recipes" / "benchmark.py"), "--size", "tiny"]
-    command += ["--batch", "4", "--response", "4", "--epochs", "2", "--device", "cpu"]
-    command += ["--steps", "1", "--repeats", "1", "--output_dir", str(folder), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    words = ["--size", "tiny", "--batch", 4, "--response", 4, "--epochs", 2, "--device", "cpu"]
+    words += ["--steps", 1, "--repeats", 1, "--output_dir", folder, *flags]
+    done = run_warm("benchmark.py", *words)
     assert done.returncode == 0, done.stderr[-2500:]
     assert (folder / "table.md").read_text().splitlines()[0] in done.stdout
     return json.loads((folder / "results.json").read_text())
@@ -301,6 +297,7 @@ def test_the_recipe_measures_all_phases_and_draws_them(tmp_path):
     assert matplotlib.image.imread(tmp_path / "chart.png")[..., :3].std() > 0.1
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_batch(tmp_path):
     (run,) = measured(tmp_path, "--only", "ours", "--processes", "2")["runs"]["ours"]
     assert run["response_tokens"] == 4

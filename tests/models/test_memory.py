@@ -150,7 +150,7 @@ MIDDLE = {"n_layer": 6, "n_embd": 384, "n_head": 6, "vocab_size": 32000}
 MIDDLE_PARAMETERS = 32000 * 384 + 128 * 384 + 6 * (12 * 384**2 + 13 * 384) + 2 * 384
 
 
-@pytest.mark.parametrize("rank", [None, 8])
+@pytest.mark.parametrize("rank", [pytest.param(None, marks=pytest.mark.slow), 8])
 def test_what_ppo_holds_is_what_was_worked_out(rank):
     lengths = {"batch": 8, "micro_batch": 4, "query": 16, "response": 48}
     plan = {"rank": rank, "frozen": 4, "checkpointing": False, **lengths}
