@@ -1,6 +1,8 @@
 """Rewards: how functions are called, weighted, named and checked."""
 
 import asyncio
+import copy
+import fractions
 import functools
 import math
 import time
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trl_recipes.data import files
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards import Rewards
 
@@ -123,6 +126,9 @@ def test_every_kind_of_number_becomes_a_float(values):
         ([1.0], r"\[1.0\] \(list\)"),
         (torch.tensor([1.0, 2.0]), r"\(Tensor\)"),
         (1j, r"1j \(complex\)"),
+        pytest.param(10**5000, "a number of dozens of digits", id="long"),
+        (fractions.Fraction(10**40), "a number of dozens of digits"),
+        (-1e39, r"-1e\+39"),
     ],
 )
 def test_a_value_that_is_no_finite_number_names_function_and_sample(value, told):
@@ -163,6 +169,62 @@ def test_an_exception_names_function_and_line_without_calling_again():
         score(Rewards([length, broken]))
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert calls == [3]
+
+
+@pytest.mark.parametrize("builtin", [len, sorted, lambda completions, /, **_: [1.0]])
+def test_a_function_that_takes_arguments_by_place_alone_is_told(builtin):
+    with pytest.raises(RecipeError, match="takes an argument by its place alone"):
+        score(Rewards(builtin))
+
+
+def test_a_total_beyond_float32_is_an_error():
+    with pytest.raises(RecipeError, match=r"weighted sum of <lambda> is beyond .*reward_weights"):
+        score(Rewards(lambda completions: [1e30] * 3, [1e30]))
+
+
+def _shuffles(prompts, completions, completion_ids, answer):
+    for row in (prompts, completions, completion_ids, answer):
+        row.reverse()
+    completion_ids[0].clear()
+    if isinstance(completions[0], list):
+        completions[0][0]["content"] = ""
+    return [0.0] * len(answer)
+
+
+async def _strips(completions, answer):
+    completions[:], answer[:] = ["X"] * 3, ["X"] * 3
+    return [0.0] * 3
+
+
+@pytest.mark.parametrize("change", [_shuffles, _strips])
+@pytest.mark.parametrize(
+    "texts", [COMPLETIONS, [[{"role": "assistant", "content": text}] for text in COMPLETIONS]]
+)
+def test_what_a_function_changes_in_place_stays_its_own(change, texts):
+    seen = []
+
+    def after(prompts, completions, completion_ids, answer):
+        seen.append((prompts, completions, completion_ids, answer))
+        return [0.0] * 3
+
+    given = copy.deepcopy((PROMPTS, texts, IDS, [["a"], ["b", "c"], []]))
+    rewards = Rewards([after, change, after], metrics=[change, after])
+    rewards(*given[:3], {"answer": given[3]})
+    assert seen == [(PROMPTS, texts, IDS, [["a"], ["b", "c"], []])] * 3 == [given] * 3
+
+
+def test_a_column_never_replaces_what_the_trainer_gives_and_this_is_said_once(caplog, monkeypatch):
+    monkeypatch.setattr(files, "_said", set())
+
+    def reward(completions, trainer_state, score):
+        return [float(trainer_state)] * len(completions) if score else []
+
+    columns = {"completions": ["x"] * 3, "trainer_state": ["y"] * 3, "score": [1] * 3}
+    for _ in range(2):
+        totals, _ = Rewards(reward)(PROMPTS, COMPLETIONS, IDS, columns, trainer_state=5)
+        assert totals == [5.0] * 3
+    told = sorted(record.message.split("`")[1] for record in caplog.records)
+    assert told == ["completions", "trainer_state"]
 
 
 def test_names_come_from_the_functions_and_are_distinct():

@@ -23,13 +23,18 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from trl_recipes.data.conversations import Text, plain_text
+from trl_recipes.data.files import say_once
 from trl_recipes.describe import printable
 from trl_recipes.distributed import broadcast_from_main, gather, process_index, raise_on_all
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards.models import reward_of_model
 
 RewardFunc = Callable[..., list[float | None]]
+
+_LARGEST = float(torch.finfo(torch.float32).max)  # scores are trained on in float32
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +87,13 @@ class Rewards:
         arguments = _arguments(prompts, completions, completion_ids, columns, extras)
         raw = _checked_calls(self._by_name, arguments)
         self._warn_of_unscored(raw)
-        return self._weighted(raw, self.normalisation), raw
+        totals = self._weighted(raw, self.normalisation)
+        if not all(abs(total) <= _LARGEST for total in totals):
+            raise RecipeError(
+                f"The weighted sum of {', '.join(self.names)} is beyond what float32 holds "
+                f"({_LARGEST:.2g}). Scale the values, or set smaller `reward_weights`."
+            )
+        return totals, raw
 
     def check(
         self,
@@ -217,10 +228,25 @@ def _arguments(
     columns: Mapping[str, Sequence[Any]] | None,
     extras: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Collect what reward functions may ask for, in lists; a column never replaces the texts."""
-    arguments = extras | {name: list(values) for name, values in (columns or {}).items()}
+    """Collect what reward functions may ask for; a column never replaces the texts or extras."""
     texts = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
-    return arguments | {name: list(values) for name, values in texts.items()}
+    given = {name: list(values) for name, values in texts.items()} | dict(extras)
+    for name in sorted((columns or {}).keys() & given.keys()):
+        say_once(
+            f"The data set's column `{name}` does not reach reward functions: the trainer gives "
+            "them something else by this name. Rename the column if they need it."
+        )
+    return {name: list(values) for name, values in (columns or {}).items()} | given
+
+
+def _own(value: Any) -> Any:
+    """Copy lists and dicts, those inside included, so that changing them changes no other's."""
+    if isinstance(value, dict):
+        return {name: _own(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        nested = any(isinstance(entry, list | dict) for entry in value)
+        return [_own(entry) for entry in value] if nested else value[:]
+    return value
 
 
 def _checked_calls(
@@ -231,7 +257,7 @@ def _checked_calls(
     for name in sorted(functions, key=lambda name: _is_async(functions[name])):
         chosen = _chosen_arguments(functions[name], name, arguments)
         with _named_errors(name, chosen):
-            returned[name] = functions[name](**chosen)
+            returned[name] = functions[name](**_own(dict(chosen)))
     pending = {name: result for name, result in returned.items() if inspect.isawaitable(result)}
     returned |= _await_all(pending, arguments)
     texts = arguments["prompts"], arguments["completions"]
@@ -317,7 +343,7 @@ def _checked_weights(
             "function(s). Give one weight for each function."
         )
     for weight in weights:
-        if not isinstance(weight, numbers.Real) or not math.isfinite(weight):
+        if not isinstance(weight, numbers.Real) or not abs(weight) <= _LARGEST:
             raise RecipeError(
                 f"`reward_weights` holds {weight!r}. Every weight must be a finite number."
             )
@@ -361,12 +387,16 @@ def _checked_value(
     number = value
     if not isinstance(number, numbers.Real) and getattr(value, "ndim", None) == 0:
         number = value.item()  # a tensor that holds one number
-    if not isinstance(number, numbers.Real) or not math.isfinite(number):
+    if not isinstance(number, numbers.Real) or not abs(number) <= _LARGEST:
+        large = (
+            isinstance(number, numbers.Rational) and abs(number) > _LARGEST
+        )  # python may refuse to write it
+        shown = "a number of dozens of digits" if large else _short(repr(value))
         kind = "" if isinstance(number, numbers.Real) else f" ({type(value).__name__})"
         raise RecipeError(
-            f"Reward function `{name}` returned {_short(repr(value))}{kind} for sample {index}: "
+            f"Reward function `{name}` returned {shown}{kind} for sample {index}: "
             f"prompt {_shown(prompt)}, completion {_shown(completion)}. It must return a "
-            "finite number, or None to leave the sample out."
+            "finite number that float32 holds, or None to leave the sample out."
         )
     return float(number)
 
@@ -379,6 +409,11 @@ def _chosen_arguments(
         parameters = inspect.signature(func).parameters.values()
     except (TypeError, ValueError):  # some built-in functions have no signature
         return arguments
+    if any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in parameters):
+        raise RecipeError(
+            f"Reward function `{name}` takes an argument by its place alone, but gets all by name. "
+            "Give a function of prompts and completions, such as `lambda completions: [...]`."
+        )
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name not in arguments:
