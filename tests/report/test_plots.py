@@ -25,6 +25,8 @@ def rows(count=30, top=2.0):
             "objective/kl": 0.1 * step,
             "objective/kl_coef": 0.2,
             "ppo/loss/total": 1 / step,
+            "ppo/policy/clipfrac": 0.3 / step,
+            "ppo/val/var_explained": step / 100,
         }
         for step in range(1, count + 1)
     ]
@@ -66,6 +68,9 @@ def test_every_statistic_is_drawn_as_recorded():
     loss = panel(figure, "Loss").lines[0].get_ydata()
     assert list(loss) == pytest.approx([1 / step for step in range(1, 31)])
     assert list(panel(figure, "KL coefficient").lines[0].get_ydata()) == [0.2] * 30
+    assert list(panel(figure, "Clipped").lines[0].get_ydata()) == [0.3 / x for x in range(1, 31)]
+    explained = panel(figure, "Variance explained").lines[0].get_ydata()
+    assert list(explained) == [step / 100 for step in range(1, 31)]
     kl = panel(figure, "KL from").lines[0].get_ydata()
     assert list(kl) == pytest.approx([0.1 * step for step in range(1, 31)])
 

@@ -253,7 +253,7 @@ def test_the_page_says_what_was_trained_and_how_it_went(tmp_path):
     told += ["q30 fine", "mini_batch_size", "3 minutes", "2 GB", "2026-01-02", "trl 1.12.0"]
     assert [words for words in [*told, "target 6", "outside"] if words not in page.text] == []
     assert "q2 fine" not in page.text  # neither the first step nor the last
-    titles = ["Mean score", "KL from the reference", "KL coefficient", "Loss"]
+    titles = ["Mean score", "KL from the reference", "KL coefficient", "Loss", "Clipped tokens"]
     titles += ["Entropy of the next token", "Length of the responses", "Distinct pairs of tokens"]
     assert [label.split(":")[0] for label in page.charts()] == titles
 

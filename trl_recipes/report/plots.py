@@ -69,6 +69,18 @@ PANELS = {
         {"total": ("ppo/loss/total",), "value head": ("ppo/loss/value",)},
         note="The total need not fall: read the score.",
     ),
+    "clipped": Panel(
+        "Clipped tokens",
+        "fraction of tokens",
+        {"": ("ppo/policy/clipfrac",)},
+        note="Above 0, or PPO is a plain policy gradient; above 0.3 the learning rate is too high.",
+    ),
+    "var_explained": Panel(
+        "Variance explained by the value head",
+        "fraction of the returns' variance",
+        {"": ("ppo/val/var_explained",)},
+        note="Rises from 0; stays below 1, for a text half written may still end either way.",
+    ),
     "group_std": Panel("Score's spread in a group", "score", {"std": ("groups/reward_std",)}, True),
     "group_equal": Panel(
         "Groups without any spread", "fraction of groups", {"equal": ("groups/equal",)}, share=True
@@ -91,7 +103,7 @@ PANELS = {
         "Learning rate", "of each step", {"": ("ppo/learning_rate", "learning_rate")}
     ),
 }
-PPO = ("kl", "kl_coef", "ppo_loss")
+PPO = ("kl", "kl_coef", "ppo_loss", "clipped", "var_explained")
 GROUPS = ("group_std", "group_equal", "kl", "length", "entropy")  # of GRPO and RLOO
 SHARED = ("kl", "length", "entropy")  # what every algorithm logs
 
