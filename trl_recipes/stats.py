@@ -66,14 +66,13 @@ def append_samples(
     queries: Sequence[str],
     responses: Sequence[str],
     scores: Sequence[float],
+    **columns: Sequence[Any],
 ) -> None:
     """Append one row (step, query, response, score) for each sample to a JSON-lines file."""
-    samples = zip(queries, responses, scores, strict=True)
-    rows = [
-        {"step": step, "query": query, "response": response, "score": _number(score)}
-        for query, response, score in samples
-    ]
-    _append(path, rows)
+    columns = {"query": queries, "response": responses, "score": scores} | columns
+    plain = [[_plain(value) for value in values] for values in columns.values()]
+    rows = zip(*plain, strict=True)
+    _append(path, [{"step": step} | dict(zip(columns, row, strict=True)) for row in rows])
 
 
 def append_alarms(path: str | Path, step: int, sentences: Sequence[str]) -> None:
@@ -177,6 +176,13 @@ def _number(value: Any) -> int | float | None:
     value = value.item() if hasattr(value, "item") else value
     value = int(value) if isinstance(value, bool) else value
     return value if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, bool | int | float):
+        return _number(value)
+    return value if isinstance(value, str | list | dict | None) else str(value)
 
 
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:

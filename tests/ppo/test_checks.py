@@ -82,10 +82,12 @@ def test_masked_tokens_are_not_trained_on(trainer):
     assert first["ppo/loss/total"] == pytest.approx(second["ppo/loss/total"], abs=1e-6)
 
 
-def test_a_decoders_response_must_begin_with_its_start_token():
+def test_a_decoders_response_must_hold_more_than_its_start_token():
     trainer = build("t5")
-    cut = lambda rows: [row[1:] for row in rows]  # noqa: E731
-    assert "must begin with the decoder's start token (0)" in spoil(trainer, responses=cut)
+    cut = lambda rows: [row[:1] for row in rows]  # noqa: E731
+    assert "`responses[0]` holds the decoder's start token (0) alone" in spoil(
+        trainer, responses=cut
+    )
 
 
 def new(model=None, ref_model=None, tokenizer=None, **config):

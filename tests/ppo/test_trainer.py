@@ -39,7 +39,7 @@ def rollout_of(trainer, lengths=((3, 5), (1, 2), (6, 4), (2, 7)), seed=1):
 
 
 def weights(trainer):
-    return {k: v.detach().clone() for k, v in trainer.model.state_dict().items()}
+    return {k: v.detach().clone() for k, v in trainer.model.named_parameters()}
 
 
 @torch.no_grad()

@@ -3,12 +3,13 @@
 import functools
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from trl_recipes.data.conversations import are_conversations, encode_conversations
 from trl_recipes.data.files import SOURCE, load_rows, make_dataset, say_once
@@ -55,9 +56,13 @@ class LengthSampler:
 def collator(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """Turn a list of rows into a dict of lists, without padding; `input_ids` become LongTensors.
 
+    Rows that are no dicts, such as tuples of tensors, are stacked as torch does.
+
     >>> collator([{"query": "a"}, {"query": "b"}])
     {'query': ['a', 'b']}
     """
+    if not isinstance(rows[0], Mapping):
+        return default_collate(rows)
     batch = {key: [row[key] for row in rows] for key in rows[0]}
     if "input_ids" in batch:
         batch["input_ids"] = [torch.as_tensor(ids, dtype=torch.long) for ids in batch["input_ids"]]

@@ -57,7 +57,8 @@ def generate_responses(
         temperature: of the sampling distribution.
         do_sample: False takes the most likely token each time.
         batch_size: queries generated together; None takes all.
-        **generation_kwargs: further fields of `transformers.GenerationConfig`.
+        **generation_kwargs: further fields of `transformers.GenerationConfig`, and processors and
+            criteria that transformers' `generate` is called with.
 
     Returns:
         Responses on the model's device, each of shape (response length,): the sampled tokens alone,
@@ -79,8 +80,9 @@ def generate_responses(
         settings = GenerationConfig(do_sample=do_sample, **tokens)
         if do_sample:
             settings.update(temperature=temperature, top_k=0, top_p=1.0)
-        settings.update(**generation_kwargs)
-        responses += _generate(model, chunk, torch.tensor(lengths, device=device), settings)
+        called = settings.update(**generation_kwargs)
+        lengths = torch.tensor(lengths, device=device)
+        responses += _generate(model, chunk, lengths, settings, **called)
     return responses
 
 
@@ -193,17 +195,23 @@ def _keep_rows(inputs: dict, kept: Tensor) -> dict:
 
 
 class _RowLengths(StoppingCriteria):
-    """Ends each row of a batch at a length of its own, (B,)."""
+    """Ends each row of a batch at a length of its own, (B,), or where another criterion does."""
 
-    def __init__(self, start: int, lengths: Tensor):
-        self.start = start
-        self.lengths = lengths
+    def __init__(self, start: int, lengths: Tensor, others: Sequence[StoppingCriteria] = ()):
+        self.start, self.lengths, self.others = start, lengths, others
 
     def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
-        return (input_ids.shape[1] - self.start) >= self.lengths
+        length = input_ids.shape[1] - self.start
+        for criterion in self.others:
+            ends = torch.as_tensor(criterion(input_ids, scores, **kwargs), device=input_ids.device)
+            self.lengths = self.lengths.where(~ends, self.lengths.clamp(max=length))
+        beams = len(input_ids) // len(self.lengths)
+        return length >= self.lengths.repeat_interleave(beams)
 
 
-def _generate(model, queries, lengths, settings: GenerationConfig) -> list[Tensor]:
+def _generate(
+    model, queries, lengths, settings: GenerationConfig, stopping_criteria=(), **called
+) -> list[Tensor]:
     """Let transformers generate one padded batch, with these settings in place of the model's."""
     language_model = unwrap_adapter(model)
     encoder_decoder = language_model.config.is_encoder_decoder
@@ -215,18 +223,20 @@ def _generate(model, queries, lengths, settings: GenerationConfig) -> list[Tenso
     language_model.generation_config = GenerationConfig(
         decoder_start_token_id=own.decoder_start_token_id, bos_token_id=own.bos_token_id
     )
+    ends_at = _RowLengths(before, lengths, stopping_criteria)
     try:
         with evaluating(language_model):
             output = language_model.generate(
                 ids,
                 attention_mask=mask,
                 generation_config=settings,
-                stopping_criteria=StoppingCriteriaList([_RowLengths(before, lengths)]),
+                stopping_criteria=StoppingCriteriaList([ends_at]),
+                **called,
             )
     finally:
         language_model.generation_config = own
     sampled = output[:, before:]
-    ends = _ends(sampled, lengths, settings.eos_token_id)
+    ends = _ends(sampled, ends_at.lengths, settings.eos_token_id)
     return [row[:end] for row, end in zip(sampled, ends.tolist(), strict=True)]
 
 

@@ -66,7 +66,7 @@ def check_tensor(name: str, row: int, value: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise RecipeError(f"{where} must be a tensor, got {type(value).__name__}.")
     if name == "scores":
-        if value.numel() != 1:
+        if value.numel() != 1 or value.dim() > 1:
             raise RecipeError(f"{where} must be one number, got shape {tuple(value.shape)}.")
         if not torch.isfinite(value).all():
             raise RecipeError(f"{where} is {value.item()}. Scores must be finite numbers.")
@@ -78,6 +78,8 @@ def check_tensor(name: str, row: int, value: Tensor) -> None:
     if len(value) == 0:
         advice = " Set `min_new_tokens=1` in the generation arguments." * (name == "responses")
         raise RecipeError(f"{where} has no tokens.{advice}")
+    if name != "response_masks" and value.is_floating_point():
+        raise RecipeError(f"{where} holds {value.dtype}. Token ids are whole numbers: `.long()`?")
 
 
 def check_token_ids(
@@ -85,17 +87,8 @@ def check_token_ids(
 ) -> None:
     """Hold token ids to the model's vocabulary, and their number to its context."""
     config = model.config
-    size = model.get_input_embeddings().weight.shape[0]
-    for name, rows in (("queries", queries), ("responses", responses)):
-        lows = [int(row.min()) for row in rows]
-        highs = [int(row.max()) for row in rows]
-        for row, (low, high) in enumerate(zip(lows, highs, strict=True)):
-            if low < 0 or high >= size:
-                wrong = low if low < 0 else high
-                raise RecipeError(
-                    f"`{name}[{row}]` holds token id {wrong}, outside the model's vocabulary of "
-                    f"{size}. Is the tokenizer the model's own?"
-                )
+    check_vocabulary_ids("queries", queries, model)
+    check_vocabulary_ids("responses", responses, model)
     context = context_length(config)
     if context is None:
         return
@@ -107,6 +100,18 @@ def check_token_ids(
                 f"Sample {row} is {length} tokens long (query {len(query)}, response "
                 f"{len(response)}), but the model's context holds {context}. Shorten the one or "
                 "the other."
+            )
+
+
+def check_vocabulary_ids(name: str, rows: Sequence[Tensor], model: nn.Module) -> None:
+    """Hold token ids of the argument `name` to the model's vocabulary."""
+    size = model.get_input_embeddings().weight.shape[0]
+    for row, ids in enumerate(rows):
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= size:
+            raise RecipeError(
+                f"`{name}[{row}]` holds token id {low if low < 0 else high}, outside the model's "
+                f"vocabulary of {size}. Is the tokenizer the model's own?"
             )
 
 
@@ -232,10 +237,7 @@ def check_before_training(trainer: Any) -> None:
     if dataset is None:
         raise RecipeError("`train` needs `train_dataset`: prompts, with token ids in `input_ids`.")
     if len(dataset) < args.global_batch_size:
-        raise RecipeError(
-            f"The data set has {len(dataset)} prompts, fewer than one batch of "
-            f"{args.batch_size}. Lower `batch_size` or give more prompts."
-        )
+        raise too_few_prompts(len(dataset), args.batch_size)
     rows = made_up_batch(dataset[:2])
     prompts, completions, columns = reward_inputs(rows, trainer.tokenizer)
     extras = {"columns": columns, "trainer_state": trainer.state}
@@ -249,6 +251,14 @@ def check_before_training(trainer: Any) -> None:
         kept = args.save_total_limit or 1
         # weights and two moments a checkpoint, one more while it is written, and the model
         check_disk(Path(args.output_dir), weights * (3 * (kept + 1) + 1))
+
+
+def too_few_prompts(rows: int, batch_size: int) -> RecipeError:
+    """Make the error of a data set that is smaller than a batch."""
+    return RecipeError(
+        f"The data set has {rows} prompts, fewer than one batch of {batch_size}. Lower "
+        "`batch_size` or give more prompts."
+    )
 
 
 def description(trainer: Any) -> str:

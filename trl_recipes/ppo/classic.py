@@ -1,38 +1,66 @@
 """The hand-written loop of TRL 0.11: `generate`, `step`, `log_stats`, and what was odd in them."""
 
+import difflib
 import logging
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
+from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StopStringCriteria
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.forward import decoder_start_token_id
+from trl_recipes.models.forward import decoder_start_token_id, evaluating
+from trl_recipes.models.loading import check_lengths
+from trl_recipes.models.packing import pad_rows
 from trl_recipes.models.sampling import generate_responses
 from trl_recipes.ppo import checks, objective
-from trl_recipes.ppo.rollout import Rollout, collate
-from trl_recipes.ppo.statistics import score_stats
+from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets, collate, sample
+from trl_recipes.ppo.statistics import UpdateStats, score_stats, update_stats
+from trl_recipes.run_folder import check_run, prepare_run
 
 logger = logging.getLogger(__name__)
 
-# Values that leave the policy's distribution as it is.
+# Values that leave the policy's distribution, or what `generate` returns, as it is.
 NEUTRAL = {
     "top_k": 0,
     "top_p": 1.0,
+    "min_p": 0.0,
     "typical_p": 1.0,
     "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
     "no_repeat_ngram_size": 0,
-    "do_sample": True,
     "num_beams": 1,
     "min_length": 0,
     "min_new_tokens": 0,
+    "use_cache": True,
 }
+# Arguments of transformers' `generate` that are no fields of its configuration, and are passed on.
+CALLED = ("logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria")
+# Arguments of transformers' and TRL's `generate` that are refused unless they ask for nothing.
+REFUSED = {
+    **dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits"), False),
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "synced_gpus"), False),
+    **dict.fromkeys(("negative_prompt_ids", "negative_prompt_attention_mask"), None),
+    **dict.fromkeys(("assistant_model", "streamer", "custom_generate", "inputs"), None),
+    "remove_padding": True,
+}
+# Methods of TRL 0.11's trainer that `step` does not call, so that overriding them has no effect.
+NOT_CALLED = ("batched_forward_pass", "prepare_model_inputs", "loss", "train_minibatch")
+NOT_CALLED += ("gather_stats", "record_step_stats", "_early_stop", "_generate_batched")
 _said: set[str] = set()
 
 
 class ClassicLoop:
-    """The methods of TRL 0.11's trainer that a hand-written loop calls."""
+    """The methods of TRL 0.11's trainer that a hand-written loop calls, or a subclass overrides."""
 
     def generate(
         self,
@@ -48,45 +76,117 @@ class ClassicLoop:
         Args:
             query_tensor: token ids of one query, shape (query length,), or a list of them.
             length_sampler: draws the most new tokens of each response, one for each query.
-            batch_size: queries generated together; None takes all.
+            batch_size: responses generated together; None takes all.
             return_prompt: whether a causal model's query stands before its response.
             generate_ref_response: sample from the reference model too.
-            **generation_kwargs: fields of `transformers.GenerationConfig`; none is needed. The
-                neutral ones of the classic walkthrough (`top_k=0.0, top_p=1.0, min_length=-1`) do
-                nothing; one that bends the distribution is warned about once.
+            **generation_kwargs: arguments of transformers' `generate`; none is needed. The neutral
+                ones of the classic walkthrough (`top_k=0.0, top_p=1.0, min_length=-1`) do nothing;
+                one that bends the distribution is warned about once; one that does not fit what
+                is returned is refused. A `generation_config` counts where it sets something.
 
         Returns:
             For one query a tensor (1, length), for a list a list of 1-D tensors of different
             lengths; a pair of these with `generate_ref_response`. An encoder-decoder's responses
-            begin with its start token, as `step` expects them.
+            begin with its start token, as `step` expects them. With `num_return_sequences` each
+            query's responses follow one another.
         """
         single = isinstance(query_tensor, Tensor)
+        defaults = self._generation_defaults()
+        settings = complete_settings(generation_kwargs, defaults, self.tokenizer)
+        copies = settings.pop("num_return_sequences")
         queries = [query_tensor] if single else list(query_tensor)
-        for row, query in enumerate(queries):
-            checks.check_tensor("query_tensor", row, query)
-        settings = complete_settings(generation_kwargs, self._generation_defaults())
-        limit = settings.pop("max_new_tokens")
-        if length_sampler is not None:
-            limit = [int(length_sampler()) for _ in queries]
+        queries = [query for query in queries for _ in range(copies)]
+        limits = self._limits(queries, settings, length_sampler)
 
-        def sample(model: nn.Module) -> Any:
-            with self._autocast():
-                responses = generate_responses(
-                    model, queries, max_new_tokens=limit, batch_size=batch_size, **settings
-                )
+        def returned(responses: list[Tensor]) -> Any:
             if self.is_encoder_decoder:
                 responses = self._with_start_token(responses)
             elif return_prompt:
                 pairs = zip(queries, responses, strict=True)
                 responses = [torch.cat([query.to(row.device), row]) for query, row in pairs]
-            return responses[0].unsqueeze(0) if single else responses
+            pad = defaults["pad_token_id"]
+            return pad_rows(responses, pad, "right")[0] if single else responses
 
-        with self._gathered():
-            response = sample(self._policy())
+        with self._gathered(), self._autocast():
+            response = returned(self._sample(queries, limits, batch_size, settings))
         if not generate_ref_response:
             return response
-        with self._reference() as ref_model:
-            return response, sample(ref_model)
+        chosen = {"max_new_tokens": limits, "batch_size": batch_size} | settings
+        with self._reference() as ref_model, self._autocast():
+            return response, returned(generate_responses(ref_model, queries, **chosen))
+
+    def _limits(
+        self,
+        queries: list[Tensor],
+        settings: dict[str, Any],
+        length_sampler: Callable[[], int] | None,
+    ) -> list[int]:
+        """Take the most new tokens of each response out of the settings, and check the queries."""
+        if not queries:
+            raise RecipeError("`query_tensor` is an empty list. Give at least one query.")
+        for row, query in enumerate(queries):
+            checks.check_tensor("query_tensor", row, query)
+        checks.check_vocabulary_ids("query_tensor", queries, self._policy())
+        longest, limit = settings.pop("max_length", None), settings.pop("max_new_tokens")
+        if length_sampler is not None:
+            limits = [int(length_sampler()) for _ in queries]
+        elif longest is not None:  # which counts the prompt, or the decoder's start token
+            limits = [longest - (1 if self.is_encoder_decoder else len(query)) for query in queries]
+        else:
+            limits = [limit] * len(queries)
+        if min(limits) < 1 and length_sampler is None:
+            given = f"`max_new_tokens` {limit}" if longest is None else f"`max_length` {longest}"
+            raise RecipeError(f"{given} leaves no token for a response. Raise it.")
+        for query, most in zip(queries, limits, strict=True):
+            check_lengths(len(query), most, self._policy())
+        return limits
+
+    def _sample(
+        self,
+        queries: list[Tensor],
+        limits: list[int],
+        batch_size: int | None,
+        settings: dict[str, Any],
+    ) -> list[Tensor]:
+        """Sample from the policy, and note what is known of tokens from its whole distribution."""
+        tokens = {name: settings[name] for name in ("pad_token_id", "eos_token_id", "temperature")}
+        if settings.keys() != {*tokens, "do_sample"} or not settings["do_sample"]:
+            chosen = {"max_new_tokens": limits, "batch_size": batch_size} | settings
+            return generate_responses(self._policy(), queries, **chosen)
+        if self._drawn_from != self._weights_version():
+            self._drawn.clear()
+        responses = []
+        size = batch_size or len(queries)
+        for start in range(0, len(queries), size):
+            part = [query.to(self.current_device) for query in queries[start : start + size]]
+            rollout = sample(self._policy(), part, limits[start : start + size], **tokens)
+            responses += rollout.response_rows()
+            if rollout.logprobs is not None and tokens["temperature"] == self.config.temperature:
+                known = zip(rollout.logprobs, rollout.hidden, strict=True)
+                for key, row in zip(_contents(rollout), known, strict=True):
+                    self._drawn[key] = tuple(x[: len(key[1])] for x in row)
+        while len(self._drawn) > self.config.batch_size:
+            self._drawn.pop(next(iter(self._drawn)))
+        self._drawn_from = self._weights_version()
+        return responses
+
+    def _weights_version(self) -> int:
+        # grows with each change of a weight in place
+        return sum(parameter._version for parameter in self._policy().parameters())
+
+    def _recall(self, rollout: Rollout) -> Rollout:
+        """Put back what `generate` knew of each token, where it drew all of these responses.
+
+        The same tokens after the same query have the same log-probabilities while no weight has
+        changed. Processes agree, since those that hold parts of a model run it together.
+        """
+        known = [self._drawn.get(key) for key in _contents(rollout)]
+        stale = self._drawn_from != self._weights_version() or any(x is None for x in known)
+        self._drawn.clear()
+        if self._all_sum(torch.tensor(float(stale), device=self.current_device)):
+            return rollout
+        logprobs, hidden = (pad_sequence(x, batch_first=True) for x in zip(*known, strict=True))
+        return rollout._replace(logprobs=logprobs, hidden=hidden)
 
     def step(
         self,
@@ -108,11 +208,13 @@ class ClassicLoop:
         Returns:
             Statistics under the keys of TRL 0.11.4; `trl_recipes.stats.STAT_KEYS` explains them.
         """
-        checks.check_step_inputs(queries, responses, scores, response_masks, self.config.batch_size)
+        queries, responses, scores, response_masks = self._step_safety_checker(
+            self.config.batch_size, queries, responses, scores, response_masks
+        )
         checks.check_token_ids(queries, responses, self._policy())
-        rollout = self._collate(queries, responses, response_masks)
-        scores = torch.stack([score.detach().float().reshape(()) for score in scores])
-        return self._step(rollout, scores, self._classic_quirks())
+        self._begin_by_hand()
+        rollout = self._recall(self._collate(queries, responses, response_masks))
+        return self._step(rollout, torch.stack(scores), self._classic_quirks())
 
     def log_stats(
         self,
@@ -123,34 +225,301 @@ class ClassicLoop:
     ) -> None:
         """Log what `step` returned to the run folder and to trackers.
 
-        `stats` gets `env/reward_mean` and `env/reward_std` of the raw scores `rewards`; those of
-        `columns_to_log` that are in `batch` are written with the samples.
+        `stats` gets `env/reward_mean` and `env/reward_std` of the raw scores `rewards`; the
+        `columns_to_log` of `batch` are written with the samples.
         """
+        missing = [name for name in columns_to_log if name not in {*batch, "query", "response"}]
+        if missing:
+            raise RecipeError(
+                f"`columns_to_log` names {missing[0]!r}, which `batch` does not hold. It holds "
+                f"{', '.join(batch)}."
+            )
+        self._begin_by_hand()
         scores = torch.stack([torch.as_tensor(r).float().reshape(()) for r in rewards]).tolist()
         stats |= score_stats(scores, {}, self.current_device, self._all_sum)
         self.state.global_step += 1
         self.state.episode += self.config.global_batch_size
         samples = {name: [""] * len(scores) for name in ("query", "response")}
         samples |= {name: list(batch[name]) for name in columns_to_log if name in batch}
-        self._record(stats, samples | {"score": scores})
+        self._record(stats, samples | {"score": scores}, columns_to_log)
 
-    def save_pretrained(self, save_directory: str) -> None:
-        """Save as `save_model` does; the classic name."""
-        self.save_model(save_directory)
+    def _begin_by_hand(self) -> None:
+        """Hold the folder of a hand-written loop to what recipes hold theirs to, before it writes.
+
+        Raises RecipeError where it holds a run already.
+        """
+        args = self.args
+        if not args.saves or self.state.global_step > 0:
+            return
+        if args.resume_from_checkpoint:
+            raise RecipeError(
+                "`resume_from_checkpoint` is for `train`: a hand-written loop goes on with the "
+                "model that `save_pretrained` wrote. Leave it out."
+            )
+        run = check_run(args)
+        if run.all_stats.exists() or not run.config.exists():
+            prepare_run(run, overwrite=args.overwrite_output_dir, settings=[args])
+
+    # Saving
+
+    def save_pretrained(
+        self, save_directory: str | Path, push_to_hub: bool = False, **hub: Any
+    ) -> str | None:
+        """Save policy, value head, tokenizer and a model card; `hub` is for `push_to_hub`."""
+        self._save_pretrained(save_directory)
+        if push_to_hub:
+            repo_id = hub.pop("repo_id", Path(save_directory).name)
+            return self.push_to_hub(repo_id, **hub)
+        return None
+
+    def _save_pretrained(self, save_directory: str | Path) -> None:
+        self.save_model(str(save_directory))
+        self.create_model_card(save_directory)
+
+    def push_to_hub(
+        self,
+        repo_id: str | None = None,
+        commit_message: str = "Push model using trl_recipes",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        **upload: Any,
+    ) -> str | None:
+        """Upload what `save_pretrained` writes to the hub, and return the address of the commit.
+
+        `repo_id` is by default `hub_model_id`, or the name of the run folder. `upload` goes to
+        `HfApi.upload_folder` (`revision`, `create_pr`, `allow_patterns`).
+        """
+        args = self.args
+        repo_id = repo_id or args.hub_model_id or Path(args.output_dir).name
+        api = HfApi(token=args.hub_token if token is None else token)
+        with TemporaryDirectory() as folder:
+            self._save_pretrained(folder)
+            if not self.accelerator.is_main_process:
+                return None
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            upload = {"folder_path": folder, "commit_message": commit_message} | upload
+            return str(api.upload_folder(repo_id=repo_id, **upload))
+
+    def create_model_card(self, path: str | Path, model_name: str = "TRL Model") -> None:
+        """Write a README.md for the model's page on the hub."""
+        if self.accelerator.is_main_process:
+            Path(path).mkdir(parents=True, exist_ok=True)
+            card = MODEL_CARD.format(name=model_name, kind=type(self.value_head_model).__name__)
+            (Path(path) / "README.md").write_text(card, encoding="utf-8")
+
+    # What subclasses of TRL 0.11's trainer call and override
+
+    @property
+    def is_peft_model(self) -> bool:
+        """Whether the policy is trained by an adapter."""
+        return isinstance(self._policy(), PeftModel)
+
+    @property
+    def optional_peft_ctx(self) -> Callable[[], AbstractContextManager]:
+        """A context in which an adapter's policy is its own reference model."""
+        return self._reference if self.ref_model is None else nullcontext
+
+    def prepare_dataloader(self, dataset: Any, data_collator: Callable | None = None) -> DataLoader:
+        """Make the loader of whole, shuffled batches of this process."""
+        size = self.config.batch_size
+        return DataLoader(dataset, size, shuffle=True, collate_fn=data_collator, drop_last=True)
+
+    def _step_safety_checker(
+        self,
+        batch_size: int,
+        queries: list[Tensor],
+        responses: list[Tensor],
+        scores: list[Tensor],
+        masks: list[Tensor] | None = None,
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor] | None]:
+        """Check what `step` is given; return it on the device."""
+        checks.check_step_inputs(queries, responses, scores, masks, batch_size)
+        rows = (queries, responses, masks or [])
+        queries, responses, masks = ([x.to(self.current_device) for x in part] for part in rows)
+        scores = [x.detach().to(self.current_device).float().reshape(()) for x in scores]
+        return queries, responses, scores, masks or None
+
+    def prepare_model_inputs(
+        self, queries: Sequence[Tensor], responses: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Pad a batch into what the value-head model takes."""
+        if not self.is_encoder_decoder:
+            rows = [torch.cat(pair) for pair in zip(queries, responses, strict=True)]
+            return self._padded(rows)
+        decoder = {f"decoder_{name}": x for name, x in self._padded(responses).items()}
+        return self._padded(queries) | decoder
+
+    def _padded(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+        if self.training_data_collator is None:
+            ids, mask = pad_rows(rows, self.tokenizer.pad_token_id, "right")
+            batch = {"input_ids": ids, "attention_mask": mask}
+        else:
+            inputs = [{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in rows]
+            batch = self.training_data_collator(inputs)
+        names = ("input_ids", "attention_mask")
+        return {name: batch[name].to(self.current_device) for name in names}
+
+    def batched_forward_pass(
+        self,
+        model: nn.Module,
+        queries: Sequence[Tensor],
+        responses: Sequence[Tensor],
+        model_inputs: dict[str, Tensor],
+        return_logits: bool = False,
+        response_masks: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Run a value-head model on sequences of B rows and L tokens, as TRL 0.11.4 laid them out.
+
+        Returns log-probabilities, logits if asked for, values and the mask of response tokens, each
+        (B, L - 1) and of the token that comes next. An encoder-decoder's first is left out.
+        """
+        kind = "decoder_" if self.is_encoder_decoder else ""
+        ids, attention = model_inputs[f"{kind}input_ids"], model_inputs[f"{kind}attention_mask"]
+        size, parts = self.config.mini_batch_size, []
+        with evaluating(model):
+            for start in range(0, len(ids), size):
+                rows = {k: v[start : start + size] for k, v in model_inputs.items()}
+                parts.append(model(**rows)[::2])
+        logits, values = (torch.cat(part)[:, :-1] for part in zip(*parts, strict=True))
+        first = torch.tensor([2 if kind else len(query) for query in queries], device=ids.device)
+        places, labels = attention.cumsum(1)[:, 1:] - 1, ids[:, 1:]
+        mask = ((places >= first[:, None]) & attention[:, 1:].bool()).long()
+        for row, own in enumerate(response_masks or []):
+            there = mask[row].bool()
+            mask[row, there] = own[len(own) - int(there.sum()) :].to(mask)
+        logprobs = objective.logprobs_from_logits(logits.flatten(0, 1), labels.flatten())
+        return logprobs.view(labels.shape), logits if return_logits else None, values, mask
+
+    def _kl_penalty(self, logprob: Tensor, ref_logprob: Tensor) -> Tensor:
+        """KL penalty of each token, in nats; `full` takes the log-probabilities of all tokens."""
+        if self.config.kl_penalty == "full":
+            return objective.full_kl(logprob, ref_logprob)
+        return objective.kl_penalty(logprob, ref_logprob, self.config.kl_penalty)
+
+    def compute_rewards(
+        self, scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, masks: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute rewards, their part without scores, and KL penalties of each token, (B, R)."""
+        kl = self._kl_penalty(logprobs, ref_logprobs)
+        return *objective.token_rewards(scores, kl, self.kl_ctl.value, masks), kl
+
+    def _token_rewards(
+        self, scores: Tensor, evaluation: Evaluation, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.config.kl_penalty != "full":
+            return self.compute_rewards(scores, evaluation.logprobs, evaluation.ref_logprobs, mask)
+        kl_coef = self.kl_ctl.value
+        return *objective.token_rewards(scores, evaluation.kl, kl_coef, mask), evaluation.kl
+
+    def compute_advantages(
+        self, values: Tensor, rewards: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute masked values, whitened advantages and returns, each (B, R)."""
+        config, values, rewards = self.config, values * mask, rewards * mask
+        if config.whiten_rewards:
+            rewards = objective.masked_whiten(rewards, mask, False, self._all_sum)
+        advantages, returns = objective.generalized_advantages(
+            rewards, values, config.gamma, config.lam
+        )
+        return values, objective.masked_whiten(advantages, mask, True, self._all_sum), returns
+
+    def _advantages(
+        self, rollout: Rollout, rewards: Tensor, values: Tensor, quirks: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Call `compute_advantages`, or do as TRL 0.11.4 did with padding."""
+        config, mask = self.config, rollout.loss_mask
+        padded = config.whiten_rewards and quirks and not self._overrides("compute_advantages")
+        if not padded:
+            return self.compute_advantages(values, rewards, mask)
+        counted = rollout.response_mask if self.is_encoder_decoder else None
+        lengths = rollout.lengths() if counted is None else counted.sum(1)
+        padding = self.accelerator.gather(lengths).max() - lengths
+        values = values * mask
+        advantages, returns = advantages_with_padding(
+            rewards, values, mask, padding, config.gamma, config.lam, self._all_sum
+        )
+        return values, objective.masked_whiten(advantages, mask, True, self._all_sum), returns
+
+    def loss(
+        self,
+        old_logprobs: Tensor,
+        values: Tensor,
+        logits: Tensor,
+        vpreds: Tensor,
+        logprobs: Tensor,
+        mask: Tensor,
+        advantages: Tensor,
+        returns: Tensor,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Compute the policy loss, the weighted value loss, and statistics; means over tokens.
+
+        Logits are (B, R, V), everything else (B, R). `step` computes the same without padding.
+        """
+        config = self.config
+        targets = Targets(old_logprobs, values, advantages, returns)
+        losses = objective.ppo_losses(
+            logprobs, vpreds, *targets, config.cliprange, config.cliprange_value
+        )
+        full = logits.log_softmax(-1)
+        entropy = -(full.exp() * full).sum(-1).expand_as(mask)
+        local = objective.local
+        totals = UpdateStats(local)
+        totals.add(losses, entropy, logprobs - old_logprobs, vpreds, returns, mask)
+        stats = update_stats(
+            totals.means(mask.sum()), targets, mask, config.vf_coef, objective.local
+        )
+        policy, value = (objective.masked_mean(x, mask) for x in (losses.policy, losses.value))
+        return policy, config.vf_coef * value, stats | {"policy/ratio": losses.ratio}
+
+    def _overrides(self, name: str) -> bool:
+        """Whether a subclass, or the user, has put a method of that name in the place of ours."""
+        method = getattr(self, name, None)
+        return getattr(method, "__func__", method) is not getattr(ClassicLoop, name, None)
+
+    def _check_classic(self, ref_model: nn.Module | None, num_shared_layers: int | None) -> None:
+        """Warn where TRL 0.11 warned, and refuse what `step` would not heed."""
+        if self.dataset is None:
+            text = "No dataset was given: set `batch_size` to the number of samples of each `step`."
+            warnings.warn(text, stacklevel=3)
+        if ref_model is not None and num_shared_layers is not None:
+            text = "`num_shared_layers` means nothing beside a reference model: no layer is shared."
+            warnings.warn(text, stacklevel=3)
+        name, full = type(self).__name__, self.config.kl_penalty == "full"
+        for method in filter(self._overrides, NOT_CALLED):
+            raise RecipeError(
+                f"{name} overrides `{method}`, which `step` does not call. Override "
+                "`compute_rewards`, `_kl_penalty` or `compute_advantages`."
+            )
+        if full and (self._overrides("compute_rewards") or self._overrides("_kl_penalty")):
+            raise RecipeError(
+                f"{name} overrides how the KL becomes rewards, but with `kl_penalty='full'` it "
+                "comes ready from each forward pass. Choose another one."
+            )
+        if self.training_data_collator is not None:
+            rows = self._padded([torch.arange(1, 4), torch.tensor([4])])
+            if rows["input_ids"][rows["attention_mask"].bool()].tolist() != [1, 2, 3, 4]:
+                raise RecipeError(
+                    "`training_data_collator` changes the tokens that it pads, which `step` does "
+                    "not do. Change them before `step`."
+                )
 
     def _collate(self, queries, responses, response_masks=None) -> Rollout:
-        """Pad the batch; an encoder-decoder's start token moves out of the responses."""
+        """Pad the batch; an encoder-decoder's start token moves out of the responses.
+
+        One whose start token a slice has cut off is all response.
+        """
         masks = response_masks
         if self.is_encoder_decoder:
             start = decoder_start_token_id(self._policy().config)
+            first = [int(response[0] == start) for response in responses]
             for row, response in enumerate(responses):
-                if response[0] != start or len(response) < 2:
+                if len(response) == first[row]:
                     raise RecipeError(
-                        f"`responses[{row}]` must begin with the decoder's start token ({start}) "
-                        "and hold at least one more. Pass what `generate` returned."
+                        f"`responses[{row}]` holds the decoder's start token ({start}) alone. Pass "
+                        "what `generate` returned."
                     )
-            responses = [response[1:] for response in responses]
-            masks = masks and [mask[1:] for mask in masks]
+            responses = [response[n:] for response, n in zip(responses, first, strict=True)]
+            masks = masks and [mask[n:] for mask, n in zip(masks, first, strict=True)]
         rollout = collate(queries, responses, masks, self.tokenizer.pad_token_id)
         rollout = Rollout(*(field.to(self.current_device) for field in rollout[:5]))
         skips_first = self.is_encoder_decoder and masks is None and self._classic_quirks()
@@ -165,21 +534,84 @@ class ClassicLoop:
         return [nn.functional.pad(response, (1, 0), value=start) for response in responses]
 
 
-def complete_settings(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+MODEL_CARD = """---
+library_name: transformers
+tags: [trl_recipes, ppo, reinforcement-learning]
+---
+
+# {name}
+
+A language model trained by PPO with trl_recipes. `value_head.safetensors` holds the value head;
+`{kind}.from_pretrained` of trl_recipes reads both.
+"""
+
+
+class _TooFew:
+    """The loader of a data set that is smaller than a batch: empty, and an error to go through."""
+
+    def __init__(self, rows: int, batch_size: int):
+        self.rows, self.batch_size = rows, batch_size
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator:
+        raise checks.too_few_prompts(self.rows, self.batch_size)
+
+
+def loader_of(loaders: list, dataset: Any, batch_size: int) -> Any:
+    """Return the loader of a data set, if there is one, or what says that it is too small."""
+    if loaders and len(dataset) < batch_size:
+        return _TooFew(len(dataset), batch_size)
+    return loaders[0] if loaders else None
+
+
+def _contents(rollout: Rollout) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Token ids of each query and response."""
+    ids = (rollout.queries, rollout.query_mask, rollout.responses, rollout.response_mask)
+    rows = zip(*(x.tolist() for x in ids), strict=True)
+    return [(tuple(q[: sum(nq)]), tuple(r[: sum(nr)])) for q, nq, r, nr in rows]
+
+
+def complete_settings(
+    given: dict[str, Any], defaults: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
     """Complete what a caller of `generate` gave, and warn once about sampling that is bent.
 
+    Returns what `generate_responses` takes, with `num_return_sequences` and maybe `max_length`.
     The neutral arguments of the classic walkthrough (`min_length=-1, top_k=0.0, top_p=1.0,
     eos_token_id=-1`) are understood in silence.
     """
-    settings = defaults | given
+    given = dict(given)
+    config = given.pop("generation_config", None)
+    if config is not None:
+        of_config = config.to_diff_dict() if hasattr(config, "to_diff_dict") else dict(config)
+        of_config.pop("transformers_version", None)
+        given = of_config | given
+    given = {name: _number(value) for name, value in given.items()}
+    _refuse(given)
+    tokenizer = given.pop("tokenizer", None) or tokenizer
+    for name in ("attention_mask", "pad_to_multiple_of", *REFUSED):
+        given.pop(name, None)  # they ask for nothing
+    given = {k: v for k, v in given.items() if v is not None or k == "eos_token_id"}
+    settings = {"do_sample": True, "num_return_sequences": 1} | defaults | given
+    if "max_new_tokens" in given:
+        settings.pop("max_length", None)
     if settings["eos_token_id"] == -1:  # the classic way to say: never stop
         settings["eos_token_id"] = None
+    if strings := settings.pop("stop_strings", None):
+        stops = StopStringCriteria(tokenizer, strings)
+        settings["stopping_criteria"] = [*settings.get("stopping_criteria", ()), stops]
     bent = {}
     for name in NEUTRAL.keys() & settings.keys():
         if settings[name] == NEUTRAL[name] or (name.startswith("min_") and settings[name] <= 0):
             settings.pop(name)
         else:
             bent[name] = settings[name]
+    if not settings["do_sample"]:
+        bent["do_sample"], settings["temperature"] = False, defaults["temperature"]
+    bent |= {name: settings[name] for name in CALLED[:2] if name in settings}
+    _check_sampling(settings)
     if bent:
         _warn(
             f"generate was given {bent}: responses are not drawn from the policy itself, so their "
@@ -191,6 +623,53 @@ def complete_settings(given: dict[str, Any], defaults: dict[str, Any]) -> dict[s
             f"the config's {defaults['temperature']}. Set `temperature` there."
         )
     return settings
+
+
+def _number(value: Any) -> Any:
+    scalar = isinstance(value, Tensor) and value.numel() == 1
+    return value.item() if scalar or getattr(value, "size", None) == 1 else value
+
+
+def _refuse(given: dict[str, Any]) -> None:
+    """Refuse arguments that nobody knows, and those that `generate` would not heed."""
+    fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    known = {*fields, *CALLED, *REFUSED, "attention_mask", "tokenizer", "pad_to_multiple_of"}
+    for name in sorted(given.keys() - known):
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f" Did you mean `{close[0]}`?" if close else ""
+        raise RecipeError(f"`generate` has no argument `{name}`.{hint}")
+    asked = [k for k in REFUSED.keys() & given.keys() if given[k] not in (REFUSED[k], None)]
+    if (
+        given.get("attention_mask") is not None
+        and not torch.as_tensor(given["attention_mask"]).all()
+    ):
+        asked.append("attention_mask")
+    if asked:
+        raise RecipeError(
+            f"`generate` takes queries without padding and returns token ids alone, so it does not "
+            f"heed `{min(asked)}`. Leave it out, or call `trainer.model.generate`, which is "
+            "transformers' own."
+        )
+
+
+def _check_sampling(settings: dict[str, Any]) -> None:
+    """Hold settings of `generate` to one another."""
+    beams, copies = settings.get("num_beams", 1), settings["num_return_sequences"]
+    if settings["do_sample"] and settings["temperature"] <= 0:
+        raise RecipeError(
+            f"`temperature` is {settings['temperature']}: it must be greater than 0. For the most "
+            "likely token each time give `do_sample=False`."
+        )
+    if copies != 1 and (copies < 1 or beams > 1 or not settings["do_sample"]):
+        raise RecipeError(
+            f"`num_return_sequences` is {copies}: only sampling without beams draws several "
+            "responses to a query, and at least one."
+        )
+    if beams > 1 and "stopping_criteria" in settings:
+        raise RecipeError(
+            "`num_beams` and `stopping_criteria` or `stop_strings` were both given: a beam cannot "
+            "end alone. Choose one."
+        )
 
 
 def _warn(message: str) -> None:

@@ -189,25 +189,51 @@ def find_value_head(name: str) -> dict[str, Tensor] | None:
 class ActorCritic(nn.Module):
     """A language model and a value head that share one run of the trunk.
 
-    `pack` says whether short sequences stand in one line; set where the policy can do so.
+    `pack` says whether short sequences stand in one line; set where the policy can do so. What else
+    is asked of it, the user's value-head model answers, as it was `trainer.model` in TRL 0.11.
     """
 
-    def __init__(self, policy: nn.Module, value_head: nn.Module):
+    def __init__(self, value_head_model: nn.Module):
         super().__init__()
-        self.policy = policy
-        self.value_head = value_head
-        self.config = policy.config
+        vars(self)["value_head_model"] = value_head_model  # no submodule: its parts are
+        self.policy = value_head_model.pretrained_model
+        self.value_head = value_head_model.v_head
+        self.config = self.policy.config
         self.pack = False
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "value_head_model" not in vars(self):  # while it is being made or copied
+                raise
+            return getattr(self.value_head_model, name)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Give weights under the names of the user's value-head model."""
+        return self.value_head_model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Take what `state_dict` gives."""
+        return self.value_head_model.load_state_dict(*args, **kwargs)
+
     def forward(
-        self, queries: Tensor, query_mask: Tensor, responses: Tensor, response_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        queries: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        responses: Tensor | None = None,
+        response_mask: Tensor | None = None,
+        **classic: Any,
+    ) -> tuple:
         """Compute logits and values of the N response tokens alone, row after row.
 
         Queries and their mask are (B, Q), responses and theirs (B, R). Returns float32 logits
-        (N, V), each of the token at its place, and values (N,), each of the state before it.
+        (N, V), each of the token at its place, and values (N,), each of the state before it. Called
+        as the user's value-head model is, it returns what that does.
         """
         rows = (queries, query_mask, responses, response_mask)
+        if response_mask is None:
+            return self.value_head_model(*(x for x in rows if x is not None), **classic)
         logits, hidden = response_logits(self.policy, *rows, pack=self.pack)
         return logits, self.values_of(hidden)
 

@@ -141,7 +141,7 @@ def build_models(
     # the user's own object saves what was trained
     value_head_model.pretrained_model = policy
     value_head_model.is_peft_model = is_peft_model
-    actor_critic = ActorCritic(policy, value_head_model.v_head)
+    actor_critic = ActorCritic(value_head_model)
     spare_embedding_gradient(policy)
     for model in filter(None, (actor_critic, ref_model)):
         switch_off_dropout(model)

@@ -156,8 +156,8 @@ def update_stats(
         [targets.advantages, targets.returns, targets.values], [mask] * 3, all_sum
     )
     return {
-        **{key: value for key, value in means.items() if key != "ratio"},
         "loss/total": means["loss/policy"] + vf_coef * means["loss/value"],
+        **{key: value for key, value in means.items() if key != "ratio"},
         "policy/advantages_mean": averages[0],
         "returns/mean": averages[1],
         "returns/var": variances[1],
@@ -256,12 +256,10 @@ class ScoreScaling:
         return scores
 
 
-def write_row(
-    folder: Path, row: dict, alarms: Sequence[str], batch: dict[str, list], samples: int
-) -> None:
+def write_row(folder: Path, row: dict, alarms: Sequence[str], samples: dict[str, list]) -> None:
     """Append one step's row, what alarms said of it and a few samples to the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
     append_stats(folder / "all_stats.jsonl", row)
     append_alarms(folder / "alarms.jsonl", row["step"], alarms)
-    columns = [batch[name][:samples] for name in ("query", "response", "score")]
-    append_samples(folder / "samples.jsonl", row["step"], *columns)
+    columns = [samples.pop(name) for name in ("query", "response", "score")]
+    append_samples(folder / "samples.jsonl", row["step"], *columns, **samples)

@@ -1,7 +1,7 @@
 """PPOTrainer: rollout, score, evaluate, advantages, optimize, record."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.logging import get_logger
+from accelerate.scheduler import AcceleratedScheduler
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -72,6 +73,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         data_collator: None keeps each column a list.
         num_shared_layers: this many first layers are frozen and shared with the reference.
         lr_scheduler: None makes the one that `lr_scheduler_type` names.
+        training_data_collator: pads for `prepare_model_inputs`; `step` pads for itself.
         reward_funcs: one reward function or several, for `train`.
         reward_weights: weight of each; None weighs all 1, and penalties -1.
         callbacks: further transformers callbacks.
@@ -95,6 +97,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         data_collator: Callable | None = None,
         num_shared_layers: int | None = None,
         lr_scheduler: Any = None,
+        training_data_collator: Callable | None = None,
         *,
         args: PPOConfig | None = None,
         reward_funcs: Callable | list[Callable] | None = None,
@@ -135,8 +138,10 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         if not config.disable_tqdm:
             self.add_callback(StepProgress)
         self.config = config
+        self.training_data_collator = training_data_collator
         self._distribute()
         self._begin()
+        self._check_classic(ref_model, num_shared_layers)
 
     def _distribute(self) -> None:
         """Lay model, optimizer and prompts out over the processes."""
@@ -144,12 +149,16 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         self.current_device = accelerator.device
         setup.prepare_accelerator(accelerator, self.policy_model)
         self.create_optimizer_and_scheduler(config.num_total_batches)
-        size, collate = config.batch_size, self.data_collator
-        loader = DataLoader(self.train_dataset, size, True, collate_fn=collate, drop_last=True)
+        parts = [self.model, self.optimizer]
+        if self.dataset is not None:
+            parts.append(self.prepare_dataloader(self.dataset, self.data_collator))
         torch.manual_seed(config.seed)  # all processes shuffle alike ...
-        self.model, self.optimizer, loader = accelerator.prepare(self.model, self.optimizer, loader)
+        self.model, self.optimizer, *loaders = accelerator.prepare(*parts)
         torch.manual_seed(config.seed + 100003 * accelerator.process_index)  # ... and sample apart
-        self.dataloader = None if self.dataset is None else loader
+        self.lr_scheduler = AcceleratedScheduler(
+            self.lr_scheduler, self.optimizer, step_with_optimizer=False
+        )
+        self.dataloader = classic.loader_of(loaders, self.dataset, config.global_batch_size)
         if self.ref_model is not None:
             self.ref_model.to(self.current_device)
         if is_sharded(self.model):
@@ -170,6 +179,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             policy, self.ref_model, self._uses_bf16(), self._all_sum
         )
         self.steps_not_finite = 0  # optimizer steps in a row
+        self._drawn: dict = {}  # what `generate` knows of its last responses ...
+        self._drawn_from = -1  # ... and of which weights
         self.stop_token_ids = setup.stop_token_ids(config, self.tokenizer, policy)
         self._pass_cost = setup.pass_cost(policy, self.current_device.type)
         with self._gathered(), self._reference() as reference:
@@ -343,17 +354,16 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         timing = {"time/ppo/forward_pass": self._clock() - clock}
 
         clock = self._clock()
-        rewards, non_score_rewards = objective.token_rewards(scores, evaluation.kl, kl_coef, mask)
+        rewards, non_score_rewards, kl = self._token_rewards(scores, evaluation, mask)
+        evaluation = evaluation._replace(kl=kl)
         timing["time/ppo/compute_rewards"] = self._clock() - clock
 
         clock = self._clock()
-        values = evaluation.values * mask
-        advantages, returns = self._advantages(rollout, rewards, values, quirks)
-        advantages = objective.masked_whiten(advantages, mask, True, self._all_sum)
+        estimates = self._advantages(rollout, rewards, evaluation.values, quirks)
+        targets = Targets(evaluation.logprobs, *estimates)
         timing["time/ppo/compute_advantages"] = self._clock() - clock
 
         clock = self._clock()
-        targets = Targets(evaluation.logprobs, values, advantages, returns)
         updates, skipped = self._optimize(rollout, targets, quirks)
         timing["time/ppo/optimize_step"] = self._clock() - clock
 
@@ -421,22 +431,6 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         """
         alike = self._actor_critic().pack or is_sharded(self.model)
         return rollout.passes(indices, size, None if alike else self._pass_cost)
-
-    def _advantages(
-        self, rollout: Rollout, rewards: Tensor, values: Tensor, quirks: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Compute advantages before whitening, and returns, each (B, R)."""
-        gamma, lam, mask = self.config.gamma, self.config.lam, rollout.loss_mask
-        if self.config.whiten_rewards and quirks:
-            counted = rollout.response_mask if self.is_encoder_decoder else None
-            lengths = rollout.lengths() if counted is None else counted.sum(1)
-            padding = self.accelerator.gather(lengths).max() - lengths
-            return classic.advantages_with_padding(
-                rewards, values, mask, padding, gamma, lam, self._all_sum
-            )
-        if self.config.whiten_rewards:
-            rewards = objective.masked_whiten(rewards, mask, False, self._all_sum)
-        return objective.generalized_advantages(rewards, values, gamma, lam)
 
     def _optimize(self, rollout: Rollout, targets: Targets, quirks: bool) -> tuple[list[dict], int]:
         """Run the epochs; returns statistics of each optimizer step and how many were skipped."""
@@ -526,8 +520,13 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
 
     # Record
 
-    def _record(self, stats: dict[str, Any], batch: dict[str, list]) -> None:
-        """Keep the row, write it to disk at once, and hand it to the callbacks."""
+    def _record(
+        self, stats: dict[str, Any], batch: dict[str, list], columns: Sequence[str] = ()
+    ) -> None:
+        """Keep the row, write it to disk at once, and hand it to the callbacks.
+
+        Samples have query, response and score, and further `columns` of the batch.
+        """
         row = {"step": self.state.global_step, "episode": self.state.episode}
         row |= {key: value for key, value in stats.items() if not isinstance(value, np.ndarray)}
         self.all_stats.append(row)
@@ -535,7 +534,9 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         for sentence in alarms:
             logger.warning(sentence)
         if self.args.should_save:
-            write_row(Path(self.args.output_dir), row, alarms, batch, self.args.log_samples)
+            columns = dict.fromkeys(("query", "response", "score", *columns))
+            samples = {name: batch[name][: self.args.log_samples] for name in columns}
+            write_row(Path(self.args.output_dir), row, alarms, samples)
         self.log({key: value for key, value in row.items() if key != "step"})
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
