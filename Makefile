@@ -13,7 +13,7 @@ PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 OLDEST := trl==1.12.0 transformers==5.20.0 accelerate==1.12.0 datasets==4.7.0 peft==0.21.2
 OLDEST_TESTS := $(addprefix tests/ppo/test_,golden.py trainer.py models.py cost.py) tests/grpo/test_grpo.py
 
-.PHONY: demo embedded test test-slow test-oldest torture notebooks lint format clean
+.PHONY: demo embedded test test-slow test-gpu test-oldest torture notebooks lint format clean
 
 demo: $(VENV)/ready
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
@@ -29,6 +29,10 @@ test: $(VENV)/ready
 # The slow proofs: two hosts, kills, ZeRO, whole notebooks, models trained again: some minutes.
 test-slow: $(VENV)/ready
 	$(PYTEST) -m slow
+
+# On a machine with a GPU, with whatever Python has torch with CUDA and the dependencies.
+test-gpu:
+	$(PYTHON) -m pytest tests/gpu
 
 # PPO, GRPO and RLOO on the oldest versions, in an environment of their own.
 test-oldest: $(VENV)-oldest/ready

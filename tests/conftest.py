@@ -3,7 +3,11 @@
 import logging
 import os
 import socket
+import sys
+from pathlib import Path
 
+if not any("gpu" in Path(word).parts for word in sys.argv[1:]):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests of a CPU; here and in what they start
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1")
 
 import pytest
@@ -118,3 +122,32 @@ def tiny_gpt2(tmp_path_factory):
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
+
+
+# Of the tests on a GPU: each failure as it happens, and at the end a table of what was measured
+
+_figures: list[tuple[str, float, float]] = []
+
+
+@pytest.fixture
+def hold():
+    """Note a figure for the table, and hold it to what it may be at most."""
+
+    def held(what, value, most):
+        _figures.append((what, float(value), float(most)))
+        assert value <= most, f"{what}: {value:.3g}, more than {most:.3g}"
+
+    return held
+
+
+def pytest_runtest_logreport(report):
+    if report.failed and "tests/gpu/" in report.nodeid:
+        print(f"\n{report.nodeid} ({report.when})\n{report.longreprtext[-3000:]}", flush=True)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _figures:
+        terminalreporter.section("figures")
+    for what, value, most in _figures:
+        line = f"{value:10.3g} of {most:<8.3g} {what}{'' if value <= most else '  TOO MUCH'}"
+        terminalreporter.write_line(line)

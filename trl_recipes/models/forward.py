@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from trl_recipes.models.packing import bin_pack, packed_starts
+from trl_recipes.models.packing import bin_pack, packed_starts, token_places
 
 
 def unwrap_adapter(model: nn.Module) -> nn.Module:
@@ -42,12 +42,13 @@ def response_logits(
     Queries are (B, Q), responses (B, R) without a decoder's start token. The head runs on response
     tokens alone: not on queries, not on padding. A causal model's sequences are query and response
     without a gap, padded only behind their end, where causality hides the padding and neither mask
-    nor positions need to know of it; or packed into few lines, where [`can_pack`] allows it.
+    nor positions need to know of it; or packed into few lines, where [`can_pack`] allows it. Masks
+    may lie on the host: then nothing here waits for a GPU.
     """
     language_model = unwrap_adapter(model)
     if language_model.config.is_encoder_decoder:
         inputs = _encoder_decoder_inputs(language_model, queries, query_mask, responses)
-        kept = response_mask.flatten().nonzero()[:, 0]
+        kept = token_places(response_mask, queries.device)
     else:
         inputs, kept = _causal_inputs(queries, query_mask, responses, response_mask, pack)
 
@@ -72,32 +73,38 @@ def _causal_inputs(queries, query_mask, responses, response_mask, pack) -> tuple
 
     The last response token predicts nothing that is asked for, and stays out.
     """
+    device = queries.device
     start = query_mask.sum(1, keepdim=True)
     inner = response_mask[:, 1:].bool()  # moved by one: a row's tokens but for one
     end = start + inner.sum(1, keepdim=True)
-    columns = torch.arange(int(end.max()), device=queries.device)
-    ids = queries.new_zeros(len(queries), len(columns))
-    ids[columns < start] = queries[query_mask.bool()]
-    ids[(columns >= start) & (columns < end)] = responses[:, :-1][inner]
-    predicts = (columns >= start - 1) & (columns < end)
+    columns = torch.arange(int(end.max()), device=start.device)
+    inside = columns < end
+    ids = queries.new_zeros(inside.shape)
+    for where, tokens, mask in (
+        (columns < start, queries, query_mask),
+        ((columns >= start) & inside, responses[:, :-1], inner),
+    ):
+        ids.view(-1)[token_places(where, device)] = tokens.flatten()[token_places(mask, device)]
+    predicts = (columns >= start - 1) & inside
     lines = bin_pack(end[:, 0].tolist()) if pack else []
     if not 0 < len(lines) < len(ids):
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return inputs, predicts.flatten().nonzero()[:, 0]
+        return inputs, token_places(predicts, device)
     places = packed_starts(lines, end[:, 0], len(columns)) + columns
-    inside = columns < end
-    shape = (len(lines), len(columns))
-    packed, positions = ids.new_zeros(shape), ids.new_zeros(shape)
-    packed.view(-1)[places[inside]] = ids[inside]
-    positions.view(-1)[places[inside]] = columns.expand_as(ids)[inside]
-    return {"input_ids": packed, "position_ids": positions}, places[predicts]
+    packed, positions = ids.new_zeros(2, len(lines), len(columns))
+    there = places[inside].to(device, non_blocking=True)
+    packed.view(-1)[there] = ids.flatten()[token_places(inside, device)]
+    there_columns = columns.expand_as(inside)[inside].to(device, non_blocking=True)
+    positions.view(-1)[there] = there_columns
+    inputs = {"input_ids": packed, "position_ids": positions}
+    return inputs, places[predicts].to(device, non_blocking=True)
 
 
 def _encoder_decoder_inputs(language_model, queries, query_mask, responses) -> dict:
     start = torch.full_like(responses[:, :1], decoder_start_token_id(language_model.config))
     return {
         "input_ids": queries,
-        "attention_mask": query_mask,
+        "attention_mask": query_mask.to(queries.device, non_blocking=True),
         "decoder_input_ids": torch.cat([start, responses[:, :-1]], 1),
     }
 

@@ -26,12 +26,21 @@ def pad_rows(rows: Sequence[Tensor], pad_token_id: int, side: str) -> tuple[Tens
     return ids, mask.long()
 
 
+def token_places(mask: Tensor, device: torch.device) -> Tensor:
+    """Number the places where a mask is 1, row after row, (N,) on the device.
+
+    With a mask on the host nothing waits for a GPU.
+    """
+    return mask.flatten().nonzero()[:, 0].to(device, non_blocking=True)
+
+
 def unpack(values: Tensor, mask: Tensor) -> Tensor:
     """Put one value per token, row after row, back where the mask is 1: (N,) to (B, R).
 
     Gaps hold 0; the gradient flows to `values`.
     """
-    return values.new_zeros(mask.shape).masked_scatter(mask.bool(), values)
+    places = token_places(mask, values.device)
+    return values.new_zeros(mask.numel()).index_copy(0, places, values).view(mask.shape)
 
 
 def length_groups(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:

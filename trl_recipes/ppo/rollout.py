@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerState
 
-from trl_recipes.models.packing import length_groups, pad_rows, unpack
+from trl_recipes.models.packing import length_groups, pad_rows, token_places, unpack
 from trl_recipes.models.sampling import can_sample, generate_responses, sample_responses
 from trl_recipes.rewards.base import Rewards, score_part
 from trl_recipes.rewards.text import reward_inputs
@@ -29,9 +29,16 @@ class Rollout(NamedTuple):
     logprobs: Tensor | None = None  # in nats, (B, R)
     hidden: Tensor | None = None  # the trunk's last hidden state before the token, (B, R, H)
 
+    def with_masks_on_host(self) -> "Rollout":
+        """Fetch the masks of queries and responses, so that no pass over rows waits for a GPU."""
+        masks = {"query_mask": self.query_mask.cpu(), "response_mask": self.response_mask.cpu()}
+        return self._replace(**masks)
+
     def rows(self, indices: Tensor) -> "Rollout":
         """Pick sequences to run a model on, and cut the columns that only others needed."""
-        queries, query_mask, *responses = (field[indices] for field in self[:5])
+        queries, query_mask, *responses = (
+            field[indices.to(field.device, non_blocking=True)] for field in self[:5]
+        )
         query = int(query_mask.sum(1).max())
         response = int(responses[1].sum(1).max())
         return Rollout(
@@ -51,7 +58,7 @@ class Rollout(NamedTuple):
 
     def labels(self) -> Tensor:
         """Give the N response tokens, row after row, (N,)."""
-        return self.responses[self.response_mask.bool()]
+        return self.responses.flatten()[token_places(self.response_mask, self.responses.device)]
 
     def unpack(self, values: Tensor) -> Tensor:
         """Put one value per response token (N,) back into rows (B, R), with 0 in gaps."""

@@ -136,7 +136,7 @@ class UpdateStats:
             losses.ratio,
         )
         self.sums.append((torch.stack(tokens).detach() * mask).sum((1, 2)))
-        self.ratios.append(losses.ratio[mask.bool()])
+        self.ratios.append(with_mask(losses.ratio, mask))
 
     def means(self, token_count: Tensor) -> dict[str, Tensor]:
         """Average over the tokens of all forward passes and processes."""
@@ -163,8 +163,13 @@ def update_stats(
         "returns/var": variances[1],
         "val/mean": averages[2],
         "val/var": variances[2],
-        "policy/advantages": targets.advantages[mask.bool()],
+        "policy/advantages": with_mask(targets.advantages, mask),
     }
+
+
+def with_mask(values: Tensor, mask: Tensor) -> Tensor:
+    """Put values beside their mask, (2, B * R): taking out the masked ones would wait for a GPU."""
+    return torch.stack([values.flatten(), mask.flatten().to(values.dtype)])
 
 
 def average_updates(updates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -172,8 +177,11 @@ def average_updates(updates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     stats = {}
     for key in updates[0]:
         values = [update[key] for update in updates]
-        joined = torch.cat(values) if values[0].dim() else torch.stack(values).mean()
-        stats[f"ppo/{key}"] = joined
+        if values[0].dim():
+            joined, mask = torch.cat(values, 1)
+            stats[f"ppo/{key}"] = joined[mask.bool()]
+        else:
+            stats[f"ppo/{key}"] = torch.stack(values).mean()
     stats["ppo/val/var_explained"] = 1 - stats["ppo/val/error"] / stats["ppo/returns/var"]
     return stats
 

@@ -349,8 +349,9 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         scores = self.scaling(scores.to(self.current_device), self._ended(rollout))
 
         clock = self._clock()
+        hosted = rollout.with_masks_on_host()
         with self._gathered():
-            evaluation = self._evaluate(rollout)
+            evaluation = self._evaluate(hosted)
         timing = {"time/ppo/forward_pass": self._clock() - clock}
 
         clock = self._clock()
@@ -364,7 +365,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         timing["time/ppo/compute_advantages"] = self._clock() - clock
 
         clock = self._clock()
-        updates, skipped = self._optimize(rollout, targets, quirks)
+        updates, skipped = self._optimize(hosted, targets, quirks)
         timing["time/ppo/optimize_step"] = self._clock() - clock
 
         clock = self._clock()
@@ -399,12 +400,13 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         logprobs, values, ref_logprobs, kl = torch.zeros(4, *shape, device=self.current_device)
         if known:
             logprobs, values = rollout.logprobs, actor_critic.values_of(rollout.hidden)
-        everything = torch.arange(shape[0], device=self.current_device)
+        everything = torch.arange(shape[0])
         for indices in self._passes(
             rollout, everything, self.config.local_rollout_forward_batch_size
         ):
             rows = rollout.rows(indices)
-            labels, place = rows.labels(), (indices, slice(rows.responses.shape[1]))
+            labels, width = rows.labels(), slice(rows.responses.shape[1])
+            place = (self._on_device(indices), width)
             with self._autocast(), self._reference() as reference:
                 ref_logits = actor_critic.logits_of(reference, *rows[:4])
             ref_logits = self._tempered(ref_logits)
@@ -436,17 +438,18 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         """Run the epochs; returns statistics of each optimizer step and how many were skipped."""
         batch, step = self.config.batch_size, self.config.backward_batch_size
         updates: list[dict] = []
-        skipped = 0
+        verdicts: list[Tensor] = []
         self.model.train()
         for _ in range(self.config.ppo_epochs):
             order = torch.from_numpy(np.random.permutation(batch))  # noqa: NPY002  as TRL 0.11
-            for indices in order.to(self.current_device).split(step):
+            for indices in order.split(step):
                 means, ratios = self._backward(indices, rollout, targets)
-                skipped += not self._apply_gradients(means, quirks)
+                verdicts.append(self._apply_gradients(means, quirks))
+                there = self._on_device(indices)
                 stats = update_stats(
                     means,
-                    Targets(*(target[indices] for target in targets)),
-                    rollout.loss_mask[indices],
+                    Targets(*(target[there] for target in targets)),
+                    rollout.loss_mask[there],
                     self.config.vf_coef,
                     self._all_sum,
                 )
@@ -454,7 +457,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             moved = updates[-1]["policy/policykl"]  # over all processes: they leave together
             if self.config.early_stopping and moved > 1.5 * self.config.target_kl:
                 break
-        return updates, skipped
+        return updates, self._count_skipped(torch.stack(verdicts).tolist())
 
     def _backward(
         self, indices: Tensor, rollout: Rollout, targets: Targets
@@ -464,13 +467,14 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         Returns means over their tokens, and the probability ratio of each token.
         """
         config = self.config
-        token_count = self._all_sum(rollout.loss_mask[indices].sum().float())
+        loss_mask = rollout.loss_mask[self._on_device(indices)]
+        token_count = self._all_sum(loss_mask.sum().float())
         collected = UpdateStats(self._all_sum)
         passes = self._passes(rollout, indices, config.mini_batch_size)
         for number, rows_of_pass in enumerate(passes):
             rows = rollout.rows(rows_of_pass)
-            mask = rows.loss_mask
-            old = Targets(*(target[rows_of_pass, : mask.shape[1]] for target in targets))
+            mask, there = rows.loss_mask, self._on_device(rows_of_pass)
+            old = Targets(*(target[there, : mask.shape[1]] for target in targets))
             last = number == len(passes) - 1
             averages = last or is_sharded(self.model)  # parts of a gradient take less memory
             with nullcontext() if averages else self.accelerator.no_sync(self.model):
@@ -490,10 +494,13 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
                 collected.add(losses, entropy, log_ratio, values, old.returns, mask)
                 loss = ((losses.policy + config.vf_coef * losses.value) * mask).sum() / token_count
                 self.accelerator.backward(loss * self.accelerator.num_processes)
-        return collected.means(token_count), torch.cat(collected.ratios)
+        return collected.means(token_count), torch.cat(collected.ratios, 1)
 
-    def _apply_gradients(self, means: dict[str, Tensor], quirks: bool) -> bool:
-        """Clip and step, unless the ratio or the gradient says that the step would do harm."""
+    def _apply_gradients(self, means: dict[str, Tensor], quirks: bool) -> Tensor:
+        """Clip and step, unless the ratio or the gradient says that the step would do harm.
+
+        Returns whether both were finite, whether the step was taken, ratio and gradient norm, (4,).
+        """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         clips = self.config.max_grad_norm and not (quirks and self.first_batch.updated)
         self.first_batch.updated = True
@@ -501,22 +508,36 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
         else:
             norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        norm = full_tensor(norm)
-        finite = bool(torch.isfinite(norm) & torch.isfinite(means["loss/policy"]))
-        self.steps_not_finite = 0 if finite else self.steps_not_finite + 1
-        healthy = finite and bool(means["ratio"] <= self.config.ratio_threshold)
-        if healthy:
+        norm, ratio = full_tensor(norm), means["ratio"]
+        finite = torch.isfinite(norm) & torch.isfinite(means["loss/policy"])
+        healthy = finite & (ratio <= self.config.ratio_threshold)
+        optimizer = self.optimizer.optimizer
+        if all(group.get("fused") for group in optimizer.param_groups) and not is_sharded(
+            self.model
+        ):
+            optimizer.found_inf = (~healthy).float()  # the fused step is skipped on the device
             self.optimizer.step()
-        else:
-            logger.warning(
-                "Skipped an optimizer step: mean probability ratio %.2f (threshold %.2f), gradient "
-                "norm %.3g.",
-                means["ratio"],
-                self.config.ratio_threshold,
-                norm,
-            )
+        elif healthy:
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        return healthy
+        return torch.stack([finite, healthy, ratio, norm])
+
+    def _count_skipped(self, verdicts: list[list[float]]) -> int:
+        """Count the optimizer steps that were not taken, and say why each was not."""
+        for finite, healthy, ratio, norm in verdicts:
+            self.steps_not_finite = 0 if finite else self.steps_not_finite + 1
+            if not healthy:
+                logger.warning(
+                    "Skipped an optimizer step: mean probability ratio %.2f (threshold %.2f), "
+                    "gradient norm %.3g.",
+                    ratio,
+                    self.config.ratio_threshold,
+                    norm,
+                )
+        return sum(not healthy for _, healthy, _, _ in verdicts)
+
+    def _on_device(self, indices: Tensor) -> Tensor:
+        return indices.to(self.current_device, non_blocking=True)
 
     # Record
 
