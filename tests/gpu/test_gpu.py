@@ -118,30 +118,18 @@ def test_sampling_in_bfloat16_follows_the_weights_and_leaves_no_memory_behind(ho
     work = Workload("mini", batch=16, query=8, response=32)
     model = models.language_model(work).to(CUDA)
     ids, lengths = queries([8] * 16, 8000), [32] * 16
-    with torch.autocast("cuda", torch.bfloat16):
-        samples = sample(model, lengths=lengths, ids=ids)
-        off = off_a_forward_pass(model, samples, ids)
-        hold("sampling GPT-2, bfloat16, mean", off.mean(), 5e-3)
-        hold("sampling GPT-2, bfloat16, most", off.max(), 2e-2)
-        for _ in range(3):
-            sample(model, lengths=lengths, ids=ids)
-        reserved = torch.cuda.memory_reserved()
-        for _ in range(5):
-            for parameter in model.parameters():
-                parameter.data.mul_(1.1)
+    reserved = 0.0
+    for turn in range(8):
+        with torch.autocast("cuda", torch.bfloat16):
             samples = sample(model, lengths=lengths, ids=ids)
-        off = off_a_forward_pass(model, samples, ids)
-        hold("the same after updates", off.mean(), 2e-2)
+            off = off_a_forward_pass(model, samples, ids)
+        hold(f"sampling GPT-2, bfloat16, turn {turn}, mean", off.mean(), 5e-3)
+        hold(f"sampling GPT-2, bfloat16, turn {turn}, most", off.max(), 2e-2)
+        reserved = reserved if turn > 2 else torch.cuda.memory_reserved()
+        for parameter in model.parameters():
+            parameter.data.add_(0.002 * torch.randn_like(parameter))
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     hold("reserved after five more", torch.cuda.memory_reserved() / reserved, 1.01)
-
-
-def test_a_model_that_asks_the_host_is_sampled_without_a_graph():
-    model = model_of("gpt2")
-    model.transformer.h[1].register_forward_hook(lambda *_: torch.ones(1, device=CUDA).item())
-    samples = sample(model)
-    assert samples.mask.sum(1).tolist() == [20, 3, 18, 20]
-    assert off_a_forward_pass(model, samples, queries()).max() < 1e-4
 
 
 # Training
@@ -260,3 +248,14 @@ def test_the_sentiment_recipe_runs(tmp_path, hold):
     assert len(rows) == 10
     assert "cuda" in done.stdout
     hold("sentiment: seconds a step", sorted(row["time/ppo/total"] for row in rows)[5], 5)
+
+
+# Last: what CUDA could not capture may leave traces in this process
+
+
+def test_a_model_that_asks_the_host_is_sampled_without_a_graph():
+    model = model_of("gpt2")
+    model.transformer.h[1].register_forward_hook(lambda *_: torch.ones(1, device=CUDA).item())
+    samples = sample(model)
+    assert samples.mask.sum(1).tolist() == [20, 3, 18, 20]
+    assert off_a_forward_pass(model, samples, queries()).max() < 1e-4

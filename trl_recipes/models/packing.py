@@ -27,11 +27,9 @@ def pad_rows(rows: Sequence[Tensor], pad_token_id: int, side: str) -> tuple[Tens
 
 
 def token_places(mask: Tensor, device: torch.device) -> Tensor:
-    """Number the places where a mask is 1, row after row, (N,) on the device.
-
-    With a mask on the host nothing waits for a GPU.
-    """
-    return mask.flatten().nonzero()[:, 0].to(device, non_blocking=True)
+    """Number the places where a mask is 1, (N,); where it lies on the host, no GPU is waited for."""
+    places = mask.flatten().nonzero()[:, 0]
+    return places.to(device, non_blocking=True)
 
 
 def unpack(values: Tensor, mask: Tensor) -> Tensor:

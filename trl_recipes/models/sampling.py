@@ -17,9 +17,9 @@ from trl_recipes.models.static_sampling import (
     Samples,
     can_sample_static,
     draw,
-    exact_dtype,
     first_inputs,
     sample_static,
+    uniform,
 )
 
 logger = logging.getLogger(__name__)
@@ -156,8 +156,7 @@ def sample_growing(
         for column in range(shape[1]):
             output = model(**inputs, use_cache=True)
             distribution = (output.logits[:, -1].float() / temperature).log_softmax(-1)
-            uniform = torch.rand(len(rows), 1, dtype=exact_dtype(device), device=device)
-            tokens = draw(distribution.exp(), uniform)
+            tokens = draw(distribution.exp(), uniform(len(rows), 1, device=device))
             if hidden is None:
                 hidden = states[0].new_zeros(*shape, states[0].shape[-1])
             responses[rows, column] = tokens[:, 0]

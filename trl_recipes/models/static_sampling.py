@@ -4,10 +4,12 @@ A GPU is done with a token sooner than Python has launched its kernels. Here eve
 same kernels on the same addresses: CUDA records them once and replays them for all the others.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,9 @@ from trl_recipes.models.packing import pad_rows
 # What a model calls what it keeps of the tokens before; transformers renamed it in 5.24.
 CACHES = {"cache", "past_key_values"}
 
+logger = logging.getLogger(__name__)
+
+_refused: WeakSet[nn.Module] = WeakSet()  # models of which CUDA could not capture a token
 ASK_EVERY = 16  # tokens between two looks at whether any row goes on: each waits for the GPU
 
 
@@ -47,19 +52,20 @@ class Samples(NamedTuple):
         return Samples(*(field[:, :width] for field in self))
 
 
-def exact_dtype(device: torch.device) -> torch.dtype:
-    """Give the precision in which probabilities are added up."""
-    return torch.float32 if device.type == "mps" else torch.float64
+def uniform(*shape: int, device: torch.device) -> Tensor:
+    """Draw numbers from [0, 1), of that shape, in the precision in which probabilities add up."""
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    return torch.rand(shape, dtype=exact, device=device)
 
 
-def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+def draw(probabilities: Tensor, points: Tensor) -> Tensor:
     """One token per row, (B, 1): where a uniform number falls in the cumulative distribution.
 
     `torch.multinomial` draws a random number for each token of the vocabulary in place of one.
     """
-    cumulative = probabilities.to(uniform.dtype).cumsum(1)
-    points = uniform * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, points, right=True).clamp(max=cumulative.shape[1] - 1)
+    cumulative = probabilities.to(points.dtype).cumsum(1)
+    tokens = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
+    return tokens.clamp(max=cumulative.shape[1] - 1)
 
 
 def first_inputs(language_model, queries, pad_token_id) -> dict:
@@ -90,7 +96,7 @@ def can_sample_static(model: nn.Module, device: torch.device) -> bool:
     tokens there. Weights in several places, or in a precision of their own, are left alone.
     """
     language_model = unwrap_adapter(model)
-    if not (language_model._can_compile_fullgraph and CACHES & forward_arguments(language_model)):
+    if language_model in _refused or not language_model._can_compile_fullgraph:
         return False
     autocast = torch.is_autocast_enabled(device.type)
     known = {torch.float32, torch.get_autocast_dtype(device.type)}
@@ -132,7 +138,10 @@ def sample_static(
                 if ask and not batch.alive.any():
                     break
                 if column == 2 and device.type == "cuda":
-                    step = _captured(step, device)
+                    replay = _captured(step, device)
+                    if replay is None:
+                        _refused.add(language_model)
+                    step = replay or step
                 step()
     return batch.samples.trimmed()
 
@@ -146,7 +155,7 @@ class _StaticBatch:
         stops = [] if eos_token_id is None else eos_token_id
         self.stops = torch.as_tensor(stops, device=device).reshape(1, -1)
         shape = (len(limits), max(limits))
-        self.uniform = torch.rand(shape[1], shape[0], 1, dtype=exact_dtype(device), device=device)
+        self.points = uniform(shape[1], shape[0], 1, device=device)
         self.column = torch.zeros(1, dtype=torch.long, device=device)
         self.alive = torch.ones(shape[0], 1, dtype=torch.bool, device=device)
         ids = torch.zeros(shape, dtype=torch.long, device=device)
@@ -182,7 +191,7 @@ class _StaticBatch:
     def _keep(self, logits: Tensor) -> Tensor:
         """Draw from the last logits, and write what is known of the tokens into their column."""
         distribution = (logits[:, -1].float() / self.temperature).log_softmax(-1)
-        tokens = draw(distribution.exp(), self.uniform.index_select(0, self.column)[0])
+        tokens = draw(distribution.exp(), self.points.index_select(0, self.column)[0])
         known = (tokens, self.alive.long(), distribution.gather(1, tokens), self.states.pop())
         for field, value in zip(self.samples, known, strict=True):
             value = value.where(self.alive, 0).reshape(len(value), 1, *field.shape[2:])
@@ -200,17 +209,23 @@ def _static_cache(language_model: nn.Module, length: int) -> StaticCache | Encod
     return EncoderDecoderCache(own, DynamicCache())  # what the encoder gives never grows
 
 
-def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Record a step, without running it, and return what replays it."""
+def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], None] | None:
+    """Record a step, without running it, and return what replays it; None: it asks the host."""
     stream, pool = _capture_place(device)
     graph = torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        graph.capture_begin(pool=pool.pool(), capture_error_mode="thread_local")
-        try:
-            step()
-        finally:
-            graph.capture_end()
+    try:
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=pool.pool(), capture_error_mode="thread_local")
+            try:
+                step()
+            finally:
+                graph.capture_end()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        logger.warning("Sampling stays slow: CUDA cannot capture this model (%s).", error)
+        return None
     torch.cuda.current_stream().wait_stream(stream)
     return graph.replay
 

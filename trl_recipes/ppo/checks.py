@@ -203,6 +203,36 @@ class FirstBatchCheck:
             )
 
 
+def judge_step(means: dict[str, Tensor], norm: Tensor, threshold: float) -> Tensor:
+    """Judge a gradient before it is applied, without asking the device.
+
+    Returns whether loss and norm are finite, whether to take the step, ratio and norm, (4,).
+    """
+    finite = torch.isfinite(norm) & torch.isfinite(means["loss/policy"])
+    healthy = finite & (means["ratio"] <= threshold)
+    return torch.stack([finite, healthy, means["ratio"], norm])
+
+
+def count_skipped(verdicts: list[Tensor], threshold: float, not_finite: int) -> tuple[int, int]:
+    """Warn of each optimizer step that was left out.
+
+    Returns how many were, and how many in a row, `not_finite` before them, were not finite.
+    """
+    skipped = 0
+    for finite, healthy, ratio, norm in torch.stack(verdicts).tolist():
+        not_finite = 0 if finite else not_finite + 1
+        skipped += not healthy
+        if not healthy:
+            logger.warning(
+                "Skipped an optimizer step: mean probability ratio %.2f (threshold %.2f), gradient "
+                "norm %.3g.",
+                ratio,
+                threshold,
+                norm,
+            )
+    return skipped, not_finite
+
+
 def explain_mismatch(policy: nn.Module, reduced_precision: bool) -> str:
     """Name the first known cause for one model's log-probabilities to differ between passes."""
     model = unwrap_adapter(policy)

@@ -169,7 +169,8 @@ def update_stats(
 
 def with_mask(values: Tensor, mask: Tensor) -> Tensor:
     """Put values beside their mask, (2, B * R): taking out the masked ones would wait for a GPU."""
-    return torch.stack([values.flatten(), mask.flatten().to(values.dtype)])
+    flags = mask.flatten().to(values.dtype)
+    return torch.stack([values.flatten(), flags])
 
 
 def average_updates(updates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -405,8 +405,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             rollout, everything, self.config.local_rollout_forward_batch_size
         ):
             rows = rollout.rows(indices)
-            labels, width = rows.labels(), slice(rows.responses.shape[1])
-            place = (self._on_device(indices), width)
+            place = (indices.to(self.current_device), slice(rows.responses.shape[1]))
+            labels = rows.labels()
             with self._autocast(), self._reference() as reference:
                 ref_logits = actor_critic.logits_of(reference, *rows[:4])
             ref_logits = self._tempered(ref_logits)
@@ -443,9 +443,9 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         for _ in range(self.config.ppo_epochs):
             order = torch.from_numpy(np.random.permutation(batch))  # noqa: NPY002  as TRL 0.11
             for indices in order.split(step):
-                means, ratios = self._backward(indices, rollout, targets)
+                there = indices.to(self.current_device, non_blocking=True)
+                means, ratios = self._backward(indices, there, rollout, targets)
                 verdicts.append(self._apply_gradients(means, quirks))
-                there = self._on_device(indices)
                 stats = update_stats(
                     means,
                     Targets(*(target[there] for target in targets)),
@@ -457,24 +457,26 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             moved = updates[-1]["policy/policykl"]  # over all processes: they leave together
             if self.config.early_stopping and moved > 1.5 * self.config.target_kl:
                 break
-        return updates, self._count_skipped(torch.stack(verdicts).tolist())
+        threshold, before = self.config.ratio_threshold, self.steps_not_finite
+        skipped, self.steps_not_finite = checks.count_skipped(verdicts, threshold, before)
+        return updates, skipped
 
     def _backward(
-        self, indices: Tensor, rollout: Rollout, targets: Targets
+        self, indices: Tensor, there: Tensor, rollout: Rollout, targets: Targets
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Sum gradients over the given sequences, in passes that do not change the sum.
 
+        `indices` number them on the host, `there` on the device.
         Returns means over their tokens, and the probability ratio of each token.
         """
         config = self.config
-        loss_mask = rollout.loss_mask[self._on_device(indices)]
-        token_count = self._all_sum(loss_mask.sum().float())
+        token_count = self._all_sum(rollout.loss_mask[there].sum().float())
         collected = UpdateStats(self._all_sum)
         passes = self._passes(rollout, indices, config.mini_batch_size)
         for number, rows_of_pass in enumerate(passes):
             rows = rollout.rows(rows_of_pass)
-            mask, there = rows.loss_mask, self._on_device(rows_of_pass)
-            old = Targets(*(target[there, : mask.shape[1]] for target in targets))
+            mask, places = rows.loss_mask, rows_of_pass.to(there.device, non_blocking=True)
+            old = Targets(*(target[places, : mask.shape[1]] for target in targets))
             last = number == len(passes) - 1
             averages = last or is_sharded(self.model)  # parts of a gradient take less memory
             with nullcontext() if averages else self.accelerator.no_sync(self.model):
@@ -497,10 +499,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         return collected.means(token_count), torch.cat(collected.ratios, 1)
 
     def _apply_gradients(self, means: dict[str, Tensor], quirks: bool) -> Tensor:
-        """Clip and step, unless the ratio or the gradient says that the step would do harm.
-
-        Returns whether both were finite, whether the step was taken, ratio and gradient norm, (4,).
-        """
+        """Clip and step, unless it would do harm; returns what `checks.judge_step` found."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         clips = self.config.max_grad_norm and not (quirks and self.first_batch.updated)
         self.first_batch.updated = True
@@ -508,36 +507,15 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
         else:
             norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        norm, ratio = full_tensor(norm), means["ratio"]
-        finite = torch.isfinite(norm) & torch.isfinite(means["loss/policy"])
-        healthy = finite & (ratio <= self.config.ratio_threshold)
+        verdict = checks.judge_step(means, full_tensor(norm), self.config.ratio_threshold)
         optimizer = self.optimizer.optimizer
-        if all(group.get("fused") for group in optimizer.param_groups) and not is_sharded(
-            self.model
-        ):
-            optimizer.found_inf = (~healthy).float()  # the fused step is skipped on the device
-            self.optimizer.step()
-        elif healthy:
+        fused = all(group.get("fused") for group in optimizer.param_groups)
+        if fused := fused and not is_sharded(self.model):
+            optimizer.found_inf = 1 - verdict[1]  # where it is 1, the kernel leaves the step out
+        if fused or verdict[1]:
             self.optimizer.step()
         self.optimizer.zero_grad()
-        return torch.stack([finite, healthy, ratio, norm])
-
-    def _count_skipped(self, verdicts: list[list[float]]) -> int:
-        """Count the optimizer steps that were not taken, and say why each was not."""
-        for finite, healthy, ratio, norm in verdicts:
-            self.steps_not_finite = 0 if finite else self.steps_not_finite + 1
-            if not healthy:
-                logger.warning(
-                    "Skipped an optimizer step: mean probability ratio %.2f (threshold %.2f), "
-                    "gradient norm %.3g.",
-                    ratio,
-                    self.config.ratio_threshold,
-                    norm,
-                )
-        return sum(not healthy for _, healthy, _, _ in verdicts)
-
-    def _on_device(self, indices: Tensor) -> Tensor:
-        return indices.to(self.current_device, non_blocking=True)
+        return verdict
 
     # Record
 
