@@ -27,7 +27,7 @@ def pad_rows(rows: Sequence[Tensor], pad_token_id: int, side: str) -> tuple[Tens
 
 
 def token_places(mask: Tensor, device: torch.device) -> Tensor:
-    """Number the places where a mask is 1, (N,); where it lies on the host, no GPU is waited for."""
+    """Number the places where a mask is 1, (N,); with one on the host nothing waits for a GPU."""
     places = mask.flatten().nonzero()[:, 0]
     return places.to(device, non_blocking=True)
 

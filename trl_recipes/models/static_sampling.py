@@ -53,13 +53,13 @@ class Samples(NamedTuple):
 
 
 def uniform(*shape: int, device: torch.device) -> Tensor:
-    """Draw numbers from [0, 1), of that shape, in the precision in which probabilities add up."""
+    """Draw numbers from [0, 1), (...), in the precision in which probabilities add up."""
     exact = torch.float32 if device.type == "mps" else torch.float64
     return torch.rand(shape, dtype=exact, device=device)
 
 
 def draw(probabilities: Tensor, points: Tensor) -> Tensor:
-    """One token per row, (B, 1): where a uniform number falls in the cumulative distribution.
+    """Take one token per row, (B, 1): where a uniform number falls in the cumulative distribution.
 
     `torch.multinomial` draws a random number for each token of the vocabulary in place of one.
     """

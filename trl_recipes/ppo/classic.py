@@ -469,7 +469,8 @@ class ClassicLoop:
             totals.means(mask.sum()), targets, mask, config.vf_coef, objective.local
         )
         policy, value = (objective.masked_mean(x, mask) for x in (losses.policy, losses.value))
-        return policy, config.vf_coef * value, stats | {"policy/ratio": losses.ratio}
+        stats |= {"policy/ratio": losses.ratio, "policy/advantages": advantages[mask.bool()]}
+        return policy, config.vf_coef * value, stats
 
     def _overrides(self, name: str) -> bool:
         """Whether a subclass, or the user, has put a method of that name in the place of ours."""
