@@ -66,7 +66,7 @@ def main(args: RlhfArguments, stage: RewardArguments, config: PPOConfig, model_c
             processing_class=tokenizer,
             peft_config=get_peft_config(model_config),
         )
-        print_main(reward.describe(), trainer.describe())
+        print_main(reward.learns, trainer.describe())
     figures = learning.train(reward.train, reward.config, (stage,), write_report)
     reward.load(learning.run.model)
     if not config.check and is_main_process():

@@ -11,7 +11,6 @@ import sys
 import pytest
 
 from trl_recipes import embedded
-from trl_recipes.embedded import corpus
 from trl_recipes.embedded.grammar import parse_grammar, read_yaml
 from trl_recipes.errors import RecipeError
 
@@ -46,7 +45,7 @@ def test_the_text_is_the_same_bytes_everywhere(rows):
 
 def test_the_text_does_not_depend_on_the_order_of_sets(rows):
     program = (
-        "from trl_recipes.embedded.corpus import write_reviews;"
+        "from trl_recipes.embedded import write_reviews;"
         "print(write_reviews({'train': 50})['train'][-1]['text'])"
     )
     environment = os.environ | {"PYTHONHASHSEED": "1"}
@@ -59,7 +58,7 @@ def test_the_text_leaves_the_global_random_state_alone():
     random.seed(1)
     expected = random.random()
     random.seed(1)
-    corpus.write_reviews({"train": 10})
+    embedded.write_reviews({"train": 10})
     assert random.random() == expected
 
 

@@ -1,7 +1,7 @@
 """The offline default: film reviews that the project writes, and small models trained on them.
 
-Nothing is downloaded. The reviews come from a grammar (`corpus`, reviews.yaml); a GPT-2 and a
-sentiment classifier, trained on them by `make embedded`, lie in the folder `models`.
+Nothing is downloaded. The reviews come from a grammar (reviews.yaml); a GPT-2 and a sentiment
+classifier, trained on them by `make embedded`, lie in the folder `models`.
 """
 
 from functools import lru_cache
@@ -9,44 +9,61 @@ from pathlib import Path
 
 from trl_recipes.errors import RecipeError
 
-from . import corpus
+from .grammar import Writer, parse_grammar, read_yaml
 
 __all__ = ["language_model", "reviews", "sentiment_classifier"]
 
 MODELS = Path(__file__).parent / "models"
+SPLITS = {"train": 18_000, "prompts": 4_000, "heldout": 2_000}  # reviews, half of them positive
+SEED = 20_240
+
+Review = dict[str, str | int]
 
 
 def language_model() -> Path:
-    """Return the folder of the embedded GPT-2, in the hub's format.
+    """Return the folder of the embedded GPT-2, which writes reviews of both moods, half and half.
 
-    It writes reviews of both moods, half and half, and ends each with `<|endoftext|>`. As GPT-2 it
-    has no pad token.
+    It ends each with `<|endoftext|>`, and as GPT-2 it has no pad token.
     """
     return MODELS / "language_model"
 
 
 def sentiment_classifier() -> Path:
-    """Return the folder of the embedded `text-classification` model.
+    """Return the folder of the embedded `text-classification` model: NEGATIVE (0), POSITIVE (1).
 
-    Its labels are NEGATIVE (0) and POSITIVE (1). It reads whole reviews and fragments alike; one
-    that says nothing yet gets about 0.5.
+    It reads whole reviews and fragments alike; one that says nothing yet gets about 0.5.
     """
     return MODELS / "sentiment_classifier"
 
 
-def reviews(split: str) -> list[dict[str, str | int]]:
-    """Return the embedded reviews of a split, the same on every machine.
+def reviews(split: str) -> list[Review]:
+    """Return the embedded reviews of a split, the same on every machine: columns text and label.
 
-    Both models learn from "train"; the others are "prompts" and "heldout", and no text is in two.
-    Rows are {"text": the review, "label": 1 for a positive verdict, 0 for a negative}, in turn.
+    Both models learn from "train"; the others are "prompts" and "heldout".
     """
-    if split not in corpus.SPLITS:
-        raise RecipeError(
-            f"The embedded reviews have no split {split!r}. Use {', '.join(corpus.SPLITS)}."
-        )
+    if split not in SPLITS:
+        raise RecipeError(f"The embedded reviews have no split {split!r}. Use {', '.join(SPLITS)}.")
     return [dict(row) for row in _all_reviews()[split]]
 
 
 @lru_cache(maxsize=1)
-def _all_reviews() -> dict[str, list[dict[str, str | int]]]:
-    return corpus.write_reviews()
+def _all_reviews() -> dict[str, list[Review]]:
+    return write_reviews()
+
+
+def write_reviews(splits: dict[str, int] = SPLITS, seed: int = SEED) -> dict[str, list[Review]]:
+    """Write so many distinct reviews for each split, positive (1) and negative (0) in turn.
+
+    No text stands twice, in one split or in two.
+    """
+    writer, seen, written = Writer(parse_grammar(read_yaml("reviews")), seed), set(), {}
+    for split, size in splits.items():
+        rows = written[split] = []
+        while len(rows) < size:
+            label = 1 - len(rows) % 2
+            writer.used, writer.bound = set(), {}
+            text = writer.sentences("review", "+" if label else "-")
+            if text not in seen:
+                seen.add(text)
+                rows.append({"text": text, "label": label})
+    return written

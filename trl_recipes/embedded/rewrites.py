@@ -6,13 +6,12 @@ crowd: few do what was asked. A model that is pretrained on them writes as the c
 """
 
 import re
-from collections.abc import Callable, Sequence
-from random import Random
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from trl_recipes.errors import RecipeError
 
-from .grammar import OTHER, parse_grammar, read_yaml
+from .grammar import OTHER, Writer, parse_grammar, read_yaml
 
 SPLITS = {"train": 6_000, "prompts": 4_000, "heldout": 512}
 SEED = 20_241
@@ -57,18 +56,18 @@ def rewrites(split: str) -> list[dict[str, str]]:
         raise RecipeError(
             f"The embedded rewrites have no split {split!r}. Use {', '.join(SPLITS)}."
         )
-    draw, seen = Random(SEED).random, set()
+    writer, seen, rows = Writer(_GRAMMAR, SEED), set(), {}
     for name, size in SPLITS.items():
-        rows = []
-        while len(rows) < size:
-            source = _review("-", draw)
-            target = _crowd(source, "-", draw)
+        pairs = rows[name] = []
+        while len(pairs) < size:
+            source = _review("-", writer)
+            target = _crowd(source, "-", writer)
             if source.text() not in seen:
                 seen.add(source.text())
-                rows.append({"source": source.text(), "target": target.text()})
+                pairs.append({"source": source.text(), "target": target.text()})
         if name == split:
-            return rows
-    raise AssertionError("unreachable")
+            break
+    return rows[split]
 
 
 def read(text: str) -> Review | None:
@@ -90,13 +89,9 @@ def read(text: str) -> Review | None:
 def rewrite_quality(
     prompts: Sequence[str], completions: Sequence[str], **_: Any
 ) -> list[float | None]:
-    """Say how good rewrites are: the mood that was asked for, less what was lost.
+    """Say how good rewrites are, from 0 to 1: the mood that was asked for, less what was lost.
 
-    Mood is the mean over the rewrite's opinions: 1 for a strong one in the opposite of the source's
-    mood, 0.5 for a lukewarm one, 0 for one in the source's own mood. Lost is the fraction of the
-    source's subjects that the rewrite does not name. A text of no known form is worth 0, and so is
-    one that lost more than it has mood; the best possible rewrite is worth 1. None where the source
-    itself is of no known form.
+    None where the source is of no known form; a rewrite of none is worth 0.
     """
     return [_quality(*pair) for pair in zip(prompts, completions, strict=True)]
 
@@ -104,10 +99,7 @@ def rewrite_quality(
 def subjects_kept(
     prompts: Sequence[str], completions: Sequence[str], **_: Any
 ) -> list[float | None]:
-    """Give 1 to a rewrite that names everything its source is about, 0 to others.
-
-    None where the source is of no known form.
-    """
+    """Give 1 to a rewrite that names all subjects of its source; None to a source of no form."""
     kept: list[float | None] = []
     for prompt, completion in zip(prompts, completions, strict=True):
         source, low = read(prompt), completion.lower()
@@ -117,6 +109,10 @@ def subjects_kept(
 
 
 def _quality(prompt: str, completion: str) -> float | None:
+    """Take the mean mood of a rewrite's opinions, less the fraction of subjects not named.
+
+    A strong opinion in the mood that was asked for counts 1, a lukewarm one 0.5.
+    """
     source, rewrite = read(prompt), read(completion)
     if source is None:
         return None
@@ -131,56 +127,46 @@ def _quality(prompt: str, completion: str) -> float | None:
     return max(0.0, sum(values) / len(values) - lost)
 
 
-Draw = Callable[[], float]
-
-
-def _review(mood: str, draw: Draw) -> Review:
+def _review(mood: str, writer: Writer) -> Review:
     """Write a review in one mood, mostly in strong words."""
-    form = _pick(_FORMS[:-1], draw)  # "but" joins two moods
-    subjects = _distinct(_SUBJECTS, 1 + ("{1}" in form), draw)
-    opinions = tuple(Opinion(subject, _verdict(mood, 0.8, draw)) for subject in subjects)
-    return Review(form, opinions, _pick(_TITLES, draw) if "{title}" in form else None)
+    form = writer.pick(_FORMS[:-1])  # "but" joins two moods
+    subjects: list[str] = []
+    while len(subjects) < 1 + ("{1}" in form):
+        subjects.append(_other_subject(subjects, writer))
+    opinions = tuple(Opinion(subject, _verdict(mood, 0.8, writer)) for subject in subjects)
+    return Review(form, opinions, writer.pick(_TITLES) if "{title}" in form else None)
 
 
-def _crowd(source: Review, mood: str, draw: Draw) -> Review:
+def _crowd(source: Review, mood: str, writer: Writer) -> Review:
     """Rewrite a review as one of the crowd does."""
-    way = _pick(_CROWD, draw)
+    way = writer.pick(_CROWD)
     asked, subjects, title, form = OTHER[mood], [o[0] for o in source.opinions], source.title, None
     if way == "other subject":
-        lost = int(draw() * (len(subjects) + (title is not None)))
+        lost = int(writer.random() * (len(subjects) + (title is not None)))
         if lost == len(subjects):
-            title = _pick(_TITLES, draw)
+            title = writer.pick(_TITLES)
         else:
-            subjects[lost] = _distinct(_SUBJECTS, 1, draw, without=subjects)[0]
+            subjects[lost] = _other_subject(subjects, writer)
     strong = {"asked": 1.0, "lukewarm": 0.0, "half": 1.0}.get(way, 0.5)
     moods = [mood if way == "same mood" else asked] * len(subjects)
     if way == "half":
         moods[-1] = mood
         form = _FORMS[-1] if len(subjects) == 2 and title is None else None
     opinions = tuple(
-        Opinion(subject, _verdict(its_mood, strong, draw))
+        Opinion(subject, _verdict(its_mood, strong, writer))
         for subject, its_mood in zip(subjects, moods, strict=True)
     )
     return Review(form or source.form, opinions, title)
 
 
-def _verdict(mood: str, strong: float, draw: Draw) -> str:
-    return _pick(_STRONG[mood] if draw() < strong else _LUKEWARM[mood], draw)
+def _verdict(mood: str, strong: float, writer: Writer) -> str:
+    return writer.pick(_STRONG[mood] if writer.random() < strong else _LUKEWARM[mood])
 
 
-def _pick(values: Sequence[str], draw: Draw) -> str:
-    return values[int(draw() * len(values))]
-
-
-def _distinct(
-    values: Sequence[str], count: int, draw: Draw, without: Sequence[str] = ()
-) -> list[str]:
-    found: list[str] = []
-    while len(found) < count:
-        value = _pick(values, draw)
-        if value not in found and value not in without:
-            found.append(value)
-    return found
+def _other_subject(subjects: Sequence[str], writer: Writer) -> str:
+    while (subject := writer.pick(_SUBJECTS)) in subjects:
+        pass
+    return subject
 
 
 def _words(symbol: str) -> list[str]:

@@ -21,7 +21,7 @@ from trl_recipes.data.characters import RandomWindows, encode
 from trl_recipes.errors import RecipeError
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.settings import setting
-from trl_recipes.training.fit import PretrainConfig, fit
+from trl_recipes.training.fit import PretrainConfig, fit, shared_settings
 from trl_recipes.training.language_model import check_width
 from trl_recipes.training.stage import Stage, digest, plan_stages, settings_of
 
@@ -62,10 +62,9 @@ class BaselineConfig:
 
     def training_beside(self, config: TrainingArguments, output_dir: str | Path) -> PretrainConfig:
         """Build the settings of the training before a GRPO run with `config`."""
-        shared = ("seed", "save_strategy", "use_cpu", "report_to", "disable_tqdm", "check")
-        settings = {name: getattr(config, name) for name in shared}
-        settings["save_steps"] = 10 * config.save_steps  # its steps are as much quicker
-        return self.training(output_dir, **settings)
+        saving = {"save_strategy": config.save_strategy}
+        saving["save_steps"] = 10 * config.save_steps  # its steps are as much quicker
+        return self.training(output_dir, **saving, **shared_settings(config))
 
 
 def check_two_trainings(sizes: BaselineConfig, config: Any, prompt_length: int) -> None:
@@ -96,14 +95,17 @@ def plan_shouting(
         "grpo": settings_of(config) | {"prompt_length": args.prompt_length},
         "evaluation": {"eval_prompts": args.eval_prompts},
     }
-    stages = []
-    for name, settings in own.items():
-        folder, wanted = (
+    advice = "Run --stage {} first, or leave --stage out to run all."
+    stages = [
+        Stage(
+            name,
             run.path if name == "grpo" else run.path / name,
+            settings,
             args.stage in ("all", name),
+            advice.format(name),
         )
-        missing = f"Run --stage {name} first, or leave --stage out to run all."
-        stages.append(Stage(name, folder, settings, wanted, missing))
+        for name, settings in own.items()
+    ]
     return *stages, plan_stages(stages, config)
 
 

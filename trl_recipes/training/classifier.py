@@ -32,7 +32,7 @@ from trl_recipes.models.loading import load_classifier, load_config
 from trl_recipes.rewards.models import longest_input
 from trl_recipes.settings import setting
 from trl_recipes.training.fit import PretrainConfig, fit
-from trl_recipes.training.language_model import check_texts, check_width, encode, windows
+from trl_recipes.training.language_model import check_texts, check_width, windows
 
 
 @dataclass
@@ -192,13 +192,9 @@ def train_classifier(
 def classifier_windows(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[int, list[int]]]:
-    """Cut texts into windows: the index of the text of each, and its tokens but special ones."""
+    """Cut texts into windows that leave room for special tokens."""
     room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-    return [
-        (index, window)
-        for index, ids in enumerate(encode(texts, tokenizer))
-        for window in windows(ids, room)
-    ]
+    return windows(texts, tokenizer, room)
 
 
 def special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

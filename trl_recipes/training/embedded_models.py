@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from trl_recipes.embedded import MODELS
-from trl_recipes.embedded.corpus import write_reviews
+from trl_recipes.embedded import MODELS, write_reviews
 from trl_recipes.training.classifier import ClassifierSizes, train_classifier
 from trl_recipes.training.fit import PretrainConfig
 from trl_recipes.training.language_model import LanguageModelSizes, train_language_model

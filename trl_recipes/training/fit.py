@@ -59,6 +59,12 @@ class PretrainConfig(TrainingArguments):
         return f"{length}; a step takes {rows} rows on each of {self.world_size} process(es)."
 
 
+def shared_settings(config: TrainingArguments) -> dict[str, Any]:
+    """Collect what a training takes over from the one that it comes before."""
+    names = ("seed", "use_cpu", "bf16", "report_to", "disable_tqdm", "check")
+    return {name: getattr(config, name) for name in names}
+
+
 class LossBar(ProgressCallback):
     """transformers' progress bar with the loss at its end, instead of a line for each log."""
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -22,9 +23,6 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.models.loading import load_language_model, load_tokenizer
 from trl_recipes.settings import setting
 from trl_recipes.training.fit import fit, mean_token_loss, token_losses
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 @dataclass
@@ -51,7 +49,7 @@ def check_width(name: str, width: int, heads_name: str, heads: int, factor: int)
 
 
 def read_column(
-    rows: "Dataset", name: str, flag: str, source: str, advice: str = "Name one of them."
+    rows: Dataset, name: str, flag: str, source: str, advice: str = "Name one of them."
 ) -> list[Any]:
     """Read a column, which `flag` names, of the data set called `source`."""
     if name not in rows.column_names:
@@ -71,17 +69,12 @@ def check_values(
             raise RecipeError(f"{flag}: row {row} of {source} holds {value!r} {fault}")
 
 
-def is_text(value: Any) -> bool:
-    """Whether a value is a text."""
-    return isinstance(value, str)
-
-
-def read_texts(rows: "Dataset", column: str | None, source: str) -> list[str]:
+def read_texts(rows: Dataset, column: str | None, source: str) -> list[str]:
     """Read the texts of a data set, from the first of `TEXT_COLUMNS` where none is named."""
     name = column or next((name for name in TEXT_COLUMNS if name in rows.column_names), "text")
     texts = read_column(rows, name, "--text_column", source)
     fault = f"in `{name}`, which is no text. Fix the row, or name another column."
-    check_values(texts, is_text, "--text_column", source, fault)
+    check_values(texts, lambda text: isinstance(text, str), "--text_column", source, fault)
     return texts
 
 
@@ -147,21 +140,24 @@ def language_model_rows(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context_length: int
 ) -> list[dict[str, list[int]]]:
     """Tokenize texts, end each with eos, and cut those that are too long into windows."""
-    return [
-        {"input_ids": window}
-        for ids in encode(texts, tokenizer)
-        for window in windows([*ids, tokenizer.eos_token_id], context_length)
-        if len(window) > 1  # one token alone has nothing to predict
-    ]
+    cut = windows(texts, tokenizer, context_length, [tokenizer.eos_token_id])
+    # one token alone has nothing to predict
+    return [{"input_ids": window} for _, window in cut if len(window) > 1]
 
 
-def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Tokenize texts without special tokens."""
+def windows(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, end: Sequence[int] = ()
+) -> list[tuple[int, list[int]]]:
+    """Tokenize texts without special tokens, add `end`, and cut them into windows.
+
+    Returns the index of its text with each window; the last of a text may be shorter.
+    """
     if not texts:
         return []
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def windows(ids: list[int], length: int) -> list[list[int]]:
-    """Cut token ids into windows, the last of which may be shorter."""
-    return [ids[start : start + length] for start in range(0, len(ids), length)]
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    rows = [[*ids, *end] for ids in encoded]
+    return [
+        (index, ids[start : start + length])
+        for index, ids in enumerate(rows)
+        for start in range(0, len(ids), length)
+    ]

@@ -6,22 +6,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from datasets import Dataset
 from transformers import set_seed
 
 from trl_recipes.data.files import load_rows
 from trl_recipes.data.prompts import TEXT_COLUMNS, PromptArguments
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.loading import load_tokenizer
-from trl_recipes.rewards import RewardFunc, RewardModelReward, SentimentReward
+from trl_recipes.rewards import RewardModelReward, SentimentReward
 from trl_recipes.settings import setting
 from trl_recipes.training.classifier import ClassifierSizes, base_model
+from trl_recipes.training.fit import shared_settings
 from trl_recipes.training.reward_data import read_reward_data
 from trl_recipes.training.reward_model import RewardModelConfig, train_reward_model
 from trl_recipes.training.stage import digest, settings_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from trl_recipes.ppo import PPOConfig
 
 
@@ -48,7 +48,7 @@ class RewardArguments:
             )
 
 
-def divide(rows: "Dataset", fraction: float, seed: int) -> "tuple[Dataset, Dataset]":
+def divide(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Divide rows, two at least, at random into two parts, each in the order of the rows."""
     order = np.random.default_rng(seed).permutation(len(rows))
     count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
@@ -96,26 +96,15 @@ class LearnedReward:
             num_train_epochs=args.reward_epochs,
             per_device_train_batch_size=args.reward_batch_size,
             save_steps=200,
-            seed=config.seed,
-            bf16=config.bf16,
-            disable_tqdm=config.disable_tqdm,
-            check=config.check,
+            **shared_settings(config),
         )
         sizes = ClassifierSizes(vocab_size=4000, context_length=args.reward_context_length)
         start = {"model_name_or_path": base, "sizes": sizes}
         self.train = partial(train_reward_model, self._data, **start)
-        self._function: RewardFunc | None = None
+        self.learns = f"The reward model learns first: {self.base} on {self._data.describe()}."
+        self.ready, self._function = False, self._refuse
 
-    @property
-    def ready(self) -> bool:
-        """Whether there is a model to score by."""
-        return self._function is not None
-
-    def describe(self) -> str:
-        """Say what the model learns from."""
-        return f"The reward model learns first: {self.base} on {self._data.describe()}."
-
-    def unseen(self, prompts: "Dataset") -> "Dataset":
+    def unseen(self, prompts: Dataset) -> Dataset:
         """Keep the prompts, of the same data and split, from texts that the model never sees."""
         names = (self.text_column,) if self.text_column else TEXT_COLUMNS
         column = next(name for name in names if name in prompts.column_names)
@@ -129,21 +118,20 @@ class LearnedReward:
         return prompts.select(kept)
 
     def load(self, folder: Any) -> None:
-        """Score by a trained model from now on: the log odds of the label, or its one logit.
-
-        Random states are the same afterwards, whether it was trained just now or before.
-        """
+        """Score by a trained model from now on: the log odds of the label, or its one logit."""
         sentiment = partial(SentimentReward, label=self.label, score="log_odds")
         self._function = (RewardModelReward if self._names is None else sentiment)(folder)
-        set_seed(self.seed)
+        self.ready = True
+        set_seed(self.seed)  # random states are the same, whether it was trained now or before
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
         """Score each prompt plus completion; an error until the model is trained."""
-        if self._function is None:
-            raise RecipeError("The reward model is not trained yet: train it, then `load` it.")
         return self._function(prompts=prompts, completions=completions)
+
+    def _refuse(self, **texts: Any) -> list[float]:
+        raise RecipeError("The reward model is not trained yet: train it, then `load` it.")
 
     def _check_label(self) -> None:
         names, label = self._names, self.label

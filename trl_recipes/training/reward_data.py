@@ -10,17 +10,15 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from trl_recipes.data.conversations import is_conversation
 from trl_recipes.errors import RecipeError
 from trl_recipes.training.language_model import check_values, read_column, read_texts
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 _log = logging.getLogger(__name__)
 
@@ -45,10 +43,8 @@ class Labelled:
 class Pairs:
     """N pairs of whole texts, prompt included.
 
-    Attributes:
-        fragments: whether pairs of fragments teach something too: texts of two classes are told
-            apart by their beginnings, answers to one prompt by their whole.
-        rendered: whether a chat template made the texts, special tokens included.
+    `fragments`: whether their fragments teach something too, as of texts of two classes, and not
+    of two answers to one prompt. `rendered`: whether a chat template wrote the special tokens.
     """
 
     chosen: list[str]
@@ -61,7 +57,7 @@ class Pairs:
         return f"{len(self.chosen)} pairs"
 
 
-def kind_of(rows: "Dataset", label_column: str) -> str:
+def kind_of(rows: Dataset, label_column: str) -> str:
     """Guess what a data set teaches: pairs, classes or number."""
     if {"chosen", "rejected"} <= set(rows.column_names):
         return "pairs"
@@ -71,8 +67,8 @@ def kind_of(rows: "Dataset", label_column: str) -> str:
 
 
 def read_reward_data(
-    train: "Dataset",
-    heldout: "Dataset",
+    train: Dataset,
+    heldout: Dataset,
     source: str,
     *,
     kind: str | None = None,
@@ -80,7 +76,7 @@ def read_reward_data(
     label_column: str = "label",
     names: Sequence[str] | None = None,
     pairs_per_text: int = 1,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
 ) -> tuple[Labelled | Pairs, Labelled | Pairs]:
     """Read what a reward model learns from, and what it is measured by; both of one kind.
@@ -109,7 +105,7 @@ def read_reward_data(
 
 
 def read_labelled(
-    rows: "Dataset",
+    rows: Dataset,
     source: str,
     *,
     text_column: str | None,
@@ -152,7 +148,7 @@ def check_labels_differ(data: Labelled, source: str) -> None:
 
 
 def read_pairs(
-    rows: "Dataset", source: str, tokenizer: "PreTrainedTokenizerBase | None" = None
+    rows: Dataset, source: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Pairs:
     """Read preference pairs; those that say nothing are left out and counted.
 
@@ -252,7 +248,7 @@ def _class_numbers(values: list[Any], names: list[str], source: str) -> list[int
 
 
 def _whole_text(
-    prompt: Any, answer: Any, where: str, tokenizer: "PreTrainedTokenizerBase | None"
+    prompt: Any, answer: Any, where: str, tokenizer: PreTrainedTokenizerBase | None
 ) -> str:
     """Join prompt and answer to one text; conversations through the chat template."""
     if isinstance(answer, str) and isinstance(prompt, str | None):

@@ -15,7 +15,7 @@ from trl_recipes.models.hub import resolve
 from trl_recipes.rewards import RewardFunc
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.settings import setting
-from trl_recipes.training.fit import PretrainConfig
+from trl_recipes.training.fit import PretrainConfig, shared_settings
 from trl_recipes.training.reward_model import RewardModelConfig
 from trl_recipes.training.seq2seq import (
     Pair,
@@ -82,11 +82,7 @@ class StageArguments:
                 f"--stages: {unknown[0] if unknown else 'nothing'!r} is no stage. Choose among "
                 f"{', '.join(STAGES)}."
             )
-
-    @property
-    def last(self) -> str:
-        """Name of the last of the stages to run."""
-        return max(self.stages, key=STAGES.index)
+        self.last = max(self.stages, key=STAGES.index)
 
     def settings(self, stage: str) -> dict[str, Any]:
         """Collect the settings of one stage: those whose names begin with its own."""
@@ -96,7 +92,6 @@ class StageArguments:
     def training(self, stage: str, config: TrainingArguments) -> PretrainConfig:
         """Build the Trainer's settings of one stage before PPO with `config`."""
         steps = getattr(self, f"{stage}_steps")
-        shared = ("seed", "disable_tqdm", "check")
         return (RewardModelConfig if stage == "reward" else PretrainConfig)(
             max_steps=steps,
             per_device_train_batch_size=getattr(self, f"{stage}_batch_size"),
@@ -104,7 +99,7 @@ class StageArguments:
             train_sampling_strategy="random" if stage == "reward" else "group_by_length",
             adam_beta2=0.99,
             save_steps=max(1, steps // 4),
-            **{name: getattr(config, name) for name in shared},
+            **shared_settings(config),
         )
 
 

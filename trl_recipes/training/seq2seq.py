@@ -1,6 +1,7 @@
 """Encoder-decoders on source-target pairs: a small T5 or BART, or a model trained further."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -85,10 +86,7 @@ def load_pairs(args: PairArguments, split: str) -> list[Pair]:
 
 
 def load_sources(args: PairArguments, pairs: Sequence[Pair]) -> list[str]:
-    """Load the sources that outputs are sampled for, for the reward model and in PPO.
-
-    They are those of `pairs`, or, of the embedded rewrites, those set aside.
-    """
+    """Load the sources to sample outputs for: of the embedded rewrites those set aside."""
     rows = load_pairs(args, "prompts") if args.dataset_name is None else pairs
     return [row["source"] for row in rows]
 
@@ -131,8 +129,8 @@ def prompt_rows(
 
 def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Find the most tokens of a source or target; None where neither model nor tokenizer says."""
-    limits = [context_length(model.config), tokenizer.model_max_length]
-    return min((int(limit) for limit in limits if limit is not None and limit < 1e9), default=None)
+    limits = [context_length(model.config) or math.inf, tokenizer.model_max_length]
+    return int(min(limits)) if min(limits) < 1e9 else None
 
 
 def start_seq2seq(
@@ -154,14 +152,8 @@ def start_seq2seq(
         "d_model": width,
     }
     if sizes.architecture == "t5":
-        config = T5Config(
-            **common,
-            d_kv=width // heads,
-            d_ff=4 * width,
-            num_layers=layers,
-            num_heads=heads,
-            dropout_rate=0.0,
-        )
+        shape = {"d_kv": width // heads, "d_ff": 4 * width, "num_layers": layers}
+        config = T5Config(**common, **shape, num_heads=heads, dropout_rate=0.0)
         return T5ForConditionalGeneration(config), tokenizer
     config = BartConfig(
         **common,

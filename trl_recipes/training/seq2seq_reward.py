@@ -28,7 +28,7 @@ from trl_recipes.models.sampling import generate_responses
 from trl_recipes.rewards import RewardFunc, RewardModelReward
 from trl_recipes.rewards.models import encode_pairs, longest_input
 from trl_recipes.training.fit import fit
-from trl_recipes.training.language_model import check_values, is_text
+from trl_recipes.training.language_model import check_values
 from trl_recipes.training.reward_data import is_number
 from trl_recipes.training.reward_model import RewardModelConfig, Row, score_trainer
 from trl_recipes.training.seq2seq import Pair, longest_text, tokenize
@@ -52,8 +52,8 @@ def load_comparisons(dataset_name: str) -> list[Comparison]:
             "Give source, output and score, or source, chosen and rejected."
         )
     for name in columns:
-        fits, kind = (is_number, "number") if name == "score" else (is_text, "text")
-        fault = f"in `{name}`. Give a {kind}."
+        fits = is_number if name == "score" else lambda value: isinstance(value, str)
+        fault = f"in `{name}`. Give a {'number' if name == 'score' else 'text'}."
         check_values(rows[name][:], fits, "--comparisons", f"`{dataset_name}`", fault)
     found = list(rows.select_columns(list(columns)))
     told = [row for row in found if row.get("chosen") is None or row["chosen"] != row["rejected"]]
