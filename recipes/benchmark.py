@@ -4,6 +4,7 @@
     python recipes/benchmark.py --size tiny --repeats 1   # under a minute
     python recipes/benchmark.py --only ours               # where TRL (1.13 and newer) has no PPO
     python recipes/benchmark.py --only ours --processes 2 # the same batch by two processes
+    python recipes/benchmark.py --only ours --loop classic # generate and step by hand too
     python recipes/benchmark.py --size half-billion --batch 64 --precision bf16 --device cuda
 
 The same work for both: a model with random weights, prompts of random tokens, every response at
@@ -46,6 +47,9 @@ class BenchmarkArguments:
     only: Literal["ours", "trl", "both"] = setting(
         "both", "Trainers: ours, trl (TRL's own, which TRL below 1.13 has) or both."
     )
+    loop: Literal["train", "classic"] = setting(
+        "train", "classic: a loop of generate and step by hand too, in front of ours."
+    )
     shortest: int | None = setting(
         None, "Ours alone: spread the lengths of responses evenly from here to --response."
     )
@@ -64,6 +68,7 @@ def main(args: BenchmarkArguments) -> None:
 
     # Trainer
     names = ["ours", "trl"] if args.only == "both" else [args.only]
+    names = ["classic", *names] if args.loop == "classic" else names
     before = measure_rates(work, shape)
     say = partial(print, flush=True)
     results = run_in_turn(names, work, args.repeats, args.timeout, say)

@@ -17,7 +17,8 @@ from trl_recipes.benchmark.models import PHASES, Workload
 from trl_recipes.benchmark.worker import Result
 from trl_recipes.report.plots import COLORS, GREY, Picture, save_figure, style_axes
 
-NAMES = {"ours": "trl_recipes", "trl": f"TRL {importlib.metadata.version('trl')}"}
+NAMES = {"ours": "trl_recipes", "classic": "trl_recipes, generate and step"}
+NAMES |= {"trl": f"TRL {importlib.metadata.version('trl')}"}
 ROWS = {
     "generation": "generation",
     "scoring": "scoring",
@@ -74,10 +75,11 @@ class Report:
         return self.seconds(name).median / self.bound.step
 
     def ratios(self) -> dict[str, float]:
-        """Return ours over TRL's, in time and memory: the median over repeats, in pairs."""
+        """Return the first over the last, in time and memory: the median over repeats, in pairs."""
         if len(self.results) < 2:
             return {}
-        pairs = list(zip(self.results["ours"], self.results["trl"], strict=True))
+        first, *_, last = self.results.values()
+        pairs = list(zip(first, last, strict=True))
         return {
             "time": median(ours.step / theirs.step for ours, theirs in pairs),
             "memory": median(ours.memory / theirs.memory for ours, theirs in pairs),
@@ -159,7 +161,9 @@ class Report:
         self._draw_memory(memory_axes)
         title = "One PPO step"
         if ratios := self.ratios():
-            title += f": {ratios['time']:.2f} of TRL's time, {ratios['memory']:.2f} of its memory"
+            whose = "TRL" if "trl" in self.results else "train()"
+            title += f": {ratios['time']:.2f} of {whose}'s time"
+            title += f", {ratios['memory']:.2f} of its memory"
         figure.suptitle(f"{title}\n{self.work}")
         handles = [Patch(color=PHASE_COLORS[p], label=ROWS[p]) for p in PHASES]
         figure.legend(handles=handles, loc="outside lower left", ncols=4, frameon=False)

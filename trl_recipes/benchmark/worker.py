@@ -32,7 +32,7 @@ from trl_recipes.describe import peak_memory
 from trl_recipes.distributed import let_go
 from trl_recipes.errors import RecipeError
 
-TrainerName = Literal["ours", "trl"]
+TrainerName = Literal["ours", "classic", "trl"]
 
 LEARNING_RATE = 1e-6  # small, so that no update is skipped as too large
 LAST_LINES = 15
@@ -180,7 +180,8 @@ def run(name: TrainerName, work: Workload) -> Result:
     up with; memory is that of all.
     """
     clock = Clock(work.device)
-    steps, lengths = (_run_ours if name == "ours" else _run_trl)(work, clock)
+    loops = {"ours": _run_ours, "classic": _run_classic, "trl": _run_trl}
+    steps, lengths = loops[name](work, clock)
     memory = peak_memory() * 1e9
     if work.processes > 1:
         memory = sum(gather_object([memory]))
@@ -188,7 +189,7 @@ def run(name: TrainerName, work: Workload) -> Result:
     return Result(timed, memory, sum(lengths[1:]) / work.steps, _device_name(work.device))
 
 
-def _run_ours(work: Workload, clock: Clock) -> tuple[list[dict], list[float]]:
+def _trainer(work: Workload, clock: Clock) -> PPOTrainer:
     def length(completion_ids, **columns):
         return [float(len(ids)) for ids in completion_ids]
 
@@ -208,7 +209,7 @@ def _run_ours(work: Workload, clock: Clock) -> tuple[list[dict], list[float]]:
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = _FixedLengths(
+    return _FixedLengths(
         work.lengths()[first : first + size],
         args=config,
         model=models.language_model(work),
@@ -218,11 +219,37 @@ def _run_ours(work: Workload, clock: Clock) -> tuple[list[dict], list[float]]:
         peft_config=models.lora_config(work),
         callbacks=[clock],
     )
+
+
+def _run_ours(work: Workload, clock: Clock) -> tuple[list[dict], list[float]]:
+    trainer = _trainer(work, clock)
     trainer.train()
+    for step, row in zip(clock.steps, trainer.all_stats, strict=True):
+        step["generation"], step["scoring"] = row["time/generation"], row["time/scoring"]
+    return _measured(trainer, clock)
+
+
+def _run_classic(work: Workload, clock: Clock) -> tuple[list[dict], list[float]]:
+    """The loop that a script of TRL 0.11 writes."""
+    trainer = _trainer(work, clock)
+    clock.on_train_begin(None, None, None)
+    for _, batch in zip(range(work.steps + 1), trainer.dataloader, strict=False):
+        queries = batch["input_ids"]
+        with clock.phase("generation"):
+            responses = trainer.generate(queries, trainer._length_sampler(), return_prompt=False)
+        with clock.phase("scoring"):
+            batch["response"] = trainer.tokenizer.batch_decode(responses)
+            scores = [torch.tensor(float(len(response))) for response in responses]
+        trainer.log_stats(trainer.step(queries, responses, scores), batch, scores)
+        clock.on_step_end(None, None, None)
+    return _measured(trainer, clock)
+
+
+def _measured(trainer: PPOTrainer, clock: Clock) -> tuple[list[dict], list[float]]:
+    """Seconds of each step, and the mean length of its responses."""
     if any(row["ppo/skipped_minibatches"] for row in trainer.all_stats):
         raise RecipeError("An optimizer step was skipped, so less was done than is timed.")
     for step, row in zip(clock.steps, trainer.all_stats, strict=True):
-        step["generation"], step["scoring"] = row["time/generation"], row["time/scoring"]
         step["forward"] = row["time/ppo/forward_pass"]
     return clock.steps, [row["tokens/responses_len_mean"] for row in trainer.all_stats]
 

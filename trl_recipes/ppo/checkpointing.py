@@ -17,6 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from trl_recipes.checkpointing import drop_later_rows
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.sharding import full_tensors, shard_like
+from trl_recipes.ppo.models import save_actor_critic
 from trl_recipes.run_folder import RunFolder
 
 logger = get_logger(__name__)
@@ -87,6 +88,14 @@ class PPOCheckpoints:
                 if isinstance(value, Tensor) and value.shape == parameters[number].shape:
                     own[name] = shard_like(value, parameters[number])
         self.optimizer.load_state_dict({**state, "state": moments})
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save policy, value head and tokenizer in the hub's format; None is the run's `model/`."""
+        folder = Path(output_dir or Path(self.args.output_dir) / "model")
+        writes = self.accelerator.is_main_process
+        save_actor_critic(self._actor_critic(), folder, writes, self.args.merge_adapter)
+        if writes:
+            self.tokenizer.save_pretrained(folder)
 
     def _save_checkpoint(self, model: Any = None, trial: Any = None) -> None:
         """Write a checkpoint, with weights whole that lie in parts."""

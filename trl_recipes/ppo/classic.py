@@ -54,8 +54,8 @@ REFUSED = {
     "remove_padding": True,
 }
 # Methods of TRL 0.11's trainer that `step` does not call, so that overriding them has no effect.
-NOT_CALLED = ("batched_forward_pass", "prepare_model_inputs", "loss", "train_minibatch")
-NOT_CALLED += ("gather_stats", "record_step_stats", "_early_stop", "_generate_batched")
+NOT_CALLED = ("batched_forward_pass", "prepare_model_inputs", "train_minibatch", "gather_stats")
+NOT_CALLED += ("record_step_stats", "_early_stop", "_generate_batched")
 _said: set[str] = set()
 
 
@@ -453,7 +453,8 @@ class ClassicLoop:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Compute the policy loss, the weighted value loss, and statistics; means over tokens.
 
-        Logits are (B, R, V), everything else (B, R). `step` computes the same without padding.
+        Logits are (B, R, V), everything else (B, R). `step` computes the same without padding, and
+        calls this where a subclass overrides it.
         """
         config = self.config
         targets = Targets(old_logprobs, values, advantages, returns)
@@ -472,6 +473,23 @@ class ClassicLoop:
         stats |= {"policy/ratio": losses.ratio, "policy/advantages": advantages[mask.bool()]}
         return policy, config.vf_coef * value, stats
 
+    def _own_loss(
+        self, rows: Rollout, old: Targets, logits: Tensor, values: Tensor, token_count: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute what one forward pass adds to a subclass's `loss` and to its statistics."""
+        mask = rows.loss_mask
+        share = mask.sum() / token_count
+        whole = logits.new_zeros(*mask.shape, logits.shape[-1])
+        whole[rows.response_mask.bool()] = logits
+        logprobs = objective.logprobs_from_logits(logits, rows.labels())
+        new = (whole, rows.unpack(values), rows.unpack(logprobs), mask)
+        policy, value, stats = self.loss(
+            old.logprobs, old.values, *new, old.advantages, old.returns
+        )
+        scalars = {k: torch.as_tensor(v) for k, v in stats.items()}
+        scalars = {k: v.detach() * share for k, v in scalars.items() if v.dim() == 0}
+        return (policy + value) * share, scalars | {"loss/total": (policy + value).detach() * share}
+
     def _overrides(self, name: str) -> bool:
         """Whether a subclass, or the user, has put a method of that name in the place of ours."""
         method = getattr(self, name, None)
@@ -489,7 +507,7 @@ class ClassicLoop:
         for method in filter(self._overrides, NOT_CALLED):
             raise RecipeError(
                 f"{name} overrides `{method}`, which `step` does not call. Override "
-                "`compute_rewards`, `_kl_penalty` or `compute_advantages`."
+                "`compute_rewards`, `_kl_penalty`, `compute_advantages` or `loss`."
             )
         if full and (self._overrides("compute_rewards") or self._overrides("_kl_penalty")):
             raise RecipeError(

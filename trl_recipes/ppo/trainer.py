@@ -24,7 +24,7 @@ from trl_recipes.models.sharding import full_tensor, gathered, is_sharded, set_f
 from trl_recipes.ppo import checks, classic, objective, setup
 from trl_recipes.ppo.checkpointing import PPOCheckpoints
 from trl_recipes.ppo.config import PPOConfig
-from trl_recipes.ppo.models import ActorCritic, reference_of, save_actor_critic
+from trl_recipes.ppo.models import ActorCritic, reference_of
 from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets, sample, score
 from trl_recipes.ppo.statistics import (
     ScoreScaling,
@@ -471,7 +471,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         """
         config = self.config
         token_count = self._all_sum(rollout.loss_mask[there].sum().float())
-        collected = UpdateStats(self._all_sum)
+        collected, own = UpdateStats(self._all_sum), {}
         passes = self._passes(rollout, indices, config.mini_batch_size)
         for number, rows_of_pass in enumerate(passes):
             rows = rollout.rows(rows_of_pass)
@@ -482,9 +482,11 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             with nullcontext() if averages else self.accelerator.no_sync(self.model):
                 with self._autocast():
                     logits, values = self.model(*rows[:4])
-                logprobs, entropy = objective.logprobs_and_entropy(
-                    self._tempered(logits), rows.labels()
-                )
+                logits = self._tempered(logits)
+                logprobs, entropy = objective.logprobs_and_entropy(logits, rows.labels())
+                if self._overrides("loss"):
+                    loss, stats = self._own_loss(rows, old, logits, values, token_count)
+                    own = {name: own.get(name, 0) + value for name, value in stats.items()}
                 del logits  # as large as all else together; the backward pass keeps its own
                 logprobs, values, entropy = map(rows.unpack, (logprobs, values, entropy))
                 logprobs = torch.where(mask.bool(), logprobs, old.logprobs)
@@ -494,9 +496,12 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
                 log_ratio = (logprobs - old.logprobs).detach()
                 self.first_batch.check_ratio(log_ratio)
                 collected.add(losses, entropy, log_ratio, values, old.returns, mask)
-                loss = ((losses.policy + config.vf_coef * losses.value) * mask).sum() / token_count
+                if not own:
+                    loss = losses.policy + config.vf_coef * losses.value
+                    loss = (loss * mask).sum() / token_count
                 self.accelerator.backward(loss * self.accelerator.num_processes)
-        return collected.means(token_count), torch.cat(collected.ratios, 1)
+        own = {name: self._all_sum(value) for name, value in own.items()}
+        return collected.means(token_count) | own, torch.cat(collected.ratios, 1)
 
     def _apply_gradients(self, means: dict[str, Tensor], quirks: bool) -> Tensor:
         """Clip and step, unless it would do harm; returns what `checks.judge_step` found."""
@@ -537,14 +542,6 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             samples = {name: batch[name][: self.args.log_samples] for name in columns}
             write_row(Path(self.args.output_dir), row, alarms, samples)
         self.log({key: value for key, value in row.items() if key != "step"})
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save policy, value head and tokenizer in the hub's format; None is the run's `model/`."""
-        folder = Path(output_dir or Path(self.args.output_dir) / "model")
-        writes = self.accelerator.is_main_process
-        save_actor_critic(self._actor_critic(), folder, writes, self.args.merge_adapter)
-        if writes:
-            self.tokenizer.save_pretrained(folder)
 
     # Before training
 
