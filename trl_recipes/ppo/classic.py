@@ -45,14 +45,9 @@ NEUTRAL = {
 }
 # Arguments of transformers' `generate` that are no fields of its configuration, and are passed on.
 CALLED = ("logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria")
-# Arguments of transformers' and TRL's `generate` that are refused unless they ask for nothing.
-REFUSED = {
-    **dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits"), False),
-    **dict.fromkeys(("output_attentions", "output_hidden_states", "synced_gpus"), False),
-    **dict.fromkeys(("negative_prompt_ids", "negative_prompt_attention_mask"), None),
-    **dict.fromkeys(("assistant_model", "streamer", "custom_generate", "inputs"), None),
-    "remove_padding": True,
-}
+# Arguments that ask for nothing while they are false; queries come without padding.
+IDLE = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions")
+IDLE += ("output_hidden_states", "synced_gpus")
 # Methods of TRL 0.11's trainer that `step` does not call, so that overriding them has no effect.
 NOT_CALLED = ("batched_forward_pass", "prepare_model_inputs", "train_minibatch", "gather_stats")
 NOT_CALLED += ("record_step_stats", "_early_stop", "_generate_batched")
@@ -244,10 +239,7 @@ class ClassicLoop:
         self._record(stats, samples | {"score": scores}, columns_to_log)
 
     def _begin_by_hand(self) -> None:
-        """Hold the folder of a hand-written loop to what recipes hold theirs to, before it writes.
-
-        Raises RecipeError where it holds a run already.
-        """
+        """Refuse a folder that holds a run, as recipes do, and mark it as that of one."""
         args = self.args
         if not args.saves or self.state.global_step > 0:
             return
@@ -279,33 +271,33 @@ class ClassicLoop:
     def push_to_hub(
         self,
         repo_id: str | None = None,
-        commit_message: str = "Push model using trl_recipes",
         private: bool | None = None,
         token: str | bool | None = None,
         **upload: Any,
     ) -> str | None:
-        """Upload what `save_pretrained` writes to the hub, and return the address of the commit.
+        """Upload what `save_pretrained` writes to the hub, and return the commit's address.
 
         `repo_id` is by default `hub_model_id`, or the name of the run folder. `upload` goes to
-        `HfApi.upload_folder` (`revision`, `create_pr`, `allow_patterns`).
+        `HfApi.upload_folder` (`commit_message`, `revision`, `create_pr`).
         """
-        args = self.args
-        repo_id = repo_id or args.hub_model_id or Path(args.output_dir).name
-        api = HfApi(token=args.hub_token if token is None else token)
+        repo_id = repo_id or self.args.hub_model_id or Path(self.args.output_dir).name
+        api = HfApi(token=self.args.hub_token if token is None else token)
         with TemporaryDirectory() as folder:
             self._save_pretrained(folder)
             if not self.accelerator.is_main_process:
                 return None
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            upload = {"folder_path": folder, "commit_message": commit_message} | upload
-            return str(api.upload_folder(repo_id=repo_id, **upload))
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **upload))
 
     def create_model_card(self, path: str | Path, model_name: str = "TRL Model") -> None:
         """Write a README.md for the model's page on the hub."""
         if self.accelerator.is_main_process:
+            kind = type(self.value_head_model).__name__
             Path(path).mkdir(parents=True, exist_ok=True)
-            card = MODEL_CARD.format(name=model_name, kind=type(self.value_head_model).__name__)
-            (Path(path) / "README.md").write_text(card, encoding="utf-8")
+            (Path(path) / "README.md").write_text(
+                f"---\nlibrary_name: transformers\ntags: [trl_recipes, ppo]\n---\n\n# {model_name}"
+                f"\n\nTrained by PPO. `trl_recipes.{kind}` reads it with its value head.\n"
+            )
 
     # What subclasses of TRL 0.11's trainer call and override
 
@@ -428,12 +420,10 @@ class ClassicLoop:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Call `compute_advantages`, or do as TRL 0.11.4 did with padding."""
         config, mask = self.config, rollout.loss_mask
-        padded = config.whiten_rewards and quirks and not self._overrides("compute_advantages")
-        if not padded:
+        if not (config.whiten_rewards and quirks) or self._overrides("compute_advantages"):
             return self.compute_advantages(values, rewards, mask)
-        counted = rollout.response_mask if self.is_encoder_decoder else None
-        lengths = rollout.lengths() if counted is None else counted.sum(1)
-        padding = self.accelerator.gather(lengths).max() - lengths
+        padded = rollout.response_mask.sum(1) if self.is_encoder_decoder else rollout.lengths()
+        padding = self.accelerator.gather(padded).max() - padded
         values = values * mask
         advantages, returns = advantages_with_padding(
             rewards, values, mask, padding, config.gamma, config.lam, self._all_sum
@@ -463,12 +453,10 @@ class ClassicLoop:
         )
         full = logits.log_softmax(-1)
         entropy = -(full.exp() * full).sum(-1).expand_as(mask)
-        local = objective.local
-        totals = UpdateStats(local)
+        totals = UpdateStats(objective.local)
         totals.add(losses, entropy, logprobs - old_logprobs, vpreds, returns, mask)
-        stats = update_stats(
-            totals.means(mask.sum()), targets, mask, config.vf_coef, objective.local
-        )
+        means = totals.means(mask.sum())
+        stats = update_stats(means, targets, mask, config.vf_coef, objective.local)
         policy, value = (objective.masked_mean(x, mask) for x in (losses.policy, losses.value))
         stats |= {"policy/ratio": losses.ratio, "policy/advantages": advantages[mask.bool()]}
         return policy, config.vf_coef * value, stats
@@ -486,9 +474,9 @@ class ClassicLoop:
         policy, value, stats = self.loss(
             old.logprobs, old.values, *new, old.advantages, old.returns
         )
-        scalars = {k: torch.as_tensor(v) for k, v in stats.items()}
-        scalars = {k: v.detach() * share for k, v in scalars.items() if v.dim() == 0}
-        return (policy + value) * share, scalars | {"loss/total": (policy + value).detach() * share}
+        stats = {k: torch.as_tensor(v).detach() for k, v in stats.items()}
+        stats |= {"loss/total": (policy + value).detach()}
+        return (policy + value) * share, {k: v * share for k, v in stats.items() if v.dim() == 0}
 
     def _overrides(self, name: str) -> bool:
         """Whether a subclass, or the user, has put a method of that name in the place of ours."""
@@ -503,13 +491,14 @@ class ClassicLoop:
         if ref_model is not None and num_shared_layers is not None:
             text = "`num_shared_layers` means nothing beside a reference model: no layer is shared."
             warnings.warn(text, stacklevel=3)
-        name, full = type(self).__name__, self.config.kl_penalty == "full"
+        name = type(self).__name__
         for method in filter(self._overrides, NOT_CALLED):
             raise RecipeError(
                 f"{name} overrides `{method}`, which `step` does not call. Override "
                 "`compute_rewards`, `_kl_penalty`, `compute_advantages` or `loss`."
             )
-        if full and (self._overrides("compute_rewards") or self._overrides("_kl_penalty")):
+        of_kl = any(map(self._overrides, ("compute_rewards", "_kl_penalty")))
+        if of_kl and self.config.kl_penalty == "full":
             raise RecipeError(
                 f"{name} overrides how the KL becomes rewards, but with `kl_penalty='full'` it "
                 "comes ready from each forward pass. Choose another one."
@@ -553,18 +542,6 @@ class ClassicLoop:
         return [nn.functional.pad(response, (1, 0), value=start) for response in responses]
 
 
-MODEL_CARD = """---
-library_name: transformers
-tags: [trl_recipes, ppo, reinforcement-learning]
----
-
-# {name}
-
-A language model trained by PPO with trl_recipes. `value_head.safetensors` holds the value head;
-`{kind}.from_pretrained` of trl_recipes reads both.
-"""
-
-
 class _TooFew:
     """The loader of a data set that is smaller than a batch: empty, and an error to go through."""
 
@@ -602,17 +579,16 @@ def complete_settings(
     eos_token_id=-1`) are understood in silence.
     """
     given = dict(given)
-    config = given.pop("generation_config", None)
-    if config is not None:
-        of_config = config.to_diff_dict() if hasattr(config, "to_diff_dict") else dict(config)
-        of_config.pop("transformers_version", None)
-        given = of_config | given
-    given = {name: _number(value) for name, value in given.items()}
-    _refuse(given)
-    tokenizer = given.pop("tokenizer", None) or tokenizer
-    for name in ("attention_mask", "pad_to_multiple_of", *REFUSED):
-        given.pop(name, None)  # they ask for nothing
+    if (config := given.pop("generation_config", None)) is not None:
+        chosen = config.to_diff_dict() if isinstance(config, GenerationConfig) else dict(config)
+        chosen.pop("transformers_version", None)
+        given = {name: value for name, value in chosen.items() if name[0] != "_"} | given
+    for name, value in given.items():
+        if (isinstance(value, Tensor) and value.numel() == 1) or getattr(value, "size", 0) == 1:
+            given[name] = value.item()
     given = {k: v for k, v in given.items() if v is not None or k == "eos_token_id"}
+    tokenizer = given.pop("tokenizer", tokenizer)
+    _refuse(given)
     settings = {"do_sample": True, "num_return_sequences": 1} | defaults | given
     if "max_new_tokens" in given:
         settings.pop("max_length", None)
@@ -644,30 +620,22 @@ def complete_settings(
     return settings
 
 
-def _number(value: Any) -> Any:
-    scalar = isinstance(value, Tensor) and value.numel() == 1
-    return value.item() if scalar or getattr(value, "size", None) == 1 else value
-
-
 def _refuse(given: dict[str, Any]) -> None:
-    """Refuse arguments that nobody knows, and those that `generate` would not heed."""
-    fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    known = {*fields, *CALLED, *REFUSED, "attention_mask", "tokenizer", "pad_to_multiple_of"}
-    for name in sorted(given.keys() - known):
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f" Did you mean `{close[0]}`?" if close else ""
-        raise RecipeError(f"`generate` has no argument `{name}`.{hint}")
-    asked = [k for k in REFUSED.keys() & given.keys() if given[k] not in (REFUSED[k], None)]
-    if (
-        given.get("attention_mask") is not None
-        and not torch.as_tensor(given["attention_mask"]).all()
-    ):
-        asked.append("attention_mask")
-    if asked:
+    """Take out arguments that ask for nothing, and refuse those that `generate` would not heed."""
+    for name in IDLE:
+        if given.get(name) is False:
+            del given[name]
+    if torch.as_tensor(given.get("attention_mask", 1)).all():
+        given.pop("attention_mask", None)
+    heeded = {*CALLED, *vars(GenerationConfig())} - {*IDLE}
+    for name in sorted(given.keys() - heeded):
+        close = difflib.get_close_matches(name, heeded - {name}, 1)
+        hint = "`trainer.model.generate`, which is transformers' own, may have."
+        if close and name not in IDLE:
+            hint = f"Did you mean `{close[0]}`?"
         raise RecipeError(
-            f"`generate` takes queries without padding and returns token ids alone, so it does not "
-            f"heed `{min(asked)}`. Leave it out, or call `trainer.model.generate`, which is "
-            "transformers' own."
+            f"`generate` has no use for `{name}`: it takes queries without padding, and returns "
+            f"token ids. {hint}"
         )
 
 
