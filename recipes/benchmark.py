@@ -5,7 +5,8 @@
     python recipes/benchmark.py --only ours               # where TRL (1.13 and newer) has no PPO
     python recipes/benchmark.py --only ours --processes 2 # the same batch by two processes
     python recipes/benchmark.py --only ours --loop classic # generate and step by hand too
-    python recipes/benchmark.py --size half-billion --batch 64 --precision bf16 --device cuda
+    python recipes/benchmark.py --only ours --shape verl  # Qwen2.5-0.5B's shape, on a GPU
+    python recipes/benchmark.py --only ours --profile     # and what took the time of a step
 
 The same work for both: a model with random weights, prompts of random tokens, every response at
 full length, the whole batch in one forward pass, a reward at next to no cost. Each runs in a
@@ -13,7 +14,7 @@ process of its own, in turn, and warms up for a step. The bound is worked out fr
 and a copy measured in the same run; docs/benchmark.md says more.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -21,9 +22,9 @@ from typing import Literal
 from trl_recipes import setting
 from trl_recipes.arguments import run_recipe
 from trl_recipes.benchmark.bound import fastest, measure_rates, model_shape, needs
-from trl_recipes.benchmark.models import Size, Workload, check_workload, find_device
+from trl_recipes.benchmark.models import SHAPES, Size, Workload, check_workload, find_device
 from trl_recipes.benchmark.report import Report
-from trl_recipes.benchmark.worker import run_in_turn
+from trl_recipes.benchmark.worker import run_in_turn, run_worker
 
 
 @dataclass
@@ -54,6 +55,11 @@ class BenchmarkArguments:
         None, "Ours alone: spread the lengths of responses evenly from here to --response."
     )
     processes: int = setting(1, "Ours alone: processes that share the batch.")
+    passes: int = setting(1, "Ours alone: forward and backward passes of an optimizer step.")
+    shape: Literal["verl"] | None = setting(
+        None, "Ours alone: a published workload, in the place of the flags above."
+    )
+    profile: bool = setting(False, "Ours alone: also write the dearest kernels of one step.")
     timeout: float = setting(1800, "Seconds a process may take.")
     seed: int = setting(0, "Seed of weights, prompts and sampling.")
     output_dir: str = setting("runs/benchmark", "Folder for table, JSON and chart.")
@@ -62,7 +68,7 @@ class BenchmarkArguments:
 def main(args: BenchmarkArguments) -> None:
     # Models
     chosen = {s.name: getattr(args, s.name) for s in fields(Workload)}
-    work = Workload(**chosen | {"device": find_device(args.device)})
+    work = Workload(**chosen | SHAPES.get(args.shape, {}) | {"device": find_device(args.device)})
     check_workload(work, args.repeats, args.only)
     shape = model_shape(work)
 
@@ -71,13 +77,17 @@ def main(args: BenchmarkArguments) -> None:
     names = ["classic", *names] if args.loop == "classic" else names
     before = measure_rates(work, shape)
     say = partial(print, flush=True)
-    results = run_in_turn(names, work, args.repeats, args.timeout, say)
+    results = run_in_turn(names, replace(work, profile=False), args.repeats, args.timeout, say)
     rates = fastest(before, measure_rates(work, shape))
 
     # Results
     report = Report(work, results, needs(work, shape), rates)
     files = report.save(Path(args.output_dir))
     print("", report.table(), report.conditions(), *files, sep="\n")
+    if args.profile:
+        profiled = run_worker("ours", replace(work, steps=1), args.timeout).profile
+        Path(args.output_dir, "profile.md").write_text(profiled + "\n")
+        print("", profiled, sep="\n")
 
 
 if __name__ == "__main__":

@@ -304,6 +304,14 @@ def test_two_processes_share_a_batch(tmp_path):
     assert run["memory"] > 400e6  # two interpreters
 
 
-def test_lengths_may_differ():
-    run = run_worker("ours", replace(WORK, batch=4, shortest=2), timeout=120)
+def test_lengths_may_differ_in_several_passes_and_a_step_be_profiled():
+    work = replace(WORK, batch=4, shortest=2, passes=2, steps=1, profile=True)
+    run = run_worker("ours", work, timeout=120)
     assert run.response_tokens == 3  # of 2, 3, 3 and 4
+    lines = run.profile.splitlines()
+    assert [lines[2].count("|"), len(lines)] == [5, 24]
+    assert "`aten::" in lines[2]
+
+
+def test_the_time_in_which_something_runs_counts_once():
+    assert worker._covered([(0, 4), (1, 2), (3, 6), (8, 9)]) == 7

@@ -24,6 +24,11 @@ from trl_recipes.errors import RecipeError
 Size = Literal["tiny", "mini", "small", "half-billion"]
 
 CONTEXT = 1024  # positions of GPT-2
+# Workloads that others have published figures of: verl's of Qwen2.5-0.5B.
+SHAPES = {
+    "verl": {"size": "half-billion", "batch": 256, "query": 105, "response": 239, "epochs": 1}
+    | {"precision": "bf16", "passes": 16}
+}
 # layers, width, heads, vocabulary
 GPT2_SHAPES = {"tiny": (2, 64, 2, 1024), "mini": (4, 256, 4, 8192), "small": (12, 768, 12, 50257)}
 PHASES = ("generation", "scoring", "forward", "update")
@@ -50,6 +55,8 @@ class Workload:
     shortest: int | None = None  # spreads a batch's lengths evenly from here to `response`
     seed: int = 0  # of weights, prompts and sampling
     processes: int = 1  # that share the batch, under Accelerate
+    passes: int = 1  # forward and backward ones of an optimizer step
+    profile: bool = False  # the timed step, and not its phases
 
     @property
     def tokens(self) -> int:
@@ -83,7 +90,7 @@ def find_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
 
 def check_workload(work: Workload, repeats: int, only: str) -> None:
     """Refuse what cannot be run, before anything is, by the name of its flag."""
-    names = ("batch", "query", "response", "epochs", "steps", "processes")
+    names = ("batch", "query", "response", "epochs", "steps", "processes", "passes")
     for name, value in {"repeats": repeats, **{n: getattr(work, n) for n in names}}.items():
         if value < 1:
             raise RecipeError(f"--{name} must be at least 1, got {value}.")
@@ -96,15 +103,16 @@ def check_workload(work: Workload, repeats: int, only: str) -> None:
         raise RecipeError(
             f"--shortest must be from 1 to --response ({work.response}), got {work.shortest}."
         )
-    if only != "ours" and (work.processes > 1 or work.shortest is not None):
+    ours = work.processes > 1 or work.passes > 1 or work.shortest is not None or work.profile
+    if only != "ours" and ours:
         raise RecipeError(
-            "--processes and --shortest are for our trainer alone. Add --only ours, or leave "
-            "them out."
+            "--processes, --passes, --shortest, --profile and --shape are for our trainer alone. "
+            "Add --only ours, or leave them out."
         )
-    if work.batch % work.processes:
+    if work.batch % (work.processes * work.passes):
         raise RecipeError(
-            f"--batch {work.batch} cannot be shared evenly by --processes {work.processes}. "
-            "Give a multiple of it."
+            f"--batch {work.batch} cannot be shared evenly by --processes {work.processes} and "
+            f"--passes {work.passes}. Give a multiple of both."
         )
     there = torch.cuda.device_count() if work.device == "cuda" else work.processes
     if work.processes > there:

@@ -70,6 +70,11 @@ class Report:
         steps = [step for run in self.results[name] for step in run.steps]
         return median(step["generation"] / step["step"] for step in steps)
 
+    def tokens_a_second(self, name: str) -> float:
+        """Return the response tokens of a batch over the seconds of a step."""
+        tokens = median(run.response_tokens for run in self.results[name])
+        return self.work.batch * tokens / self.seconds(name).median
+
     def over_bound(self, name: str) -> float:
         """Return the seconds of a step over those of the bound."""
         return self.seconds(name).median / self.bound.step
@@ -101,7 +106,9 @@ class Report:
         over = [f"{self.over_bound(name):.2f}" for name in self.results]
         share = [f"{self.generation_share(name):.0%}" for name in self.results]
         memory = [f"{self.memory(name).median / 1e9:.2f} GB" for name in self.results]
+        tokens = [f"{self.tokens_a_second(name):.0f}" for name in self.results]
         rows.append(["step over bound", *over, "", "1"])
+        rows.append(["response tokens a second", *tokens, "", ""])
         rows.append(["share of generation", *share, "", ""])
         rows.append(["peak memory", *memory, f"{ratios['memory']:.2f}" if both else "", ""])
         if not both:
@@ -138,6 +145,7 @@ class Report:
                     "memory": self.memory(name)._asdict(),
                     "generation_share": self.generation_share(name),
                     "over_bound": self.over_bound(name),
+                    "tokens_a_second": self.tokens_a_second(name),
                 }
                 for name in self.results
             },

@@ -17,12 +17,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from statistics import median
 from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
 from trl_recipes import PPOConfig, PPOTrainer
@@ -48,6 +51,7 @@ class Result:
     memory: float  # most bytes held at a time: of the process on a CPU, of torch on a GPU
     response_tokens: float  # mean length of the responses of the timed steps
     device: str  # its name, with the number of threads on a CPU
+    profile: str = ""  # table of what took the time of one step
 
     @property
     def step(self) -> float:
@@ -124,6 +128,27 @@ def _environment(work: Workload) -> dict[str, str]:
     return os.environ | chosen
 
 
+class Profile(TrainerCallback):
+    """Profiles the second step; `table` then holds the twenty dearest kernels and the waiting."""
+
+    def __init__(self, device: str):
+        self.device, self.table = device, ""
+        kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+        self.profiler, self.started = profile(activities=kinds), 0.0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Begin after the first step, and end after the second."""
+        if state.global_step == 1:
+            self.profiler.start()
+            self.started = time.perf_counter()
+        elif state.global_step == 2:
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - self.started
+            self.profiler.stop()
+            self.table = profile_table(self.profiler, self.device, seconds)
+
+
 class Clock(TrainerCallback):
     """Takes the time from the end of one step to the end of the next, of any trainer alike.
 
@@ -132,7 +157,7 @@ class Clock(TrainerCallback):
     """
 
     def __init__(self, device: str):
-        self.device = device
+        self.device, self.profiled = device, Profile(device)
         self.steps: list[dict[str, float]] = []
         self._phases: dict[str, float] = defaultdict(float)
         self._last = 0.0
@@ -162,6 +187,43 @@ class Clock(TrainerCallback):
         self._last = now
 
 
+def profile_table(profiler: profile, device: str, seconds: float) -> str:
+    """Lay out the twenty dearest kernels (on a CPU: operations) of so many seconds as Markdown."""
+    on_gpu = device == "cuda"
+    kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    time_of = attrgetter("self_device_time_total" if on_gpu else "self_cpu_time_total")
+
+    def counts(event: Any) -> bool:
+        return event.device_type == kind and not getattr(event, "is_user_annotation", False)
+
+    rows = sorted(filter(counts, profiler.key_averages()), key=time_of, reverse=True)
+    busy = sum(map(time_of, rows)) / 1e6
+    lines = ["| Seconds | share | calls | kernel |", "| ---: | ---: | ---: | --- |"]
+    for row in rows[:20]:
+        spent = time_of(row) / 1e6
+        name = row.key[:100].replace("|", "/")
+        lines.append(f"| {spent:.4f} | {spent / busy:.1%} | {row.count} | `{name}` |")
+    said = f"{sum(row.count for row in rows)} calls took {busy:.3g} of {seconds:.3g} s"
+    if on_gpu:
+        spans = sorted(
+            (event.time_range.start, event.time_range.end)
+            for event in profiler.events()
+            if counts(event)
+        )
+        waiting = seconds - _covered(spans) / 1e6
+        said += f"; the GPU had nothing to do for {waiting:.3g} s ({waiting / seconds:.0%})"
+    return "\n".join([*lines, "", f"{said}, the profiler's own time included."])
+
+
+def _covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of intervals, which are in order of their beginnings."""
+    total, reached = 0.0, 0.0
+    for begin, end in spans:
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
 class _FixedLengths(PPOTrainer):
     """Samples responses of given lengths in each batch, where the trainer would draw them."""
 
@@ -186,7 +248,8 @@ def run(name: TrainerName, work: Workload) -> Result:
     if work.processes > 1:
         memory = sum(gather_object([memory]))
     timed = [_with_update(step) for step in steps[1:]]
-    return Result(timed, memory, sum(lengths[1:]) / work.steps, _device_name(work.device))
+    tokens = sum(lengths[1:]) / work.steps
+    return Result(timed, memory, tokens, _device_name(work.device), clock.profiled.table)
 
 
 def _trainer(work: Workload, clock: Clock) -> PPOTrainer:
@@ -197,6 +260,9 @@ def _trainer(work: Workload, clock: Clock) -> PPOTrainer:
     first = PartialState().process_index * size
     config = PPOConfig(
         batch_size=size,
+        mini_batch_size=size // work.passes,
+        gradient_accumulation_steps=work.passes,
+        local_rollout_forward_batch_size=size // work.passes,
         ppo_epochs=work.epochs,
         response_length=work.response,
         min_response_length=work.shortest,
@@ -217,7 +283,7 @@ def _trainer(work: Workload, clock: Clock) -> PPOTrainer:
         train_dataset=models.prompts(work),
         processing_class=models.tokenizer(work),
         peft_config=models.lora_config(work),
-        callbacks=[clock],
+        callbacks=[clock, clock.profiled] if work.profile else [clock],
     )
 
 
