@@ -20,8 +20,14 @@ class BadInput(NamedTuple):
 
     name: str
     command: str
-    says: tuple[str, ...]  # the cause and the remedy
-    files: dict[str, str | bytes | Maker] = {}  # noqa: RUF012  never changed
+    says: list[str]  # the cause and the remedy
+    files: dict[str, str | bytes | Maker]
+
+
+def bad(name: str, command: str, says: str, **files: str | bytes | Maker) -> BadInput:
+    """A mistake, its words divided by ` | `; the file `a.b` is given as `a__b`."""
+    named = {file.replace("__", "."): content for file, content in files.items()}
+    return BadInput(name, command, says.split(" | "), named)
 
 
 def rows(count: int = 20, **columns) -> str:
@@ -141,6 +147,11 @@ PPO = (
 GENERATE = "generate.py --model {gpt2} --reward_model {classifier} --prompt 'The film' "
 COMPARE = "compare.py --runs run --max_prompts 4 --output_dir out "
 PLOT = "plot.py --runs run "
+YAML_FILE = PLOT + "--config a.yaml"
+POLICY = PPO + "--model_name_or_path m"
+MODEL = GENERATE + "--model m"
+REWARDED = PPO + "--reward_funcs mine.py:short"
+RESUME = PPO + "--resume_from_checkpoint true"
 LM = "pretrain_lm.py --dataset_name data.jsonl --output_dir out "
 CLASSIFIER = "train_classifier.py --dataset_name data.jsonl --output_dir out "
 VERSUS = (
@@ -158,350 +169,224 @@ ONE_RUN = {"run": run()}
 TEXT = {"text.txt": "A line of text that is long enough.\n" * 20}
 
 FLAGS = [
-    BadInput("misspelt flag", PLOT + "--outptu a.png", ("`--outptu`", "`--output`")),
-    BadInput("unknown flag", PLOT + "--zzz", ("Unknown flag `--zzz`", "--help")),
-    BadInput("flag of another recipe", PLOT + "--seed 1", ("Unknown flag `--seed`", "--help")),
-    BadInput(
-        "word without flag", PLOT + "--output a.png film", ("`film`", "without a flag", "--help")
-    ),
-    BadInput("flag without value", PLOT + "--output", ("--output", "expected one", "--help")),
-    BadInput("no run named", "plot.py", ("required", "--runs")),
-    BadInput("text for a number", GENERATE + "--seed one", ("--seed", "int", "'one'")),
-    BadInput("not a choice", PPO + "--change_score 2", ("--change_score", "2", "choose from")),
-    BadInput("out of range", PPO + "--temperature 0", ("`temperature`", "greater than 0")),
-    BadInput("negative rate", PPO + "--learning_rate -1", ("`learning_rate`", "-1", "0 or more")),
-    BadInput("heads of none", LM + "--n_head 0", ("`n_head`", "1 or more")),
-    BadInput("no output folder", PPO + "--output_dir ''", ("--output_dir is empty", "Give")),
-    BadInput(
+    bad("misspelt flag", PLOT + "--outptu a.png", "`--outptu` | `--output`"),
+    bad("unknown flag", PLOT + "--zzz", "Unknown flag `--zzz` | --help"),
+    bad("flag of another recipe", PLOT + "--seed 1", "Unknown flag `--seed` | --help"),
+    bad("word without flag", PLOT + "--output a.png film", "`film` | without a flag | --help"),
+    bad("flag without value", PLOT + "--output", "--output | expected one | --help"),
+    bad("no run named", "plot.py", "required | --runs"),
+    bad("text for a number", GENERATE + "--seed one", "--seed | int | 'one'"),
+    bad("not a choice", PPO + "--change_score 2", "--change_score | 2 | choose from"),
+    bad("out of range", PPO + "--temperature 0", "`temperature` | greater than 0"),
+    bad("negative rate", PPO + "--learning_rate -1", "`learning_rate` | -1 | 0 or more"),
+    bad("heads of none", LM + "--n_head 0", "`n_head` | 1 or more"),
+    bad("no output folder", PPO + "--output_dir ''", "--output_dir is empty | Give"),
+    bad(
         "two names that differ",
         PPO + "--ppo_epochs 2 --num_ppo_epochs 3",
-        ("`ppo_epochs` (2)", "`num_ppo_epochs` (3)", "Give one"),
+        "`ppo_epochs` (2) | `num_ppo_epochs` (3) | Give one",
     ),
-    BadInput("batch does not divide", PPO + "--mini_batch_size 3", ("`batch_size` (4)", "3 or 6")),
-    BadInput(
+    bad("batch does not divide", PPO + "--mini_batch_size 3", "`batch_size` (4) | 3 or 6"),
+    bad(
         "responses longer than the context",
         PPO + "--response_length 60",
-        ("context holds 64", "Lower `response_length` to 56"),
+        "context holds 64 | Lower `response_length` to 56",
     ),
-    BadInput(
-        "limits crossed", PPO + "--response_length 3", ("`min_response_length` (4)", "between 1")
-    ),
-    BadInput("prompt lengths crossed", PPO + "--min_prompt_length 9", ("[9, 9)", "Use 0 <=")),
-    BadInput("float16", PPO + "--fp16 true", ("`fp16`", "`bf16`")),
-    BadInput("unknown tracker", PPO + "--report_to nope", ("report_to", "nope", "Install")),
-    BadInput(
+    bad("limits crossed", PPO + "--response_length 3", "`min_response_length` (4) | between 1"),
+    bad("prompt lengths crossed", PPO + "--min_prompt_length 9", "[9, 9) | Use 0 <="),
+    bad("float16", PPO + "--fp16 true", "`fp16` | `bf16`"),
+    bad("unknown tracker", PPO + "--report_to nope", "report_to | nope | Install"),
+    bad(
         "no such module for LoRA",
         PPO + "--use_peft true --lora_target_modules nope",
-        ("lora_target_modules", "nope", "c_attn"),
+        "lora_target_modules | nope | c_attn",
     ),
-    BadInput("empty prompt", GENERATE + "--prompt ''", ("--prompt is empty", "at least one word")),
-    BadInput(
+    bad("empty prompt", GENERATE + "--prompt ''", "--prompt is empty | at least one word"),
+    bad(
         "answer longer than the context",
         GENERATE + "--max_new_tokens 99",
-        ("context holds 64", "Short"),
+        "context holds 64 | Short",
     ),
 ]
 
 YAML = [
-    BadInput("no such YAML", PLOT + "--config no.yaml", ("--config", "no.yaml", "Check the path")),
-    BadInput("a folder for YAML", PLOT + "--config .", ("--config", "directory", "file")),
-    BadInput("no YAML after --config", PLOT + "--config", ("--config", "YAML file")),
-    BadInput("two YAML files", PLOT + "--config a.yaml --config b.yaml", ("2 times", "Give one")),
-    BadInput("broken YAML", PLOT + "--config a.yaml", ("line 2", "Fix"), {"a.yaml": "runs: [a\n"}),
-    BadInput(
-        "a tab", PLOT + "--config a.yaml", ("line 2", "'\\t'", "Fix"), {"a.yaml": "a:\n\tb: 1\n"}
-    ),
-    BadInput(
-        "a list", PLOT + "--config a.yaml", ("a list", "`flag: value`"), {"a.yaml": "- runs\n"}
-    ),
-    BadInput(
-        "a key twice",
-        PLOT + "--config a.yaml",
-        ("`output`", "twice"),
-        {"a.yaml": "output: a\noutput: b\n"},
-    ),
-    BadInput(
-        "bytes that are no text",
-        PLOT + "--config a.yaml",
-        ("a.yaml", "UTF-8"),
-        {"a.yaml": b"\xff\xfe"},
-    ),
-    BadInput("empty YAML", "plot.py --config a.yaml", ("required", "--runs"), {"a.yaml": ""}),
-    BadInput(
-        "misspelt key",
-        PLOT + "--config a.yaml",
-        ("`outpt`", "a.yaml", "`output`"),
-        {"a.yaml": "outpt: a.png\n"},
-    ),
-    BadInput(
+    bad("no such YAML", PLOT + "--config no.yaml", "--config | no.yaml | Check the path"),
+    bad("a folder for YAML", PLOT + "--config .", "--config | directory | file"),
+    bad("no YAML after --config", PLOT + "--config", "--config | YAML file"),
+    bad("two YAML files", PLOT + "--config a.yaml --config b.yaml", "2 times | Give one"),
+    bad("broken YAML", YAML_FILE, "line 2 | Fix", a__yaml="runs: [a\n"),
+    bad("a tab", YAML_FILE, "line 2 | '\\t' | Fix", a__yaml="a:\n\tb: 1\n"),
+    bad("a list", YAML_FILE, "a list | `flag: value`", a__yaml="- runs\n"),
+    bad("a key twice", YAML_FILE, "`output` | twice", a__yaml="output: a\noutput: b\n"),
+    bad("bytes that are no text", YAML_FILE, "a.yaml | UTF-8", a__yaml=b"\xff\xfe"),
+    bad("empty YAML", "plot.py --config a.yaml", "required | --runs", a__yaml=""),
+    bad("misspelt key", YAML_FILE, "`outpt` | a.yaml | `output`", a__yaml="outpt: a.png\n"),
+    bad(
         "wrong type in YAML",
         GENERATE + "--config a.yaml",
-        ("`seed`", "'one'", "number"),
-        {"a.yaml": "seed: one\n"},
+        "`seed` | 'one' | number",
+        a__yaml="seed: one\n",
     ),
-    BadInput(
-        "bare no in YAML",
-        PLOT + "--config a.yaml",
-        ("`output`", "quotes"),
-        {"a.yaml": "output: no"},
-    ),
-    BadInput(
-        "keys for a value",
-        PLOT + "--config a.yaml",
-        ("`output`", "takes one value"),
-        {"a.yaml": "output: {a: 1}\n"},
-    ),
+    bad("bare no in YAML", YAML_FILE, "`output` | quotes", a__yaml="output: no"),
+    bad("keys for a value", YAML_FILE, "`output` | takes one value", a__yaml="output: {a: 1}\n"),
 ]
 
 DATA = [
-    BadInput("no such data", LM + "--dataset_name no.csv", ("`no.csv`", "Check the path")),
-    BadInput("a kind unknown", LM + "--dataset_name a.xlsx", (".csv", "xlsx"), {"a.xlsx": b"PK"}),
-    BadInput("empty file", LM, ("`data.jsonl`", "no rows", "at least one"), {"data.jsonl": ""}),
-    BadInput(
+    bad("no such data", LM + "--dataset_name no.csv", "`no.csv` | Check the path"),
+    bad("a kind unknown", LM + "--dataset_name a.xlsx", ".csv | xlsx", a__xlsx=b"PK"),
+    bad("empty file", LM, "`data.jsonl` | no rows | at least one", data__jsonl=""),
+    bad(
         "no text column",
         LM,
-        ("`text`", "a, split", "Name"),
-        {"data.jsonl": '{"a": "b", "split": "train"}\n{"a": "b", "split": "test"}\n'},
+        "`text` | a, split | Name",
+        data__jsonl='{"a": "b", "split": "train"}\n{"a": "b", "split": "test"}\n',
     ),
-    BadInput("column unknown", PPO + "--text_column review", ("`review`", "text, label", "Name")),
-    BadInput(
-        "row without text",
-        LM,
-        ("row", "None", "Fix the row"),
-        {"data.jsonl": rows() + rows(9, text=None)},
+    bad("column unknown", PPO + "--text_column review", "`review` | text, label | Name"),
+    bad(
+        "row without text", LM, "row | None | Fix the row", data__jsonl=rows() + rows(9, text=None)
     ),
-    BadInput("broken JSON", LM, ("row 20", "Fix"), {"data.jsonl": rows() + '{"text": "a\n'}),
-    BadInput(
-        "ragged csv",
-        LM + "--dataset_name a.csv",
-        ("line 3", "saw 2", "Quote"),
-        {"a.csv": "text\na\nb,c\n"},
+    bad("broken JSON", LM, "row 20 | Fix", data__jsonl=rows() + '{"text": "a\n'),
+    bad(
+        "ragged csv", LM + "--dataset_name a.csv", "line 3 | saw 2 | Quote", a__csv="text\na\nb,c\n"
     ),
-    BadInput(
+    bad(
         "not UTF-8",
         LM + "--dataset_name a.txt",
-        ("byte 3", "Save it as UTF-8"),
-        {"a.txt": b"caf\xe9\n" * 9},
+        "byte 3 | Save it as UTF-8",
+        a__txt=b"caf\xe9\n" * 9,
     ),
-    BadInput(
+    bad(
         "no parquet",
         LM + "--dataset_name a.parquet",
-        ("a.parquet", "write them again"),
-        {"a.parquet": b"x" * 99},
+        "a.parquet | write them again",
+        a__parquet=b"x" * 99,
     ),
-    BadInput(
-        "all prompts empty",
-        PPO,
-        ("empty after cutting", "not empty"),
-        {"data.jsonl": rows(text=" ")},
-    ),
-    BadInput(
+    bad("all prompts empty", PPO, "empty after cutting | not empty", data__jsonl=rows(text=" ")),
+    bad(
         "conversations without a chat template",
         PPO,
-        ("`prompt` holds conversations", "no chat template", "Use a chat model"),
-        {"data.jsonl": rows(prompt=[{"role": "user", "content": "Hello"}])},
+        "`prompt` holds conversations | no chat template | Use a chat model",
+        data__jsonl=rows(prompt=[{"role": "user", "content": "Hello"}]),
     ),
-    BadInput("one row", PPO, ("only 1 row", "more rows"), {"data.jsonl": '{"text": "A film."}\n'}),
-    BadInput("fewer prompts than a batch", PPO + "--batch_size 64", ("16 prompts", "Lower `batch")),
-    BadInput(
+    bad("one row", PPO, "only 1 row | more rows", data__jsonl='{"text": "A film."}\n'),
+    bad("fewer prompts than a batch", PPO + "--batch_size 64", "16 prompts | Lower `batch"),
+    bad(
         "prompts longer than the context",
         PPO + "--max_prompt_length 70",
-        ("context holds 64", "Cut the prompts to 58"),
-        {"data.jsonl": rows(text="A long film. " * 90)},
+        "context holds 64 | Cut the prompts to 58",
+        data__jsonl=rows(text="A long film. " * 90),
     ),
-    BadInput("no labels", CLASSIFIER + "--label_column mood", ("`mood`", "text, label, split")),
-    BadInput(
-        "unknown label",
-        CLASSIFIER,
-        ("'so so' as label", "Name all"),
-        {"data.jsonl": rows(label="so so")},
+    bad("no labels", CLASSIFIER + "--label_column mood", "`mood` | text, label, split"),
+    bad(
+        "unknown label", CLASSIFIER, "'so so' as label | Name all", data__jsonl=rows(label="so so")
     ),
-    BadInput(
-        "labels of one class",
-        CLASSIFIER,
-        ("POSITIVE", "both", "label"),
-        {"data.jsonl": rows(label=1)},
-    ),
+    bad("labels of one class", CLASSIFIER, "POSITIVE | both | label", data__jsonl=rows(label=1)),
 ]
 
 MODELS = [
-    BadInput("no such model", GENERATE + "--model ./none", ("`./none`", "Check the path")),
-    BadInput(
-        "model not in the cache", PPO + "--model_name_or_path nobody/none", ("offline", "folder")
-    ),
-    BadInput(
-        "no config.json", GENERATE + "--model m", ("config.json", "save_pretrained"), {"m": folder}
-    ),
-    BadInput(
-        "broken config.json",
-        GENERATE + "--model m",
-        ("`m`", "again"),
-        {"m": model("gpt2", config__json="{")},
-    ),
-    BadInput(
-        "truncated weights",
-        PPO + "--model_name_or_path m",
-        ("m/model.safetensors", "again"),
-        {"m": truncated("gpt2")},
-    ),
-    BadInput(
-        "no weights",
-        PPO + "--model_name_or_path m",
-        ("no weights", "again"),
-        {"m": model("gpt2", without="model.safetensors")},
-    ),
-    BadInput(
-        "pickled weights",
-        PPO + "--model_name_or_path m",
-        ("pickle", "convert", "GPT2LMHeadModel"),
-        {"m": pickled("gpt2")},
-    ),
-    BadInput(
+    bad("no such model", GENERATE + "--model ./none", "`./none` | Check the path"),
+    bad("model not in the cache", PPO + "--model_name_or_path nobody/none", "offline | folder"),
+    bad("no config.json", MODEL, "config.json | save_pretrained", m=folder),
+    bad("broken config.json", MODEL, "`m` | again", m=model("gpt2", config__json="{")),
+    bad("truncated weights", POLICY, "m/model.safetensors | again", m=truncated("gpt2")),
+    bad("no weights", POLICY, "no weights | again", m=model("gpt2", without="model.safetensors")),
+    bad("pickled weights", POLICY, "pickle | convert | GPT2LMHeadModel", m=pickled("gpt2")),
+    bad(
         "pickled classifier",
         GENERATE + "--reward_model m",
-        ("pickle", "convert", "Roberta"),
-        {"m": pickled("classifier")},
+        "pickle | convert | Roberta",
+        m=pickled("classifier"),
     ),
-    BadInput(
-        "pickled base model",
-        LM + "--model_name_or_path m",
-        ("pickle", "convert"),
-        {"m": pickled("gpt2")},
-    ),
-    BadInput(
+    bad("pickled base model", LM + "--model_name_or_path m", "pickle | convert", m=pickled("gpt2")),
+    bad(
         "no tokenizer",
-        GENERATE + "--model m",
-        ("`m`", "tokenizer", "save_pretrained"),
-        {"m": model("gpt2", without="tokenizer.json")},
+        MODEL,
+        "`m` | tokenizer | save_pretrained",
+        m=model("gpt2", without="tokenizer.json"),
     ),
-    BadInput(
-        "weights of another model",
-        PPO + "--model_name_or_path m",
-        ("`m`", "lacks weights", "again"),
-        {"m": foreign_weights},
+    bad("weights of another model", POLICY, "`m` | lacks weights | again", m=foreign_weights),
+    bad(
+        "broken tokenizer", POLICY, "`m` | tokenizer | again", m=model("gpt2", tokenizer__json="{")
     ),
-    BadInput(
-        "broken tokenizer",
-        PPO + "--model_name_or_path m",
-        ("`m`", "tokenizer", "again"),
-        {"m": model("gpt2", tokenizer__json="{")},
-    ),
-    BadInput(
-        "tokenizer knows more than the model",
-        PPO + "--model_name_or_path m",
-        ("the model only", "own tokenizer"),
-        {"m": wordy},
-    ),
-    BadInput(
+    bad("tokenizer knows more than the model", POLICY, "the model only | own tokenizer", m=wordy),
+    bad(
         "encoder-decoder for a causal model",
         PPO + "--model_name_or_path {t5}",
-        ("encoder-decoder", "causal", "ppo_seq2seq.py"),
+        "encoder-decoder | causal | ppo_seq2seq.py",
     ),
-    BadInput(
+    bad(
         "classifier for a language model",
         PPO + "--model_name_or_path {classifier}",
-        ("RobertaForSequenceClassification", "language model"),
+        "RobertaForSequenceClassification | language model",
     ),
-    BadInput(
+    bad(
         "language model for a classifier",
         GENERATE + "--reward_model {gpt2}",
-        ("GPT2LMHeadModel", "train_classifier.py"),
+        "GPT2LMHeadModel | train_classifier.py",
     ),
-    BadInput(
-        "label that the classifier lacks", PPO + "--label HAPPY", ("'HAPPY'", "NEGATIVE, POSITIVE")
-    ),
-    BadInput(
-        "code of a model's own",
-        GENERATE + "--model m",
-        ("own code", "--trust_remote_code"),
-        {"m": own_code},
-    ),
+    bad("label that the classifier lacks", PPO + "--label HAPPY", "'HAPPY' | NEGATIVE, POSITIVE"),
+    bad("code of a model's own", MODEL, "own code | --trust_remote_code", m=own_code),
 ]
 
 FOLDERS = [
-    BadInput(
-        "output is a file", PPO + "--output_dir data.jsonl", ("`data.jsonl`", "another folder")
-    ),
-    BadInput(
-        "output below a file", LM + "--output_dir data.jsonl/out", ("data.jsonl", "another folder")
-    ),
-    BadInput(
-        "output holds a run", PPO + "--output_dir run", ("already holds", "--overwrite"), ONE_RUN
-    ),
-    BadInput(
+    bad("output is a file", PPO + "--output_dir data.jsonl", "`data.jsonl` | another folder"),
+    bad("output below a file", LM + "--output_dir data.jsonl/out", "data.jsonl | another folder"),
+    bad("output holds a run", PPO + "--output_dir run", "already holds | --overwrite", **ONE_RUN),
+    bad(
         "output holds something else",
         CLASSIFIER + "--output_dir a",
-        ("no config.yaml of a run", "another folder"),
-        {"a": model("gpt2"), "a/model": folder, "a/model/x": "mine"},
+        "no config.yaml of a run | another folder",
+        a=model("gpt2"),
+        **{"a/model": folder, "a/model/x": "mine"},
     ),
-    BadInput(
+    bad(
         "a mistake beside --overwrite",
         LM + "--output_dir run --overwrite_output_dir true --dataset_name no.csv",
-        ("`no.csv`", "path"),
-        ONE_RUN,
+        "`no.csv` | path",
+        **ONE_RUN,
     ),
-    BadInput(
+    bad(
         "comparison into a file",
         COMPARE + "--output_dir data.jsonl",
-        ("`data.jsonl`", "another folder"),
-        ONE_RUN,
+        "`data.jsonl` | another folder",
+        **ONE_RUN,
     ),
-    BadInput("picture without its kind", PLOT + "--output run", ("`run`", ".png"), ONE_RUN),
-    BadInput(
+    bad("picture without its kind", PLOT + "--output run", "`run` | .png", **ONE_RUN),
+    bad(
         "picture below a file",
         PLOT + "--output data.jsonl/a.png",
-        ("data.jsonl/a.png", "another"),
-        ONE_RUN,
+        "data.jsonl/a.png | another",
+        **ONE_RUN,
     ),
-    BadInput("picture of no known kind", PLOT + "--output a.xyz", ("a.xyz", ".png"), ONE_RUN),
+    bad("picture of no known kind", PLOT + "--output a.xyz", "a.xyz | .png", **ONE_RUN),
 ]
 
 RUNS = [
-    BadInput("no run", PLOT, ("No statistics", "folder of a run")),
-    BadInput(
-        "run without steps",
-        PLOT,
-        ("no rows yet", "after each step"),
-        {"run": run(all_stats__jsonl="")},
-    ),
-    BadInput(
-        "broken statistics",
-        PLOT,
-        ("line 1", "Fix"),
-        {"run": run(all_stats__jsonl="{'step': 1}\n{}\n")},
-    ),
-    BadInput(
+    bad("no run", PLOT, "No statistics | folder of a run"),
+    bad("run without steps", PLOT, "no rows yet | after each step", run=run(all_stats__jsonl="")),
+    bad("broken statistics", PLOT, "line 1 | Fix", run=run(all_stats__jsonl="{'step': 1}\n{}\n")),
+    bad(
         "statistics that are no numbers",
         PLOT,
-        ("row 1", "'one'", "Fix"),
-        {"run": run(all_stats__jsonl='{"step": "one"}\n')},
+        "row 1 | 'one' | Fix",
+        run=run(all_stats__jsonl='{"step": "one"}\n'),
     ),
-    BadInput("broken settings", PLOT, ("config.yaml", "Fix"), {"run": run(config__yaml="a: [\n")}),
-    BadInput(
-        "settings that are no text",
-        PLOT,
-        ("config.yaml", "UTF-8"),
-        {"run": run(config__yaml=b"\xff")},
-    ),
-    BadInput("one run twice", "plot.py run ./run", ("2 times", "Give it once"), ONE_RUN),
-    BadInput("no run to compare", COMPARE, ("holds no run", "Check the folder")),
-    BadInput(
-        "run without a model",
-        COMPARE,
-        ("`run`", "no model", "finished run"),
-        {"run": without_model},
-    ),
-    BadInput(
+    bad("broken settings", PLOT, "config.yaml | Fix", run=run(config__yaml="a: [\n")),
+    bad("settings that are no text", PLOT, "config.yaml | UTF-8", run=run(config__yaml=b"\xff")),
+    bad("one run twice", "plot.py run ./run", "2 times | Give it once", **ONE_RUN),
+    bad("no run to compare", COMPARE, "holds no run | Check the folder"),
+    bad("run without a model", COMPARE, "`run` | no model | finished run", run=without_model),
+    bad(
         "runs of several models",
         COMPARE + "--runs run other",
-        ("several models", "--reference"),
-        ONE_RUN | {"other": runs_from_elsewhere},
+        "several models | --reference",
+        **(ONE_RUN | {"other": runs_from_elsewhere}),
     ),
-    BadInput(
+    bad(
         "settings of a wrong kind",
         COMPARE,
-        ("`response_length`", "'long'", "config.yaml", "Fix"),
-        {"run": run(more="response_length: long\n")},
+        "`response_length` | 'long' | config.yaml | Fix",
+        run=run(more="response_length: long\n"),
     ),
 ]
 
@@ -520,39 +405,35 @@ def stopped(**files: str) -> Maker:
 
 
 RESUMING = [
-    BadInput(
-        "no run to resume",
-        PPO + "--resume_from_checkpoint true",
-        ("--resume_from_checkpoint", "holds no run", "--output_dir"),
-    ),
-    BadInput(
+    bad("no run to resume", RESUME, "--resume_from_checkpoint | holds no run | --output_dir"),
+    bad(
         "both resume and overwrite",
         PPO + "--resume_from_checkpoint true --overwrite_output_dir",
-        ("both given", "Choose one"),
-        {"out": run()},
+        "both given | Choose one",
+        out=run(),
     ),
-    BadInput(
+    bad(
         "a checkpoint that is none",
         PPO + "--resume_from_checkpoint data.jsonl",
-        ("`data.jsonl` is no checkpoint", "Give `true`"),
-        {"out": run()},
+        "`data.jsonl` is no checkpoint | Give `true`",
+        out=run(),
     ),
-    BadInput(
+    bad(
         "a damaged checkpoint",
         PPO + "--resume_from_checkpoint out/checkpoints/checkpoint-1",
-        ("is damaged", "`optimizer.pt` is cut short", "Give `true`"),
-        {"out": stopped(trainer_state__json="{}", optimizer__pt="PK")},
+        "is damaged | `optimizer.pt` is cut short | Give `true`",
+        out=stopped(trainer_state__json="{}", optimizer__pt="PK"),
     ),
-    BadInput(
+    bad(
         "every checkpoint damaged",
-        PPO + "--resume_from_checkpoint true",
-        ("every checkpoint", "`trainer_state.json` is cut short", "--overwrite_output_dir"),
-        {"out": stopped(trainer_state__json="[")},
+        RESUME,
+        "every checkpoint | `trainer_state.json` is cut short | --overwrite_output_dir",
+        out=stopped(trainer_state__json="["),
     ),
-    BadInput(
+    bad(
         "no run to resume pretraining",
         LM + "--resume_from_checkpoint true",
-        ("--resume_from_checkpoint", "holds no run", "--output_dir"),
+        "--resume_from_checkpoint | holds no run | --output_dir",
     ),
 ]
 
@@ -560,173 +441,159 @@ CUSTOM = PPO.replace("ppo_sentiment.py", "ppo_custom_reward.py")
 CUSTOM = CUSTOM.replace("--reward_model {classifier} ", "")
 SHORT = "def short(completions, **_):\n    return [0.0 for _ in completions]\n"
 PRETRAINING = [
-    BadInput(
-        "all texts empty",
-        LM,
-        ("empty", "text"),
-        {"data.jsonl": rows(text=" ")},
-    ),
-    BadInput(
+    bad("all texts empty", LM, "empty | text", data__jsonl=rows(text=" ")),
+    bad(
         "an encoder-decoder to train on",
         LM + "--model_name_or_path {t5}",
-        ("`", "encoder-decoder", "causal"),
+        "` | encoder-decoder | causal",
     ),
-    BadInput(
+    bad(
         "an encoder-decoder to classify with",
         CLASSIFIER + "--model_name_or_path {t5}",
-        ("--model_name_or_path", "encoder-decoder", "such as BERT"),
+        "--model_name_or_path | encoder-decoder | such as BERT",
     ),
-    BadInput(
+    bad(
         "a checkpoint that transformers did not finish",
         LM + "--resume_from_checkpoint out/nope",
-        ("--resume_from_checkpoint", "is no checkpoint", "Give `true`"),
-        {"out": run()},
+        "--resume_from_checkpoint | is no checkpoint | Give `true`",
+        out=run(),
     ),
 ]
 REWARDS = [
-    BadInput(
-        "no such file of rewards",
-        PPO + "--reward_funcs mine.py:short",
-        ("--reward_funcs", "mine.py", "Check"),
+    bad("no such file of rewards", REWARDED, "--reward_funcs | mine.py | Check"),
+    bad(
+        "no such function", PPO + "--reward_funcs mine.py:shrot", "`shrot` | short", mine__py=SHORT
     ),
-    BadInput(
-        "no such function",
-        PPO + "--reward_funcs mine.py:shrot",
-        ("`shrot`", "short"),
-        {"mine.py": SHORT},
-    ),
-    BadInput(
+    bad(
         "a reward that cannot be called",
         PPO + "--reward_funcs mine.py:limit",
-        ("`mine.py:limit`", "cannot be called"),
-        {"mine.py": "limit = 3\n"},
+        "`mine.py:limit` | cannot be called",
+        mine__py="limit = 3\n",
     ),
-    BadInput(
+    bad(
         "a file of rewards that is not python",
-        PPO + "--reward_funcs mine.py:short",
-        ("`mine.py`, line 1", "Fix"),
-        {"mine.py": "def short(:\n"},
+        REWARDED,
+        "`mine.py`, line 1 | Fix",
+        mine__py="def short(:\n",
     ),
-    BadInput(
+    bad(
         "a reward of nan",
-        PPO + "--reward_funcs mine.py:short",
-        ("`short`", "nan", "finite number"),
-        {"mine.py": SHORT.replace("0.0", "float('nan')")},
+        REWARDED,
+        "`short` | nan | finite number",
+        mine__py=SHORT.replace("0.0", "float('nan')"),
     ),
-    BadInput(
+    bad(
         "a reward of text",
-        PPO + "--reward_funcs mine.py:short",
-        ("`short`", "'good'", "finite number"),
-        {"mine.py": SHORT.replace("0.0", "'good'")},
+        REWARDED,
+        "`short` | 'good' | finite number",
+        mine__py=SHORT.replace("0.0", "'good'"),
     ),
-    BadInput(
+    bad(
         "one reward for a batch",
-        PPO + "--reward_funcs mine.py:short",
-        ("`short`", "must return a list", "one a completion"),
-        {"mine.py": "def short(completions, **_):\n    return 1.0\n"},
+        REWARDED,
+        "`short` | must return a list | one a completion",
+        mine__py="def short(completions, **_):\n    return 1.0\n",
     ),
-    BadInput(
+    bad(
         "a reward that raises",
-        PPO + "--reward_funcs mine.py:short",
-        ("`short` raised KeyError", "mine.py, line 2", "begins with", "Fix"),
-        {"mine.py": "def short(completions, **_):\n    return {}['x']\n"},
+        REWARDED,
+        "`short` raised KeyError | mine.py, line 2 | begins with | Fix",
+        mine__py="def short(completions, **_):\n    return {}['x']\n",
     ),
-    BadInput(
+    bad(
         "a reward that wants a column",
-        PPO + "--reward_funcs mine.py:short",
-        ("`answer`", "no such column", "There are"),
-        {"mine.py": "def short(completions, answer):\n    return [0.0] * len(answer)\n"},
+        REWARDED,
+        "`answer` | no such column | There are",
+        mine__py="def short(completions, answer):\n    return [0.0] * len(answer)\n",
     ),
-    BadInput(
+    bad(
         "weights of another number",
         PPO + "--reward_funcs mine.py:short --reward_weights 1 2",
-        ("2 entries", "Give one weight"),
-        {"mine.py": SHORT},
+        "2 entries | Give one weight",
+        mine__py=SHORT,
     ),
-    BadInput(
+    bad(
         "an empty reference text",
         CUSTOM + "--reference_text ''",
-        ("`reference_text` is ''", "Give a text"),
+        "`reference_text` is '' | Give a text",
     ),
-    BadInput(
+    bad(
         "a reference text that is no file",
         CUSTOM + "--reference_text nowhere.txt",
-        ("`nowhere.txt`", "could not be read"),
+        "`nowhere.txt` | could not be read",
     ),
-    BadInput("a negative length", CUSTOM + "--max_length -3", ("max_length is -3", "0 or more")),
-    BadInput("an unknown version", CUSTOM + "--version 3", ("--version", "1, 2")),
+    bad("a negative length", CUSTOM + "--max_length -3", "max_length is -3 | 0 or more"),
+    bad("an unknown version", CUSTOM + "--version 3", "--version | 1, 2"),
 ]
 
 GRPO = PPO.replace("ppo_sentiment.py", "grpo_sentiment.py") + "--num_generations 2 "
 RLOO = GRPO.replace("grpo_sentiment.py", "rloo_sentiment.py")
 
 GROUPS = [
-    BadInput(
+    bad(
         "groups that do not fill the batch",
         GRPO + "--num_generations 3",
-        ("`num_generations` (3)", "the 4 responses", "2 or 4", "3 or 6"),
+        "`num_generations` (3) | the 4 responses | 2 or 4 | 3 or 6",
     ),
-    BadInput(
-        "groups of one", RLOO + "--num_generations 1", ("`num_generations` is 1", "2 or more")
-    ),
-    BadInput(
+    bad("groups of one", RLOO + "--num_generations 1", "`num_generations` is 1 | 2 or more"),
+    bad(
         "groups of an encoder-decoder",
         GRPO + "--model_name_or_path {t5}",
-        ("encoder-decoder", "recipes/ppo_seq2seq.py"),
+        "encoder-decoder | recipes/ppo_seq2seq.py",
     ),
-    BadInput(
+    bad(
         "no room for a group's responses",
         RLOO + "--response_length 70",
-        ("holds 64", "Lower `response_length`"),
+        "holds 64 | Lower `response_length`",
     ),
-    BadInput(
+    bad(
         "fewer prompts than groups",
         GRPO + "--batch_size 64",
-        ("16 prompts", "32 of one batch", "Lower `batch_size`"),
+        "16 prompts | 32 of one batch | Lower `batch_size`",
     ),
-    BadInput("a KL that is rewarded", RLOO + "--beta -1", ("`beta` is -1", "0 or more")),
-    BadInput("no such loss weight", GRPO + "--bta 1", ("`--bta`", "`--beta`")),
-    BadInput(
+    bad("a KL that is rewarded", RLOO + "--beta -1", "`beta` is -1 | 0 or more"),
+    bad("no such loss weight", GRPO + "--bta 1", "`--bta` | `--beta`"),
+    bad(
         "a reward of nan in groups",
         GRPO + "--reward_funcs mine.py:short",
-        ("`short`", "nan", "finite number"),
-        {"mine.py": SHORT.replace("0.0", "float('nan')")},
+        "`short` | nan | finite number",
+        mine__py=SHORT.replace("0.0", "float('nan')"),
     ),
-    BadInput(
+    bad(
         "no group run to go on with",
         GRPO + "--resume_from_checkpoint true",
-        ("holds no run to go on with", "--output_dir"),
+        "holds no run to go on with | --output_dir",
     ),
 ]
 
 REWARD_MODELS = [
-    BadInput(
+    bad(
         "pairs that are equal",
         REWARD_MODEL,
-        ("16 of 16 pairs", "chosen equal to rejected", "no pair is left"),
-        {"data.jsonl": rows(chosen="Yes.", rejected="Yes.")},
+        "16 of 16 pairs | chosen equal to rejected | no pair is left",
+        data__jsonl=rows(chosen="Yes.", rejected="Yes."),
     ),
-    BadInput(
+    bad(
         "a number that is none",
         REWARD_MODEL + "--kind number",
-        ("row 1", "nan", "Fix the row"),
-        {"data.jsonl": rows(label=float("nan"))},
+        "row 1 | nan | Fix the row",
+        data__jsonl=rows(label=float("nan")),
     ),
-    BadInput(
+    bad(
         "an encoder-decoder to score texts",
         REWARD_MODEL + "--model_name_or_path {t5}",
-        ("encoder-decoder (t5)", "such as BERT"),
+        "encoder-decoder (t5) | such as BERT",
     ),
-    BadInput(
+    bad(
         "nothing to generate with",
         RLHF + "--task generate --prompt 'The film'",
-        ("no finished reward model", "Train first"),
+        "no finished reward model | Train first",
     ),
-    BadInput(
+    bad(
         "a chain of other settings",
         RLHF + "--output_dir run",
-        ("holds the reward model of other settings", "reward_epochs was 9", "--overwrite"),
-        {"run/reward": begun},
+        "holds the reward model of other settings | reward_epochs was 9 | --overwrite",
+        **{"run/reward": begun},
     ),
 ]
 
@@ -737,91 +604,93 @@ REWRITE = (
 )
 PAIRS = {"data.jsonl": rows(source="The film was dull.", target="The film was fine.")}
 SEQ2SEQ = [  # more of them, without a process each, in test_ppo_seq2seq.py
-    BadInput("pairs without sources", REWRITE, ("`source`", "text, label, split", "Name")),
-    BadInput(
+    bad("pairs without sources", REWRITE, "`source` | text, label, split | Name"),
+    bad(
         "an empty target",
         REWRITE,
-        ("row 17", "`target`", "empty", "Fix"),
-        {"data.jsonl": PAIRS["data.jsonl"] + rows(9, source="A film.", target=" ")},
+        "row 17 | `target` | empty | Fix",
+        data__jsonl=PAIRS["data.jsonl"] + rows(9, source="A film.", target=" "),
     ),
-    BadInput(
+    bad(
         "pairs of different number",
         REWRITE + "--dataset_name a.txt --target_file b.txt",
-        ("3 lines", "2", "equal length"),
-        {"a.txt": "a\nb\nc\n", "b.txt": "a\nb\n"},
+        "3 lines | 2 | equal length",
+        a__txt="a\nb\nc\n",
+        b__txt="a\nb\n",
     ),
-    BadInput(
+    bad(
         "a source longer than the encoder's context",
         REWRITE + "--too_long error",
-        ("source 1", "60", "--too_long cut"),
-        {"data.jsonl": rows(source="A long film. " * 40, target="It was fine.")},
+        "source 1 | 60 | --too_long cut",
+        data__jsonl=rows(source="A long film. " * 40, target="It was fine."),
     ),
-    BadInput(
+    bad(
         "a causal model for an encoder-decoder",
         REWRITE + "--model_name_or_path {gpt2}",
-        ("causal model", "encoder-decoder", "ppo_sentiment.py"),
-        PAIRS,
+        "causal model | encoder-decoder | ppo_sentiment.py",
+        **PAIRS,
     ),
 ]
 
 BENCHMARK = [
-    BadInput("an unknown size", "benchmark.py --size huge", ("--size", "tiny", "small")),
-    BadInput("no batch", "benchmark.py --size tiny --batch 0", ("batch", "at least 1")),
-    BadInput("an unknown precision", "benchmark.py --precision fp8", ("--precision", "bf16")),
+    bad("an unknown size", "benchmark.py --size huge", "--size | tiny | small"),
+    bad("no batch", "benchmark.py --size tiny --batch 0", "batch | at least 1"),
+    bad("an unknown precision", "benchmark.py --precision fp8", "--precision | bf16"),
 ]
 
 ALGORITHMS = [  # more of them, without a process each, in test_sweep.py
-    BadInput("no data for the algorithms", VERSUS + "--dataset_name no.csv", ("`no.csv`", "path")),
-    BadInput(
+    bad("no data for the algorithms", VERSUS + "--dataset_name no.csv", "`no.csv` | path"),
+    bad(
         "runs of another comparison",
         VERSUS + "--output_dir versus --seeds 0",
-        ("tokens 9, now 400", "another folder"),
-        {"versus": folder, "versus/ppo-seed0": folder, "versus/ppo-seed0/settings.json": OTHER},
+        "tokens 9, now 400 | another folder",
+        versus=folder,
+        **{"versus/ppo-seed0": folder, "versus/ppo-seed0/settings.json": OTHER},
     ),
 ]
 
 SHOUTING = [
-    BadInput("no text file", SHOUT, ("--text_file", "no file `text.txt`", "Check the path")),
-    BadInput("an empty text", SHOUT, ("holds no text", "Give a text file"), {"text.txt": "\n"}),
-    BadInput("no text but bytes", SHOUT, ("byte 1 is 0", "UTF-8"), {"text.txt": b"a\0b"}),
-    BadInput("a text in Latin-1", SHOUT, ("not UTF-8 at byte 3", "Save"), {"text.txt": b"caf\xe9"}),
-    BadInput(
+    bad("no text file", SHOUT, "--text_file | no file `text.txt` | Check the path"),
+    bad("an empty text", SHOUT, "holds no text | Give a text file", text__txt="\n"),
+    bad("no text but bytes", SHOUT, "byte 1 is 0 | UTF-8", text__txt=b"a\0b"),
+    bad("a text in Latin-1", SHOUT, "not UTF-8 at byte 3 | Save", text__txt=b"caf\xe9"),
+    bad(
         "a text shorter than its contexts",
         SHOUT,
-        ("`text.txt` has 9 characters", "need 192", "--context_length (96)"),
-        {"text.txt": "too short"},
+        "`text.txt` has 9 characters | need 192 | --context_length (96)",
+        text__txt="too short",
     ),
-    BadInput(
+    bad(
         "heads that do not divide the width",
         SHOUT + "--n_embd 130",
-        ("--n_embd (130)", "--n_head (4)", "Use 128"),
-        TEXT,
+        "--n_embd (130) | --n_head (4) | Use 128",
+        **TEXT,
     ),
-    BadInput(
+    bad(
         "a context that holds no completion",
         SHOUT + "--context_length 80",
-        ("--context_length (80)", "--prompt_length 40", "88 or more"),
-        TEXT,
+        "--context_length (80) | --prompt_length 40 | 88 or more",
+        **TEXT,
     ),
-    BadInput(
+    bad(
         "a reward to shout for that is none",
         SHOUT + "--reward_funcs LoudReward",
-        ("--reward_funcs", "LoudReward", "UppercaseReward"),
-        TEXT,
+        "--reward_funcs | LoudReward | UppercaseReward",
+        **TEXT,
     ),
-    BadInput(
+    bad(
         "a group that does not divide the batch of shouts",
         SHOUT + "--num_generations 7",
-        ("`num_generations` (7)", "63 or 70"),
-        TEXT,
+        "`num_generations` (7) | 63 or 70",
+        **TEXT,
     ),
-    BadInput(
+    bad(
         "a stage before its time",
         SHOUT + "--stage grpo",
-        ("no finished tokenizer", "--stage tokenizer first"),
-        TEXT,
+        "no finished tokenizer | --stage tokenizer first",
+        **TEXT,
     ),
-    BadInput("a stage that is none", SHOUT + "--stage shout", ("--stage", "tokenizer"), TEXT),
+    bad("a stage that is none", SHOUT + "--stage shout", "--stage | tokenizer", **TEXT),
 ]
 
 BAD_INPUTS = [*FLAGS, *YAML, *DATA, *MODELS, *FOLDERS, *RUNS, *RESUMING]
