@@ -75,14 +75,14 @@ def main(args: GenerateArguments) -> None:
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
     )
-    batch["response"] = tokenizer.batch_decode(responses, skip_special_tokens=True)
-    prompts, completions, _ = reward_inputs(batch, tokenizer)
+    texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    prompts, completions, _ = reward_inputs(batch, texts, tokenizer)
     scores = reward(prompts=prompts, completions=completions)
 
     # Results
     print(f"score   text (score: {printable(scale)})")
     before = [""] * len(scores) if model.config.is_encoder_decoder else batch["query"]
-    for score, query, response in zip(scores, before, batch["response"], strict=True):
+    for score, query, response in zip(scores, before, texts, strict=True):
         print(f"{score:6.2f}  {printable(query + response)}")
     mean, half = mean_interval(scores)
     print(f"{mean:6.2f}  mean of {len(scores)}, 95 % interval ± {half:.2f}")

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import regex
 import torch
+from tokenizers import processors
 
 from trl_recipes.data import files
 from trl_recipes.data.files import load_rows
@@ -146,6 +148,75 @@ def test_a_damaged_or_empty_file_is_an_error_that_names_file_and_row(
     assert str(error.value).startswith("--dataset_name: ")
 
 
+def test_quotes_in_tab_separated_text_are_characters(tmp_path):
+    texts = ['" never closed', 'a 6" pizza', '"whole"', 'one at the end "', "plain", '"two" "more"']
+    lines = [f"{text}\t{number}\ttrain" for number, text in enumerate(texts)]
+    for name in ("a.tsv", "folder/train.tsv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("\n".join(["sentence\tlabel\tsplit", *lines, "x\t9\ttest"]))
+        found = load_rows(str(tmp_path / name.split("/")[0]), split="train")
+        assert [(row["sentence"], row["label"]) for row in found if row["label"] != 9] == list(
+            zip(texts, range(6), strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text;label;split\n" + "good, bad;1;train\n" * 3),
+        ("a.csv", "text\tlabel\tsplit\n" + "good, bad\t1\ttrain\n" * 3),
+        ("a.csv", 'text|label|split\n"good, bad"|1|train\n' + "good, bad|1|train\n" * 2),
+        ("a.json", {"version": 2, "data": [{"text": "good, bad", "label": 1}] * 3}),
+        ("a.json", {"text": ["good, bad"] * 3, "label": [1] * 3}),
+    ],
+)
+def test_rows_are_found_behind_any_delimiter_and_in_any_json_object(tmp_path, name, content):
+    text = content if isinstance(content, str) else json.dumps(content, indent=1)
+    (tmp_path / name).write_text(text)
+    found = load_rows(str(tmp_path / name), split="train")
+    row = {"text": "good, bad", "label": 1}
+    assert {name: found[0][name] for name in row} == row
+    assert len(found) == (3 if "split" in text else 2)  # of three, one is held out
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"a.csv": "text,label,text\nx,1,y\n"}, "several columns called `text`"),
+        ({"a.tsv": 'b\ta"\tb\ta"\nx\t1\ty\tz\n'}, 'columns called `b`, `a"`'),
+        ({"a.tsv": "text\tlabel\nx\t1\nbroken\n"}, "line 3 has 1 fields, the header 2"),
+        ({"a.jsonl": '{"text": "x"}\n{"a": ["y \\ud83d"]}\n'}, "row 2 holds half a character"),
+        ({"a.jsonl": '{"a": 1}\n{"a": {"b": -12345678901234567890}}\n'}, "row 2 .* 64 bits"),
+        ({"a.json": '[{"text": "x"},\n{"text": "\\udc00"}]'}, "row 2 holds half a character"),
+        (
+            {"a.json": '{"train": [{"a": 1}], "test": [{"a": 2}]}'},
+            "several lists of rows, train, t",
+        ),
+        ({"d/a.csv": "text\nx\n", "d/b.jsonl": '{"text": "y"}\n'}, r"a.csv .* and b.jsonl .*one k"),
+        ({"d/a.csv": "text\nx\n", "d/b.tsv": "text\nx\n"}, r"several kinds .*a.csv .* and b.tsv"),
+        ({"d/a.csv": "text\nx\n", "d/b.csv": "text;b\nx;1\n"}, "b.csv` differ in delimiter"),
+        ({"d/train.jsonl": '{"a": 1}\n{"a": 12345678901234567890}\n'}, "train.jsonl`, row 2"),
+    ],
+)
+def test_what_a_reader_would_lose_is_refused_with_the_cause(tmp_path, files, told):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    with pytest.raises(RecipeError, match=f"^--dataset_name: .*{told}"):
+        load_rows(str(tmp_path / next(iter(files)).split("/")[0]), split="train")
+
+
+@pytest.mark.parametrize("held_out", ["val", "Test", "EVAL", " dev "])
+def test_a_held_out_split_goes_by_any_usual_name(tmp_path, held_out, caplog):
+    rows = numbered(4, split="train") + numbered(2, split=held_out) + [{"text": "x", "split": ""}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    assert load_rows(path, split="train").to_list() == rows[:4]
+    assert load_rows(path, split="test").to_list() == rows[4:6]
+    assert [record.message for record in caplog.records] == [
+        "1 of 7 rows have an empty column `split` and are left out."
+    ]
+
+
 def test_a_file_in_another_encoding_and_a_missing_one_are_errors(tmp_path):
     (tmp_path / "a.csv").write_bytes("text\ncaf\u00e9\n".encode("latin-1"))
     with pytest.raises(RecipeError, match="is not UTF-8 at byte 8"):
@@ -240,6 +311,44 @@ def test_a_prompt_is_the_first_tokens_of_its_text(tmp_path, tokenizer):
         assert len(prompt["input_ids"]) == length
         assert prompt["query"] == tokenizer.decode(prompt["input_ids"])
         assert prompt["text"] == row["text"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "电影很好看我喜欢",
+        "👍🏽👨‍👩‍👧🇩🇪🇫🇷 ok",
+        "e\u0301a\u0300\u0327 n\u0303o",
+        "a\u0301",
+        "नमस्ते फिल्म",
+    ],
+    ids=["chinese", "emoji", "marks", "one mark", "hindi"],
+)
+def test_a_prompt_is_cut_at_whole_characters(tmp_path, tokenizer, text):
+    path = write_jsonl(tmp_path / "a.jsonl", all_train([{"text": text}]))
+    characters = regex.findall(r"\X", text)
+    starts = ["".join(characters[:count]) for count in range(1, len(characters) + 1)]
+    sizes = [len(tokenizer(start)["input_ids"]) for start in starts]
+    for length in range(1, sizes[-1] + 2):
+        (prompt,) = load_prompts(path, tokenizer, length_sampler=lambda: length)  # noqa: B023
+        fitting = [start for start, size in zip(starts, sizes, strict=True) if size <= length]
+        assert prompt["query"] == (fitting or starts)[-1 if fitting else 0]
+        assert tokenizer(prompt["query"])["input_ids"] == prompt["input_ids"]
+
+
+@pytest.mark.parametrize("ending", ["$A <|endoftext|>", "<s> $A <|endoftext|> <s>"])
+def test_a_prompt_never_ends_in_a_token_that_the_tokenizer_appends(tmp_path, tokenizer, ending):
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    special = [(t, tokenizer.convert_tokens_to_ids(t)) for t in ("<s>", "<|endoftext|>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=ending, special_tokens=special
+    )
+    rows = [{"text": text} for text in ("good", "a good film <|endoftext|>")]
+    path = write_jsonl(tmp_path / "a.jsonl", all_train(rows))
+    prompts = load_prompts(path, tokenizer, length_sampler=lambda: 99)
+    for row, ids in zip(rows, prompts["input_ids"], strict=True):
+        begin = tokenizer("<s>", add_special_tokens=False)["input_ids"] * ending.startswith("<s>")
+        assert ids == begin + tokenizer(row["text"], add_special_tokens=False)["input_ids"]
 
 
 def test_empty_prompts_are_left_out_and_counted(tmp_path, tokenizer, caplog):

@@ -176,7 +176,7 @@ def test_conversations_reach_reward_functions_as_messages(tiny_gpt2, parts):
         return [float(len(completion[0]["content"])) for completion in completions]
 
     trainer = ppo(tiny_gpt2, tokenizer, recorder)
-    trainer._score([torch.tensor([1])] * 8, {"prompt": asked, "response": TEXTS, "input_ids": []})
+    trainer._score([torch.tensor([1])] * 8, TEXTS, {"prompt": asked, "input_ids": []})
     prompts, completions = seen[-1]
     assert prompts == asked
     assert completions == [[{"role": "assistant", "content": text}] for text in TEXTS]

@@ -8,6 +8,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from trl_recipes.data.tokenizers import starts_character
 from trl_recipes.errors import RecipeError
 
 HELD_OUT_FRACTION = 0.1  # of the text: its end
@@ -94,8 +95,11 @@ def cut_prompts(
         start = draw.randrange(len(text) - length + 1)
         window = text[start : start + length]
         spaces = [place + 1 for place, character in enumerate(window) if character.isspace()]
-        cut = window[spaces[0] : spaces[-1]] if len(spaces) > 1 else window
-        queries.append(cut if cut.strip() else window)  # a script without spaces, or only spaces
+        cut = window[spaces[0] : spaces[-1]] if len(spaces) > 1 else ""
+        if not cut.strip():  # a script without spaces, or only spaces
+            places = [p for p in range(start, start + length + 1) if starts_character(text, p)]
+            cut = text[places[0] : places[-1]] if len(places) > 1 else window
+        queries.append(cut)
     return Dataset.from_dict(
         {"query": queries, "input_ids": [encode(query, tokenizer).tolist() for query in queries]}
     )

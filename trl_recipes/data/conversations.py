@@ -87,8 +87,13 @@ def encode_conversations(
                 f"{where}, row {row + 1}: the chat template refuses it ({type(error).__name__}: "
                 f"{error}). Fix the row, or use a model with another chat template."
             ) from error
-        lines = [f"{message['role']}: {plain_text([message])}\n" for message in messages]
-        yield row, ids, "".join(lines) + "assistant: "
+        yield row, ids, shown(messages)
+
+
+def shown(messages: Sequence[Message]) -> str:
+    """Write a conversation that the assistant is to answer as text to look at."""
+    lines = [f"{message['role']}: {plain_text([message])}\n" for message in messages]
+    return "".join(lines) + "assistant: "
 
 
 def _check_messages(messages: Any, row: int, where: str) -> None:

@@ -1,16 +1,20 @@
 """Data sets and their splits: a file, a folder, a name on the hub or the embedded reviews."""
 
+import csv
+import json
 import logging
 import os
+import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trl_recipes.data.conversations import is_conversation
 from trl_recipes.errors import RecipeError
 from trl_recipes.models import hub
 
@@ -18,20 +22,25 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SOURCE = "--dataset_name"  # where a data set is named
-_TEST_SPLITS = ("test", "heldout", "validation", "valid", "dev")
+_TEST_SPLITS = ("test", "heldout", "validation", "valid", "val", "dev", "eval", "evaluation")
 _HELD_OUT_FRACTION = 0.1
 _HELD_OUT_SEED = 0
-# The reader of `datasets` for each kind of file, and its options: no value of a csv file is turned
-# into a missing one, and no column into an index.
-_CSV = {"index_col": False, "keep_default_na": False}
-_READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", _CSV),
-    ".tsv": ("csv", {**_CSV, "sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".txt": ("text", {}),
+# The reader of `datasets` for each kind of file.
+_READERS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
 }
+_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t"}  # the first that the header has
+# What only a program that writes csv leaves: a field in quotes, with quotes doubled in it.
+_QUOTED = re.compile(r'(?:^|\t)"(?:[^"\t\n]|"")*""(?:[^"\t\n]|"")*"(?:\t|$)', re.MULTILINE)
+# What may stand for half a character or a number of more than 64 bits in JSON.
+_SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|\d{19}")
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _log = logging.getLogger(__name__)
 _said: set[str] = set()
@@ -47,8 +56,9 @@ def load_rows(
             and heldout, also called test); a csv, tsv, json, jsonl, parquet or txt file; a folder
             of such files as on the hub, or written by save_to_disk; or a name on the hub. A column
             `split` divides a data set that has no splits of its own.
-        split: for "test" any of test, heldout, validation, valid and dev serves. Where there is
-            none, a tenth of the rows (drawn with a fixed seed) is kept out of train for it.
+        split: for "test" any of test, heldout, validation, valid, val, dev, eval and evaluation
+            serves, in any case. Where there is none, a tenth of the rows (drawn with a fixed seed)
+            is kept out of train for it.
         config_name: the configuration of a data set on the hub.
     """
     if dataset_name is None:
@@ -67,8 +77,9 @@ def load_rows(
     return rows
 
 
-def make_dataset(columns: dict[str, list[Any]], shown: str) -> "Dataset":
-    """Make an in-memory data set of columns; `shown` names the source where one mixes types."""
+def make_dataset(columns: dict[str, list[Any]], shown: str, source: str = SOURCE) -> "Dataset":
+    """Make an in-memory data set of columns; `shown` names it where one mixes types."""
+    _check_values(columns, f"{source}: {shown}")
     import pyarrow as pa
     from datasets import Dataset
 
@@ -81,9 +92,29 @@ def make_dataset(columns: dict[str, list[Any]], shown: str) -> "Dataset":
         }
         several = [f"{name} ({', '.join(kinds)})" for name, kinds in mixed.items() if kinds[1:]]
         raise RecipeError(
-            f"{SOURCE}: {shown} mixes types in one column: {'; '.join(several) or error}. Give "
+            f"{source}: {shown} mixes types in one column: {'; '.join(several) or error}. Give "
             "every value of a column the same type."
         ) from error
+
+
+def _check_values(columns: dict[str, list[Any]], shown: str) -> None:
+    """Name the row of a text that is no Unicode, or of a number of more than 64 bits."""
+    for name, values in columns.items():
+        for row, value in enumerate(values, 1):
+            if fault := _fault(value):
+                raise RecipeError(f"{shown}, column `{name}`, row {row} holds {fault}")
+
+
+def _fault(value: Any) -> str | None:
+    """What a data set cannot hold of a value, lists and dicts searched through."""
+    if isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
+        return "half a character (a lone surrogate, \\ud800 to \\udfff). Remove it."
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "a whole number of more than 64 bits. Write it as a text, or as 1e30."
+    if isinstance(value, list | dict):
+        inner = value.values() if isinstance(value, dict) else value
+        return next(filter(None, map(_fault, inner)), None)
+    return None
 
 
 def say_once(message: str) -> None:
@@ -114,12 +145,121 @@ def _read_splits(location: str, config_name: str | None) -> dict[str, "Dataset"]
     path = Path(location)
     if path.is_file():
         return {"train": _read_file(path)}
+    saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    options = {} if saved else _folder_options(path)
     with _reading(location), hub.loading(location, "dataset"):
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        if saved:
             loaded = datasets.load_from_disk(location)
         else:
-            loaded = datasets.load_dataset(location, config_name)
+            loaded = datasets.load_dataset(location, config_name, **options)
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+
+
+def _folder_options(folder: Path) -> dict[str, Any]:
+    """Check the files of a folder, which must be of one kind, and give the options to read them."""
+    card = folder / "README.md"
+    chosen = card.is_file() and "data_files" in card.read_text(encoding="utf-8", errors="replace")
+    kinds: dict[str, list[Path]] = {}
+    for file in sorted(folder.rglob("*.*")):
+        known = file.suffix.lower() in _READERS and not file.name.startswith(("dataset_info", "."))
+        if file.is_file() and known:
+            kinds.setdefault(file.suffix.lower().replace(".jsonl", ".json"), []).append(file)
+    texts = kinds.pop(".txt", [])
+    if texts and kinds and not chosen:
+        say_once(f"{folder} holds text files beside data, such as {texts[0].name}: not read.")
+    if len(kinds) > 1 and not chosen:
+        found = " and ".join(f"{files[0].name} ({kind})" for kind, files in kinds.items())
+        raise RecipeError(
+            f"{SOURCE}: the folder `{folder}` holds several kinds of files, {found}, of which one "
+            "alone would be read. Give one file, or a folder with files of one kind."
+        )
+    options = [_options(file) for files in kinds.values() for file in files]
+    differ = next((i for i, other in enumerate(options) if other != options[0]), None)
+    if differ is not None and len(kinds) == 1:
+        first, *_ = kinds.values()
+        raise RecipeError(
+            f"{SOURCE}: `{first[0]}` and `{first[differ]}` differ in delimiter or quotes. Write "
+            "them alike."
+        )
+    return options[0] if len(kinds) == 1 else {}
+
+
+def _options(path: Path) -> dict[str, Any]:
+    """Check what a reader would lose of a file without a word, and give the reader's options."""
+    kind = _READERS[path.suffix.lower()]
+    if kind == "parquet":
+        import pyarrow.parquet
+
+        with hub.loading(str(path), "dataset"):
+            _check_names(pyarrow.parquet.read_schema(path).names, path)
+        return {}
+    with hub.loading(str(path), "dataset"):
+        text = _utf8(path)
+    if kind == "json" and _SUSPECT.search(text):
+        for number, row in enumerate(_json_rows(text), 1):
+            if fault := _fault(row):
+                raise RecipeError(f"{SOURCE}: `{path}`, row {number} holds {fault}")
+    if kind != "csv":
+        return {}
+    lines = text.lstrip("\r\n").split("\n")
+    delimiters = _DELIMITERS[path.suffix.lower()]
+    delimiter = next((mark for mark in delimiters if mark in lines[0]), delimiters[0])
+    plain = path.suffix.lower() == ".tsv" and not _QUOTED.search(text)  # quotes are characters
+    quoting = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+    _check_names(next(csv.reader(lines, delimiter=delimiter, quoting=quoting), []), path)
+    for number, line in enumerate(lines, 1):
+        if plain and line.strip() and line.count("\t") < lines[0].count("\t"):
+            raise RecipeError(
+                f"{SOURCE}: `{path}`, line {number} has {line.count(delimiter) + 1} fields, the "
+                f"header {lines[0].count(delimiter) + 1}. Fix the line; a text of several "
+                "lines goes into .csv or .jsonl."
+            )
+    # No value becomes a missing one, and no column an index.
+    return {"sep": delimiter, "quoting": quoting, "index_col": False, "keep_default_na": False}
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    twice = [name for name in dict.fromkeys(names) if name and list(names).count(name) > 1]
+    if twice:
+        raise RecipeError(
+            f"{SOURCE}: `{path}` has several columns called `{'`, `'.join(twice)}`. Give each "
+            "column a name of its own."
+        )
+
+
+def _json_rows(text: str) -> list[Any]:
+    """The rows of a JSON list or of JSON lines; of what is neither the reader tells."""
+    try:
+        loaded = json.loads(text)
+        return loaded if isinstance(loaded, list) else [loaded]
+    except ValueError:
+        pass
+    try:
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except ValueError:
+        return []
+
+
+def _rows_of_object(text: str, path: Path) -> list[Any] | None:
+    """The rows that a JSON object holds in one of its lists, or as columns; None: it is a row."""
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        return None
+    if path.suffix.lower() != ".json" or not isinstance(whole, dict):
+        return None
+    lists = {name: values for name, values in whole.items() if isinstance(values, list) and values}
+    rows = [n for n, v in lists.items() if is_conversation(v) and "role" not in v[0]]
+    if len(rows) > 1:
+        raise RecipeError(
+            f"{SOURCE}: `{path}` holds several lists of rows, {', '.join(rows)}. Write one file "
+            "for each, and give the folder."
+        )
+    if rows:
+        return whole[rows[0]]
+    if len(lists) != len(whole) or len(set(map(len, lists.values()))) != 1:
+        return None
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
 def _read_file(path: Path) -> "Dataset":
@@ -132,7 +272,7 @@ def _read_file(path: Path) -> "Dataset":
             f"{SOURCE}: `{path}` is of no known kind. Known are: {', '.join(_READERS)}, and "
             "folders of such files."
         )
-    kind, options = _READERS[suffix]
+    kind = _READERS[suffix]
     no_rows = f"{SOURCE}: `{path}` holds no rows. Give a data set with at least one row."
     with hub.loading(str(path), "dataset"):
         text = "" if kind == "parquet" else _utf8(path)
@@ -143,7 +283,11 @@ def _read_file(path: Path) -> "Dataset":
         return datasets.Dataset.from_dict({"text": lines})
     if kind != "parquet" and not text.strip():
         raise RecipeError(no_rows)
+    options = _options(path)
     with _reading(str(path)), tempfile.TemporaryDirectory() as cache:
+        if kind == "json" and (rows := _rows_of_object(text, path)) is not None:
+            path = Path(cache, "rows.jsonl")
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         read = {"data_files": str(path), "cache_dir": cache, "keep_in_memory": True}
         with hub.loading(str(path), "dataset"):
             try:
@@ -192,14 +336,19 @@ def _reading(location: str) -> Iterator[None]:
 
 def _divide(rows: "Dataset") -> dict[str, "Dataset"]:
     """Divide rows by their column `split`."""
-    labels = [str(label) for label in rows["split"]]
+    labels = [label if label is None else str(label).strip() for label in rows["split"]]
+    if missing := sum(not label for label in labels):
+        say_once(f"{missing} of {len(rows)} rows have an empty column `split` and are left out.")
     return {
         name: rows.select([row for row, label in enumerate(labels) if label == name])
-        for name in dict.fromkeys(labels)
+        for name in dict.fromkeys(filter(None, labels))
     }
 
 
 def _choose_split(parts: dict[str, "Dataset"], split: str, name: str) -> "Dataset":
+    lower = {part.lower(): rows for part, rows in parts.items()}
+    if split not in parts and len(lower) == len(parts):
+        parts, split = lower, split.lower()
     if split in parts and split != "train":
         return parts[split]
     test = next((part for part in _TEST_SPLITS if part in parts), None)

@@ -3,27 +3,38 @@
 import functools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch.utils.data import default_collate
 
-from trl_recipes.data.conversations import are_conversations, encode_conversations
+from trl_recipes.data.conversations import (
+    are_conversations,
+    encode_conversations,
+    is_conversation,
+    shown,
+)
 from trl_recipes.data.files import SOURCE, load_rows, make_dataset, say_once
-from trl_recipes.data.tokenizers import check_characters
+from trl_recipes.data.tokenizers import appended_tokens, check_characters, cut_length
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length
 from trl_recipes.settings import setting
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+# Before the name of a column whose place a column of the prompt takes; see `own_names`.
+OWN = "own "
 TEXT_COLUMNS = ("text", "prompt", "review", "sentence", "query")
+
+
+PROMPT = ("query", "prompt", "input_ids", "attention_mask")  # a prompt, in one form or another
 
 
 class LengthSampler:
@@ -103,43 +114,40 @@ def load_prompts(
     The rows are those of [`load_rows`] (of the embedded reviews, "train" means the part that is
     set aside for prompts), at most `max_prompts` of them, drawn with `seed`. The texts stand in
     `text_column`; when None, in `prompt` where that holds conversations, else in the first of
-    `TEXT_COLUMNS` that is there. A text is cut to `length_sampler()` tokens. Conversations, in
-    TRL's format, go through the tokenizer's chat template and are never cut: one that leaves no
-    room for `response_length` tokens in the model's context is left out, and counted.
+    `TEXT_COLUMNS` that is there. A text is cut to `length_sampler()` tokens, at a whole character.
+    Conversations, in TRL's format, go through the tokenizer's chat template and are never cut: one
+    that leaves no room for `response_length` tokens in the model's context is left out, and
+    counted.
 
     Columns `query` (the prompt as text) and `input_ids` (its tokens) are added; conversations move
-    to `prompt`, where trainers and reward functions look for them.
+    to `prompt`, where trainers and reward functions look for them. Further columns of these names
+    become `own query` and so on: reward functions get them by the names they had.
     """
     if max_prompts is not None and max_prompts < 1:
         raise RecipeError(f"max_prompts is {max_prompts}. Use 1 or more, or leave it out.")
     if dataset_name is None and split == "train":
         split = "prompts"
     rows = load_rows(dataset_name, split=split, config_name=config_name)
-    shown = dataset_name or "the embedded reviews"
+    name = dataset_name or "the embedded reviews"
     if text_column is None and holds_conversations(rows):
         text_column = "prompt"
-    column = _text_column(rows.column_names, text_column, shown)
+    column = _text_column(rows.column_names, text_column, name)
     order = list(range(len(rows)))
     if max_prompts is not None and max_prompts < len(rows):
         random.Random(seed).shuffle(order)
 
     texts = rows[column][:]  # a list, far quicker to index than the column itself
-    where, chat = f"{shown} ({split}), column `{column}`", are_conversations(texts)
+    where, chat = f"{name} ({split}), column `{column}`", are_conversations(texts)
     if chat:
         made = encode_conversations(texts, order, tokenizer, f"{SOURCE}: {where}")
     else:
         made = _beginnings(texts, order, tokenizer, where, length_sampler)
     context = context_length(model.config) if chat and model is not None else None
     room = math.inf if context is None else context - response_length
-    kept = _first_fitting(made, max_prompts, f"{shown} in `{column}`", room, response_length)
-    columns = rows.select([row for row, _, _ in kept]).to_dict()
-    if chat:
-        columns["prompt"] = columns[column]
-    elif are_conversations(columns.get("prompt", [])):
-        del columns["prompt"]  # the texts of another column were asked for
-    columns["query"] = [query for _, _, query in kept]
-    columns["input_ids"] = [ids for _, ids, _ in kept]
-    return make_dataset(columns, shown)
+    kept = _first_fitting(made, max_prompts, f"{name} in `{column}`", room, response_length)
+    numbers, ids, queries = map(list, zip(*kept, strict=True))
+    prompts = [texts[row] for row in numbers] if chat else None
+    return _with_prompts(rows.select(numbers), {column}, queries, ids, prompts)
 
 
 def _first_fitting(
@@ -182,6 +190,162 @@ def _first_fitting(
     if too_long:
         say_once(f"{long}; they are left out.")
     return kept
+
+
+def own_names(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Give columns of the data set's that were renamed the names that they had."""
+    own = {n.removeprefix(OWN): values for n, values in columns.items() if n.startswith(OWN)}
+    return {n: values for n, values in columns.items() if not n.startswith(OWN)} | own
+
+
+def check_form(given: Any, argument: str, stream: bool = False) -> None:
+    """Refuse as a trainer's data set what gives no rows by number; a `stream` need not."""
+    kind, cause = type(given).__name__, None
+    if isinstance(given, str | Path):
+        cause = f"the name {str(given)!r}. Load it with load_prompts({str(given)!r}, ...)"
+    elif isinstance(given, dict):
+        names = ", ".join(map(str, given)) or "nothing"
+        cause = f"a {kind} of {names}. Pass one of its data sets, such as `splits['train']`"
+        if not any(isinstance(part, Dataset | IterableDataset) for part in given.values()):
+            cause = f"a {kind} of {names}. Make a data set of it: `Dataset.from_dict(...)`"
+    elif isinstance(given, IterableDataset) and stream:
+        return
+    elif given is not None and not hasattr(given, "__len__"):
+        cause = f"a {kind}, which has no length: rows are taken by number, so that a resumed run "
+        cause += "sees the same ones. Pass `Dataset.from_list(list(rows))`"
+    if cause:
+        raise RecipeError(f"`{argument}` is {cause}.")
+
+
+def dataset_of(given: Any, argument: str, stream: bool = False) -> Any:
+    """Make a `Dataset` of what a trainer is given: of a list of dicts, or a data set of torch."""
+    check_form(given, argument, stream)
+    if given is None or isinstance(given, Dataset | IterableDataset):
+        return given
+    try:
+        rows = [given[row] for row in range(len(given))]
+    except (TypeError, KeyError, NotImplementedError):
+        rows = [None]
+    wrong = next((row for row, entry in enumerate(rows) if not isinstance(entry, dict)), None)
+    if wrong is not None:
+        raise RecipeError(
+            f"`{argument}` is a {type(given).__name__} whose row {wrong + 1} is no dict. Give a "
+            "datasets.Dataset, or a list of dicts, with a column `prompt`."
+        )
+    plain = [{n: v.tolist() if hasattr(v, "tolist") else v for n, v in r.items()} for r in rows]
+    names = dict.fromkeys(name for row in plain for name in row)
+    columns = {name: [row.get(name) for row in plain] for name in names}
+    return make_dataset(columns, "the data set", f"`{argument}`")
+
+
+def prompt_column(names: Sequence[str], argument: str) -> str:
+    """Name the column that holds the prompts, where there are no token ids."""
+    for name in ("prompt", "query"):
+        if name in names:
+            return name
+    raise RecipeError(
+        f"`{argument}` has no prompts: its columns are {', '.join(names) or 'none'}. Make it with "
+        "load_prompts, or name the column of prompts `prompt`."
+    )
+
+
+def check_prompts(values: Sequence[Any], where: str) -> None:
+    """Hold prompts to texts or conversations that are not empty, or name the row."""
+    for row, value in enumerate(values, 1):
+        text = isinstance(value, str)
+        if not value or (text and not value.strip()) or not (text or is_conversation(value)):
+            raise RecipeError(
+                f"{where}, row {row}: {value!r:.60} ({type(value).__name__}) is no prompt. "
+                "Give a text or a conversation, or leave the row out."
+            )
+
+
+def as_prompts(rows: Dataset, tokenizer: "PreTrainedTokenizerBase", model: "nn.Module") -> Dataset:
+    """Give a data set for PPO the columns that [`load_prompts`] makes, `query` and `input_ids`.
+
+    Its `input_ids` are trained on, where it has them; else its column `prompt`, or `query`. A
+    column of these names that holds something else is renamed as there.
+    """
+    rows = rows.with_format(None)
+    names, size = rows.column_names, model.get_input_embeddings().weight.shape[0]
+    if "input_ids" in names:
+        ids = rows["input_ids"][:]
+        _check_ids(ids, size, "`train_dataset`, column `input_ids`")
+        column = column_of_ids(rows[:8], tokenizer)
+        texts = rows[column][:] if column else tokenizer.batch_decode(ids, skip_special_tokens=True)
+    else:
+        column = prompt_column(names, "train_dataset")
+        where, texts = f"`train_dataset`, column `{column}`", rows[column][:]
+        check_prompts(texts, where)
+        ids = _whole_ids(texts, tokenizer, where, model.config.is_encoder_decoder)
+        _check_ids(ids, size, where)
+    chat = are_conversations(texts)
+    queries = [shown(messages) for messages in texts] if chat else texts
+    of_prompt = {n for n in ("query", "prompt") if n in names and rows[:8][n] == queries[:8]}
+    return _with_prompts(rows, {column, *of_prompt}, queries, ids, texts if chat else None)
+
+
+def _whole_ids(
+    texts: list[Any], tokenizer: "PreTrainedTokenizerBase", where: str, seq2seq: bool
+) -> list[list[int]]:
+    """Token ids of whole prompts; an encoder-decoder reads an end token behind each text."""
+    if are_conversations(texts):
+        return [
+            ids for _, ids, _ in encode_conversations(texts, range(len(texts)), tokenizer, where)
+        ]
+    if seq2seq:
+        return tokenizer(texts, verbose=False)["input_ids"]
+    return [ids for _, ids in _tokenize(texts, list(range(len(texts))), tokenizer, where)]
+
+
+def _check_ids(rows: Sequence[Any], size: int, where: str) -> None:
+    """Hold prompts to token ids of the model's vocabulary of `size`, or name the row."""
+    for number, ids in enumerate(rows, 1):
+        wrong = None
+        if not ids:
+            wrong = f"{'None' if ids is None else 'no tokens'}. Leave the row out, or fill it."
+        elif not all(isinstance(token, int) for token in ids):
+            wrong = f"{str(ids)[:60]}. Give a list of whole numbers."
+        elif min(ids) < 0 or max(ids) >= size:
+            outside = min(ids) if min(ids) < 0 else max(ids)
+            wrong = f"token id {outside}, outside the model's vocabulary of {size}. Is the "
+            wrong += "tokenizer the model's own?"
+        if wrong:
+            raise RecipeError(f"{where}, row {number} holds {wrong}")
+
+
+def column_of_ids(rows: Mapping[str, list], tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Name the column of conversations, or of texts, whose tokens are in `input_ids`, if any."""
+    ids = rows.get("input_ids")
+    if not ids or not all(row and min(row) >= 0 for row in ids):
+        return None
+    if are_conversations(rows.get("prompt", [])):
+        return "prompt"
+    decoded = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    for name in ("query", "prompt"):
+        texts = rows.get(name, [None])
+        known = all(isinstance(text, str) for text in texts)
+        if known and (texts == decoded or tokenizer(texts, verbose=False)["input_ids"] == ids):
+            return name
+    return None
+
+
+def _with_prompts(
+    rows: Dataset,
+    of_prompt: Collection[str | None],
+    queries: list[str],
+    ids: list[list[int]],
+    conversations: list[Any] | None,
+) -> Dataset:
+    """Give rows the columns of a prompt; `of_prompt` are those that hold it already."""
+    names = rows.column_names
+    aside = {n: OWN + n for n in ("query", "prompt") if n in names and n not in of_prompt}
+    dropped = [n for n in names if (n in PROMPT and n not in aside) or n in aside.values()]
+    made = {"query": queries, "input_ids": ids}
+    made |= {} if conversations is None else {"prompt": conversations}
+    columns = make_dataset(made, "the prompts")
+    rest = rows.remove_columns(dropped).rename_columns(aside)
+    return concatenate_datasets([rest, columns], axis=1) if rest.column_names else columns
 
 
 @dataclass
@@ -241,14 +405,14 @@ def _beginnings(
 ) -> Iterator[tuple[int, list[int], str]]:
     """Row number, token ids and text of the beginning of each text, in the given order."""
     for row, ids in _tokenize(texts, order, tokenizer, where):
-        ids = ids[: length_sampler()]
+        ids = ids[: cut_length(ids, length_sampler(), tokenizer)]
         yield row, ids, tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _tokenize(
     texts: Sequence[Any], order: list[int], tokenizer: "PreTrainedTokenizerBase", where: str
 ) -> Iterator[tuple[int, list[int]]]:
-    """Row number and token ids of each text, in the given order."""
+    """Row number and token ids of each text, in the given order, without an appended end."""
     for start in range(0, len(order), 1000):
         rows = order[start : start + 1000]
         batch = [texts[row] for row in rows]
@@ -262,7 +426,8 @@ def _tokenize(
         check_characters([text or "" for text in batch], tokenizer, f"{SOURCE}: {where}")
         # verbose=False: whole reviews are longer than the model's context, prompts are not.
         ids = tokenizer([text or "" for text in batch], verbose=False)["input_ids"]
-        yield from zip(rows, ids, strict=True)
+        end = appended_tokens(tokenizer, "".join(filter(None, batch))[:1000])
+        yield from zip(rows, (row[: len(row) - end] for row in ids), strict=True)
 
 
 def _text_column(columns: Sequence[str], wanted: str | None, shown: str) -> str:

@@ -1,8 +1,9 @@
 """Tokenizers made from texts: one whose tokens are characters, and byte-level BPE."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import regex
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -120,6 +121,43 @@ def check_characters(
             f"made from; the first, {_shown(text[first])}, is in {row}line {line}, column {column}."
             " Remove them, or train with a text that has them."
         )
+
+
+def appended_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """Count the tokens, such as EOS or SEP, that a tokenizer by itself puts behind a text."""
+    first = text.strip()[:1]
+    mask = tokenizer(first, return_special_tokens_mask=True)["special_tokens_mask"] if first else []
+    return len(mask) - max(
+        (place + 1 for place, special in enumerate(mask) if not special), default=0
+    )
+
+
+def cut_length(ids: Sequence[int], length: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Find how many tokens, at most `length`, end with a whole character.
+
+    A character has its marks with it, as people count them. Where the first one alone takes more
+    tokens, all of them are taken.
+    """
+    if length < 1:
+        return 0
+    tried = (*range(min(length, len(ids)), 0, -1), *range(length + 1, len(ids)))
+    return next((end for end in tried if _ends_whole(ids, end, tokenizer)), len(ids))
+
+
+def _ends_whole(ids: Sequence[int], end: int, tokenizer: PreTrainedTokenizerBase) -> bool:
+    if end == len(ids):
+        return True
+    plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    text = tokenizer.decode(ids[:end], **plain)
+    longer = tokenizer.decode(ids[: end + 8], **plain)  # no character has more bytes than 4
+    if longer.startswith(text):
+        return text != "" and starts_character(longer, len(text))
+    return not text.endswith("\ufffd")  # bytes that are no character yet
+
+
+def starts_character(text: str, place: int) -> bool:
+    """Whether a character begins at a place of a text, rather than a mark of the one before."""
+    return place >= len(text) or len(regex.findall(r"\X", text[: place + 1][-32:])[-1]) == 1
 
 
 def _shown(character: str) -> str:

@@ -227,7 +227,7 @@ def measure_model(
     )
     completions = tokenizer.batch_decode(responses, skip_special_tokens=True)
     ids = [response.tolist() for response in responses]
-    prompts, answers, columns = reward_inputs({**columns, "response": completions}, tokenizer)
+    prompts, answers, columns = reward_inputs(columns, completions, tokenizer)
     scores = {}
     for measure, function in measures.items():  # checked as in training
         _, by_name = Rewards([function])(prompts, answers, ids, columns)

@@ -13,7 +13,15 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from trl_recipes.data.conversations import is_conversation
+from trl_recipes.data.conversations import is_conversation, shown
+from trl_recipes.data.prompts import (
+    OWN,
+    check_prompts,
+    column_of_ids,
+    dataset_of,
+    own_names,
+    prompt_column,
+)
 from trl_recipes.data.tokenizers import is_character_tokenizer
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import unwrap_adapter
@@ -24,12 +32,10 @@ from trl_recipes.models.loading import (
     load_tokenizer,
 )
 from trl_recipes.models.sharding import full_tensors
+from trl_recipes.rewards.text import made_up_completions
 
-# Columns that are another form of the prompt, and names that TRL gives to reward functions itself.
-_NO_COLUMNS = ("query", "input_ids", "attention_mask")
-_TAKEN = ("prompts", "completions", "completion", "completion_ids", "trainer_state")
-_TAKEN += ("log_extra", "log_metric")
-_MADE_UP = (" was a joy to watch.", " made no sense at all.")
+# Columns that TRL reads where a row has them: as pictures, and to tell conversations from texts.
+_TRLS_OWN = ("completion", "image", "images", "messages", "chosen", "rejected")
 
 
 def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
@@ -114,43 +120,51 @@ def copy_weights(policy: nn.Module, reference: nn.Module) -> None:
     reference.load_state_dict(policy.state_dict())
 
 
-def prompt_rows(rows: Any) -> Any:
-    """Give a data set the column `prompt` that TRL reads.
+def prompt_rows(rows: Any, argument: str, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Give a data set the column `prompt` that TRL reads: its own, or else `query`.
 
-    `load_prompts` gives prompts as `query`; a column `prompt` beside it is the text that they were
-    cut from, unless it holds conversations, which are prompts as they are. Other columns reach
-    reward functions under their own names. What is no `datasets.Dataset` is left to TRL.
+    Where it has `input_ids`, too, the prompt is the column that they are the tokens of, as in PPO.
+    Other columns reach reward functions under their own names, which `own_names` restores where TRL
+    would take them for something else.
     """
-    if not isinstance(rows, Dataset):
-        return rows
-    columns = rows.column_names
-    if len(rows) == 0:
-        raise RecipeError("`train_dataset` holds no rows. Give at least one prompt.")
-    conversations = "prompt" in columns and is_conversation(rows[0]["prompt"])
-    if not conversations and "query" not in columns and "prompt" not in columns:
-        raise RecipeError(
-            f"`train_dataset` has no prompts: its columns are {', '.join(columns) or 'none'}. Make "
-            "it with load_prompts, or name the column of prompts `prompt`."
-        )
-    if not conversations and "query" in columns:
-        rows = rows.remove_columns([name for name in ("prompt",) if name in columns])
-        rows = rows.rename_column("query", "prompt")
-    unwanted = {*_NO_COLUMNS, *_TAKEN}
-    return rows.remove_columns([name for name in rows.column_names if name in unwanted])
+    rows = dataset_of(rows, argument, stream=True)
+    if rows is None:
+        return None
+    names = rows.column_names or list(next(iter(rows), {}))
+    if isinstance(rows, Dataset) and len(rows) == 0:
+        raise RecipeError(f"`{argument}` holds no rows. Give at least one prompt.")
+    first = rows[:8] if isinstance(rows, Dataset) else {}
+    column = column_of_ids(first, tokenizer) or prompt_column(names, argument)
+    renamed = {name: OWN + name for name in names if name in _TRLS_OWN} | {"prompt": OWN + "prompt"}
+    forms = {"input_ids", "attention_mask"}
+    if first:
+        check_prompts(rows[column][:], f"`{argument}`, column `{column}`")
+        chat, texts = is_conversation(first[column][0]), first[column]
+        texts = [shown(messages) for messages in texts] if chat else texts
+        forms |= {n for n in ("query", "prompt") if n != column and first.get(n) == texts}
+    rows = rows.remove_columns([name for name in names if name in forms])
+    renamed = {old: new for old, new in renamed.items() if old in names and old not in forms}
+    renamed |= {column: "prompt"}
+    return rows.rename_columns({old: new for old, new in renamed.items() if old != new})
 
 
 def made_up_sample(rows: Dataset, processing_class: Any) -> dict[str, list]:
     """Make two samples of the first rows, to try the reward functions on, named as TRL does."""
     few = rows[:2]
     prompts = few.pop("prompt")
-    texts = list(_MADE_UP[: len(prompts)])
+    texts = made_up_completions(len(prompts))
     if is_character_tokenizer(processing_class):  # which may not know every letter of English
         texts = prompts
     completions = texts
     if is_conversation(prompts[0]):
         completions = [[{"role": "assistant", "content": text}] for text in texts]
     ids = processing_class(text=texts)["input_ids"]
-    return {"prompts": prompts, "completions": completions, "completion_ids": ids, "columns": few}
+    return {
+        "prompts": prompts,
+        "completions": completions,
+        "completion_ids": ids,
+        "columns": own_names(few),
+    }
 
 
 @contextmanager

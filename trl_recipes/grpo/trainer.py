@@ -30,6 +30,8 @@ from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 from trl_recipes.callbacks import StepProgress, train_or_stop
 from trl_recipes.checkpointing import drop_later_rows, random_states, set_random_states
 from trl_recipes.data.conversations import plain_text
+from trl_recipes.data.prompts import own_names
+from trl_recipes.data.tokenizers import appended_tokens
 from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.diagnostics import Alarms, group_alarms
 from trl_recipes.distributed import broadcast_from_main, gather
@@ -78,7 +80,6 @@ logger = get_logger(__name__)
 
 CHECK_STEPS = 4  # the first one warms up; the others tell how long a step takes
 NOT_FINITE_ENDS = 3  # optimizer steps in a row without a finite gradient
-_TEXTS = ("prompt", "completion", "completion_ids")  # no columns of the data set's own
 
 
 class _Steps(TrainerCallback):
@@ -156,8 +157,12 @@ class GroupTrainer:
             raise RecipeError("`reward_funcs` is missing. Pass one function or a list of them.")
         args.reward_weights = self.rewards.weights
         _check_environments(args, train_dataset, "environment_factory" in kwargs)
-        if "eval_dataset" in kwargs:
-            kwargs["eval_dataset"] = prompt_rows(kwargs["eval_dataset"])
+        train_dataset = prompt_rows(train_dataset, "train_dataset", tokenizer)
+        if isinstance(parts := kwargs.get("eval_dataset"), dict):
+            parts = {name: prompt_rows(rows, name, tokenizer) for name, rows in parts.items()}
+        else:
+            parts = prompt_rows(parts, "eval_dataset", tokenizer)
+        kwargs["eval_dataset"] = parts
         peft_config = select_trainable(policy, args.trainable, peft_config)
         adapted = peft_config is not None or isinstance(policy, PeftModel)
         loads_reference = args.beta != 0 and not adapted
@@ -167,7 +172,7 @@ class GroupTrainer:
                 model=policy,
                 reward_funcs=self.rewards.for_trl(),
                 args=args,
-                train_dataset=prompt_rows(train_dataset),
+                train_dataset=train_dataset,
                 processing_class=tokenizer,
                 callbacks=[*(callbacks or []), _Steps(self)],
                 peft_config=peft_config,
@@ -214,6 +219,14 @@ class GroupTrainer:
         """Give TRL's sampler, and keep it to begin epochs with."""
         self._sampler = super()._get_train_sampler(dataset)
         return self._sampler
+
+    def _tokenize_prompts(self, prompts: list) -> tuple:
+        """Tokenize as TRL does, without the end that some tokenizers append to a text."""
+        ids, *more = super()._tokenize_prompts(prompts)
+        end = appended_tokens(self.processing_class, plain_text(prompts[0]))
+        if end and isinstance(prompts[0], str):
+            ids = [row[: len(row) - end] for row in ids]
+        return ids, *more
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         """Sample from the policy itself: the model's own generation settings are set aside."""
@@ -312,7 +325,7 @@ class GroupTrainer:
 
     def _score(self, inputs, prompts, completions, ids) -> dict[str, list[float]]:
         """Values of each reward function and metric for this process's part; nan for None."""
-        columns = {name: [row[name] for row in inputs] for name in inputs[0] if name not in _TEXTS}
+        columns = own_names({n: [row[n] for row in inputs] for n in inputs[0] if n != "prompt"})
         extra_columns: list[tuple[str, list]] = []
         extra_metrics: list[tuple[str, float]] = []
         extras: dict[str, Any] = {

@@ -118,7 +118,7 @@ class PPOCheckpoints:
         """Go back to a checkpoint, and drop what the run logged after it."""
         if folder is not None:
             self._load_checkpoint(Path(folder))
-        self.state.epoch = self.state.episode / len(self.dataset)
+        self.state.epoch = self.state.episode / len(self.prompts)
         self.accelerator.wait_for_everyone()  # all have read before one writes
         if self.args.should_save:
             run = RunFolder(Path(self.args.output_dir))

@@ -20,7 +20,7 @@ from trl_recipes.ppo.models import reference_is_start
 from trl_recipes.ppo.objective import Sum
 from trl_recipes.ppo.rollout import Evaluation, Rollout
 from trl_recipes.rewards.base import check_rewards
-from trl_recipes.rewards.text import made_up_batch, reward_inputs
+from trl_recipes.rewards.text import made_up_completions, reward_inputs
 from trl_recipes.run_folder import check_disk
 
 logger = logging.getLogger(__name__)
@@ -261,15 +261,17 @@ def _drops(module: nn.Module) -> bool:
 
 def check_before_training(trainer: Any) -> None:
     """Hold rewards, prompts, lengths, checkpoint and disk to what `train` needs."""
-    args, dataset = trainer.args, trainer.dataset
+    args = trainer.args
     if trainer.rewards is None:
         raise RecipeError("`train` needs `reward_funcs`. Pass one function or a list of them.")
-    if dataset is None:
-        raise RecipeError("`train` needs `train_dataset`: prompts, with token ids in `input_ids`.")
+    if trainer.dataset is None:
+        raise RecipeError("`train` needs `train_dataset`: prompts, in a column `prompt`.")
+    dataset = trainer.prompts
     if len(dataset) < args.global_batch_size:
         raise too_few_prompts(len(dataset), args.batch_size)
-    rows = made_up_batch(dataset[:2])
-    prompts, completions, columns = reward_inputs(rows, trainer.tokenizer)
+    rows = dataset[:2]
+    texts = made_up_completions(len(rows["query"]))
+    prompts, completions, columns = reward_inputs(rows, texts, trainer.tokenizer)
     extras = {"columns": columns, "trainer_state": trainer.state}
     check_rewards(trainer.rewards, args.reward_once, prompts, completions, **extras)
     longest = max(len(ids) for ids in dataset["input_ids"])
@@ -298,7 +300,7 @@ def description(trainer: Any) -> str:
         trainer.config,
         trainer._actor_critic(),
         trainer.rewards.names,
-        [len(ids) for ids in trainer.dataset["input_ids"]],
+        [len(ids) for ids in trainer.prompts["input_ids"]],
         trainer.args.num_total_batches,
         str(trainer.current_device),
     )

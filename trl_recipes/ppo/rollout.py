@@ -134,6 +134,7 @@ def sample(
 def score(
     rewards: Rewards,
     responses: list[list[int]],
+    texts: list[str],
     batch: Mapping[str, list],
     tokenizer: PreTrainedTokenizerBase,
     once: bool,
@@ -143,6 +144,6 @@ def score(
 
     `once` lets the main process call the functions for all processes.
     """
-    prompts, completions, columns = reward_inputs(batch, tokenizer)
-    texts = (prompts, completions, responses, columns)
-    return score_part(rewards, once, *texts, trainer_state=trainer_state)
+    prompts, completions, columns = reward_inputs(batch, texts, tokenizer)
+    inputs = (prompts, completions, responses, columns)
+    return score_part(rewards, once, *inputs, trainer_state=trainer_state)

@@ -272,9 +272,9 @@ def alarms(config: PPOConfig) -> Alarms:
 
 def normalise_rewards(trainer: Any) -> None:
     """Fix shift and scale of each reward function by the reference model's own samples."""
-    order = np.random.default_rng(trainer.args.seed).permutation(len(trainer.dataset))
+    order = np.random.default_rng(trainer.args.seed).permutation(len(trainer.prompts))
     part = slice(trainer.accelerator.process_index, 256, trainer.accelerator.num_processes)
-    batch = trainer.dataset[order[part].tolist()]
+    batch = trainer.prompts[order[part].tolist()]
     _, responses = trainer.generate(
         [torch.as_tensor(ids, device=trainer.current_device) for ids in batch["input_ids"]],
         trainer._length_sampler(),
@@ -282,8 +282,8 @@ def normalise_rewards(trainer: Any) -> None:
         return_prompt=False,
         generate_ref_response=True,
     )
-    batch["response"] = trainer.tokenizer.batch_decode(responses, skip_special_tokens=True)
-    stats = trainer._score_stats(*trainer._score([row.tolist() for row in responses], batch))
+    texts = trainer.tokenizer.batch_decode(responses, skip_special_tokens=True)
+    stats = trainer._score_stats(*trainer._score([row.tolist() for row in responses], texts, batch))
     prefixes = {name: f"rewards/{name}/" for name in trainer.rewards.names}
     trainer.rewards.normalise(
         {n: (stats[p + "mean"], stats[p + "std"]) for n, p in prefixes.items()}

@@ -1,5 +1,6 @@
 """PPOTrainer: rollout, score, evaluate, advantages, optimize, record."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +19,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trl_recipes.callbacks import StepProgress, train_or_stop
 from trl_recipes.checkpointing import random_states, set_random_states
-from trl_recipes.data.prompts import LengthSampler, collator, stream_rows
+from trl_recipes.data.prompts import (
+    LengthSampler,
+    as_prompts,
+    check_form,
+    collator,
+    dataset_of,
+    stream_rows,
+)
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.sharding import full_tensor, gathered, is_sharded, set_fsdp_root, shard
 from trl_recipes.ppo import checks, classic, objective, setup
@@ -67,8 +75,9 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             switches the adapter off where there is one.
         tokenizer: the model's tokenizer; `processing_class` is its other name. None loads it by the
             model's name.
-        dataset: prompts, with token ids in `input_ids`; `train_dataset` is its other name. None:
-            the caller has a loader of his own.
+        dataset: prompts, a `Dataset` or a list of dicts, with a column `prompt` of texts or
+            conversations, or token ids in `input_ids`; `train_dataset` is its other name. None: the
+            caller has a loader of his own.
         optimizer: None makes AdamW with `learning_rate`.
         data_collator: None keeps each column a list.
         num_shared_layers: this many first layers are frozen and shared with the reference.
@@ -111,6 +120,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         config = setup.one_of("config", config, "args", args) or PPOConfig()
         tokenizer = setup.one_of("tokenizer", tokenizer, "processing_class", processing_class)
         self.dataset = setup.one_of("dataset", dataset, "train_dataset", train_dataset)
+        check_form(self.dataset, "train_dataset")
         setup.check_launch(config)
         set_seed(config.seed)
         self.value_head_model = setup.with_value_head(model)
@@ -186,6 +196,12 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         with self._gathered(), self._reference() as reference:
             self._actor_critic().pack = setup.both_can_pack(policy, reference)
 
+    @functools.cached_property
+    def prompts(self) -> Dataset:
+        """The prompts of `train`, with token ids, whatever form they were given in."""
+        rows = dataset_of(self.dataset, "train_dataset")
+        return as_prompts(rows, self.tokenizer, self._policy())
+
     def get_train_dataloader(self) -> DataLoader | None:
         """The loader of `dataset`, or None."""
         return self.dataloader
@@ -214,7 +230,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         """Run the loop from its start, or from a checkpoint on."""
         self.state.max_steps = self.args.num_total_batches
         self.state.compute_steps(self.args, self.state.max_steps)
-        self.state.num_train_epochs = self.args.total_episodes / len(self.dataset)
+        self.state.num_train_epochs = self.args.total_episodes / len(self.prompts)
         if self.args.resume_from_checkpoint:
             self._resume(resume_from_checkpoint)
         if self.config.reward_norm == "reference" and not self.rewards.normalisation:
@@ -234,7 +250,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             stats = self._train_on(*collected)
             self.state.global_step += 1
             self.state.episode += self.config.global_batch_size
-            self.state.epoch = self.state.episode / len(self.dataset)
+            self.state.epoch = self.state.episode / len(self.prompts)
             self._record(stats, batch)
             self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
             if self.steps_not_finite >= NOT_FINITE_ENDS:
@@ -253,8 +269,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         """This process's part of the prompts that come next."""
         size = self.config.batch_size
         first = self.state.episode + self.accelerator.process_index * size
-        rows = stream_rows(first, size, len(self.dataset), self.config.seed)
-        return self.data_collator([self.dataset[row] for row in rows])
+        rows = stream_rows(first, size, len(self.prompts), self.config.seed)
+        return self.data_collator([self.prompts[row] for row in rows])
 
     def _collect(self, batch: dict[str, list]) -> tuple[Rollout, Tensor, dict[str, Any]]:
         """Sample responses and score them: rollout, scores (B,) and statistics of both.
@@ -269,8 +285,9 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
                 batch["input_ids"], skip_special_tokens=True
             )
         responses = self._response_ids(rollout)
-        batch["response"] = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
-        scores, by_function = self._score(responses, batch)
+        texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+        scores, by_function = self._score(responses, texts, batch)
+        batch["response"] = texts
         batch["score"] = self.rewards.raw_totals(by_function)
         stats = {
             **self._score_stats(batch["score"], by_function),
@@ -327,11 +344,11 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         return (ends & rollout.response_mask.bool()).any(1)
 
     def _score(
-        self, responses: list[list[int]], batch: dict[str, list]
+        self, responses: list[list[int]], texts: list[str], batch: dict[str, list]
     ) -> tuple[list[float], dict[str, list]]:
         """Call the reward functions with text, as TRL's GRPOTrainer does."""
         once = self.args.reward_once
-        return score(self.rewards, responses, batch, self.tokenizer, once, self.state)
+        return score(self.rewards, responses, texts, batch, self.tokenizer, once, self.state)
 
     def _score_stats(self, scores: list[float], by_function: dict[str, list]) -> dict[str, float]:
         names = self.rewards.metric_names

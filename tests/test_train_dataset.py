@@ -1,0 +1,175 @@
+"""What may be passed as `train_dataset`: its columns, its form and its rows, in every algorithm."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, IterableDataset
+from tiny_grpo import build, tiny, word_tokenizer
+
+from trl_recipes import PPOConfig, PPOTrainer, RecipeError, load_prompts
+
+every = pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
+TEMPLATE = "{% for m in messages %}w1 {{ m['content'] }} {% endfor %}w9"
+TEXTS = [f"w{i} w3 w{i + 1}" for i in range(2, 10)]
+OTHER = [f"w{i}" for i in range(2, 10)]
+TALKS = [[{"role": "user", "content": text}] for text in TEXTS]
+
+
+def ids(texts):
+    return word_tokenizer()(list(texts))["input_ids"]
+
+
+def trainer(kind, data, reward=lambda completions, **_: [0.0] * len(completions), **more):
+    tokenizer = word_tokenizer(**more)
+    tokenizer.chat_template = TEMPLATE
+    if kind != "ppo":
+        return build(kind, data=data, rewards=reward, tokenizer=tokenizer, max_steps=1)
+    return PPOTrainer(
+        args=PPOConfig(batch_size=8, max_steps=1, response_length=4, disable_tqdm=True),
+        model=tiny(),
+        reward_funcs=reward,
+        train_dataset=data,
+        processing_class=tokenizer,
+    )
+
+
+def seen(kind, data):
+    """Prompts and columns that a reward function gets in a step, row by row."""
+    rows = []
+
+    def reward(prompts, completions, **columns):
+        lists = {name: values for name, values in columns.items() if isinstance(values, list)}
+        rows[:] = [
+            {"prompts": prompt} | {name: values[row] for name, values in lists.items()}
+            for row, prompt in enumerate(prompts)
+        ]
+        return [0.0] * len(completions)
+
+    trainer(kind, data, reward).train()
+    return rows
+
+
+@every
+@pytest.mark.parametrize(
+    ("columns", "kept"),
+    [
+        ({"prompt": TEXTS, "query": OTHER}, ["query"]),
+        ({"prompt": TEXTS, "query": OTHER, "input_ids": ids(TEXTS)}, ["query"]),
+        ({"query": TEXTS, "input_ids": ids(TEXTS), "prompt": OTHER}, ["prompt"]),
+        ({"prompt": TALKS, "query": OTHER, "image": OTHER}, ["query", "image"]),
+        (
+            {"prompt": TEXTS, "response": OTHER, "score": OTHER, "completion": OTHER}
+            | {"label": OTHER, "messages": TALKS, "query": TEXTS},
+            ["response", "score", "completion", "label", "messages"],
+        ),
+    ],
+    ids=["query", "ids of prompt", "ids of query", "conversation", "many"],
+)
+def test_only_the_prompt_is_trained_on_and_all_else_reaches_rewards(kind, columns, kept):
+    rows = seen(kind, Dataset.from_dict(columns))
+    prompts = TALKS if columns.get("prompt") is TALKS else TEXTS
+    assert {str(row["prompts"]) for row in rows} <= set(map(str, prompts))
+    for row in rows:
+        number = prompts.index(row["prompts"])
+        assert {name: row[name] for name in kept} == {n: columns[n][number] for n in kept}
+        assert set(row) == {"prompts", "completion_ids", *kept}
+    if kind == "ppo":
+        trained = trainer(kind, Dataset.from_dict(columns)).prompts["input_ids"][:]
+        assert trained == ids(f"w1 {t} w9" if prompts is TALKS else t for t in TEXTS)
+
+
+@every
+@pytest.mark.parametrize("column", ["text", "prompt", "messages"])
+def test_a_files_own_columns_reach_rewards_by_the_names_they_had(kind, column, tmp_path):
+    own = {name: [f"{name} {i}" for i in range(8)] for name in ("query", "prompt", "input_ids")}
+    own[column] = TALKS if column == "messages" else TEXTS
+    rows = [dict(zip(own, values, strict=True)) for values in zip(*own.values(), strict=True)]
+    lines = [json.dumps(row | {"split": split}) for row in rows for split in ("train", "test")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    data = load_prompts(
+        str(tmp_path / "rows.jsonl"), tokenizer, length_sampler=lambda: 2, text_column=column
+    )
+    cut = [own[column][i] if column == "messages" else TEXTS[i][: len("w1 w3")] for i in range(8)]
+    for row in seen(kind, data):
+        number = cut.index(row["prompts"])
+        assert row["query"] == own["query"][number]
+        assert column == "prompt" or row["prompt"] == own["prompt"][number]
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, row):
+        return {"prompt": TEXTS[row], "input_ids": torch.tensor(ids([TEXTS[row]])[0])}
+
+
+LIST = [{"prompt": text} for text in TEXTS]
+
+
+@every
+@pytest.mark.parametrize(
+    ("data", "refused"),
+    [
+        (LIST, None),
+        ([LIST[0], *(row | {"label": 1} for row in LIST[1:])], None),
+        (Rows(), None),
+        (Dataset.from_list(LIST).with_format("pandas"), None),
+        (Dataset.from_list(LIST).with_format("numpy"), None),
+        (DatasetDict(train=Dataset.from_list(LIST), test=Dataset.from_list(LIST)), "train, test"),
+        ({"prompt": TEXTS}, r"a dict of prompt.*from_dict"),
+        ("imdb", r"the name 'imdb'. Load it with load_prompts"),
+        ((row for row in LIST), "generator, which has no length"),
+        (TEXTS, "a list whose row 1 is no dict"),
+        (Dataset.from_dict({"text": TEXTS}), "no prompts: its columns are text"),
+        ([{"prompt": "w1"}, {"prompt": 1}], "mixes types in one column: prompt"),
+        ([{"prompt": "w1"}, {"prompt": "w2", "id": 2**70}], "column `id`, row 2 holds a whole"),
+        ([{"prompt": "w1"}, {"prompt": "w2 \ud83d"}], "column `prompt`, row 2 holds half a char"),
+    ],
+)
+def test_every_form_of_a_data_set_works_or_is_named(kind, data, refused):
+    if refused is None:
+        trainer(kind, data).train()
+        return
+    with pytest.raises(RecipeError, match=f"^`train_dataset`.*{refused}"):
+        trainer(kind, data).train()
+
+
+def test_a_stream_has_no_numbers_for_ppo_and_is_read_by_grpo():
+    stream = IterableDataset.from_generator(lambda: iter([{"query": t} for t in TEXTS] * 4))
+    with pytest.raises(RecipeError, match="`train_dataset` is a IterableDataset, which has no len"):
+        trainer("ppo", stream)
+    assert {row["prompts"] for row in seen("grpo", stream)} <= set(TEXTS)
+
+
+@every
+@pytest.mark.parametrize(
+    ("column", "values", "told"),
+    [
+        ("prompt", ["w1", "w2", None, "w3"], "row 3: None .NoneType. is no prompt"),
+        ("query", ["w1", " \n", "w2"], r"row 2: ' \\n' .str. is no prompt"),
+        ("prompt", [TALKS[0], [], TALKS[1]], r"row 2: \[\] .list. is no prompt"),
+        ("prompt", [1, 2], "row 1: 1 .int. is no prompt"),
+    ],
+)
+def test_a_prompt_that_is_empty_or_none_names_its_row(kind, column, values, told):
+    with pytest.raises(RecipeError, match=f"^`train_dataset`, column `{column}`, {told}"):
+        trainer(kind, Dataset.from_dict({column: values})).train()
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([[1], [], [2]], "row 2 holds no tokens"),
+        ([[1], [2], None], "row 3 holds None"),
+        ([[1], [2, 10**6]], "row 2 holds token id 1000000, outside the model's vocabulary of"),
+        ([[1, -2]], "row 1 holds token id -2, outside"),
+        ([[[1], [2]]], "row 1 holds .*Give a list of whole numbers"),
+    ],
+)
+def test_token_ids_that_cannot_be_trained_on_name_their_row(rows, told):
+    with pytest.raises(RecipeError, match=f"^`train_dataset`, column `input_ids`, {told}"):
+        trainer("ppo", Dataset.from_dict({"input_ids": rows})).train()
