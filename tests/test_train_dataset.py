@@ -1,13 +1,20 @@
-"""What may be passed as `train_dataset`: its columns, its form and its rows, in every algorithm."""
+"""What a trainer of any algorithm is called with: data sets of every form, TRL's own calls."""
 
+import copy
+import io
 import json
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
-from tiny_grpo import build, tiny, word_tokenizer
+from huggingface_hub import HfApi
+from tiny_grpo import KINDS, build, tiny, variety, word_tokenizer
 
-from trl_recipes import PPOConfig, PPOTrainer, RecipeError, load_prompts
+from trl_recipes import PPOConfig, PPOTrainer, RecipeError, load_prompts, run_recipe, setting
+from trl_recipes.distributed import print_main
 
 every = pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
 TEMPLATE = "{% for m in messages %}w1 {{ m['content'] }} {% endfor %}w9"
@@ -173,3 +180,116 @@ def test_a_prompt_that_is_empty_or_none_names_its_row(kind, column, values, told
 def test_token_ids_that_cannot_be_trained_on_name_their_row(rows, told):
     with pytest.raises(RecipeError, match=f"^`train_dataset`, column `input_ids`, {told}"):
         trainer("ppo", Dataset.from_dict({"input_ids": rows})).train()
+
+
+# The call around it
+
+
+@every
+def test_a_configuration_stays_as_it_was_and_gives_each_trainer_its_own_steps(kind):
+    config_class, trainer_class = (PPOConfig, PPOTrainer) if kind == "ppo" else KINDS[kind]
+    more = {} if kind == "ppo" else {"num_generations": 2}
+    config = config_class(batch_size=2, num_train_epochs=1, disable_tqdm=True, **more)
+    before = copy.deepcopy(vars(config))
+    steps = []
+    for count in (4, 8, 4):
+        made = trainer_class(
+            args=config,
+            model=tiny(),
+            reward_funcs=variety,
+            train_dataset=LIST[:count],
+            processing_class=word_tokenizer(),
+        )
+        made.train()
+        steps.append(made.state.global_step)
+    assert steps == ([2, 4, 2] if kind == "ppo" else [4, 8, 4])
+    assert {name: vars(config)[name] for name in before} == before
+
+
+def ppo_call(**arguments):
+    config = PPOConfig(batch_size=8, max_steps=1, response_length=4, disable_tqdm=True)
+    tokens = {"processing_class": word_tokenizer(), "train_dataset": LIST}
+    return PPOTrainer(args=config, model=tiny(), **tokens, **arguments)
+
+
+def test_trls_own_call_of_ppo_is_taken_or_told():
+    model = tiny()
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    made = ppo_call(reward_model=variety, value_model=None, eval_dataset=None)
+    made.train()
+    assert made.rewards.names == ["variety"]
+    with pytest.raises(RecipeError, match="`reward_funcs` and `reward_model` are two names of"):
+        ppo_call(reward_funcs=variety, reward_model=len)
+    with pytest.raises(RecipeError, match=r"`optimizer` and `optimizers.0.` are two names of one"):
+        ppo_call(optimizer=object(), optimizers=(optimizer, None))
+    for name, told in {
+        "value_model": "a value head on the policy; leave it out",
+        "eval_dataset": "judge held-out prompts with `compare`",
+        "policy": "give it as `model`",
+        "ref_policy": "give it as `ref_model`",
+        "reward_processing_classes": r"RewardModelReward\(model, tokenizer\)",
+    }.items():
+        with pytest.raises(RecipeError, match=f"`{name}` is TRL's, and no argument here: .*{told}"):
+            ppo_call(reward_funcs=variety, **{name: model})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mistyped'"):
+        ppo_call(mistyped=1)
+    with pytest.raises(RecipeError, match="`eval_strategy` is 'steps', but PPO does not evaluate"):
+        PPOTrainer(args=PPOConfig(eval_strategy="steps", eval_steps=1), model=model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trls_own_call_of_grpo_by_position_is_taken(kind):
+    config_class, trainer_class = KINDS[kind]
+    settings = {"batch_size": 8, "num_generations": 4, "response_length": 4, "max_steps": 1}
+    config = config_class(eval_strategy="steps", eval_steps=1, disable_tqdm=True, **settings)
+    held_out = {"new": [{"query": "w7", "completion": "x"}] * 8}
+    made = trainer_class(tiny(), [variety], config, LIST, held_out, word_tokenizer())
+    made.train()
+    assert any("eval_new_reward" in row for row in made.state.log_history)
+    with pytest.raises(RecipeError, match=r"`reward_processing_classes` .*RewardModelReward"):
+        build(kind, more={"reward_processing_classes": [word_tokenizer()]})
+
+
+@every
+def test_push_to_hub_uploads_what_is_saved_and_is_told_where_it_cannot(kind, monkeypatch, tmp_path):
+    config_class, trainer_class = (PPOConfig, PPOTrainer) if kind == "ppo" else KINDS[kind]
+    settings = {"batch_size": 8, "max_steps": 1, "disable_tqdm": True, "push_to_hub": True}
+    config = config_class(output_dir=str(tmp_path / "mine"), save_steps=1, **settings)
+    parts = {"reward_funcs": variety, "train_dataset": LIST, "processing_class": word_tokenizer()}
+    with pytest.raises(RecipeError, match=r"`push_to_hub`: the hub cannot be reached .*hf upload"):
+        trainer_class(args=config, model=tiny(), **parts)
+    pushed = []
+    monkeypatch.setattr(HfApi, "whoami", lambda self: {"name": "me"})
+    monkeypatch.setattr(
+        HfApi, "create_repo", lambda self, name, **_: SimpleNamespace(repo_id=f"me/{name}")
+    )
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **given: pushed.append(given))
+    made = trainer_class(args=config, model=tiny(), **parts)
+    made.train()
+    assert pushed == []
+    made.save_model()
+    assert pushed == [{"repo_id": "me/mine", "folder_path": tmp_path / "mine" / "model"}]
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **given: 1 / 0)
+    made.save_model()  # nothing is lost
+    assert (tmp_path / "mine" / "model" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])
+def test_a_terminal_that_lacks_characters_gets_every_result(encoding, monkeypatch):
+    @dataclass
+    class Words:
+        """What to print."""
+
+        word: str = setting("", "A word.")
+
+    def main(args):
+        print_main(f"score ± 1: {args.word} done")
+        raise RecipeError(f"{args.word}: too long.")
+
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(SystemExit):
+        run_recipe(main, Words, argv=["--word", "电影 ✓ ok"], trains=False)
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in (sys.stdout, sys.stderr))
+    assert out.endswith(": ?? ? ok done\n")
+    assert "error: ?? ? ok: too long." in err

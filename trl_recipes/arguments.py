@@ -24,7 +24,7 @@ import yaml
 from trl import TrlParser
 
 from trl_recipes import distributed as processes
-from trl_recipes.describe import printable
+from trl_recipes.describe import printable, replace_unknown_characters
 from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.run_folder import GIVEN, own_fields
 from trl_recipes.settings import check_range, check_trackers
@@ -56,6 +56,13 @@ SHARED_FLAGS = {
     "check": "Check everything, try a few steps, say what the run takes; write nothing.",
 }
 _CONFIG_HELP = "YAML file with the same names as the flags; a flag wins over the file."
+# Flags of earlier versions, as many scripts write them, and what they are called now.
+_RENAMED = {
+    "torch_dtype": "dtype",
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "warmup_ratio": "warmup_steps",
+}
 # Lists whose entries may be `name: {setting: value}` in YAML; each has a loader that checks them.
 _WITH_SETTINGS = ("reward_funcs", "metrics")
 _SEE_HELP = "Run with --help to see the flags."
@@ -80,6 +87,7 @@ def run_recipe(
     `default_config` names a YAML file in the folder `configs` beside the script, without its
     suffix; it is read when neither --config nor --model_name_or_path is given.
     """
+    replace_unknown_characters()
     processes.join_launch() if trains else processes.leave_launch()
     transformers.logging.disable_progress_bar()  # one bar a run: the one that shows its score
     description = inspect.getdoc(inspect.getmodule(main)) or ""
@@ -236,6 +244,8 @@ def _instead(name: str, parser: _Parser, prefix: str = "") -> str:
         reason = getattr(dataclass_type, "refused", {}).get(name)
         if reason is not None:
             return f"It is TRL's, and no setting here: {reason}."
+    if _RENAMED.get(name) in parser.flags:
+        return f"It is called `{prefix}{_RENAMED[name]}` now."
     near = difflib.get_close_matches(name, parser.flags, n=1)
     return f"Did you mean `{prefix}{near[0]}`? {_SEE_HELP}" if near else _SEE_HELP
 

@@ -1,7 +1,9 @@
 """What a run is about to do, in words; texts made safe to show, and numbers easy to read."""
 
+import io
 import math
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,13 @@ def printable(text: str) -> str:
     'red  [31mtext'
     """
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def replace_unknown_characters() -> None:
+    """Let standard output and error replace what their encoding lacks, as cp1252 does."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
 
+from trl_recipes.describe import replace_unknown_characters
+
 
 class TextHistory:
     """What was said in one episode, as text and as tokens, and by whom.
@@ -64,6 +66,7 @@ class TextHistory:
 
     def show_text(self, show_legend: bool = False) -> None:
         """Print the episode, in brackets what is not the model's own; needs no package."""
+        replace_unknown_characters()
         starts = zip(self.text_spans, self.system_spans, strict=True)
         parts = [
             f"[{self.text[start:end]}]" if system else self.text[start:end]

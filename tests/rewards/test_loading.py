@@ -93,6 +93,10 @@ def test_trls_own_functions_pass_unchanged():
     [
         ("my_rewards_for_a_test.py:shrt", r"no function `shrt`. It has: short, times, breaks\."),
         ("my_rewards_for_a_test:shrt", r"no function `shrt`. It has: short, times, breaks\."),
+        ("my_rewards_for_a_test.py", r"Write `my_.*py:NAME`. It has: short, times, breaks\."),
+        ("my_rewards_for_a_test.py:", r"Write `my_.*py:NAME`. It has: short, times, breaks\."),
+        ({"my_rewards_for_a_test.py": {}}, r"Write `my_.*py:NAME`. It has: short, times"),
+        ("nowhere.py", "there is no file `nowhere.py`"),
         ("my_rewards_for_a_test.py:FACTOR", r"is 3 \(int\), which cannot be called"),
         ("nowhere.py:f", "there is no file `nowhere.py`"),
         ("nowhere.at_all:f", "there is no module `nowhere.at_all`"),

@@ -156,7 +156,7 @@ class Report:
         """Write table.md, results.json and chart.png."""
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / name for name in ("table.md", "results.json", "chart.png")]
-        files[0].write_text(f"{self.table()}\n\n{self.conditions()}\n")
+        files[0].write_text(f"{self.table()}\n\n{self.conditions()}\n", encoding="utf-8")
         files[1].write_text(json.dumps(self.as_dict(), indent=2) + "\n")
         self.chart(files[2])
         return files

@@ -156,32 +156,20 @@ def _read_splits(location: str, config_name: str | None) -> dict[str, "Dataset"]
 
 
 def _folder_options(folder: Path) -> dict[str, Any]:
-    """Check the files of a folder, which must be of one kind, and give the options to read them."""
-    card = folder / "README.md"
-    chosen = card.is_file() and "data_files" in card.read_text(encoding="utf-8", errors="replace")
-    kinds: dict[str, list[Path]] = {}
+    """Check the files of a folder, which must be read alike, and give the options to do so."""
+    card, ways = folder / "README.md", {}
     for file in sorted(folder.rglob("*.*")):
-        known = file.suffix.lower() in _READERS and not file.name.startswith(("dataset_info", "."))
-        if file.is_file() and known:
-            kinds.setdefault(file.suffix.lower().replace(".jsonl", ".json"), []).append(file)
-    texts = kinds.pop(".txt", [])
-    if texts and kinds and not chosen:
-        say_once(f"{folder} holds text files beside data, such as {texts[0].name}: not read.")
-    if len(kinds) > 1 and not chosen:
-        found = " and ".join(f"{files[0].name} ({kind})" for kind, files in kinds.items())
+        suffix, other = file.suffix.lower(), file.name.startswith(("dataset_info", "."))
+        if file.is_file() and suffix in _READERS and suffix != ".txt" and not other:
+            options = _options(file)
+            ways.setdefault((_READERS[suffix], *options.values()), (file, options))
+    if len(ways) > 1 and not (card.is_file() and b"data_files" in card.read_bytes()):
+        found = ", ".join(file.name for file, _ in ways.values())
         raise RecipeError(
             f"{SOURCE}: the folder `{folder}` holds several kinds of files, {found}, of which one "
-            "alone would be read. Give one file, or a folder with files of one kind."
+            "alone would be read (the delimiter and the quotes count too). Give files of one kind."
         )
-    options = [_options(file) for files in kinds.values() for file in files]
-    differ = next((i for i, other in enumerate(options) if other != options[0]), None)
-    if differ is not None and len(kinds) == 1:
-        first, *_ = kinds.values()
-        raise RecipeError(
-            f"{SOURCE}: `{first[0]}` and `{first[differ]}` differ in delimiter or quotes. Write "
-            "them alike."
-        )
-    return options[0] if len(kinds) == 1 else {}
+    return next(iter(ways.values()))[1] if len(ways) == 1 else {}
 
 
 def _options(path: Path) -> dict[str, Any]:
@@ -196,7 +184,8 @@ def _options(path: Path) -> dict[str, Any]:
     with hub.loading(str(path), "dataset"):
         text = _utf8(path)
     if kind == "json" and _SUSPECT.search(text):
-        for number, row in enumerate(_json_rows(text), 1):
+        rows = _json(text) or [_json(line) for line in text.split("\n") if line.strip()]
+        for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
             if fault := _fault(row):
                 raise RecipeError(f"{SOURCE}: `{path}`, row {number} holds {fault}")
     if kind != "csv":
@@ -227,38 +216,28 @@ def _check_names(names: Sequence[str], path: Path) -> None:
         )
 
 
-def _json_rows(text: str) -> list[Any]:
-    """The rows of a JSON list or of JSON lines; of what is neither the reader tells."""
+def _json(text: str) -> Any:
+    """What a text in JSON says; None for damaged text, of which the reader tells."""
     try:
-        loaded = json.loads(text)
-        return loaded if isinstance(loaded, list) else [loaded]
-    except ValueError:
-        pass
-    try:
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError:
-        return []
-
-
-def _rows_of_object(text: str, path: Path) -> list[Any] | None:
-    """The rows that a JSON object holds in one of its lists, or as columns; None: it is a row."""
-    try:
-        whole = json.loads(text)
+        return json.loads(text)
     except ValueError:
         return None
-    if path.suffix.lower() != ".json" or not isinstance(whole, dict):
+
+
+def _object_rows(text: str, path: Path) -> list[Any] | None:
+    """The rows inside a file that is one object: its list of objects, or its columns."""
+    whole = _json(text) if path.suffix.lower() == ".json" else None
+    if not isinstance(whole, dict):
         return None
     lists = {name: values for name, values in whole.items() if isinstance(values, list) and values}
     rows = [n for n, v in lists.items() if is_conversation(v) and "role" not in v[0]]
     if len(rows) > 1:
         raise RecipeError(
-            f"{SOURCE}: `{path}` holds several lists of rows, {', '.join(rows)}. Write one file "
-            "for each, and give the folder."
+            f"{SOURCE}: `{path}` holds several lists of rows, {', '.join(rows)}. Write a file of "
+            "each, and give the folder."
         )
-    if rows:
-        return whole[rows[0]]
-    if len(lists) != len(whole) or len(set(map(len, lists.values()))) != 1:
-        return None
+    if rows or len(lists) < len(whole) or len(set(map(len, lists.values()))) > 1:
+        return whole[rows[0]] if rows else None
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
@@ -285,7 +264,7 @@ def _read_file(path: Path) -> "Dataset":
         raise RecipeError(no_rows)
     options = _options(path)
     with _reading(str(path)), tempfile.TemporaryDirectory() as cache:
-        if kind == "json" and (rows := _rows_of_object(text, path)) is not None:
+        if (rows := _object_rows(text, path)) is not None:
             path = Path(cache, "rows.jsonl")
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         read = {"data_files": str(path), "cache_dir": cache, "keep_in_memory": True}
@@ -347,8 +326,7 @@ def _divide(rows: "Dataset") -> dict[str, "Dataset"]:
 
 def _choose_split(parts: dict[str, "Dataset"], split: str, name: str) -> "Dataset":
     lower = {part.lower(): rows for part, rows in parts.items()}
-    if split not in parts and len(lower) == len(parts):
-        parts, split = lower, split.lower()
+    parts, split = (lower, split.lower()) if len(lower) == len(parts) else (parts, split)
     if split in parts and split != "train":
         return parts[split]
     test = next((part for part in _TEST_SPLITS if part in parts), None)

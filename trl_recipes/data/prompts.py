@@ -221,7 +221,7 @@ def dataset_of(given: Any, argument: str, stream: bool = False) -> Any:
     """Make a `Dataset` of what a trainer is given: of a list of dicts, or a data set of torch."""
     check_form(given, argument, stream)
     if given is None or isinstance(given, Dataset | IterableDataset):
-        return given
+        return given.with_format(None) if isinstance(given, Dataset) else given
     try:
         rows = [given[row] for row in range(len(given))]
     except (TypeError, KeyError, NotImplementedError):
@@ -266,7 +266,6 @@ def as_prompts(rows: Dataset, tokenizer: "PreTrainedTokenizerBase", model: "nn.M
     Its `input_ids` are trained on, where it has them; else its column `prompt`, or `query`. A
     column of these names that holds something else is renamed as there.
     """
-    rows = rows.with_format(None)
     names, size = rows.column_names, model.get_input_embeddings().weight.shape[0]
     if "input_ids" in names:
         ids = rows["input_ids"][:]

@@ -32,7 +32,7 @@ from trl_recipes.checkpointing import drop_later_rows, random_states, set_random
 from trl_recipes.data.conversations import plain_text
 from trl_recipes.data.prompts import own_names
 from trl_recipes.data.tokenizers import appended_tokens
-from trl_recipes.describe import describe_check, describe_run
+from trl_recipes.describe import describe_check, describe_run, replace_unknown_characters
 from trl_recipes.diagnostics import Alarms, group_alarms
 from trl_recipes.distributed import broadcast_from_main, gather
 from trl_recipes.errors import RecipeError
@@ -70,6 +70,7 @@ from trl_recipes.models.sharding import (
 from trl_recipes.rewards.base import check_rewards, part_of, score_part
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.run_folder import RunFolder, check_disk
+from trl_recipes.settings import own_copy, push_model
 from trl_recipes.stats import (
     append_alarms,
     append_samples,
@@ -134,8 +135,9 @@ class GroupTrainer:
         reward_funcs: Callable | list[Callable] | None = None,
         args: GroupConfig | None = None,
         train_dataset: Any = None,
-        *,
+        eval_dataset: Any = None,
         processing_class: Any = None,
+        *,
         reward_weights: list[float] | None = None,
         metrics: Callable | list[Callable] | None = None,
         callbacks: list | None = None,
@@ -148,6 +150,12 @@ class GroupTrainer:
                 f"`args` must be a trl_recipes.{self.config_class.__name__}, got "
                 f"{type(args).__module__}.{type(args).__name__}. Change the import."
             )
+        if kwargs.pop("reward_processing_classes", None) is not None:
+            raise RecipeError(
+                "`reward_processing_classes` is TRL's, and no argument here: give "
+                "`RewardModelReward(model, tokenizer)` in `reward_funcs`."
+            )
+        args = own_copy(args)
         check_fsdp_loading()
         set_seed(args.seed)
         policy = causal_model(model, args.trust_remote_code)
@@ -158,11 +166,10 @@ class GroupTrainer:
         args.reward_weights = self.rewards.weights
         _check_environments(args, train_dataset, "environment_factory" in kwargs)
         train_dataset = prompt_rows(train_dataset, "train_dataset", tokenizer)
-        if isinstance(parts := kwargs.get("eval_dataset"), dict):
-            parts = {name: prompt_rows(rows, name, tokenizer) for name, rows in parts.items()}
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {n: prompt_rows(part, n, tokenizer) for n, part in eval_dataset.items()}
         else:
-            parts = prompt_rows(parts, "eval_dataset", tokenizer)
-        kwargs["eval_dataset"] = parts
+            eval_dataset = prompt_rows(eval_dataset, "eval_dataset", tokenizer)
         peft_config = select_trainable(policy, args.trainable, peft_config)
         adapted = peft_config is not None or isinstance(policy, PeftModel)
         loads_reference = args.beta != 0 and not adapted
@@ -173,6 +180,7 @@ class GroupTrainer:
                 reward_funcs=self.rewards.for_trl(),
                 args=args,
                 train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
                 processing_class=tokenizer,
                 callbacks=[*(callbacks or []), _Steps(self)],
                 peft_config=peft_config,
@@ -351,7 +359,8 @@ class GroupTrainer:
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what TRL logs, and keep the row of a training step in the run folder."""
-        if self.log_completions:  # TRL writes a file there for each step
+        if self.log_completions:  # TRL prints a table, and writes a file there for each step
+            replace_unknown_characters()
             (Path(self.args.output_dir) / "completions").mkdir(parents=True, exist_ok=True)
         super().log(logs, start_time)
         if "loss" in logs:
@@ -532,6 +541,7 @@ class GroupTrainer:
             folder.mkdir(parents=True, exist_ok=True)
             save_policy(policy, folder, self.args.merge_adapter)
             self.processing_class.save_pretrained(folder)
+            push_model(self.args, folder)
 
     # Before training
 

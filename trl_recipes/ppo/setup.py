@@ -43,6 +43,10 @@ def check_launch(config: PPOConfig) -> None:
             f"`config` must be a trl_recipes.PPOConfig, got {type(config).__module__}."
             f"{type(config).__name__}. Change the import."
         )
+    if config.eval_strategy != "no":
+        raise RecipeError(
+            f"`eval_strategy` is {config.eval_strategy.value!r}, but {_REFUSED['eval_dataset']}."
+        )
     check_fsdp_loading()
     if config.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise RecipeError(
@@ -59,6 +63,29 @@ def check_launch(config: PPOConfig) -> None:
             f"PPO trains under FSDP version 2, not {version}. Launch with `fsdp_version: 2`, as "
             "in recipes/accelerate/fsdp2.yaml."
         )
+
+
+# Arguments of TRL 1.12's PPOTrainer, and of older ones, that are refused, and what to do.
+_REFUSED = {
+    "value_model": "values come from a value head on the policy; leave it out",
+    "eval_dataset": "PPO does not evaluate while it trains; judge held-out prompts with `compare`",
+    "policy": "give it as `model`",
+    "ref_policy": "give it as `ref_model`",
+    "policy_model": "give it as `model`",
+    "ref_policy_model": "give it as `ref_model`",
+    "reward_processing_classes": "give `RewardModelReward(model, tokenizer)` in `reward_funcs`",
+    "model_init": "give the model",
+    "compute_metrics": "give functions as `metrics`",
+}
+
+
+def refuse_arguments(others: dict[str, Any]) -> None:
+    """Refuse arguments that are not this trainer's; None says as much as leaving one out."""
+    for name, value in others.items():
+        if name not in _REFUSED:
+            raise TypeError(f"PPOTrainer got an unexpected keyword argument '{name}'")
+        if value is not None:
+            raise RecipeError(f"`{name}` is TRL's, and no argument here: {_REFUSED[name]}.")
 
 
 def one_of(first_name: str, first: Any, second_name: str, second: Any) -> Any:

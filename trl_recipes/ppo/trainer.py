@@ -48,6 +48,7 @@ from trl_recipes.ppo.statistics import (
     write_row,
 )
 from trl_recipes.rewards.loading import rewards_of
+from trl_recipes.settings import own_copy, push_model
 
 logger = get_logger(__name__)
 
@@ -88,6 +89,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         callbacks: further transformers callbacks.
         peft_config: trains an adapter instead of the full model.
         metrics: functions like `reward_funcs` that are called and logged, and never optimized.
+        reward_model: TRL 1.12's name of `reward_funcs`, as `optimizers` is of the pair.
 
     Differs from TRL 0.11.4 on purpose: position ids are explicit, so a row's figures do not depend
     on its neighbours' padding; dropout is 0; means over tokens weigh tokens, not micro-batches; an
@@ -116,12 +118,18 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         callbacks: list | None = None,
         peft_config: Any = None,
         metrics: Callable | list[Callable] | None = None,
+        reward_model: nn.Module | str | None = None,
+        optimizers: tuple = (None, None),
+        **others: Any,
     ):
         config = setup.one_of("config", config, "args", args) or PPOConfig()
         tokenizer = setup.one_of("tokenizer", tokenizer, "processing_class", processing_class)
         self.dataset = setup.one_of("dataset", dataset, "train_dataset", train_dataset)
         check_form(self.dataset, "train_dataset")
         setup.check_launch(config)
+        setup.refuse_arguments(others)
+        reward_funcs = setup.one_of("reward_funcs", reward_funcs, "reward_model", reward_model)
+        config = own_copy(config)
         set_seed(config.seed)
         self.value_head_model = setup.with_value_head(model)
         self.tokenizer = tokenizer or setup.tokenizer_of(model)
@@ -141,7 +149,10 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
                 train_dataset=prompts,
                 processing_class=self.tokenizer,
                 callbacks=callbacks,
-                optimizers=(optimizer, lr_scheduler),
+                optimizers=(
+                    setup.one_of("optimizer", optimizer, "optimizers[0]", optimizers[0]),
+                    setup.one_of("lr_scheduler", lr_scheduler, "optimizers[1]", optimizers[1]),
+                ),
             )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)

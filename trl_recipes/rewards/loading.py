@@ -94,7 +94,7 @@ def _load(spec: str | Mapping[str, Any], source: str) -> RewardFunc:
             f"{source}: the settings of `{name}` are {settings!r}, not names and values."
         )
     settings = dict(settings or {})
-    if ":" in name:
+    if ":" in name or name.endswith(".py"):
         own = _users_own(name, source)
         return own if isinstance(spec, str) else _make(own, settings, name, source)
     if name in KINDS:
@@ -126,15 +126,16 @@ def _make(maker: Any, settings: dict[str, Any], name: str, source: str) -> Rewar
 
 def _users_own(spec: str, source: str) -> Any:
     """Return the object that `module.path:name` or `file.py:name` names."""
-    place, _, name = spec.rpartition(":")
+    place, name = (spec, "") if spec.endswith(".py") else spec.rpartition(":")[::2]
     is_file = place.endswith(".py")
     module = _file(Path(place).expanduser(), source) if is_file else _module(place, source)
     if not hasattr(module, name):
         own = module.__name__
         has = [k for k, v in vars(module).items() if getattr(v, "__module__", None) == own]
-        raise RecipeError(
-            f"{source}: `{place}` has no function `{name}`. It has: {', '.join(has) or 'none'}."
-        )
+        wrong = f"`{place}` has no function `{name}`"
+        if not name:
+            wrong = f"`{spec}` names a file and no function of it. Write `{place}:NAME`"
+        raise RecipeError(f"{source}: {wrong}. It has: {', '.join(has) or 'none'}.")
     function = getattr(module, name)
     if not callable(function):
         raise RecipeError(
