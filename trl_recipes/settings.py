@@ -20,57 +20,28 @@ TRAINABLE = ("all", "attention", "lora")
 INFINITY = float("inf")
 
 # Smallest and largest value of a setting, by its name; one that is left out or None is not held.
-RANGES: dict[str, tuple[float, float]] = {
-    "learning_rate": (0, INFINITY),
-    "weight_decay": (0, INFINITY),
-    "adam_beta1": (0, 0.99999999),
-    "adam_beta2": (0, 0.99999999),
-    "max_grad_norm": (0, INFINITY),
-    "seed": (0, 2**32 - 1),
-    "per_device_train_batch_size": (1, INFINITY),
-    "eval_prompts": (1, INFINITY),
-    "max_prompts": (1, INFINITY),
-    "min_prompt_length": (0, INFINITY),
-    "max_prompt_length": (1, INFINITY),
-    "prompt_length": (1, INFINITY),
-    "baseline_steps": (1, INFINITY),
-    "pretrain_steps": (1, INFINITY),
-    "pretrain_batch_size": (1, INFINITY),
-    "pretrain_learning_rate": (0, INFINITY),
-    "reward_steps": (1, INFINITY),
-    "reward_batch_size": (1, INFINITY),
-    "reward_learning_rate": (0, INFINITY),
-    "reward_noise": (0, INFINITY),
-    "reward_swapped": (0, 1),
-    "reward_outputs": (20, INFINITY),  # fewer are too few to learn from and to measure on
-    "baseline_batch_size": (1, INFINITY),
-    "baseline_learning_rate": (0, INFINITY),
-    "total_episodes": (1, INFINITY),
-    "log_samples": (0, INFINITY),
-    "init_kl_coef": (0, INFINITY),
-    "vf_coef": (0, INFINITY),
-    "cliprange": (0, INFINITY),
-    "cliprange_value": (0, INFINITY),
-    "gamma": (0, 1),
-    "lam": (0, 1),
-    "beta": (0, INFINITY),
-    "epsilon": (0, INFINITY),
-    "epsilon_high": (0, INFINITY),
-    "lora_r": (1, INFINITY),
-    "n_layer": (1, INFINITY),
-    "n_head": (1, INFINITY),
-    "n_embd": (1, INFINITY),
-    "num_layers": (1, INFINITY),
-    "num_heads": (1, INFINITY),
-    "hidden_size": (1, INFINITY),
-    "context_length": (2, INFINITY),
-    "vocab_size": (257, INFINITY),  # 256 bytes and a special token
-    "dropout": (0, 0.99999999),
-    "fragments_per_text": (0, INFINITY),
-    "pairs_per_text": (1, INFINITY),
-    "reward_epochs": (0, INFINITY),
-    "reward_context_length": (2, INFINITY),
-}
+RANGES: dict[str, tuple[float, float]] = {}
+for _range, _names in {
+    (0, INFINITY): (
+        "learning_rate weight_decay max_grad_norm min_prompt_length pretrain_learning_rate "
+        "reward_learning_rate reward_noise baseline_learning_rate log_samples init_kl_coef "
+        "vf_coef cliprange cliprange_value beta epsilon epsilon_high fragments_per_text "
+        "reward_epochs"
+    ),
+    (0, 0.99999999): "adam_beta1 adam_beta2 dropout",
+    (0, 2**32 - 1): "seed",
+    (1, INFINITY): (
+        "per_device_train_batch_size eval_prompts max_prompts max_prompt_length prompt_length "
+        "baseline_steps pretrain_steps pretrain_batch_size reward_steps reward_batch_size "
+        "baseline_batch_size total_episodes lora_r n_layer n_head n_embd num_layers num_heads "
+        "hidden_size pairs_per_text"
+    ),
+    (0, 1): "reward_swapped gamma lam",
+    (20, INFINITY): "reward_outputs",  # fewer are too few to learn from and to measure on
+    (2, INFINITY): "context_length reward_context_length",
+    (257, INFINITY): "vocab_size",  # 256 bytes and a special token
+}.items():
+    RANGES |= dict.fromkeys(_names.split(), _range)
 
 
 def setting(default: Any, help: str) -> Any:
@@ -278,34 +249,29 @@ def divide_exactly(total: int, part: int | None, total_name: str, part_name: str
 def own_copy(config: Any) -> Any:
     """Copy a trainer's configuration, so that what is worked out for it is not for the next.
 
-    The model is pushed where it is saved, see `push_model`; transformers would push run folders.
-
-    Raises:
-        RecipeError: `push_to_hub` was given and the hub cannot be reached.
+    Of `push_to_hub` we take care, in `push_model`: transformers would push whole run folders.
     """
     config = copy.copy(config)
     config.pushes, config.push_to_hub = config.push_to_hub, False
-    if config.pushes:
-        try:
+    try:
+        if config.pushes:
             HfApi(token=config.hub_token).whoami()
-        except Exception as error:  # offline, no token, a wrong one: each library has its own
-            raise RecipeError(
-                f"`push_to_hub`: the hub cannot be reached or knows no token of yours "
-                f"({' '.join(str(error).split())[:150]}). Log in with `hf auth login`, or leave it "
-                "out and upload later: `hf upload NAME RUN/model`."
-            ) from error
+    except Exception as error:  # offline, no token, a wrong one: each has an error of its own
+        raise RecipeError(
+            f"`push_to_hub`: no network, or no token for the hub ({error!s:.100}). Log in with "
+            "`hf auth login`, or leave it out and upload later: `hf upload NAME RUN/model`."
+        ) from error
     return config
 
 
 def push_model(config: Any, folder: Path) -> None:
     """Upload a saved model where `push_to_hub` asked for it; an upload that fails is told."""
-    if not config.pushes:
-        return
-    name = config.hub_model_id or Path(config.output_dir).absolute().name
-    api = HfApi(token=config.hub_token)
+    name = config.hub_model_id or Path(config.output_dir or folder).absolute().name
     try:
-        name = api.create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
-        api.upload_folder(repo_id=name, folder_path=folder)
+        if config.pushes:
+            api = HfApi(token=config.hub_token)
+            name = api.create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
+            api.upload_folder(repo_id=name, folder_path=folder)
     except Exception as error:
         logger.warning("Not pushed (%s): upload it with `hf upload %s %s`.", error, name, folder)
 

@@ -204,16 +204,12 @@ def check_form(given: Any, argument: str, stream: bool = False) -> None:
     if isinstance(given, str | Path):
         cause = f"the name {str(given)!r}. Load it with load_prompts({str(given)!r}, ...)"
     elif isinstance(given, dict):
-        names = ", ".join(map(str, given)) or "nothing"
-        cause = f"a {kind} of {names}. Pass one of its data sets, such as `splits['train']`"
-        if not any(isinstance(part, Dataset | IterableDataset) for part in given.values()):
-            cause = f"a {kind} of {names}. Make a data set of it: `Dataset.from_dict(...)`"
-    elif isinstance(given, IterableDataset) and stream:
-        return
-    elif given is not None and not hasattr(given, "__len__"):
+        cause = f"a {kind} of {', '.join(map(str, given))}. Pass one data set: that of a split, or "
+        cause += "`Dataset.from_dict(...)` of columns"
+    elif not (given is None or hasattr(given, "__len__")):
         cause = f"a {kind}, which has no length: rows are taken by number, so that a resumed run "
         cause += "sees the same ones. Pass `Dataset.from_list(list(rows))`"
-    if cause:
+    if cause and not (stream and isinstance(given, IterableDataset)):
         raise RecipeError(f"`{argument}` is {cause}.")
 
 
@@ -276,25 +272,18 @@ def as_prompts(rows: Dataset, tokenizer: "PreTrainedTokenizerBase", model: "nn.M
         column = prompt_column(names, "train_dataset")
         where, texts = f"`train_dataset`, column `{column}`", rows[column][:]
         check_prompts(texts, where)
-        ids = _whole_ids(texts, tokenizer, where, model.config.is_encoder_decoder)
+        order = range(len(texts))
+        if are_conversations(texts):
+            ids = [row for _, row, _ in encode_conversations(texts, order, tokenizer, where)]
+        elif model.config.is_encoder_decoder:  # which reads an end token behind each text
+            ids = tokenizer(texts, verbose=False)["input_ids"]
+        else:
+            ids = [row for _, row in _tokenize(texts, list(order), tokenizer, where)]
         _check_ids(ids, size, where)
     chat = are_conversations(texts)
     queries = [shown(messages) for messages in texts] if chat else texts
     of_prompt = {n for n in ("query", "prompt") if n in names and rows[:8][n] == queries[:8]}
     return _with_prompts(rows, {column, *of_prompt}, queries, ids, texts if chat else None)
-
-
-def _whole_ids(
-    texts: list[Any], tokenizer: "PreTrainedTokenizerBase", where: str, seq2seq: bool
-) -> list[list[int]]:
-    """Token ids of whole prompts; an encoder-decoder reads an end token behind each text."""
-    if are_conversations(texts):
-        return [
-            ids for _, ids, _ in encode_conversations(texts, range(len(texts)), tokenizer, where)
-        ]
-    if seq2seq:
-        return tokenizer(texts, verbose=False)["input_ids"]
-    return [ids for _, ids in _tokenize(texts, list(range(len(texts))), tokenizer, where)]
 
 
 def _check_ids(rows: Sequence[Any], size: int, where: str) -> None:
@@ -316,7 +305,7 @@ def _check_ids(rows: Sequence[Any], size: int, where: str) -> None:
 def column_of_ids(rows: Mapping[str, list], tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """Name the column of conversations, or of texts, whose tokens are in `input_ids`, if any."""
     ids = rows.get("input_ids")
-    if not ids or not all(row and min(row) >= 0 for row in ids):
+    if not ids or not all(row and isinstance(row[0], int) and min(row) >= 0 for row in ids):
         return None
     if are_conversations(rows.get("prompt", [])):
         return "prompt"
@@ -340,9 +329,8 @@ def _with_prompts(
     names = rows.column_names
     aside = {n: OWN + n for n in ("query", "prompt") if n in names and n not in of_prompt}
     dropped = [n for n in names if (n in PROMPT and n not in aside) or n in aside.values()]
-    made = {"query": queries, "input_ids": ids}
-    made |= {} if conversations is None else {"prompt": conversations}
-    columns = make_dataset(made, "the prompts")
+    made = {} if conversations is None else {"prompt": conversations}
+    columns = make_dataset(made | {"query": queries, "input_ids": ids}, "the prompts")
     rest = rows.remove_columns(dropped).rename_columns(aside)
     return concatenate_datasets([rest, columns], axis=1) if rest.column_names else columns
 

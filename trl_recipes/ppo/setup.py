@@ -71,11 +71,7 @@ _REFUSED = {
     "eval_dataset": "PPO does not evaluate while it trains; judge held-out prompts with `compare`",
     "policy": "give it as `model`",
     "ref_policy": "give it as `ref_model`",
-    "policy_model": "give it as `model`",
-    "ref_policy_model": "give it as `ref_model`",
     "reward_processing_classes": "give `RewardModelReward(model, tokenizer)` in `reward_funcs`",
-    "model_init": "give the model",
-    "compute_metrics": "give functions as `metrics`",
 }
 
 
