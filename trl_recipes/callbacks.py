@@ -1,5 +1,7 @@
-"""What all trainers do beside their algorithm: progress, losses, resume, stop on a signal."""
+"""What all trainers do beside their algorithm: progress, losses, resume, stop on a signal, push."""
 
+import copy
+import logging
 import os
 import signal
 import sys
@@ -14,15 +16,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from trl_recipes.checkpointing import find_checkpoint, share_checkpoint, whole_checkpoints
 from trl_recipes.distributed import gather, has_ended, is_main_process, neighbors
-from trl_recipes.errors import RunStopped
+from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.run_folder import RunFolder, recorded
 from trl_recipes.stats import append_stats, keep_steps
+
+logger = logging.getLogger(__name__)
 
 
 class StepProgress(TrainerCallback):
@@ -233,3 +238,33 @@ def _about(trainer: Trainer) -> str:
         f"{args.learning_rate:g} at its highest; {'bfloat16 autocast' if args.bf16 else 'float32'} "
         f"on {args.device}, {args.world_size} process(es), seed {args.seed}."
     )
+
+
+def own_copy(config: Any) -> Any:
+    """Copy a trainer's configuration, so that what is worked out for it is not for the next.
+
+    Of `push_to_hub` we take care, in `push_model`: transformers would push whole run folders.
+    """
+    config = copy.copy(config)
+    config.pushes, config.push_to_hub = config.push_to_hub, False
+    try:
+        if config.pushes:
+            HfApi(token=config.hub_token).whoami()
+    except Exception as error:  # offline, no token, a wrong one: each has an error of its own
+        raise RecipeError(
+            f"`push_to_hub`: no network, or no token for the hub ({error!s:.100}). Log in with "
+            "`hf auth login`, or leave it out and upload later: `hf upload NAME RUN/model`."
+        ) from error
+    return config
+
+
+def push_model(config: Any, folder: Path) -> None:
+    """Upload a saved model where `push_to_hub` asked for it; an upload that fails is told."""
+    name = config.hub_model_id or Path(config.output_dir or folder).absolute().name
+    try:
+        if config.pushes:
+            api = HfApi(token=config.hub_token)
+            name = api.create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
+            api.upload_folder(repo_id=name, folder_path=folder)
+    except Exception as error:
+        logger.warning("Not pushed (%s): upload it with `hf upload %s %s`.", error, name, folder)

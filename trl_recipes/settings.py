@@ -1,20 +1,14 @@
 """Settings that PPO, GRPO and RLOO have in common, and the range of each number among settings."""
 
-import copy
 import dataclasses
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 
 from trl_recipes.distributed import init_process
 from trl_recipes.errors import RecipeError
-
-logger = logging.getLogger(__name__)
 
 TRAINABLE = ("all", "attention", "lora")
 INFINITY = float("inf")
@@ -244,36 +238,6 @@ def divide_exactly(total: int, part: int | None, total_name: str, part_name: str
         f"`{total_name}` ({total}) must be a multiple of `{part_name}` ({part}). Set {total_name} "
         f"to {fitting}, or {part_name} to a divisor of {total}: {', '.join(map(str, divisors))}."
     )
-
-
-def own_copy(config: Any) -> Any:
-    """Copy a trainer's configuration, so that what is worked out for it is not for the next.
-
-    Of `push_to_hub` we take care, in `push_model`: transformers would push whole run folders.
-    """
-    config = copy.copy(config)
-    config.pushes, config.push_to_hub = config.push_to_hub, False
-    try:
-        if config.pushes:
-            HfApi(token=config.hub_token).whoami()
-    except Exception as error:  # offline, no token, a wrong one: each has an error of its own
-        raise RecipeError(
-            f"`push_to_hub`: no network, or no token for the hub ({error!s:.100}). Log in with "
-            "`hf auth login`, or leave it out and upload later: `hf upload NAME RUN/model`."
-        ) from error
-    return config
-
-
-def push_model(config: Any, folder: Path) -> None:
-    """Upload a saved model where `push_to_hub` asked for it; an upload that fails is told."""
-    name = config.hub_model_id or Path(config.output_dir or folder).absolute().name
-    try:
-        if config.pushes:
-            api = HfApi(token=config.hub_token)
-            name = api.create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
-            api.upload_folder(repo_id=name, folder_path=folder)
-    except Exception as error:
-        logger.warning("Not pushed (%s): upload it with `hf upload %s %s`.", error, name, folder)
 
 
 def check_trackers(report_to: str | Iterable[str] | None) -> None:

@@ -234,7 +234,8 @@ def test_columns_reach_rewards_under_their_names_and_forms_of_the_prompt_do_not(
     data = prompts(input_ids=[[5, 6]] * 7, prompt=["the whole text"] * 7)
     build(rewards=spy, data=data, max_steps=1).train()
     assert {"id", "prompts", "completion_ids", "trainer_state"} <= set(seen)
-    assert not {"input_ids", "query", "prompt"} & set(seen)
+    assert not {"input_ids", "query"} & set(seen)
+    assert set(seen["prompt"]) == {"the whole text"}  # which is not what was trained on
     by_id = dict(zip(data["id"], data["query"], strict=True))
     assert seen["prompts"] == [by_id[number] for number in seen["id"]]
 

@@ -134,7 +134,8 @@ def prompt_rows(rows: Any, argument: str, tokenizer: PreTrainedTokenizerBase) ->
     if isinstance(rows, Dataset) and len(rows) == 0:
         raise RecipeError(f"`{argument}` holds no rows. Give at least one prompt.")
     first = rows[:8] if isinstance(rows, Dataset) else {}
-    column = column_of_ids(first, tokenizer) or prompt_column(names, argument)
+    own = "query" if {"query", "input_ids"} <= set(names) else prompt_column(names, argument)
+    column = column_of_ids(first, tokenizer) or own
     renamed = {name: OWN + name for name in names if name in _TRLS_OWN} | {"prompt": OWN + "prompt"}
     forms = {"input_ids", "attention_mask"}
     if first:

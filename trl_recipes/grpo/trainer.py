@@ -27,7 +27,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
-from trl_recipes.callbacks import StepProgress, train_or_stop
+from trl_recipes.callbacks import StepProgress, own_copy, push_model, train_or_stop
 from trl_recipes.checkpointing import drop_later_rows, random_states, set_random_states
 from trl_recipes.data.conversations import plain_text
 from trl_recipes.data.prompts import own_names
@@ -70,7 +70,6 @@ from trl_recipes.models.sharding import (
 from trl_recipes.rewards.base import check_rewards, part_of, score_part
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.run_folder import RunFolder, check_disk
-from trl_recipes.settings import own_copy, push_model
 from trl_recipes.stats import (
     append_alarms,
     append_samples,

@@ -76,7 +76,7 @@ _REFUSED = {
 
 
 def refuse_arguments(others: dict[str, Any]) -> None:
-    """Refuse arguments that are not this trainer's; None says as much as leaving one out."""
+    """Refuse TRL's further arguments, unless they are None, and others with a TypeError."""
     for name, value in others.items():
         if name not in _REFUSED:
             raise TypeError(f"PPOTrainer got an unexpected keyword argument '{name}'")

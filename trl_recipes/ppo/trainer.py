@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from trl_recipes.callbacks import StepProgress, train_or_stop
+from trl_recipes.callbacks import StepProgress, own_copy, push_model, train_or_stop
 from trl_recipes.checkpointing import random_states, set_random_states
 from trl_recipes.data.prompts import (
     LengthSampler,
@@ -48,7 +48,6 @@ from trl_recipes.ppo.statistics import (
     write_row,
 )
 from trl_recipes.rewards.loading import rewards_of
-from trl_recipes.settings import own_copy, push_model
 
 logger = get_logger(__name__)
 
