@@ -14,6 +14,7 @@ from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from trl_recipes.callbacks import push_model
 from trl_recipes.checkpointing import drop_later_rows
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.sharding import full_tensors, shard_like
@@ -96,6 +97,7 @@ class PPOCheckpoints:
         save_actor_critic(self._actor_critic(), folder, writes, self.args.merge_adapter)
         if writes:
             self.tokenizer.save_pretrained(folder)
+            push_model(self.args, folder)
 
     def _save_checkpoint(self, model: Any = None, trial: Any = None) -> None:
         """Write a checkpoint, with weights whole that lie in parts."""

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from trl_recipes.callbacks import StepProgress, own_copy, push_model, train_or_stop
+from trl_recipes.callbacks import StepProgress, own_copy, train_or_stop
 from trl_recipes.checkpointing import random_states, set_random_states
 from trl_recipes.data.prompts import (
     LengthSampler,
