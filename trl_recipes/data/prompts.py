@@ -256,12 +256,13 @@ def check_prompts(values: Sequence[Any], where: str) -> None:
             )
 
 
-def as_prompts(rows: Dataset, tokenizer: "PreTrainedTokenizerBase", model: "nn.Module") -> Dataset:
+def as_prompts(given: Any, tokenizer: "PreTrainedTokenizerBase", model: "nn.Module") -> Dataset:
     """Give a data set for PPO the columns that [`load_prompts`] makes, `query` and `input_ids`.
 
     Its `input_ids` are trained on, where it has them; else its column `prompt`, or `query`. A
     column of these names that holds something else is renamed as there.
     """
+    rows = dataset_of(given, "train_dataset")
     names, size = rows.column_names, model.get_input_embeddings().weight.shape[0]
     if "input_ids" in names:
         ids = rows["input_ids"][:]

@@ -1,5 +1,6 @@
 """What the next step of PPO depends on: taken out of the trainer, put back, written and read."""
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from accelerate.logging import get_logger
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerState
@@ -16,6 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from trl_recipes.callbacks import push_model
 from trl_recipes.checkpointing import drop_later_rows
+from trl_recipes.data.prompts import as_prompts, stream_rows
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.sharding import full_tensors, shard_like
 from trl_recipes.ppo.models import save_actor_critic
@@ -29,6 +32,18 @@ _OWN = "PPOTrainer"  # under which trainer_state.json holds what only PPO has
 
 class PPOCheckpoints:
     """Exact resume, as a mixin of PPOTrainer: the next step is the one of a run left alone."""
+
+    @functools.cached_property
+    def prompts(self) -> Dataset:
+        """The prompts of `train`, with token ids, whatever form they were given in."""
+        return as_prompts(self.dataset, self.tokenizer, self._policy())
+
+    def _next_batch(self) -> dict[str, list]:
+        """This process's part of the prompts that come next."""
+        size = self.config.batch_size
+        first = self.state.episode + self.accelerator.process_index * size
+        rows = stream_rows(first, size, len(self.prompts), self.config.seed)
+        return self.data_collator([self.prompts[row] for row in rows])
 
     def _training_state(self) -> dict[str, Any]:
         """Take out everything that the next step depends on but randomness; nothing is copied."""

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
+from trl_recipes.data.prompts import check_form
 from trl_recipes.diagnostics import Alarms, ppo_alarms
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.adapters import select_trainable
@@ -35,9 +36,28 @@ from trl_recipes.ppo.models import (
     switch_off_dropout,
 )
 
+# Arguments of TRL 1.12's PPOTrainer, and of older ones, that are refused, and what to do.
+_REFUSED = {
+    "value_model": "values come from a value head on the policy; leave it out",
+    "eval_dataset": "PPO does not evaluate while it trains; judge held-out prompts with `compare`",
+    "policy": "give it as `model`",
+    "ref_policy": "give it as `ref_model`",
+    "reward_processing_classes": "give `RewardModelReward(model, tokenizer)` in `reward_funcs`",
+}
 
-def check_launch(config: PPOConfig) -> None:
-    """Refuse a configuration of another class, and launches that this trainer cannot train in."""
+
+def check_launch(config: PPOConfig, dataset: Any, others: dict[str, Any]) -> None:
+    """Refuse arguments of another kind, and launches that this trainer cannot train in.
+
+    Raises:
+        TypeError: one of `others` is no argument of TRL's either.
+    """
+    for name, value in others.items():
+        if name not in _REFUSED:
+            raise TypeError(f"PPOTrainer got an unexpected keyword argument '{name}'")
+        if value is not None:
+            raise RecipeError(f"`{name}` is TRL's, and no argument here: {_REFUSED[name]}.")
+    check_form(dataset, "train_dataset")
     if not isinstance(config, PPOConfig):
         raise RecipeError(
             f"`config` must be a trl_recipes.PPOConfig, got {type(config).__module__}."
@@ -65,25 +85,6 @@ def check_launch(config: PPOConfig) -> None:
         )
 
 
-# Arguments of TRL 1.12's PPOTrainer, and of older ones, that are refused, and what to do.
-_REFUSED = {
-    "value_model": "values come from a value head on the policy; leave it out",
-    "eval_dataset": "PPO does not evaluate while it trains; judge held-out prompts with `compare`",
-    "policy": "give it as `model`",
-    "ref_policy": "give it as `ref_model`",
-    "reward_processing_classes": "give `RewardModelReward(model, tokenizer)` in `reward_funcs`",
-}
-
-
-def refuse_arguments(others: dict[str, Any]) -> None:
-    """Refuse TRL's further arguments, unless they are None, and others with a TypeError."""
-    for name, value in others.items():
-        if name not in _REFUSED:
-            raise TypeError(f"PPOTrainer got an unexpected keyword argument '{name}'")
-        if value is not None:
-            raise RecipeError(f"`{name}` is TRL's, and no argument here: {_REFUSED[name]}.")
-
-
 def one_of(first_name: str, first: Any, second_name: str, second: Any) -> Any:
     """Return whichever of two names of one argument was given."""
     if first is not None and second is not None and first is not second:
@@ -92,6 +93,12 @@ def one_of(first_name: str, first: Any, second_name: str, second: Any) -> Any:
             "Give one."
         )
     return second if first is None else first
+
+
+def pair_of(optimizer: Any, lr_scheduler: Any, optimizers: tuple) -> tuple:
+    """Return optimizer and scheduler, given one by one or as transformers has them."""
+    given = one_of("optimizer", optimizer, "optimizers[0]", optimizers[0])
+    return given, one_of("lr_scheduler", lr_scheduler, "optimizers[1]", optimizers[1])
 
 
 def with_value_head(model: str | Path | nn.Module | None) -> nn.Module:

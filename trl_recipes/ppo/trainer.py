@@ -1,6 +1,5 @@
 """PPOTrainer: rollout, score, evaluate, advantages, optimize, record."""
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,14 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trl_recipes.callbacks import StepProgress, own_copy, train_or_stop
 from trl_recipes.checkpointing import random_states, set_random_states
-from trl_recipes.data.prompts import (
-    LengthSampler,
-    as_prompts,
-    check_form,
-    collator,
-    dataset_of,
-    stream_rows,
-)
+from trl_recipes.data.prompts import LengthSampler, collator
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.sharding import full_tensor, gathered, is_sharded, set_fsdp_root, shard
 from trl_recipes.ppo import checks, classic, objective, setup
@@ -124,9 +116,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         config = setup.one_of("config", config, "args", args) or PPOConfig()
         tokenizer = setup.one_of("tokenizer", tokenizer, "processing_class", processing_class)
         self.dataset = setup.one_of("dataset", dataset, "train_dataset", train_dataset)
-        check_form(self.dataset, "train_dataset")
-        setup.check_launch(config)
-        setup.refuse_arguments(others)
+        setup.check_launch(config, self.dataset, others)
         reward_funcs = setup.one_of("reward_funcs", reward_funcs, "reward_model", reward_model)
         config = own_copy(config)
         set_seed(config.seed)
@@ -148,10 +138,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
                 train_dataset=prompts,
                 processing_class=self.tokenizer,
                 callbacks=callbacks,
-                optimizers=(
-                    setup.one_of("optimizer", optimizer, "optimizers[0]", optimizers[0]),
-                    setup.one_of("lr_scheduler", lr_scheduler, "optimizers[1]", optimizers[1]),
-                ),
+                optimizers=setup.pair_of(optimizer, lr_scheduler, optimizers),
             )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -205,12 +192,6 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         self._pass_cost = setup.pass_cost(policy, self.current_device.type)
         with self._gathered(), self._reference() as reference:
             self._actor_critic().pack = setup.both_can_pack(policy, reference)
-
-    @functools.cached_property
-    def prompts(self) -> Dataset:
-        """The prompts of `train`, with token ids, whatever form they were given in."""
-        rows = dataset_of(self.dataset, "train_dataset")
-        return as_prompts(rows, self.tokenizer, self._policy())
 
     def get_train_dataloader(self) -> DataLoader | None:
         """The loader of `dataset`, or None."""
@@ -274,13 +255,6 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         """Whether all steps are taken, or a callback asked to end, as transformers lets it."""
         done = self.state.global_step >= self.state.max_steps
         return done or self.control.should_training_stop
-
-    def _next_batch(self) -> dict[str, list]:
-        """This process's part of the prompts that come next."""
-        size = self.config.batch_size
-        first = self.state.episode + self.accelerator.process_index * size
-        rows = stream_rows(first, size, len(self.prompts), self.config.seed)
-        return self.data_collator([self.prompts[row] for row in rows])
 
     def _collect(self, batch: dict[str, list]) -> tuple[Rollout, Tensor, dict[str, Any]]:
         """Sample responses and score them: rollout, scores (B,) and statistics of both.
