@@ -12,8 +12,10 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from huggingface_hub import HfApi
 from tiny_grpo import KINDS, build, tiny, variety, word_tokenizer
+from tokenizers import processors
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError, load_prompts, run_recipe, setting
+from trl_recipes.data.prompts import as_prompts
 from trl_recipes.distributed import print_main
 
 every = pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
@@ -180,6 +182,23 @@ def test_a_prompt_that_is_empty_or_none_names_its_row(kind, column, values, told
 def test_token_ids_that_cannot_be_trained_on_name_their_row(rows, told):
     with pytest.raises(RecipeError, match=f"^`train_dataset`, column `input_ids`, {told}"):
         trainer("ppo", Dataset.from_dict({"input_ids": rows})).train()
+
+
+@every
+@pytest.mark.parametrize("ending", ["$A <end>", "w1 $A w2 <end>"])
+def test_no_prompt_ends_in_what_a_tokenizer_appends(kind, ending):
+    made = trainer(kind, LIST)
+    tokenizer = made.processing_class
+    special = [(word, tokenizer.convert_tokens_to_ids(word)) for word in ("<end>", "w1", "w2")]
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(single=ending, special_tokens=special)
+    texts = [*TEXTS, "w5 <end>"]  # a text's own end stays
+    begin = [1] * ending.startswith("w1")
+    expected = [begin + row for row in ids(texts)]
+    if kind == "ppo":
+        assert as_prompts(LIST, tokenizer, tiny())["input_ids"][:] == expected[:-1]
+    else:
+        assert made._tokenize_prompts(texts)[0] == expected
 
 
 # The call around it

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,3 +89,11 @@ def test_windows_lie_anywhere_in_the_text_and_follow_from_the_seed():
     assert windows[7]["input_ids"] == ids[windows.starts[7] :][:10].tolist()
     assert RandomWindows(ids, 10, 3000, seed=0).starts == windows.starts
     assert RandomWindows(ids, 10, 3000, seed=1).starts != windows.starts
+
+
+@pytest.mark.parametrize("text", ["e\u0301a\u0327\u0300o" * 40, "न\u093eम\u0947स" * 40])
+def test_prompts_of_a_script_without_spaces_hold_whole_characters(text):
+    whole = set(regex.findall(r"\X", text))
+    cut = cut_prompts(text, character_tokenizer(text), length=8, count=30, seed=0)["query"]
+    assert {character for query in cut for character in regex.findall(r"\X", query)} <= whole
+    assert {len(query) for query in cut} <= set(range(4, 9))
