@@ -209,7 +209,7 @@ def test_a_configuration_stays_as_it_was_and_gives_each_trainer_its_own_steps(ki
     config_class, trainer_class = (PPOConfig, PPOTrainer) if kind == "ppo" else KINDS[kind]
     more = {} if kind == "ppo" else {"num_generations": 2}
     config = config_class(batch_size=2, num_train_epochs=1, disable_tqdm=True, **more)
-    before = copy.deepcopy(vars(config))
+    before = copy.deepcopy({n: v for n, v in vars(config).items() if n != "distributed_state"})
     steps = []
     for count in (4, 8, 4):
         made = trainer_class(
@@ -264,7 +264,7 @@ def test_trls_own_call_of_grpo_by_position_is_taken(kind):
     held_out = {"new": [{"query": "w7", "completion": "x"}] * 8}
     made = trainer_class(tiny(), [variety], config, LIST, held_out, word_tokenizer())
     made.train()
-    assert any("eval_new_reward" in row for row in made.state.log_history)
+    assert any(name.startswith("eval_new") for row in made.state.log_history for name in row)
     with pytest.raises(RecipeError, match=r"`reward_processing_classes` .*RewardModelReward"):
         build(kind, more={"reward_processing_classes": [word_tokenizer()]})
 
