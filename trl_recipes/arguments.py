@@ -35,6 +35,7 @@ SHARED_FLAGS = {
     "dataset_name": "Data set: a file, a folder or a hub name; embedded when left out.",
     "reward_model": "Model that gives the reward: a folder or a hub name; embedded when left out.",
     "reward_funcs": "Reward functions.",
+    "trust_remote_code": "Run code that a model from the hub brings along.",
     "output_dir": "Folder that the run writes to.",
     "overwrite_output_dir": "Replace the run that the output folder holds.",
     "seed": "Seed of everything that is random.",
@@ -170,7 +171,8 @@ class _Parser(TrlParser):
     """TrlParser that raises instead of exiting."""
 
     def __init__(self, dataclass_types: Sequence[type]):
-        super().__init__(list(dataclass_types), add_help=False, allow_abbrev=False)
+        kinds = [_for_recipes(kind) for kind in dataclass_types]
+        super().__init__(kinds, add_help=False, allow_abbrev=False)
         self.flags: dict[str, argparse.Action] = {}
         for action in self._actions:
             self.flags.setdefault(action.dest, action)  # of `--x` and `--no_x` the first
@@ -199,6 +201,23 @@ class _Parser(TrlParser):
         message = re.sub(r"^argument (--\w+)\S*: ", r"\1: ", message)
         message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)
         raise RecipeError(f"{message}. Run with --help to see the flags and what they take.")
+
+
+def _for_recipes(kind: type) -> type:
+    """Turn a dataclass into one whose fields are the flags of a recipe.
+
+    A field that no help shows is for scripts of TRL 0.11 alone; one with a help that `__init__`
+    does not take is for recipes alone.
+    """
+    turned = []
+    for entry in dataclasses.fields(kind):
+        text = entry.metadata.get("help")
+        if text is not None and entry.init == (text == argparse.SUPPRESS):
+            other = dataclasses.field(
+                default=entry.default, init=not entry.init, metadata=entry.metadata
+            )
+            turned.append((entry.name, entry.type, other))
+    return dataclasses.make_dataclass(kind.__name__, turned, bases=(kind,)) if turned else kind
 
 
 def _is_bool(action: argparse.Action) -> bool:

@@ -106,7 +106,6 @@ class TrainingSettings:
     )
 
     # Precision, memory and what is seen.
-    trust_remote_code: bool = setting(False, "Run code that a model from the hub brings along.")
     bf16: bool | None = setting(
         None, "bfloat16 autocast over float32 weights (default: on a GPU that has it)."
     )

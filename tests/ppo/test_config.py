@@ -103,12 +103,13 @@ def test_a_wrong_value_is_refused_with_what_would_do(given, message):
         PPOConfig(**given)
 
 
-def test_options_without_meaning_warn_once_and_say_why():
+def test_options_without_meaning_warn_once_and_say_why(monkeypatch):
+    monkeypatch.setattr("trl_recipes.ppo.config._warned", set())
     with pytest.warns(UserWarning, match="`steps` no longer means anything: TRL never read it"):
-        PPOConfig(steps=20000)
+        PPOConfig(steps=100)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        PPOConfig(steps=20000)
+        PPOConfig(steps=100)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -1,9 +1,13 @@
 """PPOConfig: TRL's configuration, plus the names that classic users wrote."""
 
-import functools
+import argparse
+import json
+import math
+import sys
 import warnings
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
 
@@ -12,10 +16,7 @@ from trl_recipes.settings import TrainingSettings, divide_exactly, setting
 
 KL_PENALTIES = ("kl", "abs", "mse", "full", "k3")
 
-# Classic options that scripts read back and no trainer ever did.
-LABELS = ("model_name", "reward_model", "query_dataset", "task_name", "exp_name")
-
-# Classic options that no longer do anything, and why.
+# Names of TRL 0.11 that no longer do anything, and why. Scripts may read all of them back.
 WITHOUT_MEANING = {
     "steps": "TRL never read it; your loop decides, or `max_steps` for train()",
     "tracker_project_name": "trackers of `report_to` take their project from the environment",
@@ -27,6 +28,7 @@ WITHOUT_MEANING = {
     "is_encoder_decoder": "the trainer reads it from the model",
     "is_peft_model": "the trainer reads it from the model",
 }
+_NO_FLAGS = WITHOUT_MEANING | {"model_name": "on the command line it is --model_name_or_path"}
 
 # Settings of TRL 1.12's PPOConfig that are refused, and what to write in their place.
 REFUSED = {
@@ -34,45 +36,66 @@ REFUSED = {
     "reward_model_path": "name the model in `reward_funcs`, on the command line --reward_funcs",
     "ds3_gather_for_generation": "PPO trains under FSDP2 (recipes/accelerate/fsdp2.yaml) in the "
     "place of DeepSpeed, and always gathers",
-    "dataset_num_proc": "tokenize the data set before it goes to the trainer",
     "model_adapter_name": "the active adapter is trained, so use `model.set_adapter`",
     "num_sample_generations": "`log_samples` says how many samples are written at each step",
     "micro_batch_size": "`mini_batch_size` is that of one process",
     "local_batch_size": "use `batch_size`, which is that of one process",
     "local_mini_batch_size": "use `mini_batch_size`, which is that of one process",
     "world_size": "the launcher says how many processes there are",
+    "backward_batch_size": "it is mini_batch_size * gradient_accumulation_steps",
+    "global_batch_size": "it is batch_size times the number of processes",
+    "global_backward_batch_size": "it is backward_batch_size times the number of processes",
 }
+_TRUST = {"trust_remote_code": "give it to `from_pretrained`, and pass the model that this loads"}
 _warned: set[str] = set()
 
 
-def _with_classic_arguments(cls: type) -> type:
-    """Let a configuration be called with classic arguments that are no fields of it."""
-    init = cls.__init__
-
-    @functools.wraps(init)
-    def __init__(self, *args, **kwargs):
-        for name in LABELS:
-            setattr(self, name, kwargs.pop(name, None))
-        for name in WITHOUT_MEANING.keys() & kwargs.keys():
-            kwargs.pop(name)
-            if name not in _warned:
-                _warned.add(name)
-                warnings.warn(
-                    f"`{name}` no longer means anything: {WITHOUT_MEANING[name]}.", stacklevel=2
-                )
-        for name in REFUSED.keys() & kwargs.keys():
-            raise RecipeError(f"`{name}` is TRL's, and no setting here: {REFUSED[name]}.")
-        if "optimize_cuda_cache" in kwargs:
-            kwargs["optimize_device_cache"] = kwargs.pop("optimize_cuda_cache")
-        init(self, *args, **kwargs)
-
-    cls.__init__ = __init__
-    return cls
+def _classic(default: Any = None, **options: Any) -> Any:
+    """Declare a name of TRL 0.11, which no help shows and no recipe takes as a flag."""
+    return field(default=default, metadata={"help": argparse.SUPPRESS}, **options)
 
 
-@_with_classic_arguments
 @dataclass
-class PPOConfig(TrainingSettings, TrainingArguments):
+class ClassicNames:
+    """What scripts of TRL 0.11 give to their configuration to read it back."""
+
+    exp_name: str = _classic(Path(sys.argv[0]).stem)
+    task_name: str | None = _classic()
+    model_name: str = _classic("gpt2")
+    query_dataset: str = _classic("stanfordnlp/imdb")
+    reward_model: str = _classic("sentiment-analysis:lvwerra/distilbert-imdb")
+    dataset_num_proc: int | None = _classic()
+    steps: int = _classic(20000)
+    tracker_project_name: str = _classic("trl")
+    tracker_kwargs: dict | str | None = _classic()
+    accelerator_kwargs: dict | str | None = _classic()
+    project_kwargs: dict | str | None = _classic()
+    push_to_hub_if_best_kwargs: dict | str | None = _classic()
+    compare_steps: int = _classic(1)
+    is_encoder_decoder: bool | None = _classic()
+    is_peft_model: bool | None = _classic()
+    optimize_cuda_cache: bool | None = _classic()
+
+    def __post_init__(self):
+        for entry in fields(ClassicNames):
+            value = getattr(self, entry.name)
+            if entry.name.endswith("_kwargs"):  # JSON on a command line
+                value = json.loads(value) if isinstance(value, str) else value or {}
+                setattr(self, entry.name, value)
+        for name, reason in WITHOUT_MEANING.items():
+            if getattr(self, name) not in (getattr(ClassicNames, name), {}) and name not in _warned:
+                _warned.add(name)
+                warnings.warn(f"`{name}` no longer means anything: {reason}.", stacklevel=4)
+        super().__post_init__()
+
+    @property
+    def total_ppo_epochs(self) -> int:
+        """Batches that `steps` samples of one process make."""
+        return math.ceil(self.steps / self.batch_size)
+
+
+@dataclass
+class PPOConfig(ClassicNames, TrainingSettings, TrainingArguments):
     """Settings of [`PPOTrainer`]: those of TRL 1.12 and those of TRL 0.11, one meaning each.
 
     Where both names of one thing are given (`ppo_epochs` and `num_ppo_epochs`, `init_kl_coef` and
@@ -86,7 +109,7 @@ class PPOConfig(TrainingSettings, TrainingArguments):
 
     """
 
-    refused: ClassVar[dict[str, str]] = REFUSED  # told by name on the command line too
+    refused: ClassVar[dict[str, str]] = _NO_FLAGS | REFUSED  # told on the command line too
 
     # The batch: samples of one process.
     num_mini_batches: int | None = setting(
@@ -166,13 +189,31 @@ class PPOConfig(TrainingSettings, TrainingArguments):
 
     # Precision, memory and what is seen.
     optimize_device_cache: bool = setting(False, "Empty the device's cache after each step.")
-    log_with: str | list[str] | None = setting(None, "TRL 0.11's name of report_to.")
+    # transformers' parser takes the second of these for a flag
+    log_with: list[str] | str | None = setting(None, "TRL 0.11's name of report_to.")
 
     ref_adapter_name: str | None = setting(None, "Adapter that is the reference model.")
 
     forward_batch_size: int | None = setting(None, "Old name of mini_batch_size.")
 
+    # A flag of recipes alone: scripts of TRL 0.11 have one of their own.
+    trust_remote_code: bool = field(
+        default=False,
+        init=False,
+        metadata={"help": "Run code that a model from the hub brings along."},
+    )
+
+    def __new__(cls, *args: Any, **given: Any) -> "PPOConfig":
+        """Refuse settings of TRL that are none here, by whatever subclass they are given."""
+        taken = {entry.name for entry in fields(cls) if entry.init}
+        for name, reason in (REFUSED | _TRUST).items():
+            if name in given.keys() - taken:
+                raise RecipeError(f"`{name}` is TRL's, and no setting here: {reason}.")
+        return super().__new__(cls)
+
     def __post_init__(self):
+        if self.optimize_cuda_cache is not None:
+            self.optimize_device_cache = self.optimize_cuda_cache
         if self.log_with is not None:
             self._read_log_with()
         super().__post_init__()
@@ -181,6 +222,11 @@ class PPOConfig(TrainingSettings, TrainingArguments):
     def backward_batch_size(self) -> int:
         """Samples of one process in one optimizer step."""
         return self.mini_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def global_backward_batch_size(self) -> int:
+        """Samples in one optimizer step over all processes."""
+        return self.backward_batch_size * (self.world_size or 1)
 
     @property
     def global_batch_size(self) -> int:
