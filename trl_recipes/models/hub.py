@@ -26,7 +26,13 @@ _PICKLED = ("pytorch_model*.bin", "adapter_model*.bin", "*.pt", "*.pth", "*.ckpt
 _VALUE_HEAD = "value_head.safetensors"
 
 
-def resolve(name: str | Path, kind: Kind, *, source: str | None = None) -> str:
+def resolve(
+    name: str | Path,
+    kind: Kind,
+    *,
+    source: str | None = None,
+    token: str | bool | None = None,
+) -> str:
     """Find a model or a data set, before anything slow is done with it: a path, or a hub name.
 
     A run folder becomes the `model` folder in it. `source` says in messages where the name came
@@ -50,7 +56,7 @@ def resolve(name: str | Path, kind: Kind, *, source: str | None = None) -> str:
             f"{source}: there is no file or folder `{name}`. Check the path (relative paths "
             f"start at {Path.cwd()}), or leave the flag out to use the embedded default."
         )
-    _ask_hub(name, kind, source)
+    _ask_hub(name, kind, source, token)
     return name
 
 
@@ -180,7 +186,7 @@ def _may_be_hub_name(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", name, flags=re.ASCII) is not None
 
 
-def _ask_hub(name: str, kind: Kind, source: str) -> None:
+def _ask_hub(name: str, kind: Kind, source: str, token: str | bool | None) -> None:
     from huggingface_hub import constants, is_offline_mode
 
     cached = _is_cached(name, kind)
@@ -192,7 +198,7 @@ def _ask_hub(name: str, kind: Kind, source: str) -> None:
                 f"{_how_offline(kind)}"
             )
         return
-    failure = _probe(name, kind)
+    failure = _probe(name, kind, token)
     if failure is None:
         return
     noun, status = _NOUNS[kind], getattr(getattr(failure, "response", None), "status_code", None)
@@ -217,12 +223,12 @@ def _ask_hub(name: str, kind: Kind, source: str) -> None:
     )
 
 
-def _probe(name: str, kind: Kind) -> BaseException | None:
+def _probe(name: str, kind: Kind, token: str | bool | None = None) -> BaseException | None:
     """Ask the hub once for `name`; what went wrong, or None."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    api = HfApi()
+    api = HfApi(token=token)
     try:
         (api.model_info if kind == "model" else api.dataset_info)(name, timeout=PROBE_SECONDS)
     # its base class is the HTTPError of httpx2 or httpx, whichever this huggingface_hub uses

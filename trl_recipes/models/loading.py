@@ -4,6 +4,7 @@ Weights are read from safetensors alone: a pickle file can run code when it is r
 model brings along runs only where `trust_remote_code` was given.
 """
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,6 +31,7 @@ from trl_recipes.models.hub import loading, refuse_pickle, resolve
 if TYPE_CHECKING:
     from trl import ModelConfig
 
+WHERE = ("token", "revision", "cache_dir")  # arguments that say where on the hub a model is
 # Heads that answer something else than which token comes next.
 _OTHER_HEADS = r"For(\w+Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$"
 
@@ -80,12 +83,17 @@ def load_language_model(
     `causal` says which kind is wanted: True a causal one, False an encoder-decoder, None either.
     An adapter is loaded frozen unless `is_trainable`. The rest goes to `from_pretrained`.
     """
-    name = resolve(name, "model", source=source)
+    kwargs = present_names(kwargs)
+    where = {key: kwargs[key] for key in WHERE if key in kwargs}
+    name = resolve(name, "model", source=source, token=kwargs.get("token"))
     kwargs = {"dtype": "float32", "use_safetensors": True, "trust_remote_code": False} | kwargs
     with loading(name, "model", source=source):
-        adapted = _base_of_adapter(name)
+        adapted = _base_of_adapter(name, **where)
         base = adapted or name
-        config = AutoConfig.from_pretrained(base, trust_remote_code=kwargs["trust_remote_code"])
+        if adapted is not None:  # the revision is that of the adapter
+            kwargs.pop("revision", None)
+        about = {key: kwargs[key] for key in ("trust_remote_code", *WHERE) if key in kwargs}
+        config = AutoConfig.from_pretrained(base, **about)
         _check_named_weights(config, base, source)
         check_language_model(config, base, causal=causal)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -100,8 +108,8 @@ def load_language_model(
             return model
         from peft import PeftModel
 
-        _check_adapter(name, source)
-        return PeftModel.from_pretrained(model, name, is_trainable=is_trainable)
+        check_adapter(name, source, **where)
+        return PeftModel.from_pretrained(model, name, is_trainable=is_trainable, **where)
 
 
 def load_classifier(
@@ -122,7 +130,7 @@ def load_classifier(
     with loading(path, "model", source=source):
         config = AutoConfig.from_pretrained(path, **trusted)
         _check_named_weights(config, path, source)
-        _check_adapter(path, source)
+        check_adapter(path, source)
         architecture = (config.architectures or ["none given"])[0]
         if not new_head and not architecture.endswith("ForSequenceClassification"):
             raise RecipeError(
@@ -143,29 +151,47 @@ def load_classifier(
     return model, tokenizer
 
 
-def find_file(name: str, filename: str) -> str | None:
+def present_names(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Give arguments of `from_pretrained` that transformers 5 renamed their present names."""
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    for old, new in (("torch_dtype", "dtype"), ("use_auth_token", "token")):
+        value = kwargs.pop(old, None)
+        if value is not None and kwargs.setdefault(new, value) != value:
+            raise RecipeError(f"`{old}` is the old name of `{new}`, and they differ. Give one.")
+    bits = {bits: kwargs.pop(bits, False) for bits in ("load_in_8bit", "load_in_4bit")}
+    if not any(bits.values()):
+        return kwargs
+    if "quantization_config" in kwargs:
+        raise RecipeError("`quantization_config` says what `load_in_8bit` does. Give one of them.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise RecipeError("`load_in_8bit` and `load_in_4bit` need: pip install bitsandbytes.")
+    return kwargs | {"quantization_config": BitsAndBytesConfig(**bits)}
+
+
+def find_file(name: str, filename: str, **where: Any) -> str | None:
     """Find a file of a model, local or on the hub: its path, or None where there is none."""
     return cached_file(
         name,
         filename,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
+        **where,
     )
 
 
-def _base_of_adapter(name: str) -> str | None:
+def _base_of_adapter(name: str, **where: Any) -> str | None:
     """The model that an adapter belongs to; None where `name` is a whole model."""
-    config = find_file(name, "adapter_config.json")
+    config = find_file(name, "adapter_config.json", **where)
     if config is None:
         return None
     base = json.loads(Path(config).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return resolve(base, "model", source=f"the base model of `{name}`")
+    return resolve(base, "model", source=f"the base model of `{name}`", token=where.get("token"))
 
 
-def _check_adapter(name: str, source: str | None) -> None:
+def check_adapter(name: str, source: str | None, **where: Any) -> None:
     """Refuse an adapter whose weights are pickled, which peft would read."""
-    adapter = find_file(name, "adapter_config.json") is not None
-    if adapter and find_file(name, "adapter_model.safetensors") is None:
+    adapter = find_file(name, "adapter_config.json", **where) is not None
+    if adapter and find_file(name, "adapter_model.safetensors", **where) is None:
         refuse_pickle(name, source)
 
 

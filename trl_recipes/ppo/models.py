@@ -1,24 +1,35 @@
 """The models of PPO: a policy with a value head on its trunk, and the reference beside it."""
 
 import copy
+import json
 import logging
-from collections.abc import Iterator
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.utils import PushToHubMixin
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.adapters import save_policy
 from trl_recipes.models.forward import response_logits, unwrap_adapter
 from trl_recipes.models.hub import resolve
-from trl_recipes.models.loading import find_file, load_language_model
+from trl_recipes.models.loading import (
+    WHERE,
+    check_adapter,
+    find_file,
+    load_language_model,
+    present_names,
+)
 from trl_recipes.models.sharding import full_model, full_tensor, full_tensors, gathered
 
 logger = logging.getLogger(__name__)
@@ -26,6 +37,13 @@ logger = logging.getLogger(__name__)
 VALUE_HEAD_FILE = "value_head.safetensors"
 REFERENCE_ADAPTER = "reference"
 _LAYERS = ("transformer.h", "model.decoder.layers", "gpt_neox.layers", "model.layers")
+_SUMMARY = "v_head.summary."
+# What a value-head model answers as its language model does.
+_OF_LANGUAGE_MODEL = (
+    *("device", "dtype", "generation_config", "get_input_embeddings", "get_output_embeddings"),
+    *("gradient_checkpointing_enable", "gradient_checkpointing_disable"),
+    *("enable_input_require_grads", "prepare_inputs_for_generation", "resize_token_embeddings"),
+)
 _said: set[str] = set()
 
 
@@ -44,11 +62,14 @@ class ValueHead(nn.Module):
         return self.summary(self.dropout(hidden).to(self.summary.weight.dtype))
 
 
-class _ValueHeadModel(nn.Module):
+class _ValueHeadModel(PushToHubMixin, nn.Module):
     """A language model and a value head, loaded by name; the head has a file of its own."""
 
     transformers_parent_class: Any
+    lm_head_namings = ("lm_head", "embed_out")
     supported_args = ("summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
+    supported_modules = ("v_head",)  # the heads that are saved beside the language model
+    supported_rm_modules = ("score",)
 
     def __init__(
         self,
@@ -68,13 +89,22 @@ class _ValueHeadModel(nn.Module):
                 "`v_head_initializer_range` has a meaning only with "
                 "`v_head_init_strategy='normal'`. Give both, or none."
             )
+        self._check_language_model_head(pretrained_model)
         self.pretrained_model, self.config = pretrained_model, pretrained_model.config
         self.is_peft_model = isinstance(pretrained_model, PeftModel)
+        self.supports_rm_adapter, self.rm_adapter_name = False, None
         self.v_head = ValueHead(self.config, summary_dropout_prob)
         if v_head_init_strategy == "normal":
             std = 0.2 if v_head_initializer_range is None else v_head_initializer_range
             nn.init.normal_(self.v_head.summary.weight, std=std)
             nn.init.zeros_(self.v_head.summary.bias)
+        self.register_state_dict_post_hook(_to_trl_names)
+        self.register_load_state_dict_pre_hook(_from_trl_names)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_LANGUAGE_MODEL:
+            return getattr(super().__getattr__("pretrained_model"), name)
+        return super().__getattr__(name)
 
     def forward(self, *args: Any, return_past_key_values: bool = False, **kwargs: Any) -> tuple:
         """Run the language model and the value head.
@@ -93,45 +123,124 @@ class _ValueHeadModel(nn.Module):
         """Sample as the language model does; returns token ids (B, L)."""
         return self.pretrained_model.generate(*args, **kwargs)
 
+    @torch.no_grad()
+    def compute_reward_score(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Score texts (B, L) with the reward adapter: (B, L, labels), one score at each token."""
+        if not self.supports_rm_adapter:
+            raise RecipeError("This model has no reward adapter. Load it with `reward_adapter=`.")
+        model, training = self.pretrained_model, self.pretrained_model.training
+        with reference_of(model.eval(), None, self.rm_adapter_name):
+            given = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+            output = model(**given, output_hidden_states=True)
+        model.train(training)
+        hidden = output.hidden_states[-1]
+        return self.score.to(hidden.device)(hidden.to(self.score.weight.dtype))
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """Load a language model, in float32 unless `dtype` says otherwise, and its value head.
 
         Takes a hub name, a folder, or a transformers or PEFT model; `peft_config`, the value head's
         arguments of TRL, and options of the transformers class. A head that was never saved starts
-        from 0, unless `v_head_init_strategy` is given (None is torch's own).
+        from 0, unless `v_head_init_strategy` is given (None is torch's own). `reward_adapter` names
+        an adapter of a sequence classifier on the same model, for `compute_reward_score`.
         """
-        model, name = pretrained_model_name_or_path, None
-        ours = ("peft_config", "is_trainable", *cls.supported_args)
-        given = {key: kwargs.pop(key) for key in ours if key in kwargs}
-        given.pop("is_trainable", None)
-        peft_config = given.pop("peft_config", None)
+        model, name, heads = pretrained_model_name_or_path, None, {}
+        given = {key: kwargs.pop(key) for key in cls.supported_args if key in kwargs}
+        peft_config = kwargs.pop("peft_config", None)
+        reward_adapter = kwargs.pop("reward_adapter", None)
+        reward_adapter_name = kwargs.pop("reward_adapter_name", "reward_adapter")
+        trainable = kwargs.pop("is_trainable", True)
         if isinstance(model, str | Path):
-            name = resolve(str(model), "model")
+            kwargs = present_names(kwargs)
+            where = {key: kwargs[key] for key in WHERE if key in kwargs}
+            name = resolve(str(model), "model", token=kwargs.get("token"))
             causal = cls.transformers_parent_class is AutoModelForCausalLM
             model = load_language_model(
-                name, *model_args, causal=causal, is_trainable=True, **kwargs
+                name, *model_args, causal=causal, is_trainable=trainable, **kwargs
             )
+            heads = find_heads(name, cls.supported_modules, **where)
         else:
             given |= kwargs
         if peft_config is not None:
+            if getattr(model, "is_quantized", False):
+                model = prepare_model_for_kbit_training(model)
             model = get_peft_model(model, peft_config)
         model = cls(model, **given)
-        weights = None if name is None else find_value_head(name)
-        if weights is not None:
-            model.v_head.summary.load_state_dict(weights)
-        elif "v_head_init_strategy" not in given:
-            nn.init.zeros_(model.v_head.summary.weight)
-            nn.init.zeros_(model.v_head.summary.bias)
-            if name is not None and name not in _said:
-                _said.add(name)
-                logger.info("%s has no value head: a fresh one starts from 0.", name)
+        model._load_heads(heads, name, drawn="v_head_init_strategy" in given)
+        if reward_adapter is not None:
+            model._load_reward_adapter(reward_adapter, reward_adapter_name)
         return model
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
-        """Save the language model in the hub's format, and the value head beside it."""
+    def save_pretrained(
+        self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Save the language model in the hub's format, and the value head beside it.
+
+        `state_dict` holds the weights to save where they are not the model's own, by its names.
+        """
+        heads = self.heads()
+        if state_dict is not None:
+            heads = {key: state_dict[key] for key in heads}
+            others = {k: v for k, v in state_dict.items() if k not in heads}
+            kwargs |= {} if self.is_peft_model else {"state_dict": others}
         self.pretrained_model.save_pretrained(save_directory, **kwargs)
-        save_value_head(self.v_head.summary.state_dict(), save_directory)
+        save_value_head(heads, save_directory)
+
+    def heads(self) -> dict[str, Tensor]:
+        """Give the weights of the heads, under names such as `v_head.summary.weight`."""
+        heads = {module: getattr(self, module).state_dict() for module in self.supported_modules}
+        return {f"{m}.{key}": value for m, own in heads.items() for key, value in own.items()}
+
+    def _check_language_model_head(self, model: nn.Module) -> None:
+        """Refuse a model that gives no logits."""
+        modules = {part for name, _ in model.named_modules() for part in name.split(".")}
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        if head is None and not modules & {*self.lm_head_namings}:
+            raise RecipeError(
+                f"A {type(model).__name__} has no language-model head, so it gives no logits. Load "
+                f"the model with {self.transformers_parent_class.__name__}."
+            )
+
+    def _load_heads(self, weights: dict[str, Tensor], name: str | None, drawn: bool) -> None:
+        """Give heads the weights that were saved; a value head without any starts from 0."""
+        for module in self.supported_modules:
+            own = {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(f"{module}.")}
+            try:
+                if own:
+                    getattr(self, module).load_state_dict(own)
+            except RuntimeError as error:
+                raise RecipeError(
+                    f"The `{module}` that was saved in `{name}` does not fit this model: {error}"
+                ) from error
+            if module == "v_head" and not own and not drawn:
+                nn.init.zeros_(self.v_head.summary.weight)
+                nn.init.zeros_(self.v_head.summary.bias)
+                if name is not None and name not in _said:
+                    _said.add(name)
+                    logger.info("%s has no value head: a fresh one starts from 0.", name)
+
+    def _load_reward_adapter(self, adapter: str, name: str) -> None:
+        """Load an adapter of a sequence classifier and the head saved with it, both frozen."""
+        if not self.is_peft_model:
+            raise RecipeError("`reward_adapter` needs a PEFT model. Give `peft_config` too.")
+        adapter = resolve(adapter, "model", source="`reward_adapter`")
+        check_adapter(adapter, "`reward_adapter`")
+        saved = load_file(find_file(adapter, "adapter_model.safetensors"))
+        named = {*self.supported_rm_modules}
+        head = {k.rpartition(".")[2]: v for k, v in saved.items() if named & {*k.split(".")}}
+        if "weight" not in head:
+            raise RecipeError(
+                f"`reward_adapter`: `{adapter}` holds no head named {' or '.join(sorted(named))}. "
+                "Give the adapter of a sequence classifier."
+            )
+        self.pretrained_model.load_adapter(adapter, name, is_trainable=False)
+        self.score = nn.Linear(*reversed(head["weight"].shape), bias="bias" in head)
+        self.score.load_state_dict(head)
+        self.score.requires_grad_(False)
+        self.supports_rm_adapter, self.rm_adapter_name = True, name
 
 
 class AutoModelForCausalLMWithValueHead(_ValueHeadModel):
@@ -151,6 +260,7 @@ class AutoModelForSeq2SeqLMWithValueHead(_ValueHeadModel):
     """
 
     transformers_parent_class = AutoModelForSeq2SeqLM
+    lm_head_namings = ("lm_head", "embed_out", "output_projection")
 
 
 def _hidden_size(config: Any) -> int:
@@ -163,27 +273,78 @@ def _hidden_size(config: Any) -> int:
     return inner.hidden_size
 
 
+def _to_trl_names(model: nn.Module, weights: dict, prefix: str, _: Any) -> None:
+    """Name the weights of the language model as that does, beside `v_head.`, as TRL 0.11 did."""
+    inner = f"{prefix}pretrained_model."
+    for key in [key for key in weights if key.startswith(inner)]:
+        weights[prefix + key.removeprefix(inner)] = weights.pop(key)
+
+
+def _from_trl_names(model: nn.Module, weights: dict, prefix: str, *_: Any) -> None:
+    """Take back what `_to_trl_names` gave."""
+    parts = tuple(f"{prefix}{name}." for name, _ in model.named_children())
+    for key in [key for key in weights if key.startswith(prefix) and not key.startswith(parts)]:
+        weights[f"{prefix}pretrained_model.{key.removeprefix(prefix)}"] = weights.pop(key)
+
+
 def save_value_head(weights: dict[str, Tensor], folder: str | Path) -> None:
-    """Write the weights of the value head's linear layer to `value_head.safetensors`."""
-    weights = {key: value.contiguous() for key, value in weights.items()}
+    """Write the weights of the value head to `value_head.safetensors`."""
+    weights = {key.removeprefix(_SUMMARY): value.contiguous() for key, value in weights.items()}
     save_file(weights, Path(folder) / VALUE_HEAD_FILE)
 
 
-def find_value_head(name: str) -> dict[str, Tensor] | None:
-    """Read `weight` (1, H) and `bias` (1,) of a folder's or hub model's value head, or None.
+def head_key(key: str, modules: Sequence[str] = ("v_head",)) -> str | None:
+    """Name a weight from its head on, such as `v_head.summary.bias`; None where it is of no head.
 
-    They lie in a file of ours, or under `v_head.` keys in TRL 0.11's `model.safetensors`.
+    >>> head_key("module.v_head.summary.bias")
+    'v_head.summary.bias'
     """
-    ours = find_file(name, VALUE_HEAD_FILE)
-    if ours is not None:
-        return load_file(ours)
-    classic = find_file(name, "model.safetensors")
-    if classic is None:
-        return None
-    prefix = "v_head.summary."
-    with safe_open(classic, framework="pt") as file:
-        keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
-        return {key.removeprefix(prefix): file.get_tensor(key) for key in keys} or None
+    found = re.fullmatch(rf"(module\.|pretrained_model\.)*(({'|'.join(modules)})\..+)", key)
+    return found and found[2]
+
+
+def find_heads(name: str, modules: Sequence[str] = ("v_head",), **where: Any) -> dict[str, Tensor]:
+    """Read the heads that were saved with a model, under names such as `v_head.summary.weight`.
+
+    They lie in a file of their own, ours or LLaMA-Factory's, or among the weights, as TRL 0.11 had
+    it. `where` are the hub's arguments. Of a pickle file nothing but tensors is read.
+    """
+    for own in (VALUE_HEAD_FILE, "value_head.bin"):
+        if file := find_file(name, own, **where):
+            tensors = _read_tensors(file, lambda key: True)
+            return {head_key(key, modules) or _SUMMARY + key: t for key, t in tensors.items()}
+    # TRL wrote the second beside an adapter; it also stays in a folder that was converted
+    pickled = Path(name).is_dir() or find_file(name, "adapter_config.json", **where)
+    for weights in ("model.safetensors", "pytorch_model.bin")[: 2 if pickled else 1]:
+        files = [find_file(name, weights, **where)]
+        if files == [None] and (index := find_file(name, f"{weights}.index.json", **where)):
+            shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+            files = {shard for key, shard in shards.items() if head_key(key, modules)}
+            files = [find_file(name, shard, **where) for shard in sorted(files)]
+        heads: dict[str, Tensor] = {}
+        for file in filter(None, files):
+            tensors = _read_tensors(file, lambda key: head_key(key, modules))
+            heads |= {head_key(key, modules): tensor for key, tensor in tensors.items()}
+        if heads:
+            return heads
+    return {}
+
+
+def _read_tensors(file: str, wanted: Callable[[str], Any]) -> dict[str, Tensor]:
+    """Read the tensors of a file whose names are wanted."""
+    if file.endswith(".safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            keys = filter(wanted, weights.keys())
+            return {key: weights.get_tensor(key) for key in keys}
+    try:
+        mapped = zipfile.is_zipfile(file)
+        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise RecipeError(
+            f"`{file}` holds more than tensors, and unpickling that could run code. If a value "
+            "head is in it, save that alone; otherwise remove the file."
+        ) from error
+    return {key: tensor for key, tensor in weights.items() if wanted(key)}
 
 
 class ActorCritic(nn.Module):
@@ -250,11 +411,11 @@ class ActorCritic(nn.Module):
 def save_actor_critic(model: ActorCritic, folder: Path, writes: bool, merge_adapter: bool) -> None:
     """Save policy and value head; processes that do not write help to gather what lies in parts."""
     policy = full_model(model.policy, keep=writes)
-    value_head = full_tensors(model.value_head.summary.state_dict(), writes)
+    heads = full_tensors(model.value_head_model.heads(), writes)
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
         save_policy(policy, folder, merge_adapter)
-        save_value_head(value_head, folder)
+        save_value_head(heads, folder)
 
 
 def switch_off_dropout(model: nn.Module) -> None:

@@ -156,6 +156,8 @@ def build_models(
     """
     policy = value_head_model.pretrained_model
     peft_config = select_trainable(policy, config.trainable, peft_config)
+    if num_shared_layers is not None:  # before they are shared
+        to_float32(policy, keep_frozen=False)
     if ref_model is None:
         config.ref_adapter_name = freeze_reference_adapter(policy) or config.ref_adapter_name
         if num_shared_layers is not None:
@@ -176,9 +178,7 @@ def build_models(
     for model in filter(None, (actor_critic, ref_model)):
         switch_off_dropout(model)
         fuse_activations(model)
-    for parameter in actor_critic.parameters():
-        if parameter.requires_grad:  # master weights
-            parameter.data = parameter.data.float()
+    to_float32(policy, keep_frozen=is_peft_model)
     value_head_model.v_head.float()
     if config.activation_checkpointing:  # renamed in transformers 5.23
         enable = getattr(policy, "activation_checkpointing_enable", None)
@@ -187,6 +187,16 @@ def build_models(
     if ref_model is not None:
         ref_model.requires_grad_(False).eval()
     return actor_critic, ref_model
+
+
+def to_float32(policy: nn.Module, keep_frozen: bool) -> None:
+    """Make master weights in float32 of what is trained, and of layers that have to fit to it.
+
+    An adapter converts what goes in and out of it, so the base of a PEFT model may stay as it is.
+    """
+    for parameter in policy.parameters():
+        if parameter.requires_grad or (not keep_frozen and parameter.is_floating_point()):
+            parameter.data = parameter.data.float()
 
 
 def kl_controller(config: PPOConfig) -> AdaptiveKLController | FixedKLController:
