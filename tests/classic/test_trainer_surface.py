@@ -257,6 +257,16 @@ def test_a_loop_by_hand_neither_goes_on_in_a_folder_nor_loses_a_column(tmp_path)
         loop()
     with pytest.raises(RecipeError, match="`resume_from_checkpoint` is for `train`"):
         loop(resume_from_checkpoint="true")
+    data = Dataset.from_dict({"input_ids": [[3, 4]] * 4})
+    trainer = PPOTrainer(
+        args=PPOConfig(batch_size=4, max_steps=1, output_dir=str(tmp_path / "run")),
+        model=ARCHITECTURES["gpt2"](),
+        processing_class=Words(),
+        train_dataset=data,
+        reward_funcs=lambda completions, **columns: [1.0] * len(completions),
+    )
+    with pytest.raises(RecipeError, match="already holds a run"):
+        trainer.train()
     loop(overwrite_output_dir=True)
     assert len((tmp_path / "run" / "all_stats.jsonl").read_text().splitlines()) == 1
 

@@ -207,7 +207,7 @@ class ClassicLoop:
             self.config.batch_size, queries, responses, scores, response_masks
         )
         checks.check_token_ids(queries, responses, self._policy())
-        self._begin_by_hand()
+        self._begin_in_folder()
         rollout = self._recall(self._collate(queries, responses, response_masks))
         return self._step(rollout, torch.stack(scores), self._classic_quirks())
 
@@ -229,7 +229,7 @@ class ClassicLoop:
                 f"`columns_to_log` names {missing[0]!r}, which `batch` does not hold. It holds "
                 f"{', '.join(batch)}."
             )
-        self._begin_by_hand()
+        self._begin_in_folder()
         scores = torch.stack([torch.as_tensor(r).float().reshape(()) for r in rewards]).tolist()
         stats |= score_stats(scores, {}, self.current_device, self._all_sum)
         self.state.global_step += 1
@@ -238,19 +238,20 @@ class ClassicLoop:
         samples |= {name: list(batch[name]) for name in columns_to_log if name in batch}
         self._record(stats, samples | {"score": scores}, columns_to_log)
 
-    def _begin_by_hand(self) -> None:
+    def _begin_in_folder(self, by_hand: bool = True) -> None:
         """Refuse a folder that holds a run, as recipes do, and mark it as that of one."""
         args = self.args
         if not args.saves or self.state.global_step > 0:
             return
-        if args.resume_from_checkpoint:
+        if by_hand and args.resume_from_checkpoint:
             raise RecipeError(
                 "`resume_from_checkpoint` is for `train`: a hand-written loop goes on with the "
                 "model that `save_pretrained` wrote. Leave it out."
             )
-        run = check_run(args)
-        if run.all_stats.exists() or not run.config.exists():
-            prepare_run(run, overwrite=args.overwrite_output_dir, settings=[args])
+        if not args.resume_from_checkpoint:
+            run = check_run(args)
+            if run.all_stats.exists() or not run.config.exists():
+                prepare_run(run, overwrite=args.overwrite_output_dir, settings=[args])
 
     # Saving
 

@@ -212,6 +212,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = resume_from_checkpoint
         checks.check_before_training(self)
+        self._begin_in_folder(by_hand=False)
         if self.args.saves:
             train_or_stop(self, train=self._train, about=checks.about(self))
         else:
