@@ -194,11 +194,9 @@ class ClassicLoop:
 
         Args:
             queries: token ids, each of shape (query length,).
-            responses: token ids, each of shape (response length,); an encoder-decoder's begin with
-                its start token, as `generate` returns them.
+            responses: token ids, each of shape (response length,), as `generate` returns them.
             scores: one number each.
-            response_masks: 1 at response tokens to train on, 0 at others, each as long as its
-                response; None trains on all of them.
+            response_masks: 1 at response tokens to train on, else 0; None trains on all of them.
 
         Returns:
             Statistics under the keys of TRL 0.11.4; `trl_recipes.stats.STAT_KEYS` explains them.
@@ -535,7 +533,7 @@ class ClassicLoop:
         return without_first_token(rollout) if skips_first else rollout
 
     def _classic_quirks(self) -> bool:
-        """Whether a hand-written loop computes what TRL 0.11.4 computed where it was wrong."""
+        # of a hand-written loop, which by default computes what TRL 0.11.4 computed
         return self.config.trl_0_11_quirks is not False
 
     def _with_start_token(self, responses: list[Tensor]) -> list[Tensor]:
