@@ -1,6 +1,9 @@
 """Tiny models of many architectures, with random weights."""
 
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BambaConfig,
     BartConfig,
     BartForConditionalGeneration,
     BloomConfig,
@@ -11,16 +14,22 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    Lfm2Config,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    MiniMaxConfig,
     OPTConfig,
     OPTForCausalLM,
+    ProphetNetConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
+    RwkvConfig,
+    SwitchTransformersConfig,
     T5Config,
     T5ForConditionalGeneration,
+    T5GemmaConfig,
 )
 
 VOCAB = 64
@@ -103,6 +112,71 @@ UNUSUAL = {
     ),
     "mamba": lambda: MambaForCausalLM(
         MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4)
+    ),
+}
+
+_HYBRID = {k: v for k, v in SMALL.items() if k not in ("bos_token_id", "eos_token_id")}
+_HYBRID |= {"num_key_value_heads": 1, "pad_token_id": 0}
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 8}
+_MIXED = {"layer_types": ["linear_attention", "full_attention"], "num_local_experts": 2}
+
+
+def _of(config):
+    model = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return model.from_config(config)
+
+
+# Hybrids, recurrent ones and encoder-decoders of other kinds, which PPO trains, the first five
+# through transformers' own `generate`.
+OTHERS = {
+    "lfm2": lambda: _of(Lfm2Config(**_HYBRID | {"layer_types": ["conv", "full_attention"]})),
+    "bamba": lambda: _of(BambaConfig(**_HYBRID, **_MAMBA, attn_layer_indices=[1])),
+    "minimax": lambda: _of(MiniMaxConfig(**_HYBRID, **_MIXED)),
+    "rwkv": lambda: _of(
+        RwkvConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_hidden_layers=2,
+            attention_hidden_size=32,
+            context_length=64,
+        )
+    ),
+    "prophetnet": lambda: _of(
+        ProphetNetConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+            num_encoder_layers=2,
+            num_decoder_layers=2,
+            num_encoder_attention_heads=2,
+            num_decoder_attention_heads=2,
+            max_position_embeddings=64,
+            decoder_start_token_id=1,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    ),
+    "switch": lambda: _of(
+        SwitchTransformersConfig(
+            **SEQ2SEQ,
+            d_kv=8,
+            d_ff=48,
+            num_layers=2,
+            num_heads=4,
+            num_decoder_layers=2,
+            num_experts=2,
+            decoder_start_token_id=0,
+        )
+    ),
+    "t5gemma": lambda: _of(
+        T5GemmaConfig(
+            encoder=_HYBRID | {"head_dim": 16},
+            decoder=_HYBRID | {"head_dim": 16},
+            vocab_size=VOCAB,
+            decoder_start_token_id=0,
+        )
     ),
 }
 

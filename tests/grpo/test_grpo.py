@@ -6,12 +6,17 @@ import math
 import pytest
 import torch
 import trl
-from architectures import ARCHITECTURES, gpt2
+from architectures import ARCHITECTURES, OTHERS, gpt2
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from tiny_grpo import KINDS, build, prompts, same, tiny, variety, weights, without_times
 from tiny_grpo import word_tokenizer as words
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    TrainerCallback,
+)
 from trl.trainer import base_trainer
 
 from trl_recipes import GRPOConfig, RecipeError, load_run
@@ -550,3 +555,33 @@ def test_any_end_token_of_a_chat_model_ends_a_response(kind):
     assert 0 < cut < 1
     assert trainer.all_stats[0]["tokens/masked_share"] == pytest.approx(cut)
     assert trainer.model.generation_config.eos_token_id == [0, 5]
+
+
+@both
+@pytest.mark.parametrize(
+    "own", [{"eos_token_id": [9, 5]}, {"top_k": 3, "do_sample": True}, {"pad_token_id": None}]
+)
+def test_generation_settings_are_saved_as_the_start_model_had_them(kind, own, tmp_path):
+    model = tiny()
+    model.generation_config.update(**own)
+    start = model.generation_config.to_dict()
+    trainer = build(kind, model=model, max_steps=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path))
+    assert GenerationConfig.from_pretrained(tmp_path).to_dict() == start
+
+
+@both
+@pytest.mark.parametrize("name", ["bamba", "lfm2"])
+def test_hybrids_train(kind, name):
+    trainer = build(kind, model=OTHERS[name](), beta=0.1, max_steps=2)
+    start = weights(trainer)
+    trainer.train()
+    assert trainer.all_stats[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert not same(start, weights(trainer))
+
+
+@both
+def test_a_model_that_reads_padding_is_sent_to_ppo(kind):
+    with pytest.raises(RecipeError, match=r"RwkvForCausalLM reads padding.*Train it with PPO"):
+        build(kind, model=OTHERS["rwkv"]())

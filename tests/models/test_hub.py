@@ -227,6 +227,22 @@ def test_loading_turns_library_failures_into_one_line(failure):
     assert error.value.__cause__ is failure
 
 
+@pytest.mark.parametrize(
+    ("failure", "package"),
+    [
+        (ImportError("Using `bitsandbytes` 4-bit quantization requires bitsandbytes"), "bitsandby"),
+        (ImportError("the package for FlashAttention2 doesn't seem to be installed"), "FlashAtten"),
+        (ModuleNotFoundError("No module named 'tiktoken'", name="tiktoken"), "Install `tiktoken`"),
+        (ValueError("You need to have sentencepiece: pip install sentencepiece"), "sentencepiece"),
+    ],
+)
+def test_a_missing_package_is_named_and_no_file_is_blamed(failure, package):
+    with pytest.raises(RecipeError, match=package) as error, hub.loading("some/model", "model"):
+        raise failure
+    assert "Install" in str(error.value)
+    assert "damaged" not in str(error.value)
+
+
 def test_loading_lets_other_errors_pass():
     with pytest.raises(ZeroDivisionError), hub.loading("some/model", "model"):
         raise ZeroDivisionError

@@ -9,22 +9,12 @@ from pathlib import Path
 import pytest
 import tiny_grpo
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    LlamaConfig,
-    Qwen2Config,
-)
-
-from trl_recipes.models.memory import (
+from memory_plan import (
     SHAPES,
-    Memory,
     Plan,
     Shape,
     evaluation_bytes,
     kept,
-    kept_by,
     layer_bytes,
     lora_parameters,
     memory_table,
@@ -33,6 +23,15 @@ from trl_recipes.models.memory import (
     smallest_gpu,
     update_bytes,
 )
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    Qwen2Config,
+)
+
+from trl_recipes.models.memory import Memory, kept_by
 
 ROOT = Path(__file__).parents[2]
 # 10 weights; a layer has 4 vectors of width 2 and so on

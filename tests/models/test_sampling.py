@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, UNUSUAL, VOCAB, gpt2
+from architectures import ARCHITECTURES, OTHERS, UNUSUAL, VOCAB, gpt2
 from peft import LoraConfig, get_peft_model
 
 from trl_recipes.models import sampling, static_sampling
@@ -185,3 +185,18 @@ def test_a_static_cache_samples_in_the_precision_of_autocast_and_leaves_the_weig
     for name, weight in model.named_parameters():
         assert weight is before[name][0]
         assert weight.equal(before[name][1])
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "mamba"])
+def test_a_greedy_response_does_not_depend_on_the_rows_beside_it(name):
+    torch.manual_seed(0)
+    model = (OTHERS | UNUSUAL)[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)  # so that a prompt makes a difference
+    settings = {"pad_token_id": 0, "eos_token_id": None, "max_new_tokens": 6, "do_sample": False}
+    together = generate_responses(model, QUERIES, **settings)
+    alone = [generate_responses(model, [query], **settings)[0] for query in QUERIES]
+    assert [row.tolist() for row in together] == [row.tolist() for row in alone]
+    assert can_sample(model) == (name in ("switch", "t5gemma"))

@@ -2,14 +2,26 @@
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, SMALL
 from peft import LoraConfig
 from test_trainer import VOCAB, Words, build, gpt2, rollout_of
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    ElectraConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    GPTNeoXConfig,
+    MixtralConfig,
+    PhimoeConfig,
+    ProphetNetConfig,
+    XLNetConfig,
+)
 from trl import ModelConfig, get_peft_config
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError
 from trl_recipes.evaluation.compare import check_context
-from trl_recipes.models.loading import check_lengths
+from trl_recipes.models.loading import check_language_model, check_lengths
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
@@ -155,7 +167,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_before_training():
 
 def test_a_reference_that_should_agree_but_does_not_stops_the_run(trainer):
     log_ratio = torch.tensor([[0.0, 0.3]])
-    with pytest.raises(RecipeError, match=r"log-probabilities differ by 0.3.*Padding is the likel"):
+    with pytest.raises(RecipeError, match=r"log-probabilities differ by 0.3.*Neither dropout, ch"):
         trainer.first_batch.check_kl(log_ratio)
     trainer.first_batch.check_kl(log_ratio * 1e-4)
 
@@ -213,3 +225,77 @@ def test_one_module_of_an_adapter_by_name_is_found(tiny_gpt2):
 def test_modules_that_are_not_there_are_named_with_those_that_are(tiny_gpt2, names):
     with pytest.raises(RecipeError, match=r"no module named .*nope\. Choose among: c_attn, c_fc"):
         with_lora(tiny_gpt2, *names)
+
+
+# Models that cannot be trained, or draw at random, each told by its own cause
+
+EXPERTS = SMALL | {"num_local_experts": 4, "num_key_value_heads": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (XLNetConfig(vocab_size=VOCAB, d_model=32, n_layer=1, n_head=2, d_inner=48), "XLNetLMHead"),
+        (ElectraConfig(**SMALL, embedding_size=32), "ElectraForCausalLM is no causal language"),
+        (BertConfig(**SMALL), "BertLMHeadModel is no causal language model.*is_decoder: true"),
+    ],
+    ids=["xlnet", "electra", "bert"],
+)
+def test_a_model_that_sees_what_comes_is_refused(config, words):
+    with pytest.raises(RecipeError, match=words):
+        new(AutoModelForCausalLM.from_config(config))
+
+
+def test_models_that_keep_their_head_or_count_padding_are_refused():
+    half = BertConfig(**SMALL)
+    both = EncoderDecoderConfig.from_encoder_decoder_configs(half, half)
+    with pytest.raises(RecipeError, match="whose decoder keeps the head to itself"):
+        new(EncoderDecoderModel(both))
+    with pytest.raises(RecipeError, match="a ProphetNet whose pad_token_id is 1"):
+        check_language_model(ProphetNetConfig(pad_token_id=1), "x")
+    with pytest.raises(RecipeError, match="GPT2Model, which has no head that continues text"):
+        new(gpt2().transformer)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PhimoeConfig(**EXPERTS, router_jitter_noise=0.5),  # which draws experts in train mode, too
+        MixtralConfig(**EXPERTS, router_jitter_noise=0.5),
+        MixtralConfig(**EXPERTS, output_router_logits=True),
+        GPTNeoXConfig(**SMALL, hidden_dropout=0.5, attention_dropout=0.5),
+    ],
+    ids=["phimoe", "mixtral", "router_logits", "neox"],
+)
+def test_chance_is_off_by_whatever_name(config):
+    torch.manual_seed(0)
+    trainer = build(AutoModelForCausalLM.from_config(config))
+    for _ in range(2):
+        trainer.model.train()  # as a user may call it
+        stats = trainer.step(*rollout_of(trainer))
+        assert stats["ppo/skipped_minibatches"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda logits, module: logits + torch.rand_like(logits), "draws at random"),
+        (lambda logits, module: logits * (1 + module.training), "In train mode the model computes"),
+        (lambda logits, module: logits + logits.mean((0, 1)), "does the model mix rows"),
+    ],
+    ids=["chance", "mode", "rows"],
+)
+def test_the_cause_of_a_first_batch_that_differs_is_named(change, cause):
+    trainer = build()
+    policy = trainer.policy_model
+    policy.train()
+    policy.register_forward_hook(
+        lambda module, _, output: _with_logits(output, change(output.logits, module))
+    )
+    with pytest.raises(RecipeError, match=cause):
+        trainer.first_batch.check_ratio(torch.ones(1, 1))
+
+
+def _with_logits(output, logits):
+    output.logits = logits
+    return output

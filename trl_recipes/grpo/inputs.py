@@ -58,10 +58,11 @@ def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
             "GRPO and RLOO trainers do not train. Use PPO (recipes/ppo_seq2seq.py), or a causal "
             "model such as GPT-2."
         )
-    if isinstance(model, PeftModel) and not any(p.requires_grad for p in model.parameters()):
-        for name in model.active_adapters:  # an adapter is loaded frozen
-            model.peft_config[name].inference_mode = False
-        model.set_adapter(model.active_adapter)
+    if isinstance(model, PeftModel) and set(model.peft_config) != {"default"}:
+        raise RecipeError(
+            f"`model` has adapters named {', '.join(model.peft_config)}; TRL's GRPO and RLOO "
+            "trainers know one, named `default`. Load it without `adapter_name`."
+        )
     return model
 
 
@@ -80,7 +81,7 @@ def fitting_tokenizer(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:  # else transformers says at length that it does
+    if getattr(model.config, "pad_token_id", None) is None:  # else transformers says so at length
         for settings in (model.config, model.generation_config):
             settings.pad_token_id = tokenizer.pad_token_id
     check_vocabulary(tokenizer, model)

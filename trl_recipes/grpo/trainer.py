@@ -1,5 +1,6 @@
 """GRPOTrainer and RLOOTrainer: TRL's own, in a run folder and with our rewards."""
 
+import copy
 import functools
 import os
 import time
@@ -55,11 +56,24 @@ from trl_recipes.grpo.resume import (
     write_weights,
 )
 from trl_recipes.grpo.statistics import batch_statistics, weighted_totals
-from trl_recipes.models.adapters import save_policy, select_trainable
-from trl_recipes.models.forward import forward_arguments, unwrap_adapter
+from trl_recipes.models.adapters import (
+    StartModel,
+    check_trained,
+    keep_base,
+    save_policy,
+    select_trainable,
+    with_own_schedule,
+)
+from trl_recipes.models.forward import (
+    check_causal,
+    forward_arguments,
+    switch_off_chance,
+    train_without_chance,
+    unwrap_adapter,
+)
 from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.memory import set_malloc_thresholds
-from trl_recipes.models.sampling import packed_weights
+from trl_recipes.models.sampling import ignores_padding, packed_weights
 from trl_recipes.models.sharding import (
     check_fsdp_loading,
     full_model,
@@ -158,6 +172,7 @@ class GroupTrainer:
         check_fsdp_loading()
         set_seed(args.seed)
         policy = causal_model(model, args.trust_remote_code)
+        self._saved_settings = copy.deepcopy(unwrap_adapter(policy).generation_config)
         tokenizer = fitting_tokenizer(processing_class, model, policy)
         self.rewards = rewards_of(args, reward_funcs, reward_weights, metrics)
         if self.rewards is None:
@@ -173,7 +188,14 @@ class GroupTrainer:
         adapted = peft_config is not None or isinstance(policy, PeftModel)
         loads_reference = args.beta != 0 and not adapted
         forward = vars(unwrap_adapter(policy)).get("forward")
-        with named(policy, loads_reference), _writes_nothing(args), _without_renamings():
+        if "optimizers" in kwargs:
+            kwargs["optimizers"] = with_own_schedule(*kwargs["optimizers"])
+        with (
+            named(policy, loads_reference),
+            _without_second_adapter(policy),
+            _writes_nothing(args),
+            _without_renamings(),
+        ):
             super().__init__(
                 model=policy,
                 reward_funcs=self.rewards.for_trl(),
@@ -189,6 +211,25 @@ class GroupTrainer:
         self._fused_head = None if fused_head is forward else fused_head
         _set_forward(unwrap_adapter(policy), forward)
         count_positions(policy)
+        check_causal(policy)
+        if not ignores_padding(policy):
+            raise RecipeError(
+                f"{type(unwrap_adapter(policy)).__name__} reads padding as if it were text, and "
+                "TRL's GRPO and RLOO trainers pad prompts. Train it with PPO, which does not."
+            )
+        trained = self.accelerator.unwrap_model(self.model)  # with its adapter
+        check_trained(trained, self.optimizer)
+        if args.disable_dropout:
+            switch_off_chance(trained)
+        keep_base(trained)
+        if isinstance(trained, PeftModel) and self.beta != 0:
+            start = StartModel(trained)
+            if start.weights and self.is_deepspeed_enabled:
+                raise RecipeError(
+                    "Under DeepSpeed the reference of an adapter is the model without it. This one "
+                    "trains more, or does something already: launch without DeepSpeed, or merge it."
+                )
+            trained.disable_adapter = start.restored  # which TRL calls for the reference
         if self.ref_model is not None:
             reference = self.accelerator.unwrap_model(self.ref_model)
             count_positions(reference)
@@ -263,13 +304,15 @@ class GroupTrainer:
         On a CPU from plain logits: the head that TRL >= 1.15 fuses with them is for GPUs, and takes
         five times as long there.
         """
+        policy = unwrap_adapter(self.accelerator.unwrap_model(model))
+        if self.args.disable_dropout:
+            train_without_chance(self.accelerator.unwrap_model(model))
         on_gpu = self.accelerator.device.type != "cpu"
         if on_gpu or any(value is not None for value in images.values()):
             settings = (batch_size, compute_entropy, compute_aux_loss)
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *settings, **images
             )
-        policy = unwrap_adapter(self.accelerator.unwrap_model(model))
         more: dict[str, Any] = {"use_cache": False}
         if "logits_to_keep" in forward_arguments(policy):
             more["logits_to_keep"] = logits_to_keep + 1
@@ -538,6 +581,8 @@ class GroupTrainer:
         if writes:
             folder = Path(output_dir or RunFolder(Path(self.args.output_dir)).model)
             folder.mkdir(parents=True, exist_ok=True)
+            # as the start model had them: TRL and transformers write the tokenizer's tokens in
+            unwrap_adapter(policy).generation_config = self._saved_settings
             save_policy(policy, folder, self.args.merge_adapter)
             self.processing_class.save_pretrained(folder)
             push_model(self.args, folder)
@@ -630,6 +675,28 @@ def _check_environments(args: GroupConfig, train_dataset: Any, wanted: bool) -> 
             "`reward_once` lets the main process score for all, but each process has its own "
             "environments (`environment_factory`). Leave one of them out."
         )
+
+
+@contextmanager
+def _without_second_adapter(policy: nn.Module) -> Iterator[None]:
+    """Undo what TRL's constructor does to a PEFT model for the reference's sake.
+
+    It adds a copy of the adapter, which PEFT refuses beside trained biases, and so freezes all that
+    is not an adapter's. [`StartModel`] is the reference here.
+    """
+    if not isinstance(policy, PeftModel):
+        yield
+        return
+    trained, config = [p for p in policy.parameters() if p.requires_grad], policy.active_peft_config
+    bias, config.bias = getattr(config, "bias", None), "none"
+    try:
+        yield
+    finally:
+        config.bias = bias
+        if "ref" in policy.peft_config:
+            policy.delete_adapter("ref")
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _set_forward(model: nn.Module, forward: Callable | None) -> None:

@@ -2,20 +2,27 @@
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel
+import torch
+from peft import LoraConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
+from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.optimization import AdafactorSchedule
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.sharding import full_model
+from trl_recipes.models.forward import unwrap_adapter
+from trl_recipes.models.sharding import full_model, full_tensor, shard_like
 
 ATTENTION = re.compile(
     r"\.(attn|attention|self_attn|self_attention|encoder_attn|SelfAttention|EncDecAttention)\."
 )
+LORA = re.compile(r"\.lora_(embedding_)?(?P<matrix>[AB])\.")
 
 
 def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None) -> Any:
@@ -24,9 +31,15 @@ def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None)
     `trainable` is "all", "attention" (the attention projections of the full model) or "lora";
     `peft_config` goes with "all" or "lora".
     """
+    adapted = isinstance(policy, PeftModel)
+    for config in (peft_config, *(policy.peft_config.values() if adapted else ())):
+        _check_kind(config)
     if peft_config is not None:
         _check_target_modules(policy, peft_config)
-    adapted = isinstance(policy, PeftModel)
+    if adapted and not any(p.requires_grad for p in policy.parameters()):
+        for name in policy.active_adapters:  # an adapter is loaded frozen
+            policy.peft_config[name].inference_mode = False
+        policy.set_adapter(policy.active_adapter)
     if trainable == "lora" and not adapted:
         task = "SEQ_2_SEQ_LM" if policy.config.is_encoder_decoder else "CAUSAL_LM"
         return peft_config or LoraConfig(task_type=task)
@@ -48,6 +61,92 @@ def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None)
     return None
 
 
+def check_trained(model: nn.Module, optimizer: Any) -> None:
+    """Refuse a model of which nothing is trained, and an optimizer of anything else."""
+    trained = {p for p in model.parameters() if p.requires_grad}
+    if not trained:
+        raise RecipeError(
+            "Every weight of the model is frozen (`requires_grad` is False): nothing would be "
+            "trained. Set it for some, or train an adapter (`trainable: lora`)."
+        )
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, Optimizer):
+        raise RecipeError(
+            "`optimizer` must be one of torch, such as torch.optim.AdamW(model.parameters()), got "
+            f"{optimizer if isinstance(optimizer, type) else type(optimizer)}."
+        )
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    if not held <= set(model.parameters()) or not held & trained:
+        raise RecipeError(
+            "`optimizer` holds weights that are not this model's, or frozen ones alone: training "
+            "would change nothing. Make it of the parameters of the model that you pass."
+        )
+
+
+def with_own_schedule(optimizer: Any, scheduler: Any) -> tuple[Any, Any]:
+    """Leave the learning rate to an optimizer that works it out, such as `Adafactor(lr=None)`."""
+    groups = getattr(optimizer, "param_groups", ())
+    if scheduler is None and any(group["lr"] is None for group in groups):
+        scheduler = _OwnSchedule(optimizer)
+    return optimizer, scheduler
+
+
+class _OwnSchedule(AdafactorSchedule):
+    """Tells the learning rate that Adafactor has worked out for its last step."""
+
+    def get_lr(self) -> list[float]:
+        """One number a group; 0 before the first step."""
+        optimizer, rates = self.optimizer, []
+        for group in optimizer.param_groups:
+            state = optimizer.state.get(group["params"][0])
+            rates.append(float(optimizer._get_lr(group, state)) if state else 0.0)
+        return rates
+
+
+class StartModel:
+    """The model that a policy with an adapter is before training, for its reference.
+
+    A new LoRA adapter does nothing yet: switching it off gives the start model. What the switch
+    leaves on (biases, embeddings trained whole), and all of an adapter that does something already,
+    is kept in copies that take the places of the trained weights for a while.
+    """
+
+    def __init__(self, policy: PeftModel):
+        self.policy = policy
+        trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
+        own = {n for n in trained if any(f".{name}." in n for name in policy.active_adapters)}
+        matrices = {n: match["matrix"] for n in own if (match := LORA.search(n))}
+        does_nothing = not any(trained[n].any() for n, matrix in matrices.items() if matrix == "B")
+        self.switches = bool(matrices) and matrices.keys() == own and does_nothing
+        kept = trained.keys() - (own if self.switches else set())
+        self.weights = {n: full_tensor(trained[n].detach()).clone() for n in kept}
+        self._switch = policy.disable_adapter
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Make the policy its start model for the time of the block, which must not train."""
+        with torch.no_grad(), self._switch() if self.switches else nullcontext():
+            places = {n: self.policy.get_parameter(n) for n in self.weights}
+            now = {n: place.detach().clone() for n, place in places.items()}
+            for name, place in places.items():
+                self.weights[name] = self.weights[name].to(place.device)
+                place.copy_(shard_like(self.weights[name], place))
+            try:
+                yield
+            finally:
+                for name, place in places.items():
+                    place.copy_(now[name])
+
+
+def keep_base(policy: nn.Module) -> None:
+    """Let a saved adapter name its base by a path that holds in every folder, where it has one."""
+    for config in policy.peft_config.values() if isinstance(policy, PeftModel) else ():
+        base = config.base_model_name_or_path or unwrap_adapter(policy).name_or_path
+        if base and Path(base).is_dir():
+            config.base_model_name_or_path = str(Path(base).resolve())
+
+
 def save_policy(policy: nn.Module, folder: Path, merge_adapter: bool) -> None:
     """Save a language model in the hub's format; of a PEFT model its adapter, or both merged."""
     if not hasattr(policy, "merge_and_unload"):
@@ -55,7 +154,12 @@ def save_policy(policy: nn.Module, folder: Path, merge_adapter: bool) -> None:
     elif merge_adapter:
         copy.deepcopy(policy).merge_and_unload().save_pretrained(folder)
     else:
-        policy.save_pretrained(folder, selected_adapters=["default"])
+        name, *others = policy.active_adapters
+        policy.save_pretrained(folder, selected_adapters=[name, *others])
+        if name != "default" and not others:  # which peft puts into a folder of its own
+            for path in (folder / name).iterdir():
+                path.replace(folder / path.name)
+            (folder / name).rmdir()
 
 
 def save_trained(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
@@ -69,6 +173,20 @@ def save_trained(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: s
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     trainer.accelerator.wait_for_everyone()
+
+
+def _check_kind(peft_config: Any) -> None:
+    """Refuse adapters that need more of a trainer than gradients, or more tokens than the text."""
+    if getattr(peft_config, "peft_type", None) == PeftType.ADALORA:
+        raise RecipeError(
+            "AdaLoRA moves its ranks by a call and a loss term of its own in each step, which PPO, "
+            "GRPO and RLOO do not make. Use LoraConfig, for instance with `use_rslora=True`."
+        )
+    if getattr(peft_config, "is_prompt_learning", False):
+        raise RecipeError(
+            f"{type(peft_config).__name__} puts tokens of its own before each text, which the "
+            "probabilities of a response are not computed with. Use LoraConfig."
+        )
 
 
 def _check_target_modules(policy: nn.Module, peft_config: Any) -> None:

@@ -1,12 +1,14 @@
 """One forward pass over queries and responses, for causal and encoder-decoder models alike."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from trl_recipes.errors import RecipeError
 from trl_recipes.models.packing import bin_pack, packed_starts, token_places
 
 
@@ -21,12 +23,31 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     Train mode with gradient checkpointing would switch the cache off.
     """
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
+
+
+def switch_off_chance(model: nn.Module) -> None:
+    """Set every dropout, layer drop and router jitter to 0, also those that are plain numbers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and re.search("drop|jitter|noise", name):
+                setattr(module, name, 0.0)
+
+
+def train_without_chance(model: nn.Module) -> None:
+    """Leave train mode to what needs it: elsewhere parts may draw, as Phi-3.5-MoE its experts."""
+    # a dropout that somebody switches on again is left to the check of the first batch
+    for module in model.modules() if model.training else ():
+        needed = isinstance(module, nn.Dropout) or getattr(module, "gradient_checkpointing", False)
+        module.training = module is model or bool(needed)
 
 
 def response_logits(
@@ -58,14 +79,18 @@ def response_logits(
     hooks = [
         trunk.register_forward_hook(lambda _, __, output: states.append(output[0])),
         # before the head, so that what a model does to its logits after it is still done
-        head.register_forward_pre_hook(lambda _, inputs: (_pick(inputs[0], kept).unsqueeze(0),)),
+        head.register_forward_pre_hook(
+            lambda _, inputs: (_pick(inputs[0], kept)[None],) if inputs[0].dim() == 3 else None
+        ),
     ]
     try:
-        logits = model(**inputs, use_cache=False).logits[0]
+        logits = model(**inputs, **without_router(language_model), use_cache=False).logits
     finally:
         for hook in hooks:
             hook.remove()
-    return logits.float(), _pick(states[0], kept)
+    if logits.shape[:2] != (1, len(kept)):  # ProphetNet's head reads several streams at once
+        logits = _pick(logits, kept)[None]
+    return logits[0].float(), _pick(states[0], kept)
 
 
 def _causal_inputs(queries, query_mask, responses, response_mask, pack) -> tuple[dict, Tensor]:
@@ -145,6 +170,33 @@ def can_pack(model: nn.Module) -> bool:
     return bool(close) and changed[2:].equal(packed[2:]) and not changed[:2].equal(packed[:2])
 
 
+@torch.no_grad()
+def check_causal(model: nn.Module) -> None:
+    """Refuse a causal model whose predictions of a token see the tokens behind it.
+
+    XLNet, XLM and BERT without `is_decoder` do; the model is asked, not a list of names.
+    """
+    language_model = unwrap_adapter(model)
+    if language_model.config.is_encoder_decoder:
+        return
+    ids = torch.arange(6, device=language_model.get_input_embeddings().weight.device)[None] + 1
+    with evaluating(language_model):
+        logits = [model(torch.cat([ids, end], 1)).logits[0, 0] for end in (ids[:, :2], ids[:, 3:5])]
+    tolerance = 1e-4 if language_model.dtype == torch.float32 else 0.05
+    if (logits[0] - logits[1]).abs().max() > tolerance * logits[0].std():
+        raise RecipeError(
+            f"{type(language_model).__name__} is no causal language model: what it predicts for a "
+            "token changes with the tokens behind it. Give one that reads from left to right, such "
+            "as GPT-2 (BERT and its kin do with `is_decoder: true` in their config.json)."
+        )
+
+
+def without_router(language_model: nn.Module) -> dict[str, bool]:
+    """Ask a mixture of experts for no router logits: their loss takes no cache and no packing."""
+    wanted = "output_router_logits" in forward_arguments(language_model)
+    return {"output_router_logits": False} if wanted else {}
+
+
 def forward_arguments(language_model: nn.Module) -> set[str]:
     """Give the names of what a model's `forward` takes."""
     return set(inspect.signature(language_model.forward).parameters)
@@ -158,8 +210,7 @@ def decoder_start_token_id(config) -> int:
 
 def context_length(config) -> int | None:
     """Give the most tokens that a model's positions allow; None: no limit (T5, BLOOM)."""
-    for name in ("max_position_embeddings", "n_positions"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and getattr(config, "model_type", "") not in ("t5", "mt5"):
-            return value
-    return None
+    if getattr(config, "model_type", "") in ("t5", "mt5"):
+        return None
+    values = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    return next((value for value in values if isinstance(value, int) and value > 0), None)

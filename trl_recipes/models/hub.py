@@ -85,9 +85,13 @@ def loading(
         if "cannot be loaded with `safetensors`" in str(error):
             refuse_pickle(name, source)
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        fix = _how_to_fix(name, kind, part)
+        if isinstance(error, ImportError) or re.search(r"pip install|not installed", str(error)):
+            missing = f"`{error.name}`" if getattr(error, "name", None) else "the package it names"
+            fix = f"Install {missing}, or choose a setting or model that does without."
         raise RecipeError(
             f"{source}: {f'the {part} of ' if part else ''}the {_NOUNS[kind]} `{name}` could not "
-            f"be loaded ({type(error).__name__}: {reason[:300]}). {_how_to_fix(name, kind, part)}"
+            f"be loaded ({type(error).__name__}: {reason[:300]}). {fix}"
         ) from error
 
 

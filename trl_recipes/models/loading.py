@@ -210,6 +210,17 @@ def check_language_model(config: Any, name: str, *, causal: bool | None = None) 
             f"`{name}` is a {architecture}, which is no language model. Give one that continues "
             "text, such as one made by recipes/pretrain_lm.py; a classifier goes to --reward_model."
         )
+    if config.model_type.endswith("encoder-decoder"):
+        raise RecipeError(
+            f"`{name}` is an {architecture or 'EncoderDecoderModel'} (BERT2BERT and the like), "
+            "whose decoder keeps the head to itself: the value head cannot share its trunk. Give a "
+            "T5 or BART."
+        )
+    if config.model_type == "prophetnet" and config.pad_token_id != 0:
+        raise RecipeError(
+            f"`{name}` is a ProphetNet whose pad_token_id is {config.pad_token_id}: transformers "
+            "decodes with one alone that pads with 0, as the published ones do."
+        )
     kind = architecture or config.model_type
     if causal and config.is_encoder_decoder:
         raise RecipeError(

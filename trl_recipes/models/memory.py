@@ -1,66 +1,13 @@
-"""How much memory training takes on each GPU, worked out beforehand; and how the CPU keeps it.
-
-Kept all the time, in bytes per parameter: trained weights 4 (float32), frozen ones 2 or 4 as they
-were loaded, gradients of trained ones 4, AdamW's moments 8, a reference model 2 or 4 (with LoRA
-it is the policy with its adapter off and takes nothing). DDP holds gradients once more, in the
-buckets that travel. On top comes the largest of three phases: sampling, evaluation and update.
-
-Left out: CUDA's own half a gigabyte, what the allocator loses between its blocks, the reward model;
-`HEADROOM` of a GPU is left free for the first two.
-"""
+"""The memory that training keeps on one process, and how the CPU keeps what it frees."""
 
 import ctypes
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-FLOAT32, BFLOAT16 = 4, 2
 MOMENTS = 2  # of AdamW, each in float32
-HEADROOM = 0.1
-GPUS = (16, 24, 40, 80)  # gigabytes
-
-
-class Shape(NamedTuple):
-    """What a language model is made of, in numbers of weights."""
-
-    parameters: int  # tied ones once
-    layers: int  # blocks of attention and MLP
-    width: int  # of the hidden states
-    intermediate: int  # width of the layer within the MLP
-    gated: bool  # whether the MLP has a gate beside it
-    key_value: int  # width of keys: heads of them times their size
-    vocabulary: int  # tokens
-
-
-SHAPES = {
-    "GPT-2, 124M": Shape(124_439_808, 12, 768, 3072, False, 768, 50257),
-    "Qwen2.5 0.5B": Shape(494_032_768, 24, 896, 4864, True, 128, 151936),
-    "Qwen2.5 1.5B": Shape(1_543_714_304, 28, 1536, 8960, True, 256, 151936),
-    "Qwen2.5 3B": Shape(3_085_938_688, 36, 2048, 11008, True, 256, 151936),
-    "Qwen2.5 7B": Shape(7_615_616_512, 28, 3584, 18944, True, 512, 152064),
-    "Llama 3.1 8B": Shape(8_030_261_248, 32, 4096, 14336, True, 1024, 128256),
-}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a model is trained."""
-
-    rank: int | None = None  # of LoRA on queries and values; None trains all weights
-    frozen: int = BFLOAT16  # bytes of a weight that is not trained, the reference's included
-    reference: bool = True
-    autocast: bool = True  # to bfloat16
-    checkpointing: bool = True  # of activations
-    batch: int = 32  # responses of one process that are sampled together
-    micro_batch: int = 4  # sequences of one forward and backward pass
-    query: int = 256  # tokens of each
-    response: int = 256  # tokens of each
-    processes: int = 1  # GPUs
-    spread: Literal["nothing", "all"] = "nothing"  # over GPUs: DDP, or FSDP2
-    packed: bool = False  # weights are laid out once more for sampling, as on a CPU
 
 
 class Memory(NamedTuple):
@@ -79,26 +26,6 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-def lora_parameters(shape: Shape, rank: int) -> int:
-    """Count the weights of an adapter on the projections to queries and values."""
-    return shape.layers * rank * (2 * shape.width + shape.width + shape.key_value)
-
-
-def kept(trained: int, frozen: int, reference: int, number: int = FLOAT32) -> Memory:
-    """Give the bytes that one process keeps all the time, from numbers of parameters.
-
-    `number` is the bytes of one that is not trained, the reference's included.
-    """
-    return Memory(
-        weights=trained * FLOAT32 + frozen * number,
-        gradients=trained * FLOAT32,
-        moments=trained * FLOAT32 * MOMENTS,
-        reference=reference * number,
-        copies=0,
-        phase=0,
-    )
-
-
 def kept_by(model: nn.Module, reference: nn.Module | None) -> Memory:
     """Count the bytes that training a model on one process keeps all the time."""
     trained = _bytes(p for p in model.parameters() if p.requires_grad)
@@ -114,100 +41,6 @@ def kept_by(model: nn.Module, reference: nn.Module | None) -> Memory:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def needed(shape: Shape, plan: Plan) -> Memory:
-    """Work out the bytes that training takes on each GPU, at its most.
-
-    FSDP2 divides what is kept; sampling and evaluation gather the whole policy, and evaluation the
-    reference.
-    """
-    adapter = 0 if plan.rank is None else lora_parameters(shape, plan.rank)
-    trained = adapter or shape.parameters
-    frozen = shape.parameters if adapter else 0
-    copied = shape.parameters if plan.reference and not adapter else 0
-    full = kept(trained, frozen, copied, plan.frozen)
-    spread = plan.spread == "all"
-    part = Memory(*(value / plan.processes for value in full)) if spread else full
-    gathered, gathered_reference = (full.weights, full.reference) if spread else (0, 0)
-    evaluation = evaluation_bytes(shape, plan) + gathered + gathered_reference
-    phase = max(
-        sampling_bytes(shape, plan) + gathered - part.gradients,  # which come with the update
-        evaluation - part.gradients,
-        update_bytes(shape, plan) + (layer_bytes(shape) if spread else 0),
-    )
-    buckets = full.gradients if plan.processes > 1 and not spread else 0.0
-    packed = full.weights if plan.packed else 0.0
-    return part._replace(copies=buckets + packed, phase=phase)
-
-
-def sampling_bytes(shape: Shape, plan: Plan) -> float:
-    """Give the bytes of keys and values of all responses, and logits of one position of each."""
-    number = BFLOAT16 if plan.autocast else FLOAT32
-    tokens = plan.batch * (plan.query + plan.response)
-    cache = 2 * shape.layers * shape.key_value * tokens * number
-    return cache + 2 * plan.batch * shape.vocabulary * FLOAT32 + autocast_bytes(shape, plan)
-
-
-def evaluation_bytes(shape: Shape, plan: Plan) -> float:
-    """Give the bytes of one pass's logits: themselves, their softmax, and the reference's."""
-    logits = plan.micro_batch * plan.response * shape.vocabulary * FLOAT32
-    return 3 * logits + autocast_bytes(shape, plan)
-
-
-def update_bytes(shape: Shape, plan: Plan) -> float:
-    """Give the bytes that a backward pass needs of its forward pass, roughly.
-
-    Each layer keeps about 8 vectors of its width per token (what norms, projections, attention and
-    the sums around them take in), keys and values, and 2 or 4 of the width within the MLP. With
-    checkpointing it keeps what it took in alone, and one layer at a time has all.
-    """
-    number = BFLOAT16 if plan.autocast else FLOAT32
-    tokens = plan.micro_batch * (plan.query + plan.response)
-    vectors = 8 * shape.width + 2 * shape.key_value
-    vectors += (4 if shape.gated else 2) * shape.intermediate
-    layer = tokens * vectors * number
-    layers = shape.layers * layer
-    if plan.checkpointing:
-        layers = layer + shape.layers * tokens * shape.width * number
-    logits = plan.micro_batch * plan.response * shape.vocabulary * FLOAT32
-    return layers + 3 * logits + autocast_bytes(shape, plan)
-
-
-def autocast_bytes(shape: Shape, plan: Plan) -> float:
-    """Give the bytes of autocast's bfloat16 copies of weights that are kept in float32."""
-    in_float32 = plan.rank is None or plan.frozen == FLOAT32
-    return BFLOAT16 * shape.parameters if plan.autocast and in_float32 else 0
-
-
-def layer_bytes(shape: Shape) -> float:
-    """Give the bytes that FSDP2 gathers at a time: two layers with gradients, or the head."""
-    head = shape.width * shape.vocabulary
-    return 2 * FLOAT32 * max(2 * (shape.parameters - head) // shape.layers, head)
-
-
-def smallest_gpu(needed_bytes: float) -> int | None:
-    """Find the smallest GPU of `GPUS` that holds so many bytes; None where none does."""
-    fitting = (size for size in GPUS if needed_bytes <= (1 - HEADROOM) * size * 1e9)
-    return next(fitting, None)
-
-
-def memory_table() -> str:
-    """Write the Markdown table of what training takes on each GPU, and the smallest that fits."""
-    full = Plan(frozen=FLOAT32)
-    plans = {
-        "all weights": full,
-        "without a reference": replace(full, reference=False),
-        "8 GPUs, DDP": replace(full, processes=8),
-        "8 GPUs, FSDP2": replace(full, processes=8, spread="all"),
-        "LoRA": Plan(rank=16),
-    }
-    rows = [["GB a GPU (smallest)", *plans], ["---", *["---:"] * len(plans)]]
-    for name, shape in SHAPES.items():
-        totals = [needed(shape, plan).total for plan in plans.values()]
-        cells = [f"{total / 1e9:.3g} ({smallest_gpu(total) or 'none'})" for total in totals]
-        rows.append([name, *cells])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 def set_malloc_thresholds() -> None:

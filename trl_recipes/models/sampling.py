@@ -10,7 +10,12 @@ from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.pytorch_utils import Conv1D
 
-from trl_recipes.models.forward import evaluating, forward_arguments, unwrap_adapter
+from trl_recipes.models.forward import (
+    evaluating,
+    forward_arguments,
+    response_logits,
+    unwrap_adapter,
+)
 from trl_recipes.models.packing import pad_rows
 from trl_recipes.models.static_sampling import (
     CACHES,
@@ -81,8 +86,13 @@ def generate_responses(
         if do_sample:
             settings.update(temperature=temperature, top_k=0, top_p=1.0)
         called = settings.update(**generation_kwargs)
-        lengths = torch.tensor(lengths, device=device)
-        responses += _generate(model, chunk, lengths, settings, **called)
+        limited = list(zip(chunk, torch.tensor(lengths, device=device), strict=True))
+        made: dict[int, Tensor] = {}
+        for rows in _fit_together(model, chunk):
+            group, limit = zip(*(limited[row] for row in rows), strict=True)
+            drawn = _generate(model, group, torch.stack(limit), settings, **called)
+            made |= zip(rows, drawn, strict=True)
+        responses += [made[row] for row in sorted(made)]
     return responses
 
 
@@ -92,7 +102,55 @@ def can_sample(model: nn.Module) -> bool:
     It needs a cache whose rows can be taken out; the state of Mamba and its kin is none.
     """
     language_model = unwrap_adapter(model)
-    return bool(CACHES & forward_arguments(language_model)) and not language_model._is_stateful
+    cached = CACHES & forward_arguments(language_model) and not language_model._is_stateful
+    return bool(cached) and _row_is_as_alone(model, stepping=True)
+
+
+def ignores_padding(model: nn.Module) -> bool:
+    """Whether a row beside a longer one is what it is alone: not with RWKV, RecurrentGemma."""
+    return unwrap_adapter(model).config.is_encoder_decoder or _row_is_as_alone(model, False)
+
+
+def _fit_together(model: nn.Module, queries: Sequence[Tensor]) -> list[list[int]]:
+    """Group the rows that transformers may generate in one batch."""
+    # rows of one length need no padding, which the states of a model may take for text
+    lengths = [len(query) for query in queries]
+    if unwrap_adapter(model).config.is_encoder_decoder or can_sample(model):
+        return [list(range(len(queries)))]
+    return [[i for i, own in enumerate(lengths) if own == length] for length in set(lengths)]
+
+
+@torch.no_grad()
+def _row_is_as_alone(model: nn.Module, stepping: bool) -> bool:
+    """Try whether a padded row, or its next step on a cache, gets the logits that it gets alone.
+
+    The model is asked, not a list of names, and once: the answer is kept with it.
+    """
+    language_model = unwrap_adapter(model)
+    known = vars(language_model).setdefault("_row_is_as_alone", {})
+    if stepping in known:
+        return known[stepping]
+    device = language_model.get_input_embeddings().weight.device
+    ids = torch.arange(1, 10, device=device) % language_model.config.get_text_config().vocab_size
+    query, response, first = ids[:2], ids[7:], torch.zeros(1, dtype=torch.long, device=device)
+    try:
+        with evaluating(language_model):
+            inputs = first_inputs(language_model, [query, ids[2:7]], 0)
+            output = model(**inputs, use_cache=stepping)
+            if stepping:
+                (cache,) = CACHES & forward_arguments(language_model)
+                inputs = _next_inputs(inputs, response[:1].repeat(2, 1)) | {cache: output[cache]}
+                inputs[cache].batch_select_indices(first)
+                output = model(**_keep_rows(inputs, first), use_cache=True)
+            row = [tensor[None] for part in (query, response) for tensor in (part, part > -1)]
+            alone = response_logits(model, *row)[0][int(stepping)]
+    except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        known[stepping] = False  # a cache of another kind
+        return False
+    exact = language_model.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
+    off = (output.logits[0, -1].float() - alone).abs().max()
+    known[stepping] = bool(off <= (1e-2 if exact else 0.5) * alone.std())
+    return known[stepping]
 
 
 @torch.no_grad()
@@ -188,7 +246,8 @@ def _next_inputs(inputs: dict, tokens: Tensor) -> dict:
 def _keep_rows(inputs: dict, kept: Tensor) -> dict:
     """Take the other rows out of the batch."""
     if "encoder_outputs" in inputs:
-        inputs = inputs | {"encoder_outputs": (inputs["encoder_outputs"][0][kept],)}
+        encoded = inputs["encoder_outputs"]
+        inputs = inputs | {"encoder_outputs": type(encoded)(last_hidden_state=encoded[0][kept])}
     by_row = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")
     return inputs | {name: inputs[name][kept] for name in by_row if name in inputs}
 

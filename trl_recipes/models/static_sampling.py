@@ -21,6 +21,7 @@ from trl_recipes.models.forward import (
     evaluating,
     forward_arguments,
     unwrap_adapter,
+    without_router,
 )
 from trl_recipes.models.packing import pad_rows
 
@@ -73,13 +74,13 @@ def first_inputs(language_model, queries, pad_token_id) -> dict:
     config = language_model.config
     if config.is_encoder_decoder:
         ids, mask = pad_rows(queries, pad_token_id, side="right")
-        return {
+        return without_router(language_model) | {
             "encoder_outputs": language_model.get_encoder()(input_ids=ids, attention_mask=mask),
             "attention_mask": mask,
             "decoder_input_ids": torch.full_like(ids[:, :1], decoder_start_token_id(config)),
         }
     ids, mask = pad_rows(queries, pad_token_id, side="left")
-    inputs = {"input_ids": ids, "attention_mask": mask}
+    inputs = {"input_ids": ids, "attention_mask": mask} | without_router(language_model)
     accepted = forward_arguments(language_model)
     if "position_ids" in accepted:
         # explicit, so that a row's positions never depend on its neighbours' padding

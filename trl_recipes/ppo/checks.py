@@ -13,10 +13,15 @@ from torch import Tensor, nn
 from trl_recipes.checkpointing import find_checkpoint, random_states, set_random_states
 from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.forward import context_length, unwrap_adapter
+from trl_recipes.models.forward import (
+    context_length,
+    evaluating,
+    response_logits,
+    unwrap_adapter,
+)
 from trl_recipes.models.loading import check_lengths, check_vocabulary
 from trl_recipes.models.memory import kept_by
-from trl_recipes.ppo.models import reference_is_start
+from trl_recipes.ppo.models import ActorCritic, reference_is_start
 from trl_recipes.ppo.objective import Sum
 from trl_recipes.ppo.rollout import Evaluation, Rollout
 from trl_recipes.rewards.base import check_rewards
@@ -153,7 +158,10 @@ class FirstBatchCheck:
     None until the first batch has shown it.
     """
 
-    def __init__(self, policy: nn.Module, ref_model: nn.Module | None, bf16: bool, all_sum: Sum):
+    def __init__(
+        self, actor_critic: ActorCritic, ref_model: nn.Module | None, bf16: bool, all_sum: Sum
+    ):
+        policy, self.is_start = actor_critic.policy, actor_critic.start is not None
         self.policy, self.ref_model, self.all_sum = policy, ref_model, all_sum
         models = [policy] if ref_model is None else [policy, ref_model]
         dtypes = {parameter.dtype for model in models for parameter in model.parameters()}
@@ -166,7 +174,7 @@ class FirstBatchCheck:
         if self.evaluated:
             return
         self.evaluated = True
-        if reference_is_start(self.policy, self.ref_model):
+        if self.is_start or reference_is_start(self.policy, self.ref_model):
             log_ratio = evaluation.logprobs - evaluation.ref_logprobs
             self.check_kl(log_ratio * rollout.loss_mask)
         if rollout.logprobs is not None:
@@ -233,26 +241,33 @@ def count_skipped(verdicts: list[Tensor], threshold: float, not_finite: int) -> 
     return skipped, not_finite
 
 
+@torch.no_grad()
 def explain_mismatch(policy: nn.Module, reduced_precision: bool) -> str:
     """Name the first known cause for one model's log-probabilities to differ between passes."""
     model = unwrap_adapter(policy)
     dropouts = [name for name, m in policy.named_modules() if getattr(m, "p", 0) and _drops(m)]
     if dropouts:
         return f"Dropout is on in `{dropouts[0]}`: set it to 0, or leave switching it off to us."
+    ids = torch.arange(1, 49, device=model.device).remainder(model.config.vocab_size).view(4, 12)
+    ones = torch.ones_like(ids)
+    rows = (ids[:, :4], ones[:, :4], ids[:, 4:], ones[:, 4:])
+    once, again = response_logits(policy, *rows)[0], response_logits(policy, *rows)[0]
+    if not torch.equal(once, again):
+        return "The model draws at random: it gives one input two answers."
+    with evaluating(policy):
+        if not torch.equal(once, response_logits(policy, *rows)[0]):
+            return "In train mode the model computes something else than in eval mode."
     dtypes = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
     if reduced_precision or dtypes:
         kind = "autocast" if reduced_precision else ", ".join(map(str, dtypes))
         return f"Precision: the model runs in {kind}. Try float32 (`bf16: false`)."
-    ids = torch.arange(4, device=model.device).remainder(model.config.vocab_size)[None]
-    if not model.config.is_encoder_decoder:
-        with torch.no_grad():
-            once, again = model(ids).logits, model(ids).logits
-            beside = model(ids.expand(2, -1)).logits[:1]
-        if not torch.equal(once, again):
-            return "The model is not deterministic: it gives one input two answers."
-        if (once - beside).abs().max() > 1e-4:
-            return "Padding or batching changes a row's log-probabilities: does the model mix rows?"
-    return "Padding is the likely cause: does the model use attention mask and position ids?"
+    alone = response_logits(policy, *(row[:1] for row in rows))[0]
+    if (alone - once[: len(alone)]).abs().max() > ROUNDING:
+        return "A row's log-probabilities change with the rows beside it: does the model mix rows?"
+    ones[0, 6:] = 0  # two tokens of the response are left
+    if (alone[:2] - response_logits(policy, *rows)[0][:2]).abs().max() > ROUNDING:
+        return "Padding behind a row changes its log-probabilities: does the model look ahead?"
+    return "Neither dropout, chance, precision nor padding is the cause: were weights changed?"
 
 
 def _drops(module: nn.Module) -> bool:

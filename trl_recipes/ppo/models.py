@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import PushToHubMixin
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.adapters import save_policy
-from trl_recipes.models.forward import response_logits, unwrap_adapter
+from trl_recipes.models.adapters import StartModel, save_policy
+from trl_recipes.models.forward import response_logits, train_without_chance, unwrap_adapter
 from trl_recipes.models.hub import resolve
 from trl_recipes.models.loading import (
     WHERE,
@@ -35,7 +35,6 @@ from trl_recipes.models.sharding import full_model, full_tensor, full_tensors, g
 logger = logging.getLogger(__name__)
 
 VALUE_HEAD_FILE = "value_head.safetensors"
-REFERENCE_ADAPTER = "reference"
 _LAYERS = ("transformer.h", "model.decoder.layers", "gpt_neox.layers", "model.layers")
 _SUMMARY = "v_head.summary."
 # What a value-head model answers as its language model does.
@@ -360,6 +359,7 @@ class ActorCritic(nn.Module):
         self.policy = value_head_model.pretrained_model
         self.value_head = value_head_model.v_head
         self.config = self.policy.config
+        self.start: StartModel | None = None  # the reference, where it is the policy itself
         self.pack = False
 
     def __getattr__(self, name: str) -> Any:
@@ -369,6 +369,12 @@ class ActorCritic(nn.Module):
             if "value_head_model" not in vars(self):  # while it is being made or copied
                 raise
             return getattr(self.value_head_model, name)
+
+    def train(self, mode: bool = True) -> "ActorCritic":
+        """Enter train mode, and draw nothing at random in it."""
+        super().train(mode)
+        train_without_chance(self)
+        return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Give weights under the names of the user's value-head model."""
@@ -418,20 +424,6 @@ def save_actor_critic(model: ActorCritic, folder: Path, writes: bool, merge_adap
         save_value_head(heads, folder)
 
 
-def switch_off_dropout(model: nn.Module) -> None:
-    """Set every dropout probability to 0, also those that are plain numbers (BART, layer drop).
-
-    Dropout makes the probability ratio differ from 1 before the first update. Unlike `eval()`, this
-    leaves train mode on, which gradient checkpointing needs.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-
-
 def create_reference_model(
     model: nn.Module, num_shared_layers: int | None = None, pattern: str | None = None
 ) -> nn.Module:
@@ -461,17 +453,18 @@ def create_reference_model(
 
 @contextmanager
 def reference_of(
-    policy: nn.Module, ref_model: nn.Module | None, ref_adapter_name: str | None
+    actor_critic: ActorCritic, ref_model: nn.Module | None, ref_adapter_name: str | None
 ) -> Iterator[nn.Module]:
     """Give the reference model for the time of the block.
 
-    It is a model of its own, or the policy with another adapter, which is frozen, or with none.
+    It is a model of its own, or the policy as it was, or with another adapter, which is frozen.
     """
+    policy = actor_critic.policy
     if ref_model is not None:
         with gathered(ref_model):
             yield ref_model
-    elif ref_adapter_name is None:
-        with policy.disable_adapter():
+    elif actor_critic.start is not None:
+        with actor_critic.start.restored():
             yield policy
     else:
         active = policy.active_adapter
@@ -482,36 +475,10 @@ def reference_of(
             policy.set_adapter(active)
 
 
-def freeze_reference_adapter(policy: nn.Module) -> str | None:
-    """Copy the adapter that a policy arrives with, frozen, and return the copy's name.
-
-    Switching an adapter off gives the base model, not the model that the adapter made of it. A
-    policy without an adapter, or with one that does nothing yet, needs no copy: None.
-    """
-    if not isinstance(policy, PeftModel):
-        return None
-    active = policy.active_adapter
-    state = {n: p for n, p in policy.named_parameters() if f".{active}." in n}
-    outputs = [p for n, p in state.items() if "lora_B" in n or "lora_embedding_B" in n]
-    if outputs and not any(torch.any(p) for p in outputs):
-        return None
-    policy.add_adapter(REFERENCE_ADAPTER, policy.peft_config[active])
-    parameters = dict(policy.named_parameters())
-    for name, value in state.items():
-        frozen = parameters[name.replace(f".{active}.", f".{REFERENCE_ADAPTER}.")]
-        frozen.data.copy_(value.data)
-        frozen.requires_grad_(False)
-    policy.set_adapter(active)
-    return REFERENCE_ADAPTER
-
-
 def reference_is_start(policy: nn.Module, ref_model: nn.Module | None) -> bool:
-    """Whether the reference holds the very weights that the policy starts from.
-
-    `ref_model` is None where the reference is the policy with another adapter or with none.
-    """
-    if ref_model is None:
-        return True
+    """Whether the reference is a model with the very weights that the policy starts from."""
+    if ref_model is None:  # another adapter of the policy
+        return False
     state, others = unwrap_adapter(policy).state_dict(), ref_model.state_dict()
     return state.keys() == others.keys() and all(
         torch.equal(full_tensor(value), full_tensor(others[key]).to(value.device))

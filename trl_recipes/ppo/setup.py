@@ -19,9 +19,20 @@ from transformers.activations import NewGELUActivation
 from trl_recipes.data.prompts import check_form
 from trl_recipes.diagnostics import Alarms, ppo_alarms
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.adapters import select_trainable
-from trl_recipes.models.forward import can_pack, unwrap_adapter
-from trl_recipes.models.loading import load_config, load_tokenizer
+from trl_recipes.models.adapters import (
+    StartModel,
+    check_trained,
+    keep_base,
+    select_trainable,
+    with_own_schedule,
+)
+from trl_recipes.models.forward import can_pack, check_causal, switch_off_chance, unwrap_adapter
+from trl_recipes.models.loading import (
+    check_language_model,
+    load_config,
+    load_language_model,
+    load_tokenizer,
+)
 from trl_recipes.models.memory import set_malloc_thresholds
 from trl_recipes.models.sharding import check_fsdp_loading, wrap_by_layer
 from trl_recipes.ppo.checks import check_reference
@@ -32,8 +43,6 @@ from trl_recipes.ppo.models import (
     AutoModelForCausalLMWithValueHead,
     AutoModelForSeq2SeqLMWithValueHead,
     create_reference_model,
-    freeze_reference_adapter,
-    switch_off_dropout,
 )
 
 # Arguments of TRL 1.12's PPOTrainer, and of older ones, that are refused, and what to do.
@@ -95,23 +104,30 @@ def one_of(first_name: str, first: Any, second_name: str, second: Any) -> Any:
     return second if first is None else first
 
 
-def pair_of(optimizer: Any, lr_scheduler: Any, optimizers: tuple) -> tuple:
+def pair_of(model: nn.Module, optimizer: Any, lr_scheduler: Any, optimizers: tuple) -> tuple:
     """Return optimizer and scheduler, given one by one or as transformers has them."""
     given = one_of("optimizer", optimizer, "optimizers[0]", optimizers[0])
-    return given, one_of("lr_scheduler", lr_scheduler, "optimizers[1]", optimizers[1])
+    check_trained(model, given)
+    schedule = one_of("lr_scheduler", lr_scheduler, "optimizers[1]", optimizers[1])
+    return with_own_schedule(given, schedule)
 
 
 def with_value_head(model: str | Path | nn.Module | None) -> nn.Module:
     """Load or wrap a model by name, of transformers or PEFT, so that it has a value head."""
     if isinstance(model, str | Path):
         return _class_for(load_config(model)).from_pretrained(model)
-    if hasattr(model, "v_head"):
-        return model
-    if isinstance(model, nn.Module) and hasattr(model, "config"):
-        return _class_for(model.config).from_pretrained(model)
-    raise RecipeError(
-        f"`model` must be a name, a folder, or a language model, got {type(model).__name__}."
-    )
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise RecipeError(
+            f"`model` must be a name, a folder, or a language model, got {type(model).__name__}."
+        )
+    inner = unwrap_adapter(getattr(model, "pretrained_model", model))
+    check_language_model(inner.config, type(inner).__name__)
+    if inner.get_output_embeddings() is None:
+        raise RecipeError(
+            f"`model` is a {type(inner).__name__}, which has no head that continues text. Load it "
+            "with AutoModelForCausalLM or AutoModelForSeq2SeqLM."
+        )
+    return model if hasattr(model, "v_head") else _class_for(model.config).from_pretrained(model)
 
 
 def _class_for(config: Any) -> type:
@@ -152,17 +168,17 @@ def build_models(
 ) -> tuple[ActorCritic, nn.Module | None]:
     """Put policy and value head into one model, fit for training, and its reference beside it.
 
-    The reference is None where it is the policy with its adapter off, or with another adapter.
+    The reference is None where it is the policy as it is now, or with another adapter.
     """
     policy = value_head_model.pretrained_model
     peft_config = select_trainable(policy, config.trainable, peft_config)
     if num_shared_layers is not None:  # before they are shared
         to_float32(policy, keep_frozen=False)
-    if ref_model is None:
-        config.ref_adapter_name = freeze_reference_adapter(policy) or config.ref_adapter_name
-        if num_shared_layers is not None:
-            ref_model = create_reference_model(policy, num_shared_layers)
-    else:
+    if ref_model is None and num_shared_layers is not None:
+        ref_model = create_reference_model(policy, num_shared_layers)
+    elif ref_model is not None:
+        if isinstance(ref_model, str | Path):
+            ref_model = load_language_model(ref_model, source="`ref_model`")
         ref_model = getattr(ref_model, "pretrained_model", ref_model)
         check_reference(policy, ref_model)
     if peft_config is not None:
@@ -173,10 +189,13 @@ def build_models(
     # the user's own object saves what was trained
     value_head_model.pretrained_model = policy
     value_head_model.is_peft_model = is_peft_model
+    keep_base(policy)
     actor_critic = ActorCritic(value_head_model)
+    if ref_model is None and config.ref_adapter_name is None:
+        actor_critic.start = StartModel(policy)
     spare_embedding_gradient(policy)
     for model in filter(None, (actor_critic, ref_model)):
-        switch_off_dropout(model)
+        switch_off_chance(model)
         fuse_activations(model)
     to_float32(policy, keep_frozen=is_peft_model)
     value_head_model.v_head.float()
@@ -186,7 +205,7 @@ def build_models(
         policy.enable_input_require_grads()
     if ref_model is not None:
         ref_model.requires_grad_(False).eval()
-    return actor_critic, ref_model
+    return actor_critic.train(), ref_model
 
 
 def to_float32(policy: nn.Module, keep_frozen: bool) -> None:
@@ -299,6 +318,7 @@ def prepare_accelerator(accelerator: Accelerator, policy: nn.Module) -> None:
 
 def both_can_pack(policy: nn.Module, reference: nn.Module) -> bool:
     """Whether short sequences may stand in one line of a batch, for policy and reference alike."""
+    check_causal(policy)
     return can_pack(policy) and (reference is policy or can_pack(reference))
 
 

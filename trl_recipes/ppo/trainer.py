@@ -138,7 +138,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
                 train_dataset=prompts,
                 processing_class=self.tokenizer,
                 callbacks=callbacks,
-                optimizers=setup.pair_of(optimizer, lr_scheduler, optimizers),
+                optimizers=setup.pair_of(actor_critic, optimizer, lr_scheduler, optimizers),
             )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -183,7 +183,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         self.alarms = setup.alarms(config)
         policy = self._policy()
         self.first_batch = checks.FirstBatchCheck(
-            policy, self.ref_model, self._uses_bf16(), self._all_sum
+            self._actor_critic(), self.ref_model, self._uses_bf16(), self._all_sum
         )
         self.steps_not_finite = 0  # optimizer steps in a row
         self._drawn: dict = {}  # what `generate` knows of its last responses ...
@@ -576,7 +576,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         return gathered(self.model, self.accelerator.state.fsdp_plugin.reshard_after_forward)
 
     def _reference(self) -> AbstractContextManager[nn.Module]:
-        return reference_of(self._policy(), self.ref_model, self.config.ref_adapter_name)
+        return reference_of(self._actor_critic(), self.ref_model, self.config.ref_adapter_name)
 
     def _uses_bf16(self) -> bool:
         return self.args.bf16 or self.accelerator.mixed_precision == "bf16"

@@ -1,0 +1,166 @@
+"""The reference of a policy with an adapter, and what may be trained, in PPO, GRPO and RLOO."""
+
+import json
+
+import pytest
+import tiny_grpo
+import torch
+from architectures import gpt2
+from datasets import Dataset
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
+from transformers import Adafactor
+
+from trl_recipes import PPOConfig, PPOTrainer, RecipeError, load_run
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+LORA = {"r": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True, "task_type": "CAUSAL_LM"}
+
+
+def lora(base=None, **changes):
+    torch.manual_seed(0)
+    return get_peft_model(base or gpt2(), LoraConfig(**LORA | changes))
+
+
+def with_trained_embeddings():
+    model = lora()
+    model.get_input_embeddings().weight.requires_grad_(True)
+    return model
+
+
+def ia3():
+    return get_peft_model(
+        gpt2(), IA3Config(target_modules=["c_attn"], feedforward_modules=[], fan_in_fan_out=True)
+    )
+
+
+def build(kind, model, optimizer=None, **config):
+    if kind != "ppo":
+        more = {"optimizers": (optimizer, None)} if optimizer else {}
+        return tiny_grpo.build(kind, model=model, beta=0.1, more=more, **config)
+    return PPOTrainer(
+        args=PPOConfig(batch_size=8, max_steps=3, learning_rate=1e-2, disable_tqdm=True, **config),
+        model=model,
+        optimizer=optimizer,
+        reward_funcs=tiny_grpo.variety,
+        train_dataset=Dataset.from_dict({"input_ids": [[5, 6], [7]] * 4}),
+        processing_class=tiny_grpo.word_tokenizer(),
+    )
+
+
+def policy_of(trainer):
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return getattr(model, "policy", model)
+
+
+@torch.no_grad()
+def reference_logits(trainer):
+    """As the algorithm asks for them."""
+    if hasattr(trainer, "_reference"):
+        with trainer._reference() as reference:
+            return reference(IDS).logits
+    with policy_of(trainer).disable_adapter():
+        return policy_of(trainer)(IDS).logits
+
+
+all_three = pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
+
+
+@all_three
+@pytest.mark.parametrize(
+    "make",
+    [
+        lora,
+        lambda: lora(bias="all"),
+        lambda: lora(bias="lora_only", init_lora_weights=False),
+        lambda: lora(modules_to_save=["lm_head"], init_lora_weights=False),
+        lambda: lora(task_type=None, use_dora=True),
+        with_trained_embeddings,
+        ia3,
+    ],
+    ids=["new", "bias", "bias_used", "saved_used", "dora_no_task", "embeddings", "ia3"],
+)
+def test_the_reference_of_an_adapter_stays_the_start_model(kind, make):
+    trainer = build(kind, make())
+    with torch.no_grad():
+        start = policy_of(trainer)(IDS).logits
+    trainer.train()
+    assert torch.equal(reference_logits(trainer), start)
+    with torch.no_grad():
+        assert (policy_of(trainer)(IDS).logits - start).abs().max() > 0.01
+    assert trainer.all_stats[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+
+
+def adalora():
+    return get_peft_model(gpt2(), AdaLoraConfig(target_modules=["c_attn"], total_step=9))
+
+
+def prefix():
+    return get_peft_model(gpt2(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+
+
+def frozen():
+    return gpt2().requires_grad_(False)
+
+
+@all_three
+@pytest.mark.parametrize(
+    ("make", "optimizer", "words"),
+    [
+        (adalora, None, "AdaLoRA moves its ranks"),
+        (prefix, None, "PrefixTuningConfig puts tokens of its own"),
+        (gpt2, lambda: torch.optim.SGD(gpt2().parameters(), lr=1), "weights that are not this mod"),
+        (gpt2, lambda: torch.optim.SGD, "`optimizer` must be one of torch"),
+    ],
+    ids=["adalora", "prefix", "other_model", "class"],
+)
+def test_what_would_train_nothing_or_something_else_is_told(kind, make, optimizer, words):
+    with pytest.raises(RecipeError, match=words):
+        build(kind, make(), optimizer and optimizer())
+
+
+@all_three
+def test_a_model_that_is_frozen_as_a_whole_is_told(kind):
+    model = frozen()
+    if kind == "ppo":
+        from trl_recipes import AutoModelForCausalLMWithValueHead
+
+        model = AutoModelForCausalLMWithValueHead.from_pretrained(model).requires_grad_(False)
+    with pytest.raises(RecipeError, match="Every weight of the model is frozen"):
+        build(kind, model)
+
+
+@all_three
+def test_an_optimizer_that_works_out_its_learning_rate_trains(kind):
+    model = gpt2()
+    before = model.lm_head.weight.clone()
+    trainer = build(kind, model, Adafactor(model.parameters(), lr=None))
+    trainer.train()
+    assert not torch.equal(model.lm_head.weight, before)
+    rate = "ppo/learning_rate" if kind == "ppo" else "learning_rate"
+    assert trainer.all_stats[-1][rate] > 0
+
+
+@all_three
+@pytest.mark.parametrize("name", ["default", "mine"])
+def test_an_adapter_loads_from_any_folder(kind, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gpt2().save_pretrained("base")
+    tiny_grpo.word_tokenizer().save_pretrained("base")
+    base = load_run("base")[0]
+    torch.manual_seed(0)
+    model = get_peft_model(base, LoraConfig(**LORA), adapter_name=name)
+    if kind != "ppo" and name == "mine":
+        with pytest.raises(RecipeError, match="adapters named mine"):
+            build(kind, model)
+        return
+    trainer = build(kind, model)
+    trainer.train()
+    trainer.save_model("out")
+    saved = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == str(tmp_path / "base")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded, _ = load_run(tmp_path / "out")
+    with torch.no_grad():
+        logits = policy_of(trainer).eval()(IDS).logits
+        torch.testing.assert_close(loaded(IDS).logits, logits, rtol=0, atol=1e-5)
