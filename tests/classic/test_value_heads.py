@@ -19,6 +19,7 @@ from trl_recipes import (
     RecipeError,
     create_reference_model,
 )
+from trl_recipes.ppo.checks import FirstBatchCheck
 
 WEIGHT, BIAS = torch.full((1, 32), 0.5), torch.ones(1)
 HEAD = {"v_head.summary.weight": WEIGHT, "v_head.summary.bias": BIAS}
@@ -155,6 +156,14 @@ def test_quantized_loading_names_the_package_that_it_lacks(bits, tmp_path, monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match="need: pip install bitsandbytes"):
         load(tmp_path, **{bits: True})
+
+
+@pytest.mark.parametrize("weights", [torch.int8, torch.uint8, torch.bfloat16])
+def test_quantized_weights_are_held_to_what_they_resolve(weights):
+    policy = gpt2()
+    assert not FirstBatchCheck(policy, None, False, lambda x: x).reduced_precision
+    policy.packed = nn.Parameter(torch.zeros(2, dtype=weights), requires_grad=False)
+    assert FirstBatchCheck(policy, None, False, lambda x: x).reduced_precision
 
 
 @pytest.mark.parametrize(

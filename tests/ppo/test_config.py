@@ -104,7 +104,7 @@ def test_a_wrong_value_is_refused_with_what_would_do(given, message):
 
 
 def test_options_without_meaning_warn_once_and_say_why(monkeypatch):
-    monkeypatch.setattr("trl_recipes.ppo.config._warned", set())
+    monkeypatch.setattr("trl_recipes.ppo.config._told", set())
     with pytest.warns(UserWarning, match="`steps` no longer means anything: TRL never read it"):
         PPOConfig(steps=100)
     with warnings.catch_warnings():

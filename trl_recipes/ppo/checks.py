@@ -165,7 +165,8 @@ class FirstBatchCheck:
         self.policy, self.ref_model, self.all_sum = policy, ref_model, all_sum
         models = [policy] if ref_model is None else [policy, ref_model]
         dtypes = {parameter.dtype for model in models for parameter in model.parameters()}
-        self.reduced_precision = bf16 or bool(dtypes & {torch.bfloat16, torch.float16})
+        # half precision, or the integers of quantized weights
+        self.reduced_precision = bf16 or bool(dtypes - {torch.float32, torch.float64})
         self.evaluated = self.updated = False
         self.trust_sampling: bool | None = None
 

@@ -6,6 +6,7 @@ import math
 import sys
 import warnings
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -47,55 +48,57 @@ REFUSED = {
     "global_backward_batch_size": "it is backward_batch_size times the number of processes",
 }
 _TRUST = {"trust_remote_code": "give it to `from_pretrained`, and pass the model that this loads"}
-_warned: set[str] = set()
+_told: set[str] = set()
 
 
-def _classic(default: Any = None, **options: Any) -> Any:
-    """Declare a name of TRL 0.11, which no help shows and no recipe takes as a flag."""
-    return field(default=default, metadata={"help": argparse.SUPPRESS}, **options)
+# Declares a name of TRL 0.11, which no help shows and no recipe takes as a flag.
+_classic = partial(setting, help=argparse.SUPPRESS)
 
 
 @dataclass
-class ClassicNames:
+class _ClassicNames:
     """What scripts of TRL 0.11 give to their configuration to read it back."""
 
     exp_name: str = _classic(Path(sys.argv[0]).stem)
-    task_name: str | None = _classic()
+    task_name: str | None = _classic(None)
     model_name: str = _classic("gpt2")
     query_dataset: str = _classic("stanfordnlp/imdb")
     reward_model: str = _classic("sentiment-analysis:lvwerra/distilbert-imdb")
-    dataset_num_proc: int | None = _classic()
+    dataset_num_proc: int | None = _classic(None)
     steps: int = _classic(20000)
     tracker_project_name: str = _classic("trl")
-    tracker_kwargs: dict | str | None = _classic()
-    accelerator_kwargs: dict | str | None = _classic()
-    project_kwargs: dict | str | None = _classic()
-    push_to_hub_if_best_kwargs: dict | str | None = _classic()
+    tracker_kwargs: dict | str | None = _classic(None)
+    accelerator_kwargs: dict | str | None = _classic(None)
+    project_kwargs: dict | str | None = _classic(None)
+    push_to_hub_if_best_kwargs: dict | str | None = _classic(None)
     compare_steps: int = _classic(1)
-    is_encoder_decoder: bool | None = _classic()
-    is_peft_model: bool | None = _classic()
-    optimize_cuda_cache: bool | None = _classic()
+    is_encoder_decoder: bool | None = _classic(None)
+    is_peft_model: bool | None = _classic(None)
+    optimize_cuda_cache: bool | None = _classic(None)
 
     def __post_init__(self):
-        for entry in fields(ClassicNames):
+        for entry in fields(_ClassicNames):
             value = getattr(self, entry.name)
             if entry.name.endswith("_kwargs"):  # JSON on a command line
                 value = json.loads(value) if isinstance(value, str) else value or {}
                 setattr(self, entry.name, value)
         for name, reason in WITHOUT_MEANING.items():
-            if getattr(self, name) not in (getattr(ClassicNames, name), {}) and name not in _warned:
-                _warned.add(name)
+            if getattr(self, name) not in (getattr(_ClassicNames, name), {}) and name not in _told:
+                _told.add(name)
                 warnings.warn(f"`{name}` no longer means anything: {reason}.", stacklevel=4)
         super().__post_init__()
 
     @property
     def total_ppo_epochs(self) -> int:
-        """Batches that `steps` samples of one process make."""
         return math.ceil(self.steps / self.batch_size)
+
+    @property
+    def global_backward_batch_size(self) -> int:
+        return self.backward_batch_size * (self.world_size or 1)
 
 
 @dataclass
-class PPOConfig(ClassicNames, TrainingSettings, TrainingArguments):
+class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
     """Settings of [`PPOTrainer`]: those of TRL 1.12 and those of TRL 0.11, one meaning each.
 
     Where both names of one thing are given (`ppo_epochs` and `num_ppo_epochs`, `init_kl_coef` and
@@ -222,11 +225,6 @@ class PPOConfig(ClassicNames, TrainingSettings, TrainingArguments):
     def backward_batch_size(self) -> int:
         """Samples of one process in one optimizer step."""
         return self.mini_batch_size * self.gradient_accumulation_steps
-
-    @property
-    def global_backward_batch_size(self) -> int:
-        """Samples in one optimizer step over all processes."""
-        return self.backward_batch_size * (self.world_size or 1)
 
     @property
     def global_batch_size(self) -> int:

@@ -293,11 +293,7 @@ def save_value_head(weights: dict[str, Tensor], folder: str | Path) -> None:
 
 
 def head_key(key: str, modules: Sequence[str] = ("v_head",)) -> str | None:
-    """Name a weight from its head on, such as `v_head.summary.bias`; None where it is of no head.
-
-    >>> head_key("module.v_head.summary.bias")
-    'v_head.summary.bias'
-    """
+    """Name a weight from its head on (`v_head.summary.bias`), or None where it is of no head."""
     found = re.fullmatch(rf"(module\.|pretrained_model\.)*(({'|'.join(modules)})\..+)", key)
     return found and found[2]
 

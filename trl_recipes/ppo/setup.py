@@ -209,10 +209,7 @@ def build_models(
 
 
 def to_float32(policy: nn.Module, keep_frozen: bool) -> None:
-    """Make master weights in float32 of what is trained, and of layers that have to fit to it.
-
-    An adapter converts what goes in and out of it, so the base of a PEFT model may stay as it is.
-    """
+    """Make float32 master weights of what is trained; without PEFT layers beside it have to fit."""
     for parameter in policy.parameters():
         if parameter.requires_grad or (not keep_frozen and parameter.is_floating_point()):
             parameter.data = parameter.data.float()
