@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trl_recipes import PPOConfig, PPOTrainer, RecipeError
+from trl_recipes import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer, RecipeError
 from trl_recipes.ppo import classic
 
 SCORES = [torch.tensor(score) for score in (1.0, -1.0, 0.5, 2.0)]
@@ -199,6 +199,13 @@ def test_the_trainers_model_answers_as_the_users_own(name, tmp_path):
     assert all(torch.equal(value, saved[key]) for key, value in own.state_dict().items())
     model.save_pretrained(tmp_path)
     assert (tmp_path / "value_head.safetensors").exists()
+
+
+def test_a_model_that_is_loaded_keeps_its_dtype(caplog):
+    gpt2 = ARCHITECTURES["gpt2"]()
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(gpt2, torch_dtype=torch.bfloat16)
+    assert model.dtype == torch.float32
+    assert "`dtype` is for a model loaded by name" in caplog.text
 
 
 def test_rows_may_be_tuples_and_a_collator_of_the_training_may_pad():

@@ -162,6 +162,9 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
             )
             heads = find_heads(name, cls.supported_modules, **where)
         else:
+            dtypes = {kwargs.pop(name, None) for name in ("dtype", "torch_dtype")}
+            if dtypes != {None}:
+                logger.warning("`dtype` is for a model loaded by name: this one stays as it is.")
             given |= kwargs
         if peft_config is not None:
             if getattr(model, "is_quantized", False):
