@@ -26,9 +26,9 @@ from trl_recipes import (
     load_tokenizer,
     model_kwargs,
     run_recipe,
-    sentiment_measures,
     setting,
     start_run,
+    trained_measures,
     write_report,
     write_results,
 )
@@ -82,7 +82,7 @@ def main(args: SentimentArguments, config: PPOConfig, model_config: ModelConfig)
     # Results
     if trainer.accelerator.is_main_process:
         models = {"reference": load_run(name, **loading), run.path.name: load_run(run, **loading)}
-        measures = sentiment_measures(reward, label=args.label or "POSITIVE")
+        measures = trained_measures(trainer.rewards, label=args.label or "POSITIVE")
         results = compare(models, held_out, measures, max_new_tokens=config.response_length)
         print(write_results(run, results))
 

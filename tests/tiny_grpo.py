@@ -44,7 +44,7 @@ def build(kind="grpo", model=None, rewards=variety, data=None, tokenizer=None, m
     """A trainer of a tiny model; `more` goes to the trainer, the rest to its configuration."""
     config_class, trainer_class = KINDS[kind]
     settings = {"batch_size": 8, "num_generations": 4, "response_length": 6, "max_steps": 3}
-    settings |= {"learning_rate": 1e-2, "disable_tqdm": True} | config
+    settings |= {"learning_rate": 1e-2, "disable_tqdm": True, "reward_norm": "none"} | config
     return trainer_class(
         model=tiny() if model is None else model,
         reward_funcs=rewards,

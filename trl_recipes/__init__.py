@@ -21,7 +21,7 @@ _NAMES = {
     "embedded": ("language_model",),
     "errors": ("RecipeError",),
     "evaluation.compare": ("compare",),
-    "evaluation.judges": ("sentiment_measures",),
+    "evaluation.judges": ("sentiment_measures", "trained_measures"),
     "grpo": ("GRPOConfig", "GRPOTrainer", "RLOOConfig", "RLOOTrainer"),
     "core": ("set_seed",),
     "models.best_of_n": ("BestOfNSampler",),

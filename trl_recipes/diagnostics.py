@@ -7,6 +7,8 @@ run's owner decides.
 
 import itertools
 import math
+import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +32,11 @@ VARIETY = 0.5
 ERRORS = 4.0
 # Fraction of a step's tokens whose ratio was clipped, above which it learns next to nothing more.
 CLIPPED = 0.5
+# Standard deviations of the score that the best policy may gain under a KL price, below which the
+# price drowns the reward.
+GAIN = 0.5
+# Part of the steps after which a score that follows the reward has risen.
+EARLY = 0.2
 
 
 class Healthy(NamedTuple):
@@ -129,14 +136,17 @@ def ppo_alarms(
     min_response_length: int | None = None,
     stop_token: str | None = "eos",
     ratio_threshold: float = 10.0,
+    steps: int = sys.maxsize,
 ) -> dict[str, str]:
-    """Find the alarms that ring at the last row of a PPO run, settings as in PPOConfig.
+    """Find the alarms that ring at the last row of a PPO run of `steps`, settings as in PPOConfig.
 
     Each sentence tells what was seen, at which step, the usual causes and what to do. An alarm
     whose keys are missing keeps silent.
     """
     limits = (min_response_length or response_length, response_length)
     found = {
+        "KL price": _kl_price(rows, "ppo/std_scores", "objective/kl_coef", "init_kl_coef"),
+        "no rise": _no_rise(rows, steps, "init_kl_coef"),
         "negative KL": _negative_kl(rows),
         "skipped minibatches": _skipped_minibatches(rows, ratio_threshold),
         "equal scores": _equal_scores(rows) if batch_size > 1 else None,
@@ -151,9 +161,16 @@ def ppo_alarms(
     return _at_step(rows, found)
 
 
-def group_alarms(rows: Rows) -> dict[str, str]:
-    """Find the alarms that ring at the last row of a GRPO or RLOO run, as `ppo_alarms` does."""
+def group_alarms(
+    rows: Rows, *, beta: float | None = None, steps: int = sys.maxsize
+) -> dict[str, str]:
+    """Find the alarms that ring at the last row of a GRPO or RLOO run, as `ppo_alarms` does.
+
+    `beta` is the price of a nat in rewards; None where it is not weighed against them as they are.
+    """
     found = {
+        "KL price": _kl_price(rows, "reward_std", beta, "beta"),
+        "no rise": _no_rise(rows, steps, "beta"),
         "equal groups": _equal_groups(rows),
         "all masked": _all_masked(rows),
         "clipping": _clipping(rows),
@@ -165,6 +182,45 @@ def group_alarms(rows: Rows) -> dict[str, str]:
         ),
     }
     return _at_step(rows, found)
+
+
+def _kl_price(rows: Rows, std_key: str, price: str | float | None, name: str) -> str | None:
+    """Look, on the start model's batch, for a KL price that leaves the reward next to no say.
+
+    Of all policies, the one that gains most at a price of b rewards per nat gains about s / b
+    standard deviations s of the reward, for a small gain.
+    """
+    if len(rows) != 1:
+        return None
+    std, price = rows[0].get(std_key), rows[0].get(price) if isinstance(price, str) else price
+    if not (_is_number(std) and _is_number(price)) or price <= 0 or std <= 0 or std >= GAIN * price:
+        return None
+    return (
+        f"the KL price drowns the reward: a nat costs {price:g}, and the standard deviation of the "
+        f"score is {std:.3g}, so that even the best policy gains only about {std / price:.2g} "
+        f"standard deviations. Set reward_norm to reference, or {name} to about {std / 4:.1g}."
+    )
+
+
+def _no_rise(rows: Rows, steps: int, price_name: str) -> str | None:
+    """Look, once a part of the run is done, for a score that rose by no more than chance."""
+    scored = [row for row in rows if _is_number(row.get("env/reward_mean"))]
+    due = [n for n, row in enumerate(scored, 1) if n >= 2 * WINDOW and row["step"] >= EARLY * steps]
+    if due != [len(scored)] or scored[-1] is not rows[-1]:
+        return None
+    scores = [row["env/reward_mean"] for row in scored]
+    half = len(scores) // 2
+    before, after = scores[:half], scores[half:]
+    rise = math.fsum(after) / len(after) - math.fsum(before) / half
+    error = math.sqrt(sum(statistics.variance(part) / len(part) for part in (before, after)))
+    if rise > 2 * error:
+        return None
+    return (
+        f"the score has not risen by more than chance in the first {len(scores)} batches: by "
+        f"{rise:.3g}, with a standard error of {error:.2g}. Usual causes: a KL price "
+        f"({price_name}) that is high or a learning rate that is low for this reward, or a reward "
+        "that hardly differs between the responses."
+    )
 
 
 def _negative_kl(rows: Rows) -> str | None:

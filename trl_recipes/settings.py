@@ -1,9 +1,10 @@
 """Settings that PPO, GRPO and RLOO have in common, and the range of each number among settings."""
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -101,6 +102,12 @@ class TrainingSettings:
     metrics: list[str] | None = setting(
         None, "Functions, named like reward_funcs, that are logged and never optimised."
     )
+    reward_norm: Literal["auto", "none", "reference"] = setting(
+        "auto",
+        "reference: optimize each reward function's value less its mean, over its standard "
+        "deviation, on samples of the start model; none: the value itself; auto: reference in PPO "
+        "and RLOO, unless a sentiment's logit is the only reward.",
+    )
     reward_once: bool = setting(
         False, "Let the main process call the reward functions once, for all processes."
     )
@@ -144,9 +151,14 @@ class TrainingSettings:
         return self.saves and super().should_save
 
     def save_to(self, output_dir: str) -> None:
-        """Write to this run folder where the user named none."""
-        if not self.saves:
-            self.saves, self.output_dir = True, output_dir
+        """Write to this run folder where the user named none; `reward_funcs` name theirs."""
+        if self.saves:
+            return
+        if self.reward_funcs:
+            specs = [next(iter(s)) if isinstance(s, dict) else s for s in self.reward_funcs]
+            names = [re.split(r"[:/]", spec.rstrip("/"))[-1] for spec in specs]
+            output_dir = "-".join([output_dir.partition("-")[0], *names])
+        self.saves, self.output_dir = True, output_dir
 
     def _unite_names(self) -> None:
         self._unite("activation_checkpointing", "gradient_checkpointing", default=False)

@@ -35,6 +35,7 @@ def trainer_of(folder, name="gpt2", reward=noisy, steps=6, **settings):
             "lr_scheduler_type": "linear",
             "output_dir": None if folder is None else str(folder),
             "save_steps": 2,
+            "reward_norm": "none",
         }
         | settings,
         max_steps=steps,

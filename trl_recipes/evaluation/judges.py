@@ -5,7 +5,7 @@ from typing import Any
 
 from trl_recipes.data.conversations import full_texts
 from trl_recipes.evaluation.compare import Comparison
-from trl_recipes.rewards import RewardFunc, SentimentReward
+from trl_recipes.rewards import RewardFunc, Rewards, SentimentReward
 from trl_recipes.rewards.rules import known_share, whole_words
 from trl_recipes.stats import distinct_n
 
@@ -51,6 +51,18 @@ def sentiment_measures(reward: SentimentReward, label: str | None = None) -> dic
         )
         return measures
     return measures | {"judge (VADER)": judge}
+
+
+def trained_measures(rewards: Rewards, label: str | None = None) -> dict[str, RewardFunc]:
+    """Give what a run was trained on and its metrics, by name.
+
+    A sentiment is measured by [`sentiment_measures`], whose `label` is the reward's by default.
+    """
+    sentiment, *more = rewards.reward_funcs
+    if more or not isinstance(sentiment, SentimentReward):
+        return dict(rewards.by_name)
+    metrics = {name: rewards.by_name[name] for name in rewards.metric_names}
+    return sentiment_measures(sentiment, label) | metrics
 
 
 def mood_judges(

@@ -26,6 +26,7 @@ class Place(NamedTuple):
     episodes: int  # responses sampled so far, over all processes
     generated: int  # tokens of them
     batch: list[dict[str, Tensor]] | None  # the sampled batch, where it is not used up
+    weights: list[float] | None = None  # of the reward functions, over their scale on the start
 
 
 def begin_epoch(sampler: Sampler, epoch: int) -> None:

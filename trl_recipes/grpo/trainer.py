@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import trl
 from accelerate.logging import get_logger
@@ -29,8 +30,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from trl_recipes.callbacks import StepProgress, own_copy, push_model, train_or_stop
-from trl_recipes.checkpointing import drop_later_rows, random_states, set_random_states
-from trl_recipes.data.conversations import plain_text
+from trl_recipes.checkpointing import (
+    drop_later_rows,
+    find_checkpoint,
+    random_states,
+    set_random_states,
+)
+from trl_recipes.data.conversations import is_conversation, plain_text
 from trl_recipes.data.prompts import own_names
 from trl_recipes.data.tokenizers import appended_tokens
 from trl_recipes.describe import describe_check, describe_run, replace_unknown_characters
@@ -73,16 +79,18 @@ from trl_recipes.models.forward import (
 )
 from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.memory import set_malloc_thresholds
-from trl_recipes.models.sampling import ignores_padding, packed_weights
+from trl_recipes.models.sampling import generate_responses, ignores_padding, packed_weights
 from trl_recipes.models.sharding import (
     check_fsdp_loading,
     full_model,
     full_tensor,
     is_sharded,
+    is_whole,
     wrap_by_layer,
 )
-from trl_recipes.rewards.base import check_rewards, part_of, score_part
+from trl_recipes.rewards.base import TokenRewards, check_rewards, part_of, score_part
 from trl_recipes.rewards.loading import rewards_of
+from trl_recipes.rewards.scale import SAMPLES, wants_reference_norm
 from trl_recipes.run_folder import RunFolder, check_disk
 from trl_recipes.stats import (
     append_alarms,
@@ -253,13 +261,18 @@ class GroupTrainer:
         self._step, self._buffered_inputs = 0, None
         self._episodes = self._generated = self._not_finite = 0
         self._samples: tuple[list, list, list] | None = None
-        self._alarms = Alarms(group_alarms)
+        self._alarms = Alarms(self._find_alarms)
         self._between: tuple[Place, dict, int] | None = None  # how the last step ended
         self._sampler: Sampler | None = None  # none for a stream of prompts
         self._checkpoint: str | None = None
         self._trying = False
         if hasattr(self, "entropy_coef"):  # which TRL may adapt
             self.entropy_coef, self._last_world_entropy = self.args.entropy_coef, float("inf")
+
+    def _find_alarms(self, rows: list[dict[str, Any]]) -> dict[str, str]:
+        compared = getattr(self.args, "scale_rewards", "none") in ("group", "batch")
+        beta = None if compared else self.args.beta
+        return group_alarms(rows, beta=beta, steps=self.state.max_steps)
 
     # What TRL calls: what it does is its own, what goes in and what is seen of it is ours
 
@@ -387,6 +400,13 @@ class GroupTrainer:
             extras["environments"] = self.environments
         once = self.args.reward_once
         _, raw = score_part(self.rewards, once, prompts, completions, ids, columns, **extras)
+        for name, values in raw.items():
+            if any(isinstance(value, TokenRewards) for value in values):
+                raise RecipeError(
+                    f"Reward function `{name}` returned a list of numbers for a completion, one a "
+                    f"token. {self._name} gives all tokens of a response one advantage: return "
+                    "their sum, or train with PPO."
+                )
         place = slice(None)
         if once:  # what TRL gathers of all must be there in all
             extra_columns, extra_metrics = broadcast_from_main(
@@ -419,15 +439,16 @@ class GroupTrainer:
 
         `by_function` holds what each reward function gave, (all B, functions).
         """
-        totals, all_ids = weighted_totals(by_function, self.reward_weights), gather(list(ids))
+        weights = torch.tensor(self.rewards.weights)
+        totals, all_ids = weighted_totals(by_function, weights), gather(list(ids))
         texts = [plain_text(completion) for completion in completions]
         metrics = {name: gather(raw[name]) for name in self.rewards.metric_names}
         found = batch_statistics(totals, self.num_generations, gather(texts), all_ids, metrics)
         if self.mask_truncated_completions:
-            # TRL < 1.15 knows the tokenizer's own end token alone
-            ends = getattr(self, "eos_token_ids", [self._tokenizer.eos_token_id])
-            cut = [row[-1] not in (*ends, self._tokenizer.pad_token_id) for row in all_ids]
+            ends = (*self._end_tokens(), self._tokenizer.pad_token_id)
+            cut = [row[-1] not in ends for row in all_ids]
             found["tokens/masked_share"] = sum(cut) / len(cut)
+        found |= self.rewards.normalization_stats()
         for name, value in found.items():
             self._note(name, value)
         self._episodes += len(all_ids)
@@ -471,6 +492,8 @@ class GroupTrainer:
         lengths = self._check_before_training()
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = resume_from_checkpoint
+        if self._normalizes():
+            self._measure_rewards()
         train = functools.partial(self._train, **kwargs)
         wrap_by_layer(self.model, self.accelerator)
         if self.args.saves:
@@ -518,6 +541,8 @@ class GroupTrainer:
                 place = self._elsewhere(place, processes)
             self._step, self._buffered_inputs = place.passes, place.batch
             self._episodes, self._generated = place.episodes, place.generated
+            if place.weights:
+                self.reward_weights = torch.tensor(place.weights)
             if self.args.sync_ref_model:
                 reference = self.accelerator.unwrap_model(self.ref_model)
                 reference.load_state_dict(read_weights(Path(self._checkpoint), type(reference)))
@@ -556,7 +581,8 @@ class GroupTrainer:
         """Note where the run is, in case that the next step fails."""
         unused = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         batch = None if unused else self._buffered_inputs
-        place = Place(self._step, self._episodes, self._generated, batch)
+        weights = self.reward_weights.tolist()
+        place = Place(self._step, self._episodes, self._generated, batch, weights)
         self._between = (place, random_states(), self.state.num_input_tokens_seen)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -591,10 +617,12 @@ class GroupTrainer:
 
     def describe(self) -> str:
         """Say in one paragraph what `train` is about to do, with the batch arithmetic in words."""
-        return self._described(self._check_before_training())
+        lengths = self._check_before_training()
+        self._measure_rewards()
+        return self._described(lengths)
 
     def _described(self, lengths: list[int]) -> str:
-        return describe_run(
+        described = describe_run(
             self._name,
             self.args,
             unwrap_adapter(self.accelerator.unwrap_model(self.model)),
@@ -603,6 +631,63 @@ class GroupTrainer:
             self._number_of_steps(),
             str(self.accelerator.device),
         )
+        return described + self.rewards.described()
+
+    def _measure_rewards(self) -> None:
+        """Measure rewards on samples of the start model, and weigh them by it where asked, once.
+
+        Responses to one prompt are compared with each other: a function's mean cancels out, and its
+        standard deviation divides its weight. A resumed run takes its checkpoint's weights.
+        """
+        args, rewards = self.args, self.rewards
+        own = wants_reference_norm(args.reward_norm, rewards.reward_funcs)
+        if not own or rewards.scales or find_checkpoint(args):
+            return
+        policy = self.accelerator.unwrap_model(self.model)
+        loops = any(getattr(self, n, None) for n in ("tools", "environments", "rollout_func"))
+        if loops or not (isinstance(self.train_dataset, Dataset) and is_whole(policy)):
+            if args.reward_norm == "reference":
+                raise RecipeError(
+                    "`reward_norm` is reference, which needs a data set with a length, a model "
+                    "that lies whole in each process, and neither tools nor environments. Use none."
+                )
+            return
+        randomness = random_states()
+        order = np.random.default_rng(args.seed).permutation(len(self.train_dataset))
+        part = slice(self.accelerator.process_index, SAMPLES, self.accelerator.num_processes)
+        inputs = [self.train_dataset[row] for row in order[part].tolist()]
+        prompts = [row["prompt"] for row in inputs]
+        responses = generate_responses(
+            policy,
+            [torch.tensor(ids) for ids in self._tokenize_prompts(prompts)[0]],
+            pad_token_id=self._tokenizer.pad_token_id,
+            eos_token_id=self._end_tokens(),
+            max_new_tokens=args.response_length,
+            temperature=args.temperature,
+            batch_size=args.batch_size,
+        )
+        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        completions = [
+            [{"role": "assistant", "content": text}] if is_conversation(prompt) else text
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        raw = self._score(inputs, prompts, completions, [row.tolist() for row in responses])
+        set_random_states(randomness)
+        raw = {name: gather(values) for name, values in raw.items()}
+        rewards.measure(raw, self._normalizes())
+        for row, name in enumerate(rewards.normalisation):
+            self.reward_weights[row] /= rewards.normalisation[name][1]
+
+    def _normalizes(self) -> bool:
+        """Whether rewards are normalized; by default not in GRPO, which compares within groups."""
+        norm, rloo = self.args.reward_norm, self.config_class is RLOOConfig
+        return norm == "reference" or (
+            rloo and wants_reference_norm(norm, self.rewards.reward_funcs)
+        )
+
+    def _end_tokens(self) -> list[int]:
+        """Ids of the tokens that end a response; TRL < 1.15 knows the tokenizer's own alone."""
+        return list(getattr(self, "eos_token_ids", [self._tokenizer.eos_token_id]))
 
     def check(self) -> str:
         """Make the first steps of `train`, write nothing, and put everything back.

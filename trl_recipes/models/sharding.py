@@ -67,6 +67,11 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def is_whole(model: nn.Module) -> bool:
+    """Whether each process holds all of a model's weights."""
+    return not any(map(_sharded, model.parameters()))
+
+
 def set_fsdp_root(model: nn.Module) -> None:
     """Tell FSDP which module is the outermost; it would take the first that runs."""
     fully_shard.state(model)._lazy_init()
@@ -142,7 +147,7 @@ def full_model(model: nn.Module, keep: bool) -> nn.Module | None:
 
     A process that does not `keep` it helps and gets None.
     """
-    if not any(map(_sharded, model.parameters())):
+    if is_whole(model):
         return model if keep else None
     state = full_tensors(model.state_dict(keep_vars=True), keep)
     if not keep:

@@ -311,7 +311,7 @@ def too_few_prompts(rows: int, batch_size: int) -> RecipeError:
 
 def description(trainer: Any) -> str:
     """Say in one paragraph what a run is about to do."""
-    return describe_run(
+    described = describe_run(
         "PPO",
         trainer.config,
         trainer._actor_critic(),
@@ -320,6 +320,7 @@ def description(trainer: Any) -> str:
         trainer.args.num_total_batches,
         str(trainer.current_device),
     )
+    return described + trainer.rewards.described()
 
 
 def about(trainer: Any) -> dict[str, Any]:

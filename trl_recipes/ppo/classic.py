@@ -395,8 +395,14 @@ class ClassicLoop:
         return *objective.token_rewards(scores, kl, self.kl_ctl.value, masks), kl
 
     def _token_rewards(
-        self, scores: Tensor, evaluation: Evaluation, mask: Tensor
+        self, rollout: Rollout, scores: Tensor, evaluation: Evaluation
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Call `compute_rewards`; what functions gave for a token stands at that token."""
+        mask, at_tokens = rollout.loss_mask, rollout.token_scores
+        if at_tokens is not None:
+            rest = rollout._replace(token_scores=None)
+            rewards, *more = self._token_rewards(rest, scores - at_tokens.sum(1), evaluation)
+            return rewards + at_tokens, *more
         if self.config.kl_penalty != "full":
             return self.compute_rewards(scores, evaluation.logprobs, evaluation.ref_logprobs, mask)
         kl_coef = self.kl_ctl.value

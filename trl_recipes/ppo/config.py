@@ -171,11 +171,6 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
     whiten_rewards: bool = setting(False, "Whiten the rewards of tokens.")
 
     # Scores.
-    reward_norm: Literal["none", "reference"] = setting(
-        "none",
-        "reference: optimise each reward function's value less its mean, over its spread, on "
-        "samples of the reference model taken at the start.",
-    )
     use_score_scaling: bool = setting(False, "Divide scores by their running standard deviation.")
     use_score_norm: bool = setting(
         False, "With use_score_scaling: subtract the running mean first."

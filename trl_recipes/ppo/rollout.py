@@ -28,6 +28,7 @@ class Rollout(NamedTuple):
     # what was known when each token was drawn; None where the responses came from elsewhere
     logprobs: Tensor | None = None  # in nats, (B, R)
     hidden: Tensor | None = None  # the trunk's last hidden state before the token, (B, R, H)
+    token_scores: Tensor | None = None  # the part of the scores that stands at a token, (B, R)
 
     def with_masks_on_host(self) -> "Rollout":
         """Fetch the masks of queries and responses, so that no pass over rows waits for a GPU."""
@@ -67,6 +68,15 @@ class Rollout(NamedTuple):
     def lengths(self) -> Tensor:
         """Count the tokens of each query and response together, (B,)."""
         return self.query_mask.sum(1) + self.response_mask.sum(1)
+
+    def with_token_scores(self, rows: list[list[float]] | None, skip: int) -> "Rollout":
+        """Put numbers for each response's tokens beside them, less a start token's; or nothing."""
+        if rows is None:
+            return self
+        scores = torch.zeros_like(self.response_mask, dtype=torch.float32)
+        for row, values in enumerate(rows):
+            scores[row, : max(len(values) - skip, 0)] = torch.tensor(values[skip:])
+        return self._replace(token_scores=scores)
 
     def response_rows(self) -> list[Tensor]:
         """Give the responses as a list, each of shape (response length,)."""

@@ -16,8 +16,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
+from trl_recipes.checkpointing import find_checkpoint
 from trl_recipes.data.prompts import check_form
 from trl_recipes.diagnostics import Alarms, ppo_alarms
+from trl_recipes.distributed import gather
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.adapters import (
     StartModel,
@@ -44,6 +46,7 @@ from trl_recipes.ppo.models import (
     AutoModelForSeq2SeqLMWithValueHead,
     create_reference_model,
 )
+from trl_recipes.rewards.scale import SAMPLES, wants_reference_norm
 
 # Arguments of TRL 1.12's PPOTrainer, and of older ones, that are refused, and what to do.
 _REFUSED = {
@@ -324,13 +327,22 @@ def alarms(config: PPOConfig) -> Alarms:
     held_to = ("batch_size", "response_length", "min_response_length", "ratio_threshold")
     settings = {name: getattr(config, name) for name in held_to}
     stop_token = config.stop_token or config.stop_token_id
-    return Alarms(partial(ppo_alarms, stop_token=stop_token, **settings))
+    steps = config.num_total_batches
+    return Alarms(partial(ppo_alarms, stop_token=stop_token, steps=steps, **settings))
 
 
-def normalise_rewards(trainer: Any) -> None:
-    """Fix shift and scale of each reward function by the reference model's own samples."""
-    order = np.random.default_rng(trainer.args.seed).permutation(len(trainer.prompts))
-    part = slice(trainer.accelerator.process_index, 256, trainer.accelerator.num_processes)
+def measure_rewards(trainer: Any) -> None:
+    """Measure rewards on samples of the start model where they are to be normalized, once.
+
+    A resumed run takes what its checkpoint holds; a reward that is not learned yet comes later.
+    """
+    rewards, args = trainer.rewards, trainer.args
+    ready = all(getattr(func, "ready", True) for func in rewards.reward_funcs)
+    wanted = wants_reference_norm(args.reward_norm, rewards.reward_funcs)
+    if not (wanted and ready) or rewards.normalisation or find_checkpoint(args):
+        return
+    order = np.random.default_rng(args.seed).permutation(len(trainer.prompts))
+    part = slice(trainer.accelerator.process_index, SAMPLES, trainer.accelerator.num_processes)
     batch = trainer.prompts[order[part].tolist()]
     _, responses = trainer.generate(
         [torch.as_tensor(ids, device=trainer.current_device) for ids in batch["input_ids"]],
@@ -340,8 +352,5 @@ def normalise_rewards(trainer: Any) -> None:
         generate_ref_response=True,
     )
     texts = trainer.tokenizer.batch_decode(responses, skip_special_tokens=True)
-    stats = trainer._score_stats(*trainer._score([row.tolist() for row in responses], texts, batch))
-    prefixes = {name: f"rewards/{name}/" for name in trainer.rewards.names}
-    trainer.rewards.normalise(
-        {n: (stats[p + "mean"], stats[p + "std"]) for n, p in prefixes.items()}
-    )
+    _, raw = trainer._score([row.tolist() for row in responses], texts, batch)
+    rewards.measure({name: gather(values) for name, values in raw.items()}, normalise=True)

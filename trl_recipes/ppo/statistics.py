@@ -84,14 +84,6 @@ def score_stats(
     return stats
 
 
-def normalisation_stats(normalisation: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """Give shift and scale of each reward function, the same at every step."""
-    stats = {}
-    for name, (shift, scale) in normalisation.items():
-        stats |= {f"rewards/{name}/shift": shift, f"rewards/{name}/scale": scale}
-    return stats
-
-
 class UpdateStats:
     """Collects token sums over the forward passes of one optimizer step, then averages them."""
 

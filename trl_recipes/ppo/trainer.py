@@ -32,7 +32,6 @@ from trl_recipes.ppo.statistics import (
     average_updates,
     diversity,
     length_stats,
-    normalisation_stats,
     rollout_stats,
     score_stats,
     to_plain,
@@ -225,8 +224,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         self.state.num_train_epochs = self.args.total_episodes / len(self.prompts)
         if self.args.resume_from_checkpoint:
             self._resume(resume_from_checkpoint)
-        if self.config.reward_norm == "reference" and not self.rewards.normalisation:
-            setup.normalise_rewards(self)
+        setup.measure_rewards(self)
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         while not self._is_over():
             randomness = random_states()
@@ -276,11 +274,13 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         batch["score"] = self.rewards.raw_totals(by_function)
         stats = {
             **self._score_stats(batch["score"], by_function),
-            **normalisation_stats(self.rewards.normalisation),
+            **self.rewards.normalization_stats(),
             **diversity(responses, batch["response"]),
             "time/generation": generated - started,
             "time/scoring": self._clock() - generated,
         }
+        rows = self.rewards.by_token(by_function)
+        rollout = rollout.with_token_scores(rows, skip=self.is_encoder_decoder)
         return rollout, torch.tensor(scores), stats
 
     def _train_on(self, rollout: Rollout, scores: Tensor, stats: dict[str, Any]) -> dict[str, Any]:
@@ -357,7 +357,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         timing = {"time/ppo/forward_pass": self._clock() - clock}
 
         clock = self._clock()
-        rewards, non_score_rewards, kl = self._token_rewards(scores, evaluation, mask)
+        rewards, non_score_rewards, kl = self._token_rewards(rollout, scores, evaluation)
         evaluation = evaluation._replace(kl=kl)
         timing["time/ppo/compute_rewards"] = self._clock() - clock
 
@@ -550,6 +550,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
     def describe(self) -> str:
         """Say in one paragraph what `train` is about to do, with the batch arithmetic in words."""
         checks.check_before_training(self)
+        setup.measure_rewards(self)
         return checks.description(self)
 
     def check(self) -> str:

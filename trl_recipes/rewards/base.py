@@ -21,6 +21,7 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -31,12 +32,23 @@ from trl_recipes.describe import printable
 from trl_recipes.distributed import broadcast_from_main, gather, process_index, raise_on_all
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards.models import reward_of_model
+from trl_recipes.rewards.scale import Scale, describe_scales, measure
 
 RewardFunc = Callable[..., list[float | None]]
 
 _LARGEST = float(torch.finfo(torch.float32).max)  # scores are trained on in float32
 
 _log = logging.getLogger(__name__)
+
+
+class TokenRewards(float):
+    """The reward of a response that was given for each of its `tokens`: their sum."""
+
+    def __new__(cls, tokens: Sequence[float]):
+        """Add the tokens up."""
+        total = super().__new__(cls, math.fsum(tokens))
+        total.tokens = list(tokens)
+        return total
 
 
 class Rewards:
@@ -65,8 +77,9 @@ class Rewards:
         names = _distinct([_name(func) for func in functions])
         count = len(self.reward_funcs)
         self.names, self.metric_names = names[:count], names[count:]
-        self._by_name = dict(zip(names, functions, strict=True))
+        self.by_name = dict(zip(names, functions, strict=True))
         self.normalisation: dict[str, tuple[float, float]] = {}
+        self.scales: dict[str, Scale] = {}  # on the start model's samples, once measured
         self._warned = False
 
     def __call__(
@@ -85,7 +98,7 @@ class Rewards:
         function and metric by name.
         """
         arguments = _arguments(prompts, completions, completion_ids, columns, extras)
-        raw = _checked_calls(self._by_name, arguments)
+        raw = _checked_calls(self.by_name, arguments)
         self._warn_of_unscored(raw)
         totals = self._weighted(raw, self.normalisation)
         if not all(abs(total) <= _LARGEST for total in totals):
@@ -109,12 +122,31 @@ class Rewards:
         left out. Token ids are made up when None.
         """
         ids = completion_ids or [[0, 1]] * len(prompts)
-        ready = {n: func for n, func in self._by_name.items() if getattr(func, "ready", True)}
+        ready = {n: func for n, func in self.by_name.items() if getattr(func, "ready", True)}
         _checked_calls(ready, _arguments(prompts, completions, ids, columns, extras))
 
     def raw_totals(self, raw: Mapping[str, Sequence[float | None]]) -> list[float]:
         """Weigh and add the raw values that a call returned, without normalization."""
         return self._weighted(raw, {})
+
+    def measure(self, raw: Mapping[str, Sequence[float | None]], normalise: bool) -> None:
+        """Keep what each function gave on samples of the start model, and normalize by it."""
+        self.scales = {name: measure(raw[name]) for name in self.names}
+        if normalise:
+            self.normalise(self.scales)
+
+    def described(self) -> str:
+        """Say what was measured, and how it is optimized; nothing where nothing was measured."""
+        return f" {describe_scales(self.scales, bool(self.normalisation))}" if self.scales else ""
+
+    def normalization_stats(self) -> dict[str, float]:
+        """Give shift and scale of each normalized function, the same at every step."""
+        pairs = self.normalisation.items()
+        return {
+            f"rewards/{name}/{part}": value
+            for name, moments in pairs
+            for part, value in zip(("shift", "scale"), moments, strict=True)
+        }
 
     def normalise(self, moments: Mapping[str, tuple[float, float]]) -> None:
         """Optimize (value - mean) / std of each function from now on; raw values stay as they are.
@@ -123,7 +155,7 @@ class Rewards:
         nan where it scored none. A standard deviation of 0 or nan leaves the scale at 1.
         """
         for name in self.names:
-            mean, std = moments[name]
+            mean, std = moments[name][:2]
             usable = math.isfinite(std) and std > 1e-8
             if not usable:
                 _log.warning(
@@ -134,12 +166,25 @@ class Rewards:
             shift = mean if math.isfinite(mean) else 0.0
             self.normalisation[name] = (shift, std if usable else 1.0)
 
+    def by_token(self, raw: Mapping[str, Sequence[float | None]]) -> list[list[float]] | None:
+        """Weigh the rewards that were given token by token, for each response; None without any.
+
+        They are part of the scores that a call returned; a response without any has an empty list.
+        """
+        rows: list[list[float]] = [[] for _ in raw[self.names[0]]]
+        for name, weight in zip(self.names, self.weights, strict=True):
+            _, scale = self.normalisation.get(name, (0.0, 1.0))
+            for row, value in zip(rows, raw[name], strict=True):
+                tokens = [weight / scale * one for one in getattr(value, "tokens", [])]
+                row[:] = map(sum, zip_longest(row, tokens, fillvalue=0.0))
+        return rows if any(rows) else None
+
     def for_trl(self) -> list[RewardFunc]:
         """Return the functions as TRL's trainers take them: named as here, checked at each call.
 
         The trainer wants `weights` as its `reward_weights`.
         """
-        return [_for_trl(self._by_name[name], name) for name in self.names]
+        return [_for_trl(self.by_name[name], name) for name in self.names]
 
     def _weighted(
         self,
@@ -260,8 +305,8 @@ def _checked_calls(
             returned[name] = functions[name](**_own(dict(chosen)))
     pending = {name: result for name, result in returned.items() if inspect.isawaitable(result)}
     returned |= _await_all(pending, arguments)
-    texts = arguments["prompts"], arguments["completions"]
-    return {name: _checked_values(returned[name], name, *texts) for name in functions}
+    samples = [arguments[key] for key in ("prompts", "completions", "completion_ids")]
+    return {name: _checked_values(returned[name], name, *samples) for name in functions}
 
 
 def _for_trl(func: RewardFunc, name: str) -> RewardFunc:
@@ -351,7 +396,11 @@ def _checked_weights(
 
 
 def _checked_values(
-    values: Any, name: str, prompts: Sequence[Text], completions: Sequence[Text]
+    values: Any,
+    name: str,
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    completion_ids: Sequence[Sequence[int]],
 ) -> list[float | None]:
     """Return the values of one function as a list of B floats or None."""
     if hasattr(values, "tolist"):  # numpy arrays and tensors
@@ -368,9 +417,27 @@ def _checked_values(
             f"{_shown(completions[0])}. It must return one number (or None) a completion."
         )
     return [
-        _checked_value(value, name, index, prompts[index], completions[index])
-        for index, value in enumerate(values)
+        _checked_tokens(value, name, index, *sample)
+        if getattr(value, "ndim", 0) == 1 or isinstance(value, list | tuple)
+        else _checked_value(value, name, index, *sample[:2])
+        for index, (value, *sample) in enumerate(
+            zip(values, prompts, completions, completion_ids, strict=True)
+        )
     ]
+
+
+def _checked_tokens(
+    values: Any, name: str, index: int, prompt: Text, completion: Text, ids: Sequence[int]
+) -> TokenRewards:
+    """Return the values of one function for each token of a response."""
+    if len(values) != len(ids):
+        raise RecipeError(
+            f"Reward function `{name}` returned a list of {len(values)} values for sample {index}: "
+            f"prompt {_shown(prompt)}, completion {_shown(completion)}, which has {len(ids)} "
+            "token(s). Return one number for it, or one for each of its `completion_ids`."
+        )
+    checked = [_checked_value(value, name, index, prompt, completion) for value in values]
+    return TokenRewards([0.0 if value is None else value for value in checked])
 
 
 def _checked_value(

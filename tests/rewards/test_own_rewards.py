@@ -1,0 +1,149 @@
+"""Rewards of one's own: their unit, one for each token, and the files of docs/rewards.md."""
+
+import re
+from pathlib import Path
+from statistics import fmean, pstdev
+
+import pytest
+import tiny_grpo
+import torch
+from launching import run_warm
+from transformers import AutoTokenizer
+
+from trl_recipes import PPOConfig, PPOTrainer, RecipeError, Rewards, SentimentReward
+from trl_recipes.rewards.scale import wants_reference_norm
+
+PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+SHORT = ["--max_steps", "2", "--batch_size", "8", "--eval_prompts", "8", "--save_steps", "0"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The files of the page, each under the name in its first line."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, text in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL):
+        (folder / name).write_text(text)
+    row = '{"prompt": "The capital of France is", "answer": "Paris"}'
+    assert row in PAGE
+    (folder / "questions.jsonl").write_text(f"{row}\n" * 40)
+    return folder
+
+
+def commands():
+    lines = [
+        block.replace("\\\n", " ").splitlines()
+        for block in re.findall(r"```sh\n(accelerate.*?)```", PAGE, re.DOTALL)
+    ]
+    found = [line.split(" #")[0].split()[2:] for line, *_ in lines]
+    more = [["ppo.py", "--reward_funcs", f] for f in ("critic.py:praise", "tokens.py:no_echo")]
+    return [[words[0].removeprefix("recipes/"), *words[1:]] for words in found + more]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_what_the_page_shows_runs_and_is_measured(words, files):
+    run = files / "-".join(words).replace("/", "-")
+    words = [str(files / w) if re.match(r"\w+\.(py:|jsonl)", w) else w for w in words]
+    sizes = ["--num_generations", "4"] if words[0] != "ppo.py" else ["--ppo_epochs", "1"]
+    sizes += ["--mini_batch_size", "8"]
+    done = run_warm(words[0], *words[1:], *SHORT, *sizes, "--output_dir", str(run))
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = [name.rpartition(":")[2] for name in words[2:] if name.endswith(":vowels")]
+    assert "Rewards on " in done.stdout
+    for name in names:
+        assert re.search(rf"(?m)^{name} +\S+ ± ", done.stdout)
+    assert "POSITIVE" not in done.stdout.replace("READ", "")
+
+
+def test_grpo_refuses_a_reward_for_each_token():
+    trainer = tiny_grpo.build(
+        rewards=lambda completion_ids: [[0.0] * len(ids) for ids in completion_ids]
+    )
+    with pytest.raises(RecipeError, match="one advantage: return their sum, or train with PPO"):
+        trainer.train()
+
+
+def test_by_default_all_but_a_lone_sentiment_logit_is_normalized():
+    logit, probability = SentimentReward(), SentimentReward(score="probability")
+    mine = tiny_grpo.variety
+    for functions, norm in (([logit], False), ([probability], True), ([mine], True)):
+        assert wants_reference_norm("auto", functions) == norm
+    assert wants_reference_norm("auto", [logit, mine])
+    assert not wants_reference_norm("none", [mine])
+    assert wants_reference_norm("reference", [logit])
+
+
+def ppo(folder, reward, **settings):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = {"batch_size": 8, "max_steps": 2, "response_length": 6, "disable_tqdm": True}
+    rows = [
+        {"query": text, "input_ids": tokenizer(text)["input_ids"]} for text in ("A", "The film")
+    ]
+    return PPOTrainer(
+        args=PPOConfig(**config | {"learning_rate": 1e-2} | settings),
+        model=str(folder),
+        reward_funcs=reward,
+        train_dataset=tiny_grpo.Dataset.from_list(rows * 8),
+        processing_class=tokenizer,
+    )
+
+
+@pytest.mark.parametrize("kind", ["ppo", "rloo", "grpo"])
+def test_a_reward_is_weighed_in_its_standard_deviation_on_the_start_model(kind, tiny_gpt2):
+    seen = []
+
+    def hundreds(completions, **_):
+        values = [100.0 * len(set(text)) for text in completions]
+        seen.append(values)
+        return values
+
+    if kind == "ppo":
+        trainer = ppo(tiny_gpt2, hundreds)
+    else:
+        data = tiny_grpo.prompts(40)
+        trainer = tiny_grpo.build(kind, rewards=hundreds, data=data, reward_norm="auto")
+    described = trainer.describe()
+    values = seen[1]  # the first call tried the function on two made-up samples
+    assert f"mean {fmean(values):.4g}, standard deviation {pstdev(values):.3g}, from" in described
+    trainer.train()
+    row = trainer.all_stats[0]
+    first = next(values for values in seen[2:] if len(values) == 8)
+    assert row["env/reward_mean"] == pytest.approx(fmean(first), rel=1e-5)  # in its own unit
+    if kind == "ppo":
+        normalized = [(value - fmean(values)) / pstdev(values) for value in first]
+        assert row["ppo/mean_scores"] == pytest.approx(fmean(normalized), abs=1e-4)
+    else:
+        scale = pstdev(values) if kind == "rloo" else 1.0
+        assert trainer.reward_weights.tolist() == pytest.approx([1 / scale])
+
+
+def test_a_reward_stands_where_its_token_stands(tiny_gpt2):
+    def weights(reward):
+        trainer = ppo(tiny_gpt2, reward, reward_norm="none", lam=0.5)
+        trainer.train()
+        return torch.cat([p.flatten() for p in trainer.policy_model.parameters()])
+
+    def last(completion_ids, **_):
+        return [[0.0] * (len(ids) - 1) + [float(ids[0] % 7)] for ids in completion_ids]
+
+    def first(completion_ids, **_):
+        return [[float(ids[0] % 7)] + [0.0] * (len(ids) - 1) for ids in completion_ids]
+
+    def whole(completion_ids, **_):
+        return [float(ids[0] % 7) for ids in completion_ids]
+
+    assert torch.equal(weights(last), weights(whole))
+    assert not torch.allclose(weights(first), weights(whole), atol=1e-4)
+
+
+def test_tokens_are_weighed_and_one_too_few_is_told():
+    ids = [[5, 6], [7]]
+
+    def mine(completion_ids, **_):
+        return [[1.0] * len(row) for row in completion_ids]
+
+    rewards = Rewards([mine, lambda completions, **_: [3.0, 4.0]], [2.0, 1.0])
+    totals, raw = rewards(["a", "b"], ["c d", "e"], ids)
+    assert totals == [7.0, 6.0]
+    assert rewards.by_token(raw) == [[2.0, 2.0], [2.0]]
+    with pytest.raises(RecipeError, match=r"list of 2 values for sample 1.* has 1 token"):
+        Rewards(lambda completions, **_: [1.0, [1.0, 1.0]])(["a", "b"], ["c d", "e"], ids)
