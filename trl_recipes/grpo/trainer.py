@@ -686,7 +686,7 @@ class GroupTrainer:
         )
 
     def _end_tokens(self) -> list[int]:
-        """Ids of the tokens that end a response; TRL < 1.15 knows the tokenizer's own alone."""
+        # TRL < 1.15 knows the tokenizer's own alone
         return list(getattr(self, "eos_token_ids", [self._tokenizer.eos_token_id]))
 
     def check(self) -> str:

@@ -136,7 +136,7 @@ class Rewards:
             self.normalise(self.scales)
 
     def described(self) -> str:
-        """Say what was measured, and how it is optimized; nothing where nothing was measured."""
+        """Say what was measured, and how it is optimized."""
         return f" {describe_scales(self.scales, bool(self.normalisation))}" if self.scales else ""
 
     def normalization_stats(self) -> dict[str, float]:

@@ -38,10 +38,8 @@ def measure(values: Sequence[float | None]) -> Scale:
 
 
 def wants_reference_norm(reward_norm: str, reward_funcs: Iterable[Callable]) -> bool:
-    """Whether rewards are normalized: as told, or by default unless all are sentiment logits.
-
-    The defaults of the KL coefficients were found for these logits.
-    """
+    """Whether rewards are normalized: as told, or by default unless all are sentiment logits."""
+    # the defaults of the KL coefficients were found for these logits
     if reward_norm != "auto":
         return reward_norm == "reference"
     return not all(isinstance(f, SentimentReward) and f.score == "logit" for f in reward_funcs)
