@@ -13,6 +13,7 @@ from .embedded import language_model as language_model
 from .errors import RecipeError as RecipeError
 from .evaluation.compare import compare as compare
 from .evaluation.judges import sentiment_measures as sentiment_measures
+from .evaluation.judges import trained_measures as trained_measures
 from .grpo import GRPOConfig as GRPOConfig
 from .grpo import GRPOTrainer as GRPOTrainer
 from .grpo import RLOOConfig as RLOOConfig
