@@ -4,6 +4,8 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, OTHERS, UNUSUAL, VOCAB, gpt2
 from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.utils import import_utils
 
 from trl_recipes.models import sampling, static_sampling
 from trl_recipes.models.forward import response_logits
@@ -161,6 +163,27 @@ def test_a_static_cache_draws_the_same_tokens(name, ends, monkeypatch):
     assert growing.mask.equal(static.mask)
     torch.testing.assert_close(growing.logprobs, static.logprobs, rtol=0, atol=1e-5)
     torch.testing.assert_close(growing.hidden, static.hidden, rtol=0, atol=5e-5)
+
+
+class NoWaiting(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal"), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "gemma2"])
+def test_a_token_that_is_captured_asks_nothing_of_the_device(name, monkeypatch):
+    torch.manual_seed(0)
+    step = static_sampling._StaticBatch.step
+
+    def watched(batch):
+        with NoWaiting(), monkeypatch.context() as capturing:
+            capturing.setattr(import_utils, "is_cuda_stream_capturing", lambda: True)
+            step(batch)
+
+    monkeypatch.setattr(static_sampling._StaticBatch, "step", watched)
+    both_samplers(MODELS[name]().eval(), max_new_tokens=[4] * 4)
 
 
 def test_rows_that_all_ended_are_looked_for_every_few_tokens():

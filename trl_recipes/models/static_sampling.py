@@ -6,7 +6,7 @@ same kernels on the same addresses: CUDA records them once and replays them for 
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import NamedTuple
 from weakref import WeakSet
@@ -168,10 +168,12 @@ class _StaticBatch:
         language_model = unwrap_adapter(self.model)
         self.ids = "input_ids" if "input_ids" in inputs else "decoder_input_ids"
         rows, most = self.samples.mask.shape
+        # masks are 1 at the tokens to come too: causality hides them until they are there
         if self.ids == "input_ids":
-            # 1 at the tokens to come too: causality hides them until they are there
             mask = inputs["attention_mask"]
             inputs["attention_mask"] = torch.cat([mask, mask.new_ones(rows, most)], 1)
+        else:  # without one BART makes its own, and asks the device how long
+            inputs["decoder_attention_mask"] = inputs[self.ids].new_ones(rows, 1 + most)
         (name,) = CACHES & forward_arguments(language_model)
         inputs[name] = _static_cache(language_model, inputs[self.ids].shape[1] + most)
         logits = self.model(**inputs, use_cache=True).logits
@@ -212,23 +214,43 @@ def _static_cache(language_model: nn.Module, length: int) -> StaticCache | Encod
 
 def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], None] | None:
     """Record a step, without running it, and return what replays it; None: it asks the host."""
-    stream, pool = _capture_place(device)
-    graph = torch.cuda.CUDAGraph()
+    stream, place = _capture_place(device)
+    graph, pool = torch.cuda.CUDAGraph(), place.pool()
     stream.wait_stream(torch.cuda.current_stream())
     try:
-        with torch.cuda.stream(stream):
-            graph.capture_begin(pool=pool.pool(), capture_error_mode="thread_local")
+        with torch.cuda.stream(stream), _generator_aside(device):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 step()
             finally:
                 graph.capture_end()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        logger.warning("Sampling stays slow: CUDA cannot capture this model (%s).", error)
+        # a capture that fails leaves the pool as if it were still being filled
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(device.index, pool)
+        _capture_place.cache_clear()
+        cause = error.__context__ or error  # what ended the capture, not that it did not end well
+        if isinstance(cause, torch.OutOfMemoryError):
+            raise cause from None
+        logger.warning("Sampling stays slow: CUDA cannot capture this model (%s).", cause)
         return None
     torch.cuda.current_stream().wait_stream(stream)
     return graph.replay
+
+
+@contextmanager
+def _generator_aside(device: torch.device) -> Iterator[None]:
+    """Put a copy in the place of the generator's state: a failed capture would leave it unusable.
+
+    No token draws from it: the numbers of all tokens are drawn before the first.
+    """
+    generator = torch.cuda.default_generators[device.index]
+    own = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(generator.clone_state())
+    try:
+        yield
+    finally:
+        generator.graphsafe_set_state(own)
 
 
 @cache
