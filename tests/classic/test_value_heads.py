@@ -20,6 +20,7 @@ from trl_recipes import (
     create_reference_model,
 )
 from trl_recipes.ppo.checks import FirstBatchCheck
+from trl_recipes.ppo.models import ActorCritic
 
 WEIGHT, BIAS = torch.full((1, 32), 0.5), torch.ones(1)
 HEAD = {"v_head.summary.weight": WEIGHT, "v_head.summary.bias": BIAS}
@@ -160,10 +161,10 @@ def test_quantized_loading_names_the_package_that_it_lacks(bits, tmp_path, monke
 
 @pytest.mark.parametrize("weights", [torch.int8, torch.uint8, torch.bfloat16])
 def test_quantized_weights_are_held_to_what_they_resolve(weights):
-    policy = gpt2()
-    assert not FirstBatchCheck(policy, None, False, lambda x: x).reduced_precision
-    policy.packed = nn.Parameter(torch.zeros(2, dtype=weights), requires_grad=False)
-    assert FirstBatchCheck(policy, None, False, lambda x: x).reduced_precision
+    model = ActorCritic(load_random())
+    assert not FirstBatchCheck(model, None, False, lambda x: x).reduced_precision
+    model.policy.packed = nn.Parameter(torch.zeros(2, dtype=weights), requires_grad=False)
+    assert FirstBatchCheck(model, None, False, lambda x: x).reduced_precision
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
         if not self.supports_rm_adapter:
             raise RecipeError("This model has no reward adapter. Load it with `reward_adapter=`.")
         model, training = self.pretrained_model, self.pretrained_model.training
-        with reference_of(model.eval(), None, self.rm_adapter_name):
+        with another_adapter(model.eval(), self.rm_adapter_name):
             given = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
             output = model(**given, output_hidden_states=True)
         model.train(training)
@@ -466,12 +466,19 @@ def reference_of(
         with actor_critic.start.restored():
             yield policy
     else:
-        active = policy.active_adapter
-        policy.set_adapter(ref_adapter_name, inference_mode=True)
-        try:
+        with another_adapter(policy, ref_adapter_name):
             yield policy
-        finally:
-            policy.set_adapter(active)
+
+
+@contextmanager
+def another_adapter(policy: nn.Module, name: str) -> Iterator[None]:
+    """Activate an adapter, frozen, for the time of the block."""
+    active = policy.active_adapter
+    policy.set_adapter(name, inference_mode=True)
+    try:
+        yield
+    finally:
+        policy.set_adapter(active)
 
 
 def reference_is_start(policy: nn.Module, ref_model: nn.Module | None) -> bool:
