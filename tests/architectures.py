@@ -175,7 +175,7 @@ OTHERS = {
             encoder=_HYBRID | {"head_dim": 16},
             decoder=_HYBRID | {"head_dim": 16},
             vocab_size=VOCAB,
-            decoder_start_token_id=0,
+            decoder_start_token_id=1,
         )
     ),
 }
