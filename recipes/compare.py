@@ -25,7 +25,7 @@ from trl_recipes import (
     setting,
     write_comparison,
 )
-from trl_recipes.evaluation import rewrites
+from trl_recipes.evaluation import judges
 from trl_recipes.run_folder import check_folder, read_config, read_number
 from trl_recipes.stats import run_names
 
@@ -52,7 +52,7 @@ def main(args: CompareArguments) -> None:
 
     # Models
     config = read_config(args.runs[0])
-    starts = {rewrites.start_of(run, read_config(run)) for run in args.runs}
+    starts = {judges.start_of(run, read_config(run)) for run in args.runs}
     if len(starts) > 1 and args.reference is None:
         found = ", ".join(str(start or "the embedded model") for start in starts)
         raise RecipeError(f"The runs started from several models: {found}. Give --reference.")
@@ -66,9 +66,9 @@ def main(args: CompareArguments) -> None:
 
     # Prompts
     length = read_number(args.runs[0], "response_length", 16)
-    if rewrites.is_rewriting(config):
-        prompts = rewrites.held_out_sources(config, *models["reference"], args.max_prompts)
-        measures = rewrites.measures_of_run(args.runs[0], config)
+    if judges.is_rewriting(config):
+        prompts = judges.held_out_sources(config, *models["reference"], args.max_prompts)
+        measures = judges.measures_of_run(args.runs[0], config)
     else:
         asked = PromptArguments(
             dataset_name=config.get("dataset_name"),

@@ -21,7 +21,7 @@ from trl_recipes.evaluation.sweep import (
     run_all,
 )
 from trl_recipes.evaluation.sweep_results import load_results, plot_results
-from trl_recipes.run_folder import check_folder
+from trl_recipes.run_folder import check_folder, write_whole
 
 OWN = "Settings of its own, as in its YAML file; on the command line as JSON."
 
@@ -68,10 +68,11 @@ def main(args: SweepArguments, task: Task) -> None:
     # Results
     results = load_results(runs, folder)
     if results is not None:
-        files = [*results.save(folder), folder / "algorithms.png"]
-        plot_results(results, files[-1])
-        tables = (results.table(), results.per_seed(), results.conditions())
-        print("", *tables, "\n".join(map(str, files)), sep="\n\n")
+        table, picture = folder / "table.md", folder / "algorithms.png"
+        told = "\n\n".join((results.table(), results.per_seed(), results.conditions()))
+        write_whole(table, told + "\n")
+        plot_results(results, picture)
+        print("", told, f"{table}\n{picture}", sep="\n\n")
     if failures:
         raise RecipeError("\n".join(failures))
 

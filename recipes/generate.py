@@ -22,8 +22,9 @@ from trl_recipes import (
     run_recipe,
     setting,
 )
-from trl_recipes.evaluation.compare import check_context, mean_interval
-from trl_recipes.evaluation.rewrites import score_of
+from trl_recipes.evaluation.compare import mean_interval
+from trl_recipes.evaluation.judges import score_of
+from trl_recipes.models.loading import check_lengths
 from trl_recipes.rewards.text import reward_inputs
 
 
@@ -60,7 +61,8 @@ def main(args: GenerateArguments) -> None:
 
     # Prompts
     batch = collator(one_prompt(args.prompt, tokenizer, args.num_return_sequences, args.chat))
-    check_context(model, len(batch["input_ids"][0]), args.max_new_tokens)
+    prompt_length = len(batch["input_ids"][0])
+    check_lengths(prompt_length, args.max_new_tokens, model, "--max_new_tokens")
 
     # Reward
     reward, scale = score_of(args.model, model, args.reward_model, args.label, **trusted)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl_recipes import load_stats, plot_stats, run_recipe, setting, write_report
-from trl_recipes.report.plots import plot_losses, plot_runs
+from trl_recipes.report.plots import plot_runs
 from trl_recipes.run_folder import RunFolder, read_config
 from trl_recipes.stats import run_names
 
@@ -41,11 +41,7 @@ def main(args: PlotArguments) -> None:
     # Results
     if len(runs) == 1:
         path = Path(args.output or RunFolder(Path(args.runs[0])).plots / "training.png")
-        rows = runs[names[0]]
-        if any("loss/train" in row for row in rows):
-            plot_losses(rows, path, title=names[0], unit="loss")
-        else:
-            plot_stats(rows, path, title=names[0], kl_target=target)
+        plot_stats(runs[names[0]], path, title=names[0], kl_target=target)
     else:
         path = Path(args.output or Path(args.runs[0]).parent / "runs.png")
         plot_runs(runs, path, kl_target=target)

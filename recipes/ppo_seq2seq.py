@@ -15,7 +15,7 @@ from trl_recipes import AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTraine
 from trl_recipes.arguments import run_recipe
 from trl_recipes.distributed import print_main
 from trl_recipes.evaluation.compare import compare
-from trl_recipes.evaluation.rewrites import rewrite_metrics, score_function
+from trl_recipes.evaluation.judges import rewrite_metrics, score_function
 from trl_recipes.models.loading import load_tokenizer, model_kwargs
 from trl_recipes.report import write_report, write_results
 from trl_recipes.rewards import RewardModelReward

@@ -205,7 +205,7 @@ FLAGS = [
     bad(
         "answer longer than the context",
         GENERATE + "--max_new_tokens 99",
-        "context holds 64 | Short",
+        "context holds 64 | Lower --max_new_tokens to",
     ),
 ]
 

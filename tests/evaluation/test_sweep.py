@@ -82,18 +82,21 @@ def compared(flags, tmp_path_factory):
     return folder, printed.getvalue()
 
 
-def test_every_run_generates_the_budget_and_at_most_a_batch_more(compared):
+def test_every_run_generates_the_budget_and_ends_with_the_policy_that_was_saved(compared):
     for name in OWN:
         run = compared[0] / f"{name}-seed0"
-        tokens = read_json(run / "result.json")["tokens"]
-        assert BUDGET <= tokens < BUDGET + BATCH * RESPONSE
+        result = read_json(run / "result.json")
+        assert BUDGET <= result["tokens"] < BUDGET + BATCH * RESPONSE
         rows = lines(run / "all_stats.jsonl")
-        assert sum(row["tokens/responses_len_mean"] * BATCH for row in rows) == pytest.approx(
-            tokens
-        )
-        assert rows[-1]["episode"] == len(rows) * BATCH
+        generated = sum(row["tokens/responses_len_mean"] * BATCH for row in rows)
+        assert generated == pytest.approx(result["tokens"])
+        assert rows[-1]["episode"] == result["responses"] == len(rows) * BATCH
         if name != "ppo":  # TRL's own count
-            assert rows[-1]["tokens/generated"] == tokens
+            assert rows[-1]["tokens/generated"] == result["tokens"]
+        measured = [row for row in lines(run / "curve.jsonl") if "reward" in row]
+        assert len(measured) == 3  # the start and two evaluations
+        for figure in ("reward", "kl", "perplexity", "distinct_2", "length"):
+            assert measured[-1][figure] == pytest.approx(result["policy"][figure], abs=1e-4)
 
 
 def test_all_start_alike_and_answer_the_same_prompts(compared):
@@ -134,16 +137,6 @@ def test_the_table_says_what_the_files_say(compared):
         assert f"| {name.upper()} seed 0 " in printed
     assert (folder / "table.md").read_text().splitlines()[0] in printed
     assert imread(folder / "algorithms.png").std() > 0.05
-
-
-def test_the_curve_ends_with_the_policy_that_was_saved(compared):
-    for name in OWN:
-        run = compared[0] / f"{name}-seed0"
-        measured = [row for row in lines(run / "curve.jsonl") if "reward" in row]
-        assert len(measured) == 3  # the start and two evaluations
-        policy = read_json(run / "result.json")["policy"]
-        for figure in ("reward", "kl", "perplexity", "distinct_2", "length"):
-            assert measured[-1][figure] == pytest.approx(policy[figure], abs=1e-4)
 
 
 def test_finished_runs_are_not_run_again_and_other_settings_are_refused(
@@ -220,11 +213,15 @@ def some_runs(*seeds, algorithms=("ppo", "grpo")):
 
 def test_a_run_that_fails_says_so_and_the_others_stay(stand_in, tmp_path):
     said = []
+    assert load_results(some_runs(0), tmp_path) is None
     failures = run_all(some_runs(0, 1), tmp_path, 2, said.append)
     assert sorted(words[:18] for words in failures) == ["GRPO seed 0 failed", "GRPO seed 1 failed"]
     assert all("error: the disk is full" in words and "log.txt" in words for words in failures)
     assert all((tmp_path / f"ppo-seed{seed}" / "result.json").is_file() for seed in (0, 1))
     assert sum("failed" in line for line in said) == 2
+    (tmp_path / "ppo-seed0" / "result.json").write_text("{")
+    with pytest.raises(RecipeError, match="damaged"):
+        load_results(some_runs(0), tmp_path)
 
 
 def test_a_signal_reaches_every_run_and_waits_for_it(stand_in, tmp_path):
@@ -262,25 +259,17 @@ def made_up(**ends):
     return results
 
 
-def test_the_table_gives_mean_least_and_most():
-    level = made_up(
-        ppo=([0.90, 0.91, 0.95], [3.0, 3.1, 3.2], [20.0, 20.0, 31.0]),
-        grpo=([0.91, 0.92, 0.93], [3.1, 3.1, 3.2], [30.0, 30.0, 30.0]),
-    )
-    assert "0.920 (0.900 to 0.950)" in level.table()
-    kl = {"mean": pytest.approx(3.1), "least": 3.0, "most": 3.2}
-    assert level.to_dict()["summary"]["kl"]["ppo"] == kl
-
-
-def test_the_picture_names_every_line_with_where_it_ends(tmp_path):
+def test_table_and_picture_say_what_the_seeds_came_to(tmp_path):
     results = made_up(
-        ppo=([0.90, 0.91, 0.92], [3.0, 3.1, 3.2], [20.0, 20.0, 21.0]),
+        ppo=([0.90, 0.91, 0.95], [3.0, 3.1, 3.2], [20.0, 20.0, 21.0]),
         grpo=([0.904, 0.914, 0.924], [3.0, 3.1, 3.2], [30.0, 30.0, 30.0]),
     )
+    assert "0.920 (0.900 to 0.950)" in results.table()
+    assert results.over_seeds("kl").loc["ppo"].tolist() == pytest.approx([3.1, 3.0, 3.2])
     figure = plot_results(results, tmp_path / "a.png")
     words = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
     assert words == [
-        ["PPO 0.91", "GRPO 0.91", "before 0.40"],
+        ["PPO 0.92", "GRPO 0.91", "before 0.40"],
         ["PPO 20 s", "GRPO 30 s", "before 0.40"],
         ["PPO 3.1 nats", "GRPO 3.1 nats", "before 0.40"],
     ]
@@ -308,10 +297,3 @@ def test_what_is_asked_for_is_checked_before_anything_runs(changes, message):
     sizes |= {"tokens": asked.pop("tokens", 64), "eval_prompts": asked.pop("eval_prompts", 4)}
     with pytest.raises(RecipeError, match=message):
         make_runs(Task(**sizes), **asked)
-
-
-def test_a_damaged_result_says_what_to_do_and_a_missing_one_is_left_out(tmp_path):
-    assert load_results(some_runs(0), tmp_path) is None
-    (tmp_path / "a.json").write_text("{")
-    with pytest.raises(RecipeError, match="damaged"):
-        read_json(tmp_path / "a.json")

@@ -99,18 +99,15 @@ def test_gains_do_not_depend_on_units_and_take_the_judges_own_course_without_std
         row | {JUDGE: 7 + 100 * row[JUDGE], "metrics/true/std": 100 * row["metrics/true/std"]}
         for row in plain
     ]
-    silent = [row | {"metrics/true/std": 0.0} for row in plain]
-    found = find_parting(plain, JUDGE)
-    assert find_parting(scaled, JUDGE) == pytest.approx(found)
-    assert find_parting(silent, JUDGE).fall == pytest.approx(found.fall / gao(50).std())
-
-
-def test_missing_values_are_left_out():
     holes = rows(gao(100))
     for number in (3, 50):
         holes[number][JUDGE] = math.nan
     holes[70]["objective/kl"] = None
     assert find_parting(holes, JUDGE).step == pytest.approx(41, abs=3)
+    silent = [row | {"metrics/true/std": 0.0} for row in plain]
+    found = find_parting(plain, JUDGE)
+    assert find_parting(scaled, JUDGE) == pytest.approx(found)
+    assert find_parting(silent, JUDGE).fall == pytest.approx(found.fall / gao(50).std())
 
 
 def test_a_judge_that_was_not_logged_is_named_with_those_that_were():

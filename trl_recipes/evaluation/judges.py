@@ -1,17 +1,34 @@
-"""Judges of a text's mood that training never sees, and what to measure beside them."""
+"""What answers are judged by: lexicons and classifiers that training never sees, and its reward."""
 
 import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+from torch import nn
+
 from trl_recipes.data.conversations import full_texts
-from trl_recipes.evaluation.compare import Comparison
-from trl_recipes.rewards import RewardFunc, Rewards, SentimentReward
-from trl_recipes.rewards.rules import known_share, whole_words
-from trl_recipes.stats import distinct_n
+from trl_recipes.rewards import (
+    RewardFunc,
+    RewardModelReward,
+    Rewards,
+    SentimentReward,
+    load_reward_funcs,
+)
+from trl_recipes.run_folder import RunFolder
+from trl_recipes.training.seq2seq import PairArguments, load_pairs, longest_text, prompt_rows
 
 _log = logging.getLogger(__name__)
 
-MOODS = ("NEGATIVE", "POSITIVE")
+# Words that say little of what a sentence is about.
+_COMMON = """
+    a an and are as at be been but by can could did do does for from had has have he her his i if
+    in is it its just me my n't not of on or our she so than that the their them there they this
+    to too up us very was we were what when which who will with would you your
+"""
+_INSTALL = "(pip install 'trl_recipes[judge]')"
 
 
 def vader_judge() -> RewardFunc | None:
@@ -39,18 +56,13 @@ def sentiment_measures(reward: SentimentReward, label: str | None = None) -> dic
     left out, which is said.
     """
     label = label or reward.label
-    measures: dict[str, RewardFunc] = {
-        "score (logit)": SentimentReward(reward, label=label, score="logit"),
-        f"P({label})": SentimentReward(reward, label=label, score="probability"),
-    }
     judge = vader_judge()
     if judge is None:
-        _log.warning(
-            "No independent judge: vaderSentiment is not installed"
-            " (pip install 'trl_recipes[judge]')."
-        )
-        return measures
-    return measures | {"judge (VADER)": judge}
+        _log.warning("No independent judge: vaderSentiment is not installed %s.", _INSTALL)
+    return {
+        "score (logit)": SentimentReward(reward, label=label, score="logit"),
+        f"P({label})": SentimentReward(reward, label=label, score="probability"),
+    } | ({"judge (VADER)": judge} if judge else {})
 
 
 def trained_measures(rewards: Rewards, label: str | None = None) -> dict[str, RewardFunc]:
@@ -79,13 +91,13 @@ def mood_judges(
     embedded one for the embedded reviews: it learnt from 16,000 of the split "train", of which
     "prompts" and "heldout" hold none; but one grammar wrote them all. VADER learnt from no review.
     """
+    sign = {"POSITIVE": 1, "NEGATIVE": -1}.get(label.upper())
     judges: list[RewardFunc] = []
-    if judge is not None or (dataset_name is None and label.upper() in MOODS):
+    if judge is not None or (dataset_name is None and sign):
         chosen = {"label": label, "score": "probability", "name": "classifier"}
         judges.append(SentimentReward(judge, trust_remote_code=trust_remote_code, **chosen))
-    compound = vader_judge() if label.upper() in MOODS else None
-    if compound is not None:
-        sign = 1 if label.upper() == "POSITIVE" else -1
+    compound = vader_judge()
+    if sign and compound is not None:
 
         def vader(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
             return [sign * value for value in compound(prompts, completions)]
@@ -94,21 +106,114 @@ def mood_judges(
     if not judges:
         _log.warning(
             "No judge: nothing here that was not trained on these reviews knows the label %s. Name "
-            "a classifier with --judge, or install vaderSentiment for POSITIVE and NEGATIVE (pip "
-            "install 'trl_recipes[judge]').",
+            "a classifier with --judge, or install vaderSentiment for POSITIVE and NEGATIVE %s.",
             label,
+            _INSTALL,
         )
     return judges
 
 
-def word_figures(comparison: Comparison, known_words: set[str]) -> str:
-    """Tell whether responses still are text: words that are known, and distinct pairs of words."""
-    lines = []
-    for result in comparison.results:
-        known = known_share(result.responses, known_words)
-        pairs = distinct_n([whole_words(response) for response in result.responses], 2)
-        lines.append(
-            f"{result.name}: {known:.1%} of all words are words of the training text, {pairs:.1%} "
-            "of the pairs of words are distinct."
-        )
-    return "\n".join(lines)
+# Of rewrites, in ppo_seq2seq.py
+
+
+def rewrite_metrics(dataset_name: str | None) -> list[RewardFunc]:
+    """Choose the functions that are logged and never optimized.
+
+    Without a data set the embedded rewrites' quality and what they kept; else the mood's turn
+    (where vaderSentiment is installed) and the overlap of content.
+    """
+    if dataset_name is None:
+        from trl_recipes.embedded.rewrites import rewrite_quality, subjects_kept
+
+        return [rewrite_quality, subjects_kept]
+    turned = mood_turned()
+    return [content_kept] if turned is None else [turned, content_kept]
+
+
+def score_function(name: str | None, dataset_name: str | None) -> RewardFunc | None:
+    """Load the function whose scores the reward model learns; None: it learns preferences."""
+    if name is not None:
+        return load_reward_funcs([name], source="--score_function")[0]
+    return rewrite_metrics(None)[0] if dataset_name is None else None
+
+
+def content_kept(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
+    """Compute the fraction of a source's words, but for common ones, that its rewrite repeats."""
+    pairs = zip(map(_content, prompts), map(_content, completions), strict=True)
+    return [len(source & rewrite) / len(source) if source else 1.0 for source, rewrite in pairs]
+
+
+def _content(text: str) -> set[str]:
+    return set(re.findall(r"[a-z']+", text.lower())) - set(_COMMON.split())
+
+
+def mood_turned() -> RewardFunc | None:
+    """Make a judge of whether a rewrite's mood is the opposite of its source's, by VADER's lexicon.
+
+    It gives the rewrite's compound (-1 to 1) in the direction away from the source's, None for a
+    source without a mood. None where vaderSentiment is not installed.
+    """
+    vader = vader_judge()
+    if vader is None:
+        return None
+
+    def mood_turned(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
+        nothing = [""] * len(prompts)
+        moods = zip(vader(prompts, nothing), vader(nothing, completions), strict=True)
+        return [None if was == 0 else -now if was > 0 else now for was, now in moods]
+
+    return mood_turned
+
+
+# What a run is measured by, when it is looked at again
+
+
+def is_rewriting(config: Mapping[str, Any]) -> bool:
+    """Tell whether a run's settings, as `read_config` gave them, are those of ppo_seq2seq.py."""
+    return "source_column" in config
+
+
+def start_of(run: str | Path, config: Mapping[str, Any]) -> str | None:
+    """Find the model that a run's PPO started from; None for the embedded one."""
+    pretrained = RunFolder(run).pretrained
+    return str(pretrained) if pretrained.is_dir() else config.get("model_name_or_path")
+
+
+def held_out_sources(
+    config: Mapping[str, Any], model: nn.Module, tokenizer: Any, count: int
+) -> Dataset:
+    """Load at most `count` of the sources that a run with these settings was judged by."""
+    names = ("dataset_name", "source_column", "target_column", "target_file")
+    args = PairArguments(**{name: config[name] for name in names if config.get(name) is not None})
+    sources = [pair["source"] for pair in load_pairs(args, "test")[:count]]
+    return prompt_rows(sources, tokenizer, longest_text(model, tokenizer), "cut")
+
+
+def measures_of_run(run: str | Path, config: Mapping[str, Any]) -> dict[str, RewardFunc]:
+    """Load a run's learned reward and what it is judged by, by name."""
+    name = config.get("reward_model") or RunFolder(run).reward_model
+    learnt = RewardModelReward(name, name="learned")
+    functions = [learnt, *rewrite_metrics(config.get("dataset_name"))]
+    return {function.__name__: function for function in functions}
+
+
+def score_of(
+    run: str | Path | None, model: nn.Module, reward_model: str | None, label: str, **trusted: bool
+) -> tuple[RewardFunc, str]:
+    """Choose what scores a model's texts, and say what its number is.
+
+    `run` is the run that the model is of, or the model's name; None: the embedded one. Without
+    `reward_model`, a sentiment classifier, the run's own reward model scores, else the embedded
+    classifier: prompt and continuation, or only the response of an encoder-decoder.
+    """
+    own = None if run is None else RunFolder(run).reward_model
+    if reward_model is None and own is not None and own.is_dir():
+        return RewardModelReward(own, name="learned"), "the run's reward model"
+    sentiment = SentimentReward(reward_model, label=label, **trusted)
+    if not model.config.is_encoder_decoder:
+        return sentiment, f"logit of {sentiment.label}"
+
+    def of_rewrites(completions: list[str], **_: Any) -> list[float]:
+        return sentiment([""] * len(completions), completions)
+
+    return of_rewrites, f"logit of {sentiment.label}"

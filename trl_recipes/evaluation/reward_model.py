@@ -6,17 +6,17 @@ cases: predictions are put into bins, and the mean prediction of each is held ag
 observed (Guo et al. 2017, "On calibration of modern neural networks", equations 1 to 3).
 """
 
-import importlib.metadata
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -26,7 +26,7 @@ from trl_recipes.evaluation.compare import mean_interval
 from trl_recipes.models.loading import load_classifier
 from trl_recipes.report.plots import COLORS, DASHED, Picture, save_figure, style_axes
 from trl_recipes.rewards.models import batches_by_length, can_pad, local_device, longest_input
-from trl_recipes.run_folder import RunFolder
+from trl_recipes.run_folder import RunFolder, versions
 from trl_recipes.training.reward_data import Labelled, Pairs
 
 AXES = {
@@ -39,42 +39,15 @@ LEARNT = {
     "pairs": "which text of a pair is better (Bradley and Terry: minus log sigmoid of the margin)",
     "number": "a number for each text (least squares)",
 }
+SENTENCES = (
+    "held-out accuracy {accuracy:.3f} ± {accuracy_half:.3f} ({n})\n"
+    "expected calibration error {ece:.3f}, mean confidence {confidence:.3f}\n"
+    "mean margin {margin:.2f} ± {margin_half:.2f} logits",
+    "held-out root mean squared error {rmse:.3f} ({n}; the labels' own std is {spread:.3f})\n"
+    "correlation with the labels {correlation:.3f}\n"
+    "mean distance of predicted and true number over bins {ece:.3f}",
+)
 BINS = 10
-CARD = """---
-library_name: transformers
-pipeline_tag: text-classification
-tags:
-- reward-model
----
-
-# A reward model
-
-It learnt {learnt}.
-
-- Started from: {base}
-- Data: {source}, {rows} rows (fragments and windows counted)
-- Training: {seconds:.0f} seconds; {versions}
-
-## Figures on held-out rows
-
-- {measured}
-
-| {predicted} | {observed} | n |
-| --- | --- | --- |
-{bins}
-
-A policy that is optimised against it leaves the texts that these figures are about: watch a judge
-that is not optimised (`--metrics`).
-
-## Use
-
-```python
-from trl_recipes.rewards import {function}
-
-reward = {use}
-scores = reward(prompts=["The film"], completions=[" was a joy."])
-```
-"""
 
 
 class Bin(NamedTuple):
@@ -101,25 +74,10 @@ class Figures:
 
     def sentences(self) -> str:
         """Lay the figures out for a terminal, one a line."""
-        v = self.values
-        if self.kind == "number":
-            lines = [
-                f"held-out root mean squared error {v['rmse']:.3f} (n = {self.n} texts; the "
-                f"labels' own std is {v['spread']:.3f})",
-                f"correlation with the labels {v['correlation']:.3f}",
-                f"mean distance of predicted and true number over bins {v['ece']:.3f}",
-            ]
-        else:
-            noun = "pairs" if self.kind == "pairs" else "texts"
-            lines = [
-                f"held-out accuracy {v['accuracy']:.3f} ± {v['accuracy_half']:.3f} (n = {self.n} "
-                f"{noun})",
-                f"expected calibration error {v['ece']:.3f}, mean confidence {v['confidence']:.3f}",
-                f"mean margin {v['margin']:.2f} ± {v['margin_half']:.2f} logits",
-            ]
-        if self.cut:
-            lines.append(f"{self.cut} held-out texts are longer than the context and were cut")
-        return "\n".join(lines)
+        noun = "pairs" if self.kind == "pairs" else "texts"
+        told = SENTENCES[self.kind == "number"].format(n=f"n = {self.n} {noun}", **self.values)
+        longer = f"\n{self.cut} held-out texts are longer than the context and were cut"
+        return told + longer * bool(self.cut)
 
 
 def evaluate_reward_model(folder: str | Path, heldout: Labelled | Pairs) -> Figures:
@@ -154,17 +112,20 @@ def write_card(
         if figures.kind == "classes"
         else 'RewardModelReward("path/to/this/folder")'
     )
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("trl", "transformers", "torch")
-    )
     predicted, observed = AXES[figures.kind]
-    card = CARD.format(
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="transformers",
+            pipeline_tag="text-classification",
+            tags=["reward-model"],
+        ),
+        template_path=str(Path(__file__).with_name("reward_model_card.md.j2")),
         learnt=LEARNT[figures.kind].format(", ".join(labels)),
         base=printable(base),
         source=printable(source),
         rows=rows,
         seconds=seconds,
-        versions=versions,
+        versions=versions(),
         measured=figures.sentences().replace("\n", "\n- "),
         predicted=predicted,
         observed=observed,
@@ -172,34 +133,30 @@ def write_card(
         function=use.partition("(")[0],
         use=use,
     )
-    (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+    card.save(Path(folder) / "README.md")
 
 
 def reliability(
-    predicted: Sequence[float], observed: Sequence[float], edges: Sequence[float] | None = None
+    predicted: Sequence[float], observed: Sequence[float], *, equal_counts: bool = False
 ) -> list[Bin]:
     """Put predictions into bins, from low to high, and take the means of those that hold one.
 
     `observed` is 1 where a prediction came true and 0 elsewhere, or the true numbers; shapes (N,).
-    `edges` are the bins' ascending borders, the upper one included: `BINS` of one width by default.
+    Bins divide 0 to 1 evenly, or the predictions, so that each holds as many.
     """
-    predicted, observed = np.asarray(predicted, dtype=float), np.asarray(observed, dtype=float)
-    edges = np.linspace(0, 1, BINS + 1) if edges is None else np.asarray(edges, dtype=float)
-    places = np.clip(np.searchsorted(edges, predicted, side="left") - 1, 0, len(edges) - 2)
-    rows = pd.DataFrame({"predicted": predicted, "observed": observed}).groupby(places)
-    return [Bin(n, *means) for n, means in zip(rows.size(), rows.mean().to_numpy(), strict=True)]
-
-
-def equal_counts(predicted: Sequence[float], bins: int = BINS) -> np.ndarray:
-    """Give borders (bins + 1,) with as many predictions between any two; fewer where equal."""
-    edges = np.unique(np.quantile(np.asarray(predicted, dtype=float), np.linspace(0, 1, bins + 1)))
-    return edges if len(edges) > 1 else np.array([edges[0] - 0.5, edges[0] + 0.5])
+    if equal_counts:
+        places = pd.qcut(predicted, BINS, labels=False, duplicates="drop")
+    else:
+        places = pd.cut(predicted, np.linspace(0, 1, BINS + 1), labels=False, include_lowest=True)
+    rows = pd.DataFrame({"predicted": predicted, "observed": observed}, dtype=float)
+    groups = rows.groupby(np.nan_to_num(places))  # nan: all predictions are the same
+    return [Bin(len(group), *group.mean()) for _, group in groups]
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
     """Give the bins' mean distance of predicted and observed, weighted by their counts."""
-    total = sum(entry.count for entry in bins)
-    return sum(entry.count * abs(entry.predicted - entry.observed) for entry in bins) / total
+    counts, predicted, observed = np.array(bins).T
+    return float(np.average(np.abs(predicted - observed), weights=counts))
 
 
 def plot_reliability(
@@ -207,20 +164,19 @@ def plot_reliability(
     path: str | Path | None = None,
     *,
     title: str = "",
-    predicted: str = "mean confidence",
-    observed: str = "fraction that is right",
+    kind: Literal["classes", "pairs", "number"] = "classes",
 ) -> Figure:
     """Draw what was observed against what was predicted, and how many each bin holds."""
     figure = Picture(figsize=(6, 6.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    x, y = [entry.predicted for entry in bins], [entry.observed for entry in bins]
-    ends = min(*x, *y), max(*x, *y)
+    counts, x, y = zip(*bins, strict=True)
+    ends, (predicted, observed) = (min(*x, *y), max(*x, *y)), AXES[kind]
     upper.plot(ends, ends, label="calibrated", **DASHED)
     upper.plot(x, y, "o-", color=COLORS[0], linewidth=2, label="held out")
     upper.set_ylabel(observed)
     upper.legend(loc="upper left", frameon=False)
     width = 0.6 * min(np.diff(x), default=ends[1] - ends[0] or 1.0)
-    lower.bar(x, [entry.count for entry in bins], width=width, color=COLORS[0], alpha=0.5)
+    lower.bar(x, counts, width=width, color=COLORS[0], alpha=0.5)
     lower.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
     lower.set(xlabel=predicted, ylabel="count")
     error = expected_calibration_error(bins)
@@ -254,26 +210,18 @@ def _logits(
 
 def _decisions(kind: str, right: Tensor, confidence: Tensor, margin: Tensor, cut: int) -> Figures:
     bins = reliability(confidence.tolist(), right.tolist())
-    accuracy, accuracy_half = mean_interval(right.tolist())
-    mean, half = mean_interval(margin.tolist())
-    values = {
-        "accuracy": accuracy,
-        "accuracy_half": accuracy_half,
-        "ece": expected_calibration_error(bins),
-        "confidence": float(confidence.mean()),
-        "margin": mean,
-        "margin_half": half,
-    }
+    values = dict(zip(("accuracy", "accuracy_half"), mean_interval(right.tolist()), strict=True))
+    values |= {"ece": expected_calibration_error(bins), "confidence": float(confidence.mean())}
+    values |= dict(zip(("margin", "margin_half"), mean_interval(margin.tolist()), strict=True))
     return Figures(kind, len(right), cut, values, bins)
 
 
 def _numbers(predicted: Tensor, true: Tensor, cut: int) -> Figures:
-    bins = reliability(predicted.tolist(), true.tolist(), equal_counts(predicted.tolist()))
-    both = torch.stack([predicted, true])
+    bins = reliability(predicted.tolist(), true.tolist(), equal_counts=True)
     values = {
         "rmse": float((predicted - true).square().mean().sqrt()),
         "spread": float(true.std(correction=0)),
-        "correlation": float(torch.corrcoef(both)[0, 1]),
+        "correlation": float(torch.stack([predicted, true]).corrcoef()[0, 1]),
         "ece": expected_calibration_error(bins),
     }
     return Figures("number", len(true), cut, values, bins)
@@ -288,9 +236,8 @@ def write_figures(
     learned from.
     """
     figures = evaluate_reward_model(run.model, heldout)
-    x, y = AXES[figures.kind]
     picture = run.plots / "reliability.png"
-    plot_reliability(figures.bins, picture, title=f"n = {figures.n}", predicted=x, observed=y)
+    plot_reliability(figures.bins, picture, title=f"n = {figures.n}", kind=figures.kind)
     rows, seconds = int(trained["rows"]), trained["seconds"]
     write_card(run.model, figures, base=base, source=source, rows=rows, seconds=seconds)
     return figures

@@ -32,7 +32,7 @@ from trl_recipes.evaluation.judges import sentiment_measures
 from trl_recipes.grpo import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl_recipes.models.loading import load_run
 from trl_recipes.ppo import PPOConfig, PPOTrainer
-from trl_recipes.report import write_report, write_results
+from trl_recipes.report.page import read_json, write_report, write_results
 from trl_recipes.rewards import SentimentReward
 from trl_recipes.run_folder import check_output_dir, prepare_run, start_run, write_whole
 from trl_recipes.settings import setting
@@ -199,16 +199,6 @@ def is_finished(run: Run, folder: Path, overwrite: bool = False) -> bool:
             "folder, or use --overwrite_output_dir true to replace its runs."
         )
     return (folder / RESULT_FILE).is_file()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one of a run's JSON files."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise RecipeError(
-            f"`{path}` is damaged ({error}). Delete the folder, and the run is made again."
-        ) from error
 
 
 def run_all(

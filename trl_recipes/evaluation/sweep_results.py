@@ -1,8 +1,8 @@
-"""What a sweep found: tables over the seeds and of each run, JSON, and a picture."""
+"""What a sweep found: tables over the seeds and of each run, and a picture."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from trl_recipes.evaluation.sweep import ALGORITHMS, CURVE_FILE, RESULT_FILE, Run, read_json
+from trl_recipes.evaluation.sweep import ALGORITHMS, CURVE_FILE, RESULT_FILE, Run
+from trl_recipes.report.page import read_json
 from trl_recipes.report.plots import COLORS, GREY, Picture, save_figure, style_axes
-from trl_recipes.run_folder import write_whole
 from trl_recipes.stats import load_stats
 
 # Figures of the tables: what each is called, up to the comma in a narrow column, and decimals.
@@ -106,27 +106,6 @@ class Results:
             shown = json.dumps(settings).strip("{}").replace('"', "") or "the defaults"
             lines.append(f"  {name.upper()}: {shown}")
         return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give every number, summed up and by seed, ready for JSON."""
-        names = ("reward", *self.titles)
-        return {
-            "task": asdict(self.runs[0].task),
-            "before": self.before,
-            "summary": {name: self.over_seeds(name).to_dict("index") for name in names},
-            "runs": [
-                result | {"curve": curve}
-                for result, curve in zip(self.found, self.curves, strict=True)
-            ],
-        }
-
-    def save(self, folder: Path) -> list[Path]:
-        """Write table.md and results.json."""
-        table, numbers = folder / "table.md", folder / "results.json"
-        parts = (self.table(), self.per_seed(), self.conditions())
-        write_whole(table, "\n\n".join(parts) + "\n")
-        write_whole(numbers, json.dumps(self.to_dict(), indent=1) + "\n")
-        return [table, numbers]
 
 
 def load_results(runs: Sequence[Run], folder: Path) -> Results | None:

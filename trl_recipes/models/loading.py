@@ -247,15 +247,17 @@ def check_vocabulary(tokenizer: Any, model: nn.Module) -> None:
         )
 
 
-def check_lengths(longest_query: int, response_length: int, model: nn.Module) -> None:
-    """Refuse prompts that leave no room for a response, before any training."""
+def check_lengths(
+    longest_query: int, response_length: int, model: nn.Module, setting: str = "`response_length`"
+) -> None:
+    """Refuse prompts that leave no room for a response; `setting` names what limits it."""
     context = context_length(model.config)
     if context is None:
         return
     if model.config.is_encoder_decoder:
         if max(longest_query, response_length) > context:
             raise RecipeError(
-                f"The longest prompt has {longest_query} tokens and `response_length` is "
+                f"The longest prompt has {longest_query} tokens and {setting} is "
                 f"{response_length}, but the model's encoder and decoder hold {context} each. "
                 "Shorten the one or the other."
             )
@@ -263,10 +265,10 @@ def check_lengths(longest_query: int, response_length: int, model: nn.Module) ->
     room = context - longest_query
     if response_length > room:
         raise RecipeError(
-            f"The longest prompt ({longest_query} tokens) and `response_length` "
+            f"The longest prompt ({longest_query} tokens) and {setting} "
             f"({response_length}) need {longest_query + response_length} tokens, but the model's "
             f"context holds {context}. "
-            + (f"Lower `response_length` to {room}, or cut" if room > 0 else "Cut")
+            + (f"Lower {setting} to {room}, or cut" if room > 0 else "Cut")
             + f" the prompts to {max(context - response_length, 0)} tokens."
         )
 

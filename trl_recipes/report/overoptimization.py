@@ -56,16 +56,6 @@ class Parting(NamedTuple):
     rise: float  # of the score, from there to the end
 
 
-class _Course(NamedTuple):
-    """What a run did, step by step: arrays of shape (N,), gains in std of the start."""
-
-    steps: np.ndarray
-    kl: np.ndarray
-    score: np.ndarray
-    judge: np.ndarray
-    window: int
-
-
 def find_parting(all_stats: Rows, judge: str, score: str = SCORE) -> Parting | None:
     """Find from where on the judge fell while the score rose; None where they do not part.
 
@@ -76,23 +66,23 @@ def find_parting(all_stats: Rows, judge: str, score: str = SCORE) -> Parting | N
     chance. `judge` and `score` are keys of means, such as `metrics/vader/mean`.
     """
     course = _course(all_stats, judge, score)
-    window = course.window
-    windows = len(course.steps) - 2 * window + 1  # that do not reach into the last one
+    window = _window(course)
+    windows = len(course) - 2 * window + 1  # that do not reach into the last one
     if windows < 1:
         return None
-    means = np.convolve(course.judge, np.ones(window) / window, mode="valid")
-    best = int(means[:windows].argmax())
-    fall = means[best] - means[-1]
-    scores = np.convolve(course.score, np.ones(window) / window, mode="valid")
-    rise = scores[-1] - scores[best]
-    needed = _quantile(windows) * _standard_error(course.judge, window)
-    if fall <= max(needed, SMALLEST):
+    means = course.rolling(window).mean().iloc[window - 1 :]
+    best = int(means["judge"].iloc[:windows].argmax())
+    change = means.iloc[-1] - means.iloc[best]
+    # of the difference of two windows' means: differences of neighbors hold twice the variance of
+    # one step and hardly any of the trend (von Neumann 1941)
+    error = (course.diff().pow(2).mean() / window) ** 0.5
+    quantile = NormalDist().inv_cdf
+    if -change["judge"] <= max(quantile(1 - FALSE_ALARM / windows) * error["judge"], SMALLEST):
         return None
-    if rise <= _quantile(1) * _standard_error(course.score, window):
+    if change["score"] <= quantile(1 - FALSE_ALARM) * error["score"]:
         return None
-    middle = slice(best, best + window)
-    step = int(course.steps[best + window // 2])
-    return Parting(step, float(course.kl[middle].mean()), float(fall), float(rise))
+    kl, fall, rise = means["kl"].iloc[best], -change["judge"], change["score"]
+    return Parting(int(course.index[best + window // 2]), float(kl), float(fall), float(rise))
 
 
 def overoptimization(all_stats: Rows, judge: str, score: str = SCORE) -> str | None:
@@ -120,15 +110,14 @@ def plot_overoptimization(
     course, found = _course(all_stats, judge, score), find_parting(all_stats, judge, score)
     figure = Picture(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
-    kl = np.clip(course.kl, 0, None)  # the estimate of a KL near 0 goes below it by chance
-    for values, name, color in (
-        (course.score, "learnt score", COLORS[0]),
-        (course.judge, f"judge ({_name(judge)}), not optimized", COLORS[1]),
-    ):
-        axes.plot(kl, values, "o", color=color, markersize=3.5, alpha=0.3, markeredgewidth=0)
-        average = moving_average(values, course.window)
-        line = np.clip(moving_average(course.kl, course.window), 0, None)
-        axes.plot(line, average, color=color, linewidth=2.4, label=as_label(name))
+    line = course.apply(moving_average, window=_window(course))
+    names = {"score": "learnt score", "judge": f"judge ({_name(judge)}), not optimized"}
+    for (column, name), color in zip(names.items(), COLORS, strict=False):
+        # the estimate of a KL near 0 goes below it by chance
+        points, average = (table["kl"].clip(lower=0) for table in (course, line))
+        style = {"color": color, "markersize": 3.5, "alpha": 0.3, "markeredgewidth": 0}
+        axes.plot(points, course[column], "o", **style)
+        axes.plot(average, line[column], color=color, linewidth=2.4, label=as_label(name))
     axes.axhline(0, color=GREY, linewidth=0.8)
     verdict = "score and judge do not part"
     if found is not None:
@@ -137,7 +126,7 @@ def plot_overoptimization(
         words = f"part here: step {found.step}, {found.kl:.2g} nats"
         axes.annotate(words, (max(found.kl, 0), 0.02), xytext=(4, 3), **BESIDE_X)
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.clip(x, 0, None)), np.square))
-    axes.set_xlim(0, max(1e-3, 1.03 * kl.max()))
+    axes.set_xlim(0, max(1e-3, 1.03 * course["kl"].max()))
     axes.set_xlabel("KL from the reference, nats per response (scale of its square root)")
     axes.set_ylabel("gain, in std of the start's responses")
     axes.legend(loc="upper left", frameon=False)
@@ -167,8 +156,12 @@ def judges_of(all_stats: Rows) -> list[str]:
     return [key for key in keys if key.startswith("metrics/") and key.endswith("/mean")]
 
 
-def _course(all_stats: Rows, judge: str, score: str) -> _Course:
-    """Steps at which all three are known, with gains standardized."""
+def _course(all_stats: Rows, judge: str, score: str) -> pd.DataFrame:
+    """What a run did at the steps at which all is known: `kl`, and gains of `score` and `judge`.
+
+    Where the run did not log the std of responses, or all began alike (a true reward that none
+    earned yet), gains are over that of the steps' means.
+    """
     for key in (judge, score, KL):
         if not any(key in row for row in all_stats):
             raise RecipeError(
@@ -176,40 +169,19 @@ def _course(all_stats: Rows, judge: str, score: str) -> _Course:
                 f"{', '.join(judges_of(all_stats)) or 'none'}; give the judge to the trainer as "
                 "one of its `metrics`."
             )
+    stds = {key: key.removesuffix("mean") + "std" for key in (score, judge)}
     table = pd.DataFrame(all_stats, index=steps_of(all_stats))
-    table = table.reindex(columns=sorted({KL, *_with_std(score), *_with_std(judge)})).astype(float)
+    table = table.reindex(columns=[KL, *stds, *stds.values()]).astype(float)
     table = table.replace([math.inf, -math.inf], math.nan).dropna(subset=[KL, score, judge])
-    window = max(3, len(table) // 10)
-    gains = (_gains(table[_with_std(key)], window) for key in (score, judge))
-    return _Course(table.index.to_numpy(), table[KL].to_numpy(), *gains, window)
+    first, course = table.iloc[: _window(table)].mean(), {"kl": table[KL]}
+    for name, key in (("score", score), ("judge", judge)):
+        found = (first[stds[key]], table[key].std(ddof=0), 1.0)
+        course[name] = (table[key] - first[key]) / next(std for std in found if std > 1e-8)
+    return pd.DataFrame(course)
 
 
-def _with_std(key: str) -> list[str]:
-    return [key, key.removesuffix("mean") + "std"]
-
-
-def _gains(columns: pd.DataFrame, window: int) -> np.ndarray:
-    """Gains of a mean since the first window, over the std of its responses.
-
-    Where the run did not log the std, or all responses began alike (a true reward that none earned
-    yet), it is that of the steps' means.
-    """
-    values, logged = columns.to_numpy().T
-    first = pd.Series(logged[:window]).mean()
-    std = first if first > 1e-8 else values.std() if len(values) else 0.0
-    return (values - columns.iloc[:window, 0].mean()) / (std if std > 1e-8 else 1.0)
-
-
-def _standard_error(values: np.ndarray, window: int) -> float:
-    """Of the difference of two windows' means, from how much neighbouring steps differ."""
-    # differences of neighbours hold twice the variance of one step and hardly any of the trend (von
-    # Neumann 1941)
-    variance = float(np.mean(np.diff(values) ** 2)) / 2
-    return math.sqrt(2 * variance / window)
-
-
-def _quantile(comparisons: int) -> float:
-    return NormalDist().inv_cdf(1 - FALSE_ALARM / comparisons)
+def _window(table: pd.DataFrame) -> int:
+    return max(3, len(table) // 10)
 
 
 def _name(key: str) -> str:

@@ -4,6 +4,7 @@ Jinja escapes whatever comes from a model, a data set, a file or a user. A page 
 that a browser would fetch, holds no script, and forbids both to the browser as well.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,16 @@ from trl_recipes.describe import duration, printable
 from trl_recipes.diagnostics import judge, range_of
 from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError
-from trl_recipes.report.overoptimization import judges_of, plot_run
+from trl_recipes.report.overoptimization import judges_of, overoptimization, plot_run
 from trl_recipes.report.plots import (
+    HEADLINES,
     PANELS,
+    Chart,
     Panel,
+    Rows,
     comparison_charts,
     ends,
+    headline,
     intervals_of,
     is_number,
     looks_of,
@@ -31,9 +36,15 @@ from trl_recipes.report.plots import (
     plot_comparison,
     plus_minus,
 )
-from trl_recipes.report.reading import RunFiles, read_run
-from trl_recipes.run_folder import RunFolder, note, write_whole
-from trl_recipes.stats import load_stats, run_names
+from trl_recipes.run_folder import (
+    RunFolder,
+    note,
+    read_config,
+    read_header,
+    read_record,
+    write_whole,
+)
+from trl_recipes.stats import load_stats, read_rows, run_names
 
 LONGEST = 2000  # characters of one text; a page is to be read
 SAMPLES = 8  # of the first step and of the last
@@ -46,10 +57,10 @@ _ENDED = {
     "running": "It is still going on, or it was killed",
 }
 _TILES = (
-    ("mean score", "", PANELS["score"].lines["score"]),
+    ("mean score", "", HEADLINES["mean score"]),
     ("KL", "nats per response, ", ("objective/kl",)),
-    ("training loss", "", ("loss/train",)),
-    ("held-out loss", "", ("loss/heldout",)),
+    ("training loss", "", HEADLINES["training loss"]),
+    ("held-out loss", "", HEADLINES["held-out loss"]),
     ("length", "tokens, ", ("tokens/responses_len_mean",)),
 )
 _PARTS = {  # of a step's time, as rows hold it
@@ -59,6 +70,8 @@ _PARTS = {  # of a step's time, as rows hold it
     "time/ppo/optimize_step": "updates",
     "step_time": "whole step, as TRL measures it",
 }
+# Where a run's comparison may lie; grpo_shouting.py has a stage for it.
+_COMPARISONS = ("comparison.json", "evaluation/comparison.json")
 
 
 def write_report(
@@ -68,7 +81,7 @@ def write_report(
 
     `figures` are what the run found, by name; they are kept with it.
     """
-    run = run if isinstance(run, RunFolder) else RunFolder(Path(run).expanduser())
+    run = run if isinstance(run, RunFolder) else RunFolder(run)
     if not is_main_process():
         return run.report
     if figures is not None:
@@ -128,22 +141,48 @@ def comparison_page(comparison: Mapping[str, Any], runs: Mapping[str, Any]) -> s
 
 
 def run_page(folder: str | os.PathLike) -> str:
-    """Make the page of a run, as far as it came."""
-    files = read_run(folder)
+    """Make the page of a run, as far as it came; parts that are not there are left out."""
+    run = RunFolder(folder)
+    if not any(path.is_file() for path in (run.config, run.all_stats, run.record)):
+        raise RecipeError(
+            f"`{run}` holds no run: neither config.yaml nor all_stats.jsonl is there. Give the "
+            "folder of a run."
+        )
+    (header, derived), record = read_header(run), read_record(run)
+    settings = read_config(run) if run.config.is_file() else {}
+    stats = load_stats(run.path) if read_rows(run.all_stats) else []
+    sessions = record.get("sessions") or []
+    last = sessions[-1] if sessions else {}
+    warnings = _warnings(run, stats, last)
+    compared = [read_json(run.path / name) for name in _COMPARISONS]
+    found = next((_comparison(file) for file in compared if file.get("prompts")), None)
+    algorithm = record.get("algorithm") or ""
+    rewards = [f"{name} (weight {weight:g})" for name, weight in record.get("rewards", {}).items()]
+    times = pd.DataFrame(stats).reindex(columns=[*_PARTS]).mean().dropna()
     return _render(
         "run.html.j2",
-        title=files.run.path.resolve().name,
-        kind=" · ".join(filter(None, ("trl_recipes", files.algorithm, files.recipe))),
-        lead=_lead(files),
-        files=files,
-        tiles=_tiles(files),
-        trained=_trained(files),
-        charts=_curves(files),
-        judged=judge(files.stats),
-        found=_comparison(files.comparison) if files.comparison else None,
-        samples=_samples(files),
-        settings=_given((name, _plain(value)) for name, value in files.settings.items()),
-        circumstances=_circumstances(files),
+        title=run.path.resolve().name,
+        kind=" · ".join(filter(None, ("trl_recipes", algorithm, header.get("recipe")))),
+        lead=_lead(stats, _ENDED.get(last.get("how"), "")),
+        header=header,
+        settings=settings,
+        chosen=[(n, "none" if v is None else v) for n, v in settings.items()],
+        derived=derived,
+        record=record,
+        algorithm=algorithm,
+        rewards=rewards or settings.get("reward_funcs") or [],
+        stages=[path.parent.name for path in sorted(run.path.glob("*/report.html"))],
+        tiles=_tiles(stats, sessions, len(warnings)),
+        figures=_figures(read_json(run.stage).get("result") or {}, record.get("figures") or {}),
+        warnings=warnings,
+        stats=stats,
+        charts=_curves(stats, settings, record),
+        judged=judge(stats),
+        found=found,
+        samples=_samples(read_rows(run.samples)),
+        sessions=sessions,
+        last=last,
+        times=", ".join(f"{_PARTS[key]} {mean:.2g}" for key, mean in times.items()),
     )
 
 
@@ -164,7 +203,7 @@ def _shown(value: Any) -> Any:
     """Text of any origin made fit for a page: controls become spaces, a long one is cut."""
     if value is None or isinstance(value, Markup):
         return value or ""
-    whole = str(value)
+    whole = str(value).lower() if isinstance(value, bool) else str(value)
     shown = "\n".join(printable(line) for line in whole[:LONGEST].split("\n"))
     more = len(whole) - LONGEST
     return shown + (f" … ({more:,} more characters)" if more > 0 else "")
@@ -202,118 +241,87 @@ def _measures(models: Mapping[str, Any]) -> list[str]:
     return [name for name in rows[0] if name not in _NO_MEASURES]
 
 
-def _lead(files: RunFiles) -> str:
-    how = _ENDED.get(files.last_session.get("how"), "")
-    if not files.stats:
-        return f"{how or 'It has begun'}; no step has been written yet."
-    step = files.stats[-1].get("step")
-    steps = f"after {step} step{'' if step == 1 else 's'}"
-    told = f"{how} {steps}" if how else f"It has come to step {step or '?'}"
-    return f"{_change(files)} {told}.".strip()
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run; nothing where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError(f"`{path}` is damaged ({error}). Fix or delete it.") from error
 
 
-def _change(files: RunFiles) -> str:
-    for name, _, keys in (_TILES[0], _TILES[3], _TILES[2]):
-        found = ends(files.stats, keys)
-        if found is not None:
-            before, after = map(number, found)
-            if before == after:
-                return f"{name.capitalize()} stayed at {after}."
-            way = "rose" if found[1] > found[0] else "fell"
-            return f"{name.capitalize()} {way} from {before} to {after}."
-    return ""
+def _lead(stats: Rows, ended: str) -> str:
+    if not stats:
+        return f"{ended or 'It has begun'}; no step has been written yet."
+    step, change = stats[-1].get("step"), headline(stats)
+    told = f"{ended} after {step} step{'' if step == 1 else 's'}" if ended else ""
+    told = told or f"It has come to step {step or '?'}"
+    return f"{change.capitalize()}. {told}." if change else f"{told}."
 
 
-def _tiles(files: RunFiles) -> list[tuple[str, Any, str]]:
+def _warnings(run: RunFolder, stats: Rows, last: Mapping[str, Any]) -> list[tuple[Any, str]]:
+    """Step (None: the whole run) and sentence of each; a failure first, then what alarms said."""
+    failed = [(last.get("step"), f"The run failed. {last.get('said', '')}")]
+    alarms = [(row.get("step"), str(row.get("alarm", ""))) for row in read_rows(run.alarms)]
+    needed = all(any(key in row for row in stats) for key in ("objective/kl", "env/reward_mean"))
+    parted = [overoptimization(stats, judge) for judge in judges_of(stats)] if needed else []
+    ended = failed if last.get("how") == "failed" else []
+    return [*ended, *alarms, *((None, sentence) for sentence in parted if sentence)]
+
+
+def _tiles(stats: Rows, sessions: Rows, warnings: int) -> list[tuple[str, Any, str]]:
     """The few numbers that one wants first; averages of a tenth of the steps."""
     tiles = [
         (name, number(found[1]), f"{unit}from {number(found[0])}")
         for name, unit, keys in _TILES
-        if (found := ends(files.stats, keys)) is not None
+        if (found := ends(stats, keys)) is not None
     ]
-    sessions = files.record["sessions"]
     seconds = sum(session.get("seconds") or 0 for session in sessions)
     peak = max((session.get("gigabytes") or 0 for session in sessions), default=0)
     if seconds:
         tiles.append(("time", duration(seconds), "of training"))
     if peak:
         tiles.append(("memory", f"{peak:.2g} GB", "at most"))
-    if files.stats:
-        tiles.append(("warnings", len(files.warnings), "listed below" if files.warnings else ""))
+    if stats:
+        tiles.append(("warnings", warnings, "listed below" if warnings else ""))
     return tiles
 
 
-def _trained(files: RunFiles) -> list[tuple[str, Any]]:
-    settings, record, algorithm = files.settings, files.record, files.algorithm
-    embedded = "embedded" if settings else ""  # where nothing is named
-    from_stage = {"baseline", "pretrained"} & set(files.stages)
-    rewards = [
-        f"{name} (weight {f'{weight:g}' if is_number(weight) else '-'})"
-        for name, weight in (record.get("rewards") or {}).items()
+def _figures(*found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a run found by name, half of an interval's width beside its mean."""
+    flat: dict[str, Any] = {}
+    for figures in found:
+        for name, value in figures.items():
+            flat |= value if isinstance(value, dict) else {name: value}
+    return [
+        (
+            _WORDS.get(name, name.replace("_", " ")),
+            plus_minus(value, flat[f"{name}_half"]) if f"{name}_half" in flat else number(value),
+        )
+        for name, value in flat.items()
+        if is_number(value) and not (name.endswith("_half") and name[:-5] in flat)
     ]
-    start = embedded if algorithm and not from_stage else ""
-    facts = [
-        ("recipe", files.recipe),
-        ("algorithm", algorithm),
-        ("start model", settings.get("model_name_or_path") or start),
-        ("data", settings.get("dataset_name") or settings.get("text_file") or embedded),
-        ("rewards", _listed(rewards or settings.get("reward_funcs"))),
-        ("metrics, never optimized", _listed(record.get("metrics"))),
-    ]
-    for name, value in files.figures.items():  # half of an interval's width beside its mean
-        half = files.figures.get(f"{name}_half")
-        if not (name.endswith("_half") and name.removesuffix("_half") in files.figures):
-            shown = number(value) if half is None else plus_minus(value, half)
-            facts.append((_WORDS.get(name, name.replace("_", " ")), shown))
-    return _given(facts)
 
 
-def _curves(files: RunFiles) -> list[Any]:
+def _curves(stats: Rows, settings: Mapping[str, Any], record: Mapping[str, Any]) -> list[Chart]:
     """Charts of all panels, and one for each reward and metric, as each has a unit of its own."""
-    adaptive = files.settings.get("target") if files.settings.get("adap_kl_ctrl") else None
-    target = files.record.get("kl_target", adaptive)
-    keys = dict.fromkeys(key for row in files.stats for key in row)
+    adaptive = settings.get("target") if settings.get("adap_kl_ctrl") else None
+    keys = dict.fromkeys(key for row in stats for key in row)
     rewards = [key for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
     units = dict.fromkeys(rewards if len(rewards) > 1 else [], "reward, unweighted")
-    units |= dict.fromkeys(judges_of(files.stats), "metric, never optimized")
+    units |= dict.fromkeys(judges_of(stats), "metric, never optimized")
     names = {key: key.split("/", 1)[1].removesuffix("/mean") for key in units}
     own = [Panel(names[k], unit, {names[k]: (k,)}, points=True) for k, unit in units.items()]
     first, *others = PANELS.values()
-    return panel_charts([first, *own, *others], {"": files.stats}, target)
+    target = record.get("kl_target", adaptive)
+    return panel_charts([first, *own, *others], {"": stats}, target)
 
 
-def _samples(files: RunFiles) -> dict[int, list[dict[str, Any]]]:
+def _samples(rows: Rows) -> dict[int, list[Mapping[str, Any]]]:
     """Some of the first step and of the last."""
-    steps = sorted({row["step"] for row in files.samples if isinstance(row.get("step"), int)})
+    steps = sorted({row["step"] for row in rows if isinstance(row.get("step"), int)})
     return {
-        step: [row for row in files.samples if row.get("step") == step][:SAMPLES]
+        step: [row for row in rows if row.get("step") == step][:SAMPLES]
         for step in dict.fromkeys([*steps[:1], *steps[-1:]])
     }
-
-
-def _circumstances(files: RunFiles) -> list[tuple[str, Any]]:
-    last, header = files.last_session, files.header
-    means = pd.DataFrame(files.stats).reindex(columns=[*_PARTS]).mean().dropna()
-    parts = ", ".join(f"{_PARTS[key]} {mean:.2g}" for key, mean in means.items())
-    return _given(
-        [
-            ("started", "" if files.record["sessions"] else header.get("started")),
-            ("device", last.get("device")),
-            ("versions", last.get("versions") or header.get("versions")),
-            ("said at the end", last.get("said")),
-            ("seconds of a step, in the mean", parts),
-        ]
-    )
-
-
-def _given(pairs: Any) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in pairs if value not in (None, "")]
-
-
-def _listed(values: Any) -> str:
-    return ", ".join(map(str, values)) if isinstance(values, list) else str(values or "")
-
-
-def _plain(value: Any) -> str:
-    words = {"True": "true", "False": "false", "None": "none"}
-    return words.get(str(value), str(value))

@@ -7,7 +7,8 @@ threads and in notebooks, and leaves no state behind.
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,6 +107,12 @@ PANELS = {
 PPO = ("kl", "kl_coef", "ppo_loss", "clipped", "var_explained")
 GROUPS = ("group_std", "group_equal", "kl", "length", "entropy")  # of GRPO and RLOO
 SHARED = ("kl", "length", "entropy")  # what every algorithm logs
+# What a run is told by in one sentence: the first of them that it has.
+HEADLINES = {
+    "mean score": PANELS["score"].lines["score"],
+    "held-out loss": ("loss/heldout",),
+    "training loss": ("loss/train",),
+}
 
 
 class Picture(Figure):
@@ -132,16 +139,15 @@ def plot_stats(
     title: str | None = None,
     kl_target: float | None = None,
 ) -> Figure:
-    """Draw one run: mean score with its moving average, and what explains it.
+    """Draw one run: mean score with its moving average, and what explains it; or its losses.
 
-    That is KL, KL coefficient and loss for PPO; the score's spread in a group, the share of groups
-    without any, KL, length and entropy for GRPO and RLOO. `all_stats` has one row a step, as
-    `load_stats` reads them or a hand-written loop collects what `PPOTrainer.step` returns;
-    `kl_target` is in nats per response. A path saves the figure as PNG; a notebook shows it.
+    `all_stats` has one row a step, as `load_stats` reads them or a hand-written loop collects what
+    `PPOTrainer.step` returns; `kl_target` is in nats per response. A notebook shows the figure.
     """
     figure = _draw_runs({"": all_stats}, kl_target)
-    change = _score_change(all_stats)
-    figure.suptitle(f"{as_label(title)}: {change}" if title else change.capitalize())
+    steps = f"{len(all_stats)} step{'s' if len(all_stats) != 1 else ''}"
+    told = f"{headline(all_stats) or 'score not recorded'} over {steps}"
+    figure.suptitle(f"{as_label(title)}: {told}" if title else told.capitalize())
     return save_figure(figure, path)
 
 
@@ -165,21 +171,6 @@ def plot_runs(
     return save_figure(figure, path)
 
 
-def plot_losses(
-    all_stats: Rows,
-    path: str | Path | None = None,
-    title: str = "",
-    unit: str = "nats per character",
-) -> Figure:
-    """Draw `loss/train` and `loss/heldout` of a model that was trained on texts."""
-    figure = Picture(figsize=(9, 4.2), layout="constrained")
-    axes = figure.subplots()
-    _draw_panel(axes, PANELS["text_loss"]._replace(unit=unit), {"": all_stats}, titled=True)
-    axes.set_ylim(bottom=0)
-    figure.suptitle(as_label(title))
-    return save_figure(figure, path)
-
-
 def plot_comparison(comparison: Any, path: str | Path | None = None) -> Figure:
     """Draw a `Comparison`: means with 95 percent intervals as bars, and the scores' histogram."""
     models, measures = comparison.to_dict()["models"], comparison.measures
@@ -188,9 +179,9 @@ def plot_comparison(comparison: Any, path: str | Path | None = None) -> Figure:
     rows = figure.add_gridspec(2, 1, height_ratios=[height, 3.4])
     bars = rows[0].subgridspec(1, len(measures)).subplots(squeeze=False)[0]
     for axes, measure in zip(bars, measures, strict=True):
-        _draw_bars(axes, intervals_of(models, measure), as_label(measure))
+        _draw_bars(axes, models, measure, as_label(measure))
     axes, title = figure.add_subplot(rows[1]), "Distribution over the responses: "
-    _draw_histogram(axes, scores_of(models, measures[0]), title + as_label(measures[0]))
+    _draw_histogram(axes, models, measures[0], title + as_label(measures[0]))
     axes.set(xlabel=as_label(measures[0]), ylabel="share of responses")
     axes.legend(loc="best", frameon=False)
     n = len(comparison.prompts)
@@ -204,12 +195,9 @@ def panel_charts(
     """Draw each panel that a run has statistics for, as a chart of a page."""
     charts = []
     for panel in panels:
-        figure = Figure(figsize=PAGE_SIZE, layout="constrained")
         target = kl_target if panel.title == PANELS["kl"].title else None
-        told = _draw_panel(figure.add_subplot(), panel, runs, target)
-        if told:
-            svg = svg_of(figure, f"{panel.title}: {told}")
-            charts.append(Chart(panel.title, panel.unit, svg, panel.note))
+        draw = partial(_draw_panel, panel=panel, runs=runs, kl_target=target)
+        charts += _chart(panel.title, panel.unit, draw, note=panel.note)
     return charts
 
 
@@ -217,30 +205,25 @@ def comparison_charts(models: Mapping[str, Any], measures: Sequence[str]) -> lis
     """Draw the models of a comparison.json: each measure's means and KL, and the score's spread."""
     charts = []
     for key, title in ({m: m for m in measures} | {"kl": "KL, nats per response"}).items():
-        intervals = intervals_of(models, key)
-        if any(is_number(mean) for mean, _ in intervals.values()):
-            figure = Figure((PAGE_SIZE[0], 0.4 + 0.5 * len(intervals)), layout="constrained")
-            _draw_bars(figure.add_subplot(), intervals)
-            told = (f"{name}: {plus_minus(*interval)}" for name, interval in intervals.items())
-            charts.append(Chart(title, "", svg_of(figure, f"{title}: {'; '.join(told)}")))
-    scores = scores_of(models, measures[0]) if measures else {}
-    if any(scores.values()):
-        figure = Figure(figsize=PAGE_SIZE, layout="constrained")
-        _draw_histogram(figure.add_subplot(), scores)
-        told = "; ".join(f"{name}: {len(values)} values" for name, values in scores.items())
-        title = f"Spread of {measures[0]}"
-        charts.append(Chart(title, "share of responses", svg_of(figure, f"{title}: {told}")))
+        draw = partial(_draw_bars, models=models, key=key)
+        charts += _chart(title, "", draw, height=0.4 + 0.5 * len(models))
+    for score in measures[:1]:
+        draw = partial(_draw_histogram, models=models, key=score)
+        charts += _chart(f"Spread of {score}", "share of responses", draw)
     return charts
 
 
+def _chart(
+    title: str, unit: str, draw: Callable[[Axes], str], height: float = PAGE_SIZE[1], note: str = ""
+) -> list[Chart]:
+    """A chart of what `draw` puts into axes and says of it; none where it says nothing."""
+    figure = Figure(figsize=(PAGE_SIZE[0], height), layout="constrained")
+    told = draw(figure.add_subplot())
+    return [Chart(title, unit, svg_of(figure, f"{title}: {told}"), note)] if told else []
+
+
 def moving_average(values: Sequence[float], window: int) -> np.ndarray:
-    """Average each value with its neighbours, `window` in all, fewer at the ends; nan is left out.
-
-    Returns shape (N,); nan where every value in the window is nan.
-
-    >>> moving_average([1, 2, 6, 3], 3).tolist()
-    [1.5, 3.0, 3.6666666666666665, 4.5]
-    """
+    """Average each value with its neighbors, `window` in all, without nan; shape (N,)."""
     ahead = pd.Series(values, dtype=float)[::-1]  # an even window looks one further ahead
     return ahead.rolling(window, center=True, min_periods=1).mean()[::-1].to_numpy()
 
@@ -253,6 +236,18 @@ def ends(all_stats: Rows, keys: Sequence[str]) -> tuple[float, float] | None:
         return None
     window = _window(len(values))
     return math.fsum(values[:window]) / window, math.fsum(values[-window:]) / window
+
+
+def headline(all_stats: Rows) -> str:
+    """Say how the score of a run changed, or its loss, such as `mean score rose from 1 to 2`."""
+    for name, keys in HEADLINES.items():
+        found = ends(all_stats, keys)
+        if found is not None:
+            before, after = (f"{value:.3g}" for value in found)
+            if before == after:
+                return f"{name} stayed at {after}"
+            return f"{name} {'rose' if found[1] > found[0] else 'fell'} from {before} to {after}"
+    return ""
 
 
 def number(value: object) -> str:
@@ -273,11 +268,7 @@ def number(value: object) -> str:
 
 
 def plus_minus(mean: object, half: object) -> str:
-    """Show a mean with half the width of its interval; a dash where there is none.
-
-    >>> [plus_minus(13.36, 0.4361), plus_minus(1234.5, 20.25), plus_minus(None, None)]
-    ['13.360 ± 0.436', '1234.5 ± 20.2', '-']
-    """
+    """Show a mean with half the width of its interval; a dash where there is none."""
     if not is_number(mean):
         return "-"
     digits = 3 if abs(mean) < 100 else 1
@@ -293,14 +284,6 @@ def intervals_of(models: Mapping[str, Any], key: str) -> dict[str, tuple[Any, An
     """Give mean and half width of a figure for each model of a comparison.json; None for none."""
     found = {name: model.get(key) or {} for name, model in models.items()}
     return {name: (entry.get("mean"), entry.get("half_width_95")) for name, entry in found.items()}
-
-
-def scores_of(models: Mapping[str, Any], measure: str) -> dict[str, list[float]]:
-    """Give the values of a measure for each model, without responses that it left out."""
-    return {
-        name: [row[measure] for row in model["responses"] if is_number(row.get(measure))]
-        for name, model in models.items()
-    }
 
 
 def looks_of(count: int) -> Iterator[dict[str, str]]:
@@ -362,24 +345,20 @@ def svg_of(figure: Figure, label: str) -> Markup:
 
 def _draw_runs(runs: Mapping[str, Rows], kl_target: float | None) -> Picture:
     """The score wide on top, what explains it below, three in a row."""
-    chosen = _panels(runs)
+    keys = {key for rows in runs.values() for row in rows for key in row}
+    grouped = {any("groups/equal" in row for row in rows) for rows in runs.values()}
+    chosen = GROUPS if grouped == {True} else SHARED if True in grouped else PPO
     rows = [["score"], *(chosen[i : i + 3] for i in range(0, len(chosen), 3))]
+    if "loss/train" in keys and keys.isdisjoint(PANELS["score"].lines["score"]):
+        rows = [["text_loss"]]
     mosaic = [[name for name in row for _ in range(6 // len(row))] for row in rows]
-    figure = Picture(figsize=(9, 1.2 + 2.6 * len(rows)), layout="constrained")
+    figure = Picture(figsize=(9, 1.2 + 2.6 * max(len(rows), 1.2)), layout="constrained")
     panels = figure.subplot_mosaic(mosaic, height_ratios=[1.45] + [1] * (len(rows) - 1))
     for name, axes in panels.items():
         _draw_panel(axes, PANELS[name], runs, kl_target if name == "kl" else None, titled=True)
-    if len(runs) == 1 and panels["score"].lines:
-        panels["score"].legend(loc="best", frameon=False)
+    if len(runs) == 1 and figure.axes[0].lines:
+        figure.axes[0].legend(loc="best", frameon=False)
     return figure
-
-
-def _panels(runs: Mapping[str, Rows]) -> tuple[str, ...]:
-    """The panels that fit the algorithms of all runs."""
-    grouped = {any("groups/equal" in row for row in rows) for rows in runs.values()}
-    if grouped == {True}:
-        return GROUPS
-    return SHARED if True in grouped else PPO
 
 
 def _draw_panel(
@@ -460,28 +439,35 @@ def _label_steps(axes: Axes) -> None:
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=GREY)
 
 
-def _draw_bars(axes: Axes, intervals: Mapping[str, tuple[Any, Any]], title: str = "") -> None:
+def _draw_bars(axes: Axes, models: Mapping[str, Any], key: str, title: str = "") -> str:
     """A bar a model with its interval; name and value stand above it, however long they are."""
+    told = []
     for row, ((name, (mean, half)), look) in enumerate(
-        zip(intervals.items(), looks_of(len(intervals)), strict=True)
+        zip(intervals_of(models, key).items(), looks_of(len(models)), strict=True)
     ):
         if is_number(mean):
             error = half if is_number(half) else None
             style = {"ecolor": GREY, "error_kw": {"elinewidth": 1.6, "capsize": 3}}
             axes.barh(row, mean, xerr=error, color=look["color"], alpha=0.6, height=0.4, **style)
+            told.append(f"{name}: {plus_minus(mean, half)}")
         above = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 9}
         axes.text(0.01, row - 0.22, as_label(name), clip_on=True, **above)
         axes.text(1, row - 0.22, plus_minus(mean, half), ha="right", **above)
         axes.vlines(0, row - 0.25, row + 0.25, color=GREY, linewidth=0.8)
     axes.set_yticks([])
-    axes.set_ylim(len(intervals) - 0.7, -0.75)
+    axes.set_ylim(len(models) - 0.7, -0.75)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     style_axes(axes, title, grid=None)
     axes.spines["left"].set_visible(False)
+    return "; ".join(told)
 
 
-def _draw_histogram(axes: Axes, scores: Mapping[str, Sequence[float]], title: str = "") -> None:
+def _draw_histogram(axes: Axes, models: Mapping[str, Any], key: str, title: str = "") -> str:
     """The share of responses at each score: a mean can hide two heaps."""
+    scores = {
+        name: [row[key] for row in model["responses"] if is_number(row.get(key))]
+        for name, model in models.items()
+    }
     pooled = [value for values in scores.values() for value in values]
     bins = np.histogram_bin_edges(pooled, bins=30) if pooled else 30
     for (name, values), look in zip(scores.items(), looks_of(len(scores)), strict=True):
@@ -491,6 +477,8 @@ def _draw_histogram(axes: Axes, scores: Mapping[str, Sequence[float]], title: st
         axes.hist(values, bins, weights=weights, **line)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     style_axes(axes, title, grid="y")
+    told = "; ".join(f"{name}: {len(values)} values" for name, values in scores.items())
+    return told if pooled else ""
 
 
 def _values(all_stats: Rows, keys: Sequence[str]) -> np.ndarray:
@@ -505,18 +493,3 @@ def _values(all_stats: Rows, keys: Sequence[str]) -> np.ndarray:
 
 def _window(count: int) -> int:
     return max(1, min(count, 3), count // 10)
-
-
-def _score_change(all_stats: Rows) -> str:
-    """Say in words what the score did: the averages of the first and of the last tenth."""
-    found = ends(all_stats, PANELS["score"].lines["score"])
-    steps = f"{len(all_stats)} step{'s' if len(all_stats) != 1 else ''}"
-    if found is None:
-        return f"{steps}, score not recorded"
-    first, last = found
-    before, after = f"{first:.3g}", f"{last:.3g}"
-    if len(all_stats) == 1:
-        return f"mean score {after} after {steps}"
-    if before == after:
-        return f"mean score stayed at {after} for {steps}"
-    return f"mean score {'rose' if last > first else 'fell'} from {before} to {after} in {steps}"
