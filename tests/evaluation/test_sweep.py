@@ -1,6 +1,5 @@
 """recipes/compare_algorithms.py: equal budgets, figures as in the files, nothing run twice."""
 
-import contextlib
 import importlib.util
 import io
 import json
@@ -9,12 +8,15 @@ import signal
 import sys
 import threading
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import save_tiny_classifier
+from launching import run_script, warm
 from matplotlib.image import imread
 from transformers import AutoTokenizer
 
@@ -73,11 +75,28 @@ def without_times(rows):
     return [{k: v for k, v in row.items() if not k.startswith(slow)} for row in rows]
 
 
+class WarmProcess:
+    """A run's process as `subprocess.Popen` starts it, but forked from a warm interpreter."""
+
+    def __init__(self, command, stdout, **_):
+        script = (sweep.__file__, command[-2:], Path.cwd(), [stdout.name] * 2)
+        self.process = warm().Process(target=run_script, args=script)
+        self.process.start()
+        self.kill = self.process.kill
+
+    def poll(self):
+        return self.process.exitcode
+
+    returncode = property(poll)
+
+
 @pytest.fixture(scope="module")
 def compared(flags, tmp_path_factory):
     """A comparison of one seed, and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "algorithms"
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    started = SimpleNamespace(Popen=WarmProcess, DEVNULL=None)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(sweep, "subprocess", started)
         recipe(flags, folder)
     return folder, printed.getvalue()
 

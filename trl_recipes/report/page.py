@@ -20,7 +20,6 @@ from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError
 from trl_recipes.report.overoptimization import judges_of, overoptimization, plot_run
 from trl_recipes.report.plots import (
-    HEADLINES,
     PANELS,
     Chart,
     Panel,
@@ -50,19 +49,6 @@ LONGEST = 2000  # characters of one text; a page is to be read
 SAMPLES = 8  # of the first step and of the last
 _NO_MEASURES = ("response", "length", "kl", "reference_nll")
 _WORDS = {"ece": "expected calibration error", "rmse": "root mean squared error"}
-_ENDED = {
-    "finished": "It finished",
-    "stopped": "It was stopped",
-    "failed": "It failed",
-    "running": "It is still going on, or it was killed",
-}
-_TILES = (
-    ("mean score", "", HEADLINES["mean score"]),
-    ("KL", "nats per response, ", ("objective/kl",)),
-    ("training loss", "", HEADLINES["training loss"]),
-    ("held-out loss", "", HEADLINES["held-out loss"]),
-    ("length", "tokens, ", ("tokens/responses_len_mean",)),
-)
 _PARTS = {  # of a step's time, as rows hold it
     "time/generation": "sampling",
     "time/scoring": "scoring",
@@ -163,7 +149,6 @@ def run_page(folder: str | os.PathLike) -> str:
         "run.html.j2",
         title=run.path.resolve().name,
         kind=" · ".join(filter(None, ("trl_recipes", algorithm, header.get("recipe")))),
-        lead=_lead(stats, _ENDED.get(last.get("how"), "")),
         header=header,
         settings=settings,
         chosen=[(n, "none" if v is None else v) for n, v in settings.items()],
@@ -172,7 +157,8 @@ def run_page(folder: str | os.PathLike) -> str:
         algorithm=algorithm,
         rewards=rewards or settings.get("reward_funcs") or [],
         stages=[path.parent.name for path in sorted(run.path.glob("*/report.html"))],
-        tiles=_tiles(stats, sessions, len(warnings)),
+        seconds=sum(session.get("seconds") or 0 for session in sessions),
+        peak=max((session.get("gigabytes") or 0 for session in sessions), default=0),
         figures=_figures(read_json(run.stage).get("result") or {}, record.get("figures") or {}),
         warnings=warnings,
         stats=stats,
@@ -195,6 +181,7 @@ def _render(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {"ends": ends, "headline": headline}
     environment.filters |= {"number": number, "range": range_of, "duration": duration}
     return environment.get_template(template).render(context)
 
@@ -251,15 +238,6 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RecipeError(f"`{path}` is damaged ({error}). Fix or delete it.") from error
 
 
-def _lead(stats: Rows, ended: str) -> str:
-    if not stats:
-        return f"{ended or 'It has begun'}; no step has been written yet."
-    step, change = stats[-1].get("step"), headline(stats)
-    told = f"{ended} after {step} step{'' if step == 1 else 's'}" if ended else ""
-    told = told or f"It has come to step {step or '?'}"
-    return f"{change.capitalize()}. {told}." if change else f"{told}."
-
-
 def _warnings(run: RunFolder, stats: Rows, last: Mapping[str, Any]) -> list[tuple[Any, str]]:
     """Step (None: the whole run) and sentence of each; a failure first, then what alarms said."""
     failed = [(last.get("step"), f"The run failed. {last.get('said', '')}")]
@@ -268,24 +246,6 @@ def _warnings(run: RunFolder, stats: Rows, last: Mapping[str, Any]) -> list[tupl
     parted = [overoptimization(stats, judge) for judge in judges_of(stats)] if needed else []
     ended = failed if last.get("how") == "failed" else []
     return [*ended, *alarms, *((None, sentence) for sentence in parted if sentence)]
-
-
-def _tiles(stats: Rows, sessions: Rows, warnings: int) -> list[tuple[str, Any, str]]:
-    """The few numbers that one wants first; averages of a tenth of the steps."""
-    tiles = [
-        (name, number(found[1]), f"{unit}from {number(found[0])}")
-        for name, unit, keys in _TILES
-        if (found := ends(stats, keys)) is not None
-    ]
-    seconds = sum(session.get("seconds") or 0 for session in sessions)
-    peak = max((session.get("gigabytes") or 0 for session in sessions), default=0)
-    if seconds:
-        tiles.append(("time", duration(seconds), "of training"))
-    if peak:
-        tiles.append(("memory", f"{peak:.2g} GB", "at most"))
-    if stats:
-        tiles.append(("warnings", warnings, "listed below" if warnings else ""))
-    return tiles
 
 
 def _figures(*found: Mapping[str, Any]) -> list[tuple[str, str]]:

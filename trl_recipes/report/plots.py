@@ -369,22 +369,21 @@ def _draw_panel(
     titled: bool = False,
 ) -> str:
     """Draw a panel, of several runs the first line of each, and say what it shows."""
-    told = []
-    for (name, rows), look in zip(runs.items(), looks_of(len(runs)), strict=True):
-        lines = panel.lines if len(runs) == 1 else dict([next(iter(panel.lines.items()))])
-        looks = [look] if len(lines) == 1 else looks_of(len(lines))
-        for (line, keys), line_look in zip(lines.items(), looks, strict=True):
-            values, steps = _values(rows, keys), np.array(steps_of(rows))
-            known = np.isfinite(values)
-            if known.any():
-                draw = _draw_points if panel.points else _draw_line
-                draw(axes, steps, values, line_look | {"label": line})
-                first, last = np.flatnonzero(known)[[0, -1]]
-                of = f"{name or line}: " if len(runs) > 1 or len(lines) > 1 else ""
-                told.append(
-                    f"{of}{number(float(values[first]))} at step {steps[first]}, "
-                    f"{number(float(values[last]))} at step {steps[last]}"
-                )
+    lines, told = panel.lines.items(), []
+    drawn = [(line, rows, keys) for rows in runs.values() for line, keys in lines]
+    if len(runs) > 1:
+        drawn = [(name, rows, next(iter(lines))[1]) for name, rows in runs.items()]
+    for (name, rows, keys), look in zip(drawn, looks_of(len(drawn)), strict=True):
+        values, steps = _values(rows, keys), np.array(steps_of(rows))
+        known = np.isfinite(values)
+        if known.any():
+            draw = _draw_points if panel.points else _draw_line
+            draw(axes, steps, values, look | {"label": as_label(name)})
+            shown = [
+                f"{number(float(values[i]))} at step {steps[i]}"
+                for i in np.flatnonzero(known)[[0, -1]]
+            ]
+            told.append(f"{name}: " * (len(drawn) > 1) + ", ".join(shown))
     if len(runs) == 1 and len(axes.lines) > 1 and not panel.points:
         axes.legend(loc="best", frameon=False, fontsize=9)
     if kl_target is not None and axes.lines:
