@@ -16,6 +16,7 @@ from trl_recipes.data.tokenizers import character_tokenizer
 from trl_recipes.distributed import print_main
 from trl_recipes.embedded.dialogue import write_dialogue
 from trl_recipes.evaluation.compare import compare
+from trl_recipes.evaluation.judges import word_figures
 from trl_recipes.report import write_report, write_results
 from trl_recipes.report.plots import plot_stats
 from trl_recipes.rewards import KnownWordsReward, UppercaseReward
@@ -79,7 +80,8 @@ def main(args: ShoutingArguments, sizes: BaselineConfig, config: GRPOConfig) -> 
         measures = {r.__name__: r for r in (reward, *trainer.rewards.reward_funcs, known)}
         chosen = {"max_new_tokens": config.response_length, "reference": "baseline"}
         results = compare(models, held_out, measures, **chosen)
-        return write_results(run, results, results.side_by_side(5, width=100))
+        shown = f"{results.side_by_side(5, width=100)}\n\n{word_figures(results, known.words)}"
+        return write_results(run, results, shown)
 
     print_main(last.do(evaluate) or run.places())
 

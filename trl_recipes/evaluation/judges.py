@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import nn
 
 from trl_recipes.data.conversations import full_texts
+from trl_recipes.evaluation.compare import Comparison
 from trl_recipes.rewards import (
     RewardFunc,
     RewardModelReward,
@@ -17,7 +18,9 @@ from trl_recipes.rewards import (
     SentimentReward,
     load_reward_funcs,
 )
+from trl_recipes.rewards.rules import known_share, whole_words
 from trl_recipes.run_folder import RunFolder
+from trl_recipes.stats import distinct_n
 from trl_recipes.training.seq2seq import PairArguments, load_pairs, longest_text, prompt_rows
 
 _log = logging.getLogger(__name__)
@@ -111,6 +114,19 @@ def mood_judges(
             _INSTALL,
         )
     return judges
+
+
+def word_figures(comparison: Comparison, known_words: set[str]) -> str:
+    """Tell whether responses still are text: words that are known, and distinct pairs of words."""
+    lines = []
+    for result in comparison.results:
+        known = known_share(result.responses, known_words)
+        pairs = distinct_n([whole_words(response) for response in result.responses], 2)
+        lines.append(
+            f"{result.name}: {known:.1%} of all words are words of the training text, {pairs:.1%} "
+            "of the pairs of words are distinct."
+        )
+    return "\n".join(lines)
 
 
 # Of rewrites, in ppo_seq2seq.py

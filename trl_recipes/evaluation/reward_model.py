@@ -34,11 +34,6 @@ AXES = {
     "pairs": ("probability that the winner is better", "fraction that is right"),
     "number": ("predicted number", "true number"),
 }
-LEARNT = {
-    "classes": "the classes {} of labelled texts (cross-entropy)",
-    "pairs": "which text of a pair is better (Bradley and Terry: minus log sigmoid of the margin)",
-    "number": "a number for each text (least squares)",
-}
 SENTENCES = (
     "held-out accuracy {accuracy:.3f} ± {accuracy_half:.3f} ({n})\n"
     "expected calibration error {ece:.3f}, mean confidence {confidence:.3f}\n"
@@ -106,13 +101,6 @@ def write_card(
 ) -> None:
     """Write README.md beside a model: what it is, from what, how good, and how to use it."""
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    labels = [printable(str(name)) for name in config["id2label"].values()]
-    use = (
-        f'SentimentReward("path/to/this/folder", label="{labels[-1]}")'
-        if figures.kind == "classes"
-        else 'RewardModelReward("path/to/this/folder")'
-    )
-    predicted, observed = AXES[figures.kind]
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
@@ -120,18 +108,14 @@ def write_card(
             tags=["reward-model"],
         ),
         template_path=str(Path(__file__).with_name("reward_model_card.md.j2")),
-        learnt=LEARNT[figures.kind].format(", ".join(labels)),
+        labels=[printable(str(name)) for name in config["id2label"].values()],
+        figures=figures,
+        axes=AXES[figures.kind],
         base=printable(base),
         source=printable(source),
         rows=rows,
         seconds=seconds,
         versions=versions(),
-        measured=figures.sentences().replace("\n", "\n- "),
-        predicted=predicted,
-        observed=observed,
-        bins="\n".join(f"| {x:.3f} | {y:.3f} | {n} |" for n, x, y in figures.bins),
-        function=use.partition("(")[0],
-        use=use,
     )
     card.save(Path(folder) / "README.md")
 

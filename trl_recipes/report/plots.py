@@ -4,6 +4,7 @@ Figures are made with matplotlib's object interface alone, so drawing works with
 threads and in notebooks, and leaves no state behind.
 """
 
+import importlib.resources
 import io
 import math
 import re
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import pandas as pd
+import yaml
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -44,66 +46,18 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 class Panel(NamedTuple):
-    """What one chart shows; of each line's keys of all_stats the first that a run has is drawn."""
+    """What one chart shows, as panels.yaml explains it."""
 
     title: str
     unit: str
-    lines: Mapping[str, tuple[str, ...]]
-    points: bool = False  # every step as a faint point, and a moving average
-    share: bool = False  # from 0 to 100 percent
+    lines: Mapping[str, Sequence[str]]
+    points: bool = False
+    share: bool = False
     note: str = ""
 
 
-PANELS = {
-    "score": Panel(
-        "Mean score",
-        "score",
-        {"score": ("env/reward_mean", "ppo/mean_scores")},
-        points=True,
-        note="Points: single steps. Line: moving average.",
-    ),
-    "kl": Panel("KL from the reference", "nats per response", {"KL": ("objective/kl",)}),
-    "kl_coef": Panel("KL coefficient", "score per nat", {"coefficient": ("objective/kl_coef",)}),
-    "ppo_loss": Panel(
-        "Loss",
-        "loss",
-        {"total": ("ppo/loss/total",), "value head": ("ppo/loss/value",)},
-        note="The total need not fall: read the score.",
-    ),
-    "clipped": Panel(
-        "Clipped tokens",
-        "fraction of tokens",
-        {"": ("ppo/policy/clipfrac",)},
-        note="Above 0, or PPO is a plain policy gradient; above 0.3 the learning rate is too high.",
-    ),
-    "var_explained": Panel(
-        "Variance explained by the value head",
-        "fraction of the returns' variance",
-        {"": ("ppo/val/var_explained",)},
-        note="Rises from 0; stays below 1, for a text half written may still end either way.",
-    ),
-    "group_std": Panel("Score's spread in a group", "score", {"std": ("groups/reward_std",)}, True),
-    "group_equal": Panel(
-        "Groups without any spread", "fraction of groups", {"equal": ("groups/equal",)}, share=True
-    ),
-    "group_loss": Panel(
-        "Loss", "loss", {"loss": ("loss",)}, True, note="Stays near 0: read the score."
-    ),
-    "text_loss": Panel(
-        "Loss", "loss", {"training text": ("loss/train",), "held-out text": ("loss/heldout",)}
-    ),
-    "accuracy": Panel("Accuracy on the batches", "fraction", {"accuracy": ("accuracy",)}, True),
-    "margin": Panel("Margin of the winners", "logits", {"margin": ("margin",)}, True),
-    "entropy": Panel(
-        "Entropy of the next token", "nats per token", {"": ("entropy", "ppo/policy/entropy")}
-    ),
-    "length": Panel("Length of the responses", "tokens", {"": ("tokens/responses_len_mean",)}),
-    "distinct": Panel("Distinct pairs of tokens", "fraction", {"": ("samples/distinct_2",)}),
-    "grad_norm": Panel("Norm of the gradient", "before clipping", {"": ("grad_norm",)}),
-    "learning_rate": Panel(
-        "Learning rate", "of each step", {"": ("ppo/learning_rate", "learning_rate")}
-    ),
-}
+_TABLE = importlib.resources.files("trl_recipes.report").joinpath("panels.yaml").read_text("utf-8")
+PANELS = {name: Panel(**panel) for name, panel in yaml.safe_load(_TABLE).items()}
 PPO = ("kl", "kl_coef", "ppo_loss", "clipped", "var_explained")
 GROUPS = ("group_std", "group_equal", "kl", "length", "entropy")  # of GRPO and RLOO
 SHARED = ("kl", "length", "entropy")  # what every algorithm logs
