@@ -229,11 +229,9 @@ def test_the_file_holds_every_number(by_hand, tmp_path):
     saved = json.loads((tmp_path / "new" / "comparison.json").read_text(encoding="utf-8"))
     assert (saved["n"], saved["seed"], saved["reference"]) == (2, 7, "reference")
     good = saved["models"]["ppo-good"]
-    assert good["score"]["mean"] == 3.5
-    assert good["kl"]["mean"] == 1.5
+    assert (good["score"]["mean"], good["kl"]["mean"]) == (3.5, 1.5)
     assert good["perplexity"] == pytest.approx(2)
-    assert [row["score"] for row in good["responses"]] == [3.0, 4.0]
-    assert [row["kl"] for row in good["responses"]] == [1.0, 2.0]
+    assert [(row["score"], row["kl"]) for row in good["responses"]] == [(3.0, 1.0), (4.0, 2.0)]
     judge = saved["models"]["reference"]["judge"]
     assert judge == {"mean": 0.5, "half_width_95": None, "n": 1}
 
