@@ -272,10 +272,7 @@ def response_logprobs(
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Give the mean of independent values, and half the width of its 95 percent interval.
-
-    The interval is Student's t; nan where there are too few values (0 and 1).
-    """
+    """Give the mean of independent values and half the width of its 95 % interval (Student's t)."""
     n = len(values)
     if n < 2:
         return (values[0] if n else math.nan), math.nan
@@ -284,10 +281,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 @functools.cache
 def _t_quantile_95(df: int) -> float:
-    """The t with 95 percent of Student's distribution between -t and t, integrated numerically.
-
-    The density of theta = atan(t / sqrt(df)) is proportional to cos(theta) ** (df - 1).
-    """
+    """The t with 95 percent of Student's distribution between -t and t, integrated numerically."""
+    # the density of theta = atan(t / sqrt(df)) is proportional to cos(theta) ** (df - 1)
     theta = np.linspace(0, math.pi / 2, 100_001)
     density = np.cos(theta) ** (df - 1)
     mass = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])

@@ -95,8 +95,8 @@ def plot_stats(
 ) -> Figure:
     """Draw one run: mean score with its moving average, and what explains it; or its losses.
 
-    `all_stats` has one row a step, as `load_stats` reads them or a hand-written loop collects what
-    `PPOTrainer.step` returns; `kl_target` is in nats per response. A notebook shows the figure.
+    `all_stats` has one row a step, as `load_stats` reads them or `PPOTrainer.step` returns them;
+    `kl_target` is in nats per response.
     """
     figure = _draw_runs({"": all_stats}, kl_target)
     steps = f"{len(all_stats)} step{'s' if len(all_stats) != 1 else ''}"
