@@ -188,7 +188,7 @@ def is_finished(run: Run, folder: Path, overwrite: bool = False) -> bool:
     if overwrite:
         return False
     old, new = (
-        values | values.pop("task") | values.pop("settings")
+        {"seed": values.get("seed")} | values.get("task", {}) | values.get("settings", {})
         for values in (read_json(folder / SETTINGS_FILE), asdict(run))
     )
     differing = [n for n in old | new if old.get(n) != new.get(n)]
