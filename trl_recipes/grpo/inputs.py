@@ -2,7 +2,8 @@
 
 import inspect
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from trl_recipes.data.prompts import (
 )
 from trl_recipes.data.tokenizers import is_character_tokenizer
 from trl_recipes.errors import RecipeError
+from trl_recipes.grpo.config import GroupConfig
 from trl_recipes.models.forward import unwrap_adapter
 from trl_recipes.models.loading import (
     check_language_model,
@@ -188,3 +190,84 @@ def named(model: nn.Module, wanted: bool) -> Iterator[None]:
             yield
         finally:
             model.config._name_or_path = ""
+
+
+def evaluation_rows(given: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Turn one evaluation set, or several by name, into what TRL takes."""
+    if isinstance(given, dict):
+        return {name: prompt_rows(part, name, tokenizer) for name, part in given.items()}
+    return prompt_rows(given, "eval_dataset", tokenizer)
+
+
+def check_arguments(
+    args: Any, config_class: type[GroupConfig], train_dataset: Any, others: dict[str, Any]
+) -> None:
+    """Refuse a configuration of another class, and arguments that these trainers do not take."""
+    if not isinstance(args, config_class):
+        raise RecipeError(
+            f"`args` must be a trl_recipes.{config_class.__name__}, got "
+            f"{type(args).__module__}.{type(args).__name__}. Change the import."
+        )
+    if others.pop("reward_processing_classes", None) is not None:
+        raise RecipeError(
+            "`reward_processing_classes` is TRL's, and no argument here: give "
+            "`RewardModelReward(model, tokenizer)` in `reward_funcs`."
+        )
+    has_environments = "environment_factory" in others
+    if train_dataset is None and not has_environments:
+        raise RecipeError("`train_dataset` is missing: prompts, in a column `prompt`.")
+    if args.reward_once and has_environments:
+        raise RecipeError(
+            "`reward_once` lets the main process score for all, but each process has its own "
+            "environments (`environment_factory`). Leave one of them out."
+        )
+
+
+@contextmanager
+def without_second_adapter(policy: nn.Module) -> Iterator[None]:
+    """Undo what TRL's constructor does to a PEFT model for the reference's sake.
+
+    It adds a copy of the adapter, which PEFT refuses beside trained biases, and so freezes all that
+    is not an adapter's. [`StartModel`] is the reference here.
+    """
+    if not isinstance(policy, PeftModel):
+        yield
+        return
+    trained, config = [p for p in policy.parameters() if p.requires_grad], policy.active_peft_config
+    bias, config.bias = getattr(config, "bias", None), "none"
+    try:
+        yield
+    finally:
+        config.bias = bias
+        if "ref" in policy.peft_config:
+            policy.delete_adapter("ref")
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def set_forward(model: nn.Module, forward: Callable | None) -> None:
+    """Give a model a forward of its own; None: that of its class."""
+    vars(model).pop("forward", None)
+    if forward is not None:
+        model.forward = forward
+
+
+@contextmanager
+def writes_nothing(args: GroupConfig) -> Iterator[None]:
+    """Keep TRL's constructor from making folders before all was found fit for training."""
+    saves, log_completions = args.saves, args.log_completions
+    args.saves = False
+    if getattr(args, "log_completions_hub_repo", None) is None:
+        args.log_completions = False
+    try:
+        yield
+    finally:
+        args.saves, args.log_completions = saves, log_completions
+
+
+@contextmanager
+def without_renamings() -> Iterator[None]:
+    """TRL 1.12 reads a property that transformers renamed in 5.23."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield

@@ -4,13 +4,11 @@ import copy
 import functools
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import trl
 from accelerate.logging import get_logger
@@ -19,7 +17,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import (
-    DefaultFlowCallback,
     GenerationConfig,
     TrainerCallback,
     TrainerControl,
@@ -32,26 +29,36 @@ from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 from trl_recipes.callbacks import StepProgress, own_copy, push_model, train_or_stop
 from trl_recipes.checkpointing import (
     drop_later_rows,
-    find_checkpoint,
     random_states,
     set_random_states,
 )
-from trl_recipes.data.conversations import is_conversation, plain_text
+from trl_recipes.data.conversations import plain_text
 from trl_recipes.data.prompts import own_names
 from trl_recipes.data.tokenizers import appended_tokens
-from trl_recipes.describe import describe_check, describe_run, replace_unknown_characters
+from trl_recipes.describe import describe_run, replace_unknown_characters
 from trl_recipes.diagnostics import Alarms, group_alarms
 from trl_recipes.distributed import broadcast_from_main, gather
 from trl_recipes.errors import RecipeError
+from trl_recipes.grpo.checks import (
+    check_before_training,
+    dry_run,
+    measure_rewards,
+    normalizes,
+)
 from trl_recipes.grpo.config import GroupConfig, GRPOConfig, RLOOConfig
 from trl_recipes.grpo.inputs import (
     causal_model,
+    check_arguments,
     copy_weights,
     count_positions,
+    evaluation_rows,
     fitting_tokenizer,
-    made_up_sample,
     named,
     prompt_rows,
+    set_forward,
+    without_renamings,
+    without_second_adapter,
+    writes_nothing,
 )
 from trl_recipes.grpo.resume import (
     Place,
@@ -77,21 +84,18 @@ from trl_recipes.models.forward import (
     train_without_chance,
     unwrap_adapter,
 )
-from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.memory import set_malloc_thresholds
-from trl_recipes.models.sampling import generate_responses, ignores_padding, packed_weights
+from trl_recipes.models.sampling import ignores_padding, packed_weights
 from trl_recipes.models.sharding import (
     check_fsdp_loading,
     full_model,
     full_tensor,
     is_sharded,
-    is_whole,
     wrap_by_layer,
 )
-from trl_recipes.rewards.base import TokenRewards, check_rewards, part_of, score_part
+from trl_recipes.rewards.base import TokenRewards, part_of, score_part
 from trl_recipes.rewards.loading import rewards_of
-from trl_recipes.rewards.scale import SAMPLES, wants_reference_norm
-from trl_recipes.run_folder import RunFolder, check_disk
+from trl_recipes.run_folder import RunFolder
 from trl_recipes.stats import (
     append_alarms,
     append_samples,
@@ -100,7 +104,6 @@ from trl_recipes.stats import (
 
 logger = get_logger(__name__)
 
-CHECK_STEPS = 4  # the first one warms up; the others tell how long a step takes
 NOT_FINITE_ENDS = 3  # optimizer steps in a row without a finite gradient
 
 
@@ -166,16 +169,7 @@ class GroupTrainer:
         **kwargs: Any,
     ):
         args = self.config_class() if args is None else args
-        if not isinstance(args, self.config_class):
-            raise RecipeError(
-                f"`args` must be a trl_recipes.{self.config_class.__name__}, got "
-                f"{type(args).__module__}.{type(args).__name__}. Change the import."
-            )
-        if kwargs.pop("reward_processing_classes", None) is not None:
-            raise RecipeError(
-                "`reward_processing_classes` is TRL's, and no argument here: give "
-                "`RewardModelReward(model, tokenizer)` in `reward_funcs`."
-            )
+        check_arguments(args, self.config_class, train_dataset, kwargs)
         args = own_copy(args)
         check_fsdp_loading()
         set_seed(args.seed)
@@ -186,12 +180,6 @@ class GroupTrainer:
         if self.rewards is None:
             raise RecipeError("`reward_funcs` is missing. Pass one function or a list of them.")
         args.reward_weights = self.rewards.weights
-        _check_environments(args, train_dataset, "environment_factory" in kwargs)
-        train_dataset = prompt_rows(train_dataset, "train_dataset", tokenizer)
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {n: prompt_rows(part, n, tokenizer) for n, part in eval_dataset.items()}
-        else:
-            eval_dataset = prompt_rows(eval_dataset, "eval_dataset", tokenizer)
         peft_config = select_trainable(policy, args.trainable, peft_config)
         adapted = peft_config is not None or isinstance(policy, PeftModel)
         loads_reference = args.beta != 0 and not adapted
@@ -200,16 +188,16 @@ class GroupTrainer:
             kwargs["optimizers"] = with_own_schedule(*kwargs["optimizers"])
         with (
             named(policy, loads_reference),
-            _without_second_adapter(policy),
-            _writes_nothing(args),
-            _without_renamings(),
+            without_second_adapter(policy),
+            writes_nothing(args),
+            without_renamings(),
         ):
             super().__init__(
                 model=policy,
                 reward_funcs=self.rewards.for_trl(),
                 args=args,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
+                train_dataset=prompt_rows(train_dataset, "train_dataset", tokenizer),
+                eval_dataset=evaluation_rows(eval_dataset, tokenizer),
                 processing_class=tokenizer,
                 callbacks=[*(callbacks or []), _Steps(self)],
                 peft_config=peft_config,
@@ -217,7 +205,20 @@ class GroupTrainer:
             )
         fused_head = vars(unwrap_adapter(policy)).get("forward")  # of TRL >= 1.15
         self._fused_head = None if fused_head is forward else fused_head
-        _set_forward(unwrap_adapter(policy), forward)
+        set_forward(unwrap_adapter(policy), forward)
+        self._prepare_policy(policy)
+        self._prepare_reference(policy)
+        if self.accelerator.device.type == "cpu":
+            set_malloc_thresholds()
+        self.log_completions = args.log_completions
+        self._forget()
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        if not args.disable_tqdm:
+            self.add_callback(StepProgress)
+
+    def _prepare_policy(self, policy: nn.Module) -> None:
+        """Make log-probabilities depend on their own row alone, and hold the model to that."""
         count_positions(policy)
         check_causal(policy)
         if not ignores_padding(policy):
@@ -227,9 +228,13 @@ class GroupTrainer:
             )
         trained = self.accelerator.unwrap_model(self.model)  # with its adapter
         check_trained(trained, self.optimizer)
-        if args.disable_dropout:
+        if self.args.disable_dropout:
             switch_off_chance(trained)
         keep_base(trained)
+
+    def _prepare_reference(self, policy: nn.Module) -> None:
+        """Make the reference the model that training starts from, whatever is trained of it."""
+        trained = self.accelerator.unwrap_model(self.model)
         if isinstance(trained, PeftModel) and self.beta != 0:
             start = StartModel(trained)
             if start.weights and self.is_deepspeed_enabled:
@@ -243,14 +248,6 @@ class GroupTrainer:
             count_positions(reference)
             if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
                 copy_weights(policy, reference)
-        if self.accelerator.device.type == "cpu":
-            set_malloc_thresholds()
-        self.log_completions = args.log_completions
-        self._forget()
-        self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
-        if not args.disable_tqdm:
-            self.add_callback(StepProgress)
 
     def _forget(self) -> None:
         """Be as before the first step, but for the weights."""
@@ -295,7 +292,7 @@ class GroupTrainer:
         model = unwrap_adapter(self.accelerator.unwrap_model(self.model))
         own, model.generation_config = model.generation_config, GenerationConfig()
         try:
-            with packed_weights(model), _without_renamings():
+            with packed_weights(model), without_renamings():
                 return super()._generate_single_turn(*args, **kwargs)
         finally:
             model.generation_config = own
@@ -359,7 +356,7 @@ class GroupTrainer:
             yield
         finally:
             if self._fused_head is not None:
-                _set_forward(policy, forward)
+                set_forward(policy, forward)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as TRL does, also before and after training."""
@@ -489,11 +486,11 @@ class GroupTrainer:
                 stopped being finite.
             RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
         """
-        lengths = self._check_before_training()
+        lengths = check_before_training(self)
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = resume_from_checkpoint
-        if self._normalizes():
-            self._measure_rewards()
+        if normalizes(self):
+            measure_rewards(self)
         train = functools.partial(self._train, **kwargs)
         wrap_by_layer(self.model, self.accelerator)
         if self.args.saves:
@@ -513,7 +510,7 @@ class GroupTrainer:
         """TRL's training; of what a failing reward function ends, the last whole step is kept."""
         self._checkpoint = resume_from_checkpoint
         try:
-            with self._with_fused_head(), _without_renamings():
+            with self._with_fused_head(), without_renamings():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except RecipeError as error:
             alone = self.accelerator.num_processes == 1  # several save together or not
@@ -617,9 +614,16 @@ class GroupTrainer:
 
     def describe(self) -> str:
         """Say in one paragraph what `train` is about to do, with the batch arithmetic in words."""
-        lengths = self._check_before_training()
-        self._measure_rewards()
+        lengths = check_before_training(self)
+        measure_rewards(self)
         return self._described(lengths)
+
+    def check(self) -> str:
+        """Make the first steps of `train`, write nothing, and put everything back.
+
+        Returns what was checked, and the time and memory that the whole run will take.
+        """
+        return dry_run(self, _Steps)
 
     def _described(self, lengths: list[int]) -> str:
         described = describe_run(
@@ -633,183 +637,12 @@ class GroupTrainer:
         )
         return described + self.rewards.described()
 
-    def _measure_rewards(self) -> None:
-        """Measure rewards on samples of the start model, and weigh them by it where asked, once.
-
-        Responses to one prompt are compared with each other: a function's mean cancels out, and its
-        standard deviation divides its weight. A resumed run takes its checkpoint's weights.
-        """
-        args, rewards = self.args, self.rewards
-        own = wants_reference_norm(args.reward_norm, rewards.reward_funcs)
-        if not own or rewards.scales or find_checkpoint(args):
-            return
-        policy = self.accelerator.unwrap_model(self.model)
-        loops = any(getattr(self, n, None) for n in ("tools", "environments", "rollout_func"))
-        if loops or not (isinstance(self.train_dataset, Dataset) and is_whole(policy)):
-            if args.reward_norm == "reference":
-                raise RecipeError(
-                    "`reward_norm` is reference, which needs a data set with a length, a model "
-                    "that lies whole in each process, and neither tools nor environments. Use none."
-                )
-            return
-        randomness = random_states()
-        order = np.random.default_rng(args.seed).permutation(len(self.train_dataset))
-        part = slice(self.accelerator.process_index, SAMPLES, self.accelerator.num_processes)
-        inputs = [self.train_dataset[row] for row in order[part].tolist()]
-        prompts = [row["prompt"] for row in inputs]
-        responses = generate_responses(
-            policy,
-            [torch.tensor(ids) for ids in self._tokenize_prompts(prompts)[0]],
-            pad_token_id=self._tokenizer.pad_token_id,
-            eos_token_id=self._end_tokens(),
-            max_new_tokens=args.response_length,
-            temperature=args.temperature,
-            batch_size=args.batch_size,
-        )
-        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
-        completions = [
-            [{"role": "assistant", "content": text}] if is_conversation(prompt) else text
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-        raw = self._score(inputs, prompts, completions, [row.tolist() for row in responses])
-        set_random_states(randomness)
-        raw = {name: gather(values) for name, values in raw.items()}
-        rewards.measure(raw, self._normalizes())
-        for row, name in enumerate(rewards.normalisation):
-            self.reward_weights[row] /= rewards.normalisation[name][1]
-
-    def _normalizes(self) -> bool:
-        """Whether rewards are normalized; by default not in GRPO, which compares within groups."""
-        norm, rloo = self.args.reward_norm, self.config_class is RLOOConfig
-        return norm == "reference" or (
-            rloo and wants_reference_norm(norm, self.rewards.reward_funcs)
-        )
-
     def _end_tokens(self) -> list[int]:
         # TRL < 1.15 knows the tokenizer's own alone
         return list(getattr(self, "eos_token_ids", [self._tokenizer.eos_token_id]))
 
-    def check(self) -> str:
-        """Make the first steps of `train`, write nothing, and put everything back.
-
-        Returns what was checked, and the time and memory that the whole run will take.
-        """
-        self._check_before_training()
-        steps = self._number_of_steps()
-        reference = [] if self.ref_model is None else self.ref_model.parameters()
-        changed = [p for p in self.model.parameters() if p.requires_grad] + list(reference)
-        before = [parameter.detach().clone() for parameter in changed]
-        randomness, listeners = random_states(), self.callback_handler.callbacks
-        lent = {"max_steps": min(CHECK_STEPS, steps), "save_strategy": "no", "eval_strategy": "no"}
-        lent |= {"logging_steps": 1, "resume_from_checkpoint": None}
-        own = {name: getattr(self.args, name) for name in lent}
-        self._trying, self.log_completions = True, False
-        kept = (DefaultFlowCallback, _Steps)  # neither trackers nor bars
-        self.callback_handler.callbacks = [c for c in listeners if isinstance(c, kept)]
-        vars(self.args).update(lent)
-        try:
-            self._train()
-            seconds = [row["step_time"] for row in self.all_stats]
-            sample = self._samples and tuple(column[0] for column in self._samples)
-        finally:
-            vars(self.args).update(own)
-            self.callback_handler.callbacks = listeners
-            self.log_completions = self.args.log_completions
-            self.optimizer = self.lr_scheduler = None
-            self._forget()
-            self._metrics["train"].clear()
-            with torch.no_grad():
-                for parameter, value in zip(changed, before, strict=True):
-                    parameter.copy_(value)
-            set_random_states(randomness)
-        return describe_check(seconds, steps, "the prompts", sample)
-
     def _number_of_steps(self) -> int:
         return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-
-    def _check_before_training(self) -> list[int]:
-        """Hold rewards, prompts, lengths and disk to what training needs; lengths of prompts."""
-        rows = self.train_dataset
-        if not isinstance(rows, Dataset):
-            return [0]
-        sample = made_up_sample(rows, self.processing_class)
-        extras = {name: lambda *args: None for name in ("log_extra", "log_metric")}
-        extras["trainer_state"] = self.state
-        check_rewards(self.rewards, self.args.reward_once, **sample, **extras)
-        if len(rows) < self.args.groups:
-            raise RecipeError(
-                f"The data set has {len(rows)} prompts, fewer than the {self.args.groups} of one "
-                f"batch ({self.args.generation_batch_size} responses, {self.num_generations} to "
-                "each). Lower `batch_size` or give more prompts."
-            )
-        lengths = [len(ids) for ids in self._tokenize_prompts(rows["prompt"][:])[0]]
-        check_lengths(max(lengths), self.args.response_length, self.model)
-        if self.args.should_save and self.args.save_strategy != "no":
-            trained = sum(p.numel() * 4 for p in self.model.parameters() if p.requires_grad)
-            kept = self.args.save_total_limit or 1
-            # weights and two moments a checkpoint, one more while it is written, and the model
-            check_disk(Path(self.args.output_dir), trained * (3 * (kept + 1) + 1))
-        return lengths
-
-
-def _check_environments(args: GroupConfig, train_dataset: Any, wanted: bool) -> None:
-    if train_dataset is None and not wanted:
-        raise RecipeError("`train_dataset` is missing: prompts, in a column `prompt`.")
-    if args.reward_once and wanted:
-        raise RecipeError(
-            "`reward_once` lets the main process score for all, but each process has its own "
-            "environments (`environment_factory`). Leave one of them out."
-        )
-
-
-@contextmanager
-def _without_second_adapter(policy: nn.Module) -> Iterator[None]:
-    """Undo what TRL's constructor does to a PEFT model for the reference's sake.
-
-    It adds a copy of the adapter, which PEFT refuses beside trained biases, and so freezes all that
-    is not an adapter's. [`StartModel`] is the reference here.
-    """
-    if not isinstance(policy, PeftModel):
-        yield
-        return
-    trained, config = [p for p in policy.parameters() if p.requires_grad], policy.active_peft_config
-    bias, config.bias = getattr(config, "bias", None), "none"
-    try:
-        yield
-    finally:
-        config.bias = bias
-        if "ref" in policy.peft_config:
-            policy.delete_adapter("ref")
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-def _set_forward(model: nn.Module, forward: Callable | None) -> None:
-    """Give a model a forward of its own; None: that of its class."""
-    vars(model).pop("forward", None)
-    if forward is not None:
-        model.forward = forward
-
-
-@contextmanager
-def _writes_nothing(args: GroupConfig) -> Iterator[None]:
-    """Keep TRL's constructor from making folders before all was found fit for training."""
-    saves, log_completions = args.saves, args.log_completions
-    args.saves = False
-    if getattr(args, "log_completions_hub_repo", None) is None:
-        args.log_completions = False
-    try:
-        yield
-    finally:
-        args.saves, args.log_completions = saves, log_completions
-
-
-@contextmanager
-def _without_renamings() -> Iterator[None]:
-    """TRL 1.12 reads a property that transformers renamed in 5.23."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        yield
 
 
 class GRPOTrainer(GroupTrainer, trl.GRPOTrainer):

@@ -1,0 +1,140 @@
+"""What GRPO and RLOO check before training, and what rewards give on the start model's samples."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import DefaultFlowCallback
+
+from trl_recipes.checkpointing import find_checkpoint, random_states, set_random_states
+from trl_recipes.data.conversations import is_conversation
+from trl_recipes.describe import describe_check
+from trl_recipes.distributed import gather
+from trl_recipes.errors import RecipeError
+from trl_recipes.grpo.config import RLOOConfig
+from trl_recipes.grpo.inputs import made_up_sample
+from trl_recipes.models.loading import check_lengths
+from trl_recipes.models.sampling import generate_responses
+from trl_recipes.models.sharding import is_whole
+from trl_recipes.rewards.base import check_rewards
+from trl_recipes.rewards.scale import SAMPLES, wants_reference_norm
+from trl_recipes.run_folder import check_disk
+
+CHECK_STEPS = 4  # the first one warms up; the others tell how long a step takes
+
+
+def check_before_training(trainer: Any) -> list[int]:
+    """Hold rewards, prompts, lengths and disk to what training needs; lengths of prompts."""
+    rows = trainer.train_dataset
+    if not isinstance(rows, Dataset):
+        return [0]
+    sample = made_up_sample(rows, trainer.processing_class)
+    extras = {name: lambda *args: None for name in ("log_extra", "log_metric")}
+    extras["trainer_state"] = trainer.state
+    check_rewards(trainer.rewards, trainer.args.reward_once, **sample, **extras)
+    if len(rows) < trainer.args.groups:
+        raise RecipeError(
+            f"The data set has {len(rows)} prompts, fewer than the {trainer.args.groups} of one "
+            f"batch ({trainer.args.generation_batch_size} responses, {trainer.num_generations} to "
+            "each). Lower `batch_size` or give more prompts."
+        )
+    lengths = [len(ids) for ids in trainer._tokenize_prompts(rows["prompt"][:])[0]]
+    check_lengths(max(lengths), trainer.args.response_length, trainer.model)
+    if trainer.args.should_save and trainer.args.save_strategy != "no":
+        trained = sum(p.numel() * 4 for p in trainer.model.parameters() if p.requires_grad)
+        kept = trainer.args.save_total_limit or 1
+        # weights and two moments a checkpoint, one more while it is written, and the model
+        check_disk(Path(trainer.args.output_dir), trained * (3 * (kept + 1) + 1))
+    return lengths
+
+
+def measure_rewards(trainer: Any) -> None:
+    """Measure rewards on samples of the start model, and weigh them by it where asked, once.
+
+    Responses to one prompt are compared with each other: a function's mean cancels out, and its
+    standard deviation divides its weight. A resumed run takes its checkpoint's weights.
+    """
+    args, rewards = trainer.args, trainer.rewards
+    own = wants_reference_norm(args.reward_norm, rewards.reward_funcs)
+    if not own or rewards.scales or find_checkpoint(args):
+        return
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    loops = any(getattr(trainer, n, None) for n in ("tools", "environments", "rollout_func"))
+    if loops or not (isinstance(trainer.train_dataset, Dataset) and is_whole(policy)):
+        if args.reward_norm == "reference":
+            raise RecipeError(
+                "`reward_norm` is reference, which needs a data set with a length, a model "
+                "that lies whole in each process, and neither tools nor environments. Use none."
+            )
+        return
+    randomness = random_states()
+    order = np.random.default_rng(args.seed).permutation(len(trainer.train_dataset))
+    part = slice(trainer.accelerator.process_index, SAMPLES, trainer.accelerator.num_processes)
+    inputs = [trainer.train_dataset[row] for row in order[part].tolist()]
+    prompts = [row["prompt"] for row in inputs]
+    responses = generate_responses(
+        policy,
+        [torch.tensor(ids) for ids in trainer._tokenize_prompts(prompts)[0]],
+        pad_token_id=trainer._tokenizer.pad_token_id,
+        eos_token_id=trainer._end_tokens(),
+        max_new_tokens=args.response_length,
+        temperature=args.temperature,
+        batch_size=args.batch_size,
+    )
+    texts = trainer._tokenizer.batch_decode(responses, skip_special_tokens=True)
+    completions = [
+        [{"role": "assistant", "content": text}] if is_conversation(prompt) else text
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    raw = trainer._score(inputs, prompts, completions, [row.tolist() for row in responses])
+    set_random_states(randomness)
+    raw = {name: gather(values) for name, values in raw.items()}
+    rewards.measure(raw, normalizes(trainer))
+    for row, name in enumerate(rewards.normalisation):
+        trainer.reward_weights[row] /= rewards.normalisation[name][1]
+
+
+def normalizes(trainer: Any) -> bool:
+    """Whether rewards are normalized; by default not in GRPO, which compares within groups."""
+    norm, rloo = trainer.args.reward_norm, isinstance(trainer.args, RLOOConfig)
+    return norm == "reference" or (
+        rloo and wants_reference_norm(norm, trainer.rewards.reward_funcs)
+    )
+
+
+def dry_run(trainer: Any, steps_callback: type) -> str:
+    """Make the first steps of `train`, write nothing, and put everything back.
+
+    Returns what was checked, and the time and memory that the whole run will take.
+    """
+    check_before_training(trainer)
+    steps = trainer._number_of_steps()
+    reference = [] if trainer.ref_model is None else trainer.ref_model.parameters()
+    changed = [p for p in trainer.model.parameters() if p.requires_grad] + list(reference)
+    before = [parameter.detach().clone() for parameter in changed]
+    randomness, listeners = random_states(), trainer.callback_handler.callbacks
+    lent = {"max_steps": min(CHECK_STEPS, steps), "save_strategy": "no", "eval_strategy": "no"}
+    lent |= {"logging_steps": 1, "resume_from_checkpoint": None}
+    own = {name: getattr(trainer.args, name) for name in lent}
+    trainer._trying, trainer.log_completions = True, False
+    kept = (DefaultFlowCallback, steps_callback)  # neither trackers nor bars
+    trainer.callback_handler.callbacks = [c for c in listeners if isinstance(c, kept)]
+    vars(trainer.args).update(lent)
+    try:
+        trainer._train()
+        seconds = [row["step_time"] for row in trainer.all_stats]
+        sample = trainer._samples and tuple(column[0] for column in trainer._samples)
+    finally:
+        vars(trainer.args).update(own)
+        trainer.callback_handler.callbacks = listeners
+        trainer.log_completions = trainer.args.log_completions
+        trainer.optimizer = trainer.lr_scheduler = None
+        trainer._forget()
+        trainer._metrics["train"].clear()
+        with torch.no_grad():
+            for parameter, value in zip(changed, before, strict=True):
+                parameter.copy_(value)
+        set_random_states(randomness)
+    return describe_check(seconds, steps, "the prompts", sample)
