@@ -345,6 +345,9 @@ def _read_tensors(file: str, wanted: Callable[[str], Any]) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in weights.items() if wanted(key)}
 
 
+_NOT_TO_SHARD_APART = ("get_input_embeddings", "get_output_embeddings", "tie_weights")
+
+
 class ActorCritic(nn.Module):
     """A language model and a value head that share one run of the trunk.
 
@@ -365,7 +368,8 @@ class ActorCritic(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if "value_head_model" not in vars(self):  # while it is being made or copied
+            # while it is being made or copied; and what accelerate would shard apart under FSDP2
+            if "value_head_model" not in vars(self) or name in _NOT_TO_SHARD_APART:
                 raise
             return getattr(self.value_head_model, name)
 
