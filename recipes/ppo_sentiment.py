@@ -4,7 +4,7 @@
     accelerate launch recipes/ppo_sentiment.py --change_score 0     # negative: runs/ppo-bad
     python recipes/compare.py runs/ppo-good runs/ppo-bad
 
-Offline, a minute or two on two cores: P(POSITIVE) goes from 0.49 to 0.89, or to 0.07 (seed 0,
+Offline, a minute or two on two cores: P(POSITIVE) goes from 0.49 to 0.90, or to 0.05 (seed 0,
 n = 256). With the hub: --config recipes/configs/ppo_sentiment_imdb.yaml.
 """
 

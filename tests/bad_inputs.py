@@ -639,6 +639,7 @@ BENCHMARK = [
 ]
 
 ALGORITHMS = [  # more of them, without a process each, in test_sweep.py
+    bad("no such variant", "ppo_ablation.py --only x", "no `x` | Choose of: the default"),
     bad("no data for the algorithms", VERSUS + "--dataset_name no.csv", "`no.csv` | path"),
     bad(
         "runs of another comparison",

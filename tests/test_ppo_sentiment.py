@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from conftest import save_tiny_classifier
 from launching import ACCELERATE, RECIPES, run_warm
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -87,6 +88,36 @@ def test_its_config_runs_it_again_and_another_seed_differs(finished, tmp_path):
     again, other, first = (without_times(rows_of(folder)) for folder in folders)
     assert again == first
     assert other != first
+
+
+def test_the_default_clips(tmp_path):
+    words = ["--max_steps", "2", "--batch_size", "64", "--mini_batch_size", "16"]
+    words += ["--eval_prompts", "8", "--output_dir", tmp_path / "run", "--disable_tqdm", "true"]
+    done = run_warm(RECIPE.name, *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all(0.01 < row["ppo/policy/clipfrac"] < 0.5 for row in rows_of(tmp_path / "run"))
+
+
+def test_an_ablation_runs_each_variant_once(models, tmp_path):
+    few = {"mini_batch_size": "4", "min_response_length": "4", "learning_rate": "0.001"}
+    words = iter(flags(models, tmp_path, ppo_epochs="1", **few))
+    once = {name[2:]: yaml.safe_load(value) for name, value in zip(words, words, strict=True)}
+    variants = {"once": once, "no score clip": once | {"score_clip": None, "ppo_epochs": 2}}
+    (tmp_path / "few.yaml").write_text(json.dumps({"variants": variants}))
+    command = ["ppo_ablation.py", "--config", tmp_path / "few.yaml", "--seeds", "3"]
+    command += ["--output_dir", tmp_path / "runs"]
+    first, again = (run_warm(*command) for _ in range(2))
+    assert first.returncode == again.returncode == 0, first.stderr[-2000:]
+    assert first.stdout.count("seed3") == 2
+    assert again.stdout in first.stdout  # the table alone: nothing is run twice
+    for name, epochs in (("once", 1), ("no-score-clip", 2)):
+        run = tmp_path / "runs" / f"{name}-seed3"
+        comparison = json.loads((run / "comparison.json").read_text())
+        mean = comparison["models"][run.name]["P(POSITIVE)"]["mean"]
+        assert f"| {name.replace('-', ' ')} | {mean:.3f} |" in first.stdout
+        config = (run / "config.yaml").read_text()
+        assert f"ppo_epochs: {epochs}" in config
+        assert ("score_clip: null" in config) is (epochs == 2)
 
 
 def test_lora_trains_and_loads(models, tmp_path):

@@ -2,8 +2,10 @@
 
 import dataclasses
 import warnings
+from pathlib import Path
 
 import pytest
+import yaml
 
 from trl_recipes import PPOConfig, RecipeError
 from trl_recipes.arguments import parse_arguments
@@ -18,6 +20,27 @@ def sizes(**given):
         config.gradient_accumulation_steps,
         config.num_mini_batches,
     )
+
+
+DEFAULTS = Path(__file__).parents[2] / "recipes" / "configs"
+PPO_DEFAULTS = (
+    "ppo",
+    "ppo_custom_reward",
+    "ppo_sentiment",
+    "ppo_sentiment_imdb",
+    "ppo_seq2seq",
+    "rlhf",
+)
+
+
+@pytest.mark.parametrize("name", PPO_DEFAULTS)
+def test_a_default_clips_or_says_why_not(name):
+    """With one update a batch every ratio is 1 when its gradient is taken: clipping never acts."""
+    text = (DEFAULTS / f"{name}.yaml").read_text()
+    values = yaml.safe_load(text)
+    known = {setting.name for setting in dataclasses.fields(PPOConfig) if setting.init}
+    config = PPOConfig(**{key: value for key, value in values.items() if key in known})
+    assert config.ppo_epochs * config.num_mini_batches > 1 or "nothing is clipped" in text
 
 
 @pytest.mark.parametrize(
