@@ -28,7 +28,8 @@ FOLDER = Path(__file__).parent
 SWITCH = "QUICK = False"  # stands in the first code cell of each
 PACKAGES = ("trl_recipes", "trl", "transformers", "torch")
 QUIET = {  # bars and messages that a reader of the kept notebook has no use for
-    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's, where ipywidgets is not installed
+    # of tqdm, where ipywidgets is not installed; and of a loop that has its own loader
+    "PYTHONWARNINGS": "ignore:IProgress not found,ignore:No dataset was given",
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",

@@ -694,6 +694,12 @@ SHOUTING = [
     bad("a stage that is none", SHOUT + "--stage shout", "--stage | tokenizer", **TEXT),
 ]
 
-BAD_INPUTS = [*FLAGS, *YAML, *DATA, *MODELS, *FOLDERS, *RUNS, *RESUMING]
+OWN = [
+    bad(f"{kind} on a function that is not there", f"{kind}.py --reward_funcs nowhere.py:f", said)
+    for kind in ("ppo", "grpo", "rloo")
+    for said in ["--reward_funcs | there is no file `nowhere.py` | Check the path"]
+]
+
+BAD_INPUTS = [*OWN, *FLAGS, *YAML, *DATA, *MODELS, *FOLDERS, *RUNS, *RESUMING]
 BAD_INPUTS += [*PRETRAINING, *REWARDS, *SEQ2SEQ, *GROUPS, *REWARD_MODELS, *BENCHMARK]
 BAD_INPUTS += [*ALGORITHMS, *SHOUTING]

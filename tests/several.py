@@ -121,6 +121,7 @@ def ppo(rewards, steps=STEPS, metrics=None, folder=None, columns=None, **setting
             "learning_rate": 3e-3,
             "response_length": 6,
             "save_steps": 2,
+            "reward_norm": "none",
             "output_dir": None if folder is None else str(folder),
         }
         | settings,

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn
 
+import datasets
 import transformers
 import yaml
 from trl import TrlParser
@@ -91,6 +92,7 @@ def run_recipe(
     replace_unknown_characters()
     processes.join_launch() if trains else processes.leave_launch()
     transformers.logging.disable_progress_bar()  # one bar a run: the one that shows its score
+    datasets.disable_progress_bars()
     description = inspect.getdoc(inspect.getmodule(main)) or ""
     config = None
     if default_config is not None:
