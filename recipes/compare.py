@@ -16,13 +16,14 @@ from accelerate import PartialState
 from trl_recipes import (
     PromptArguments,
     RecipeError,
+    Rewards,
     SentimentReward,
     compare,
     language_model,
     load_run,
     run_recipe,
-    sentiment_measures,
     setting,
+    trained_measures,
     write_comparison,
 )
 from trl_recipes.evaluation import judges
@@ -79,9 +80,12 @@ def main(args: CompareArguments) -> None:
         )
         model, tokenizer = models["reference"]
         prompts = asked.load("test", tokenizer, args.seed, model=model, response_length=length)
-        label = config.get("label") or "POSITIVE"
-        reward = SentimentReward(config.get("reward_model"), label=label, **trusted)
-        measures = sentiment_measures(reward)
+        if config.get("reward_funcs"):
+            rewards = judges.rewards_of_run(config)
+        else:
+            label = config.get("label") or "POSITIVE"
+            rewards = Rewards(SentimentReward(config.get("reward_model"), label=label, **trusted))
+        measures = trained_measures(rewards)
 
     # Results
     comparison = compare(models, prompts, measures, max_new_tokens=length, seed=args.seed)

@@ -79,7 +79,8 @@ def main(args: GenerateArguments) -> None:
     )
     texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
     prompts, completions, _ = reward_inputs(batch, texts, tokenizer)
-    scores = reward(prompts=prompts, completions=completions)
+    ids = [response.tolist() for response in responses]
+    scores = reward(prompts=prompts, completions=completions, completion_ids=ids)
 
     # Results
     print(f"score   text (score: {printable(scale)})")

@@ -19,7 +19,7 @@ from trl_recipes.rewards import (
     load_reward_funcs,
 )
 from trl_recipes.rewards.rules import known_share, whole_words
-from trl_recipes.run_folder import RunFolder
+from trl_recipes.run_folder import RunFolder, read_config
 from trl_recipes.stats import distinct_n
 from trl_recipes.training.seq2seq import PairArguments, load_pairs, longest_text, prompt_rows
 
@@ -78,6 +78,16 @@ def trained_measures(rewards: Rewards, label: str | None = None) -> dict[str, Re
         return dict(rewards.by_name)
     metrics = {name: rewards.by_name[name] for name in rewards.metric_names}
     return sentiment_measures(sentiment, label) | metrics
+
+
+def rewards_of_run(config: Mapping[str, Any]) -> Rewards:
+    """Load the reward functions and metrics that a run's settings name, as `read_config` gave them.
+
+    A file of the user's is looked for where it was: relative to the current folder.
+    """
+    metrics = load_reward_funcs(config.get("metrics") or [], source="metrics in config.yaml")
+    functions = load_reward_funcs(config["reward_funcs"], source="reward_funcs in config.yaml")
+    return Rewards(functions, config.get("reward_weights"), metrics)
 
 
 def mood_judges(
@@ -219,12 +229,18 @@ def score_of(
     """Choose what scores a model's texts, and say what its number is.
 
     `run` is the run that the model is of, or the model's name; None: the embedded one. Without
-    `reward_model`, a sentiment classifier, the run's own reward model scores, else the embedded
-    classifier: prompt and continuation, or only the response of an encoder-decoder.
+    `reward_model`, a sentiment classifier, the run's own reward model scores, or the functions that
+    it names, else the embedded classifier: prompt and continuation, or only the response of an
+    encoder-decoder.
     """
-    own = None if run is None else RunFolder(run).reward_model
-    if reward_model is None and own is not None and own.is_dir():
-        return RewardModelReward(own, name="learned"), "the run's reward model"
+    own = None if run is None else RunFolder(run)
+    if reward_model is None and own is not None and own.reward_model.is_dir():
+        return RewardModelReward(own.reward_model, name="learned"), "the run's reward model"
+    if reward_model is None and own is not None and own.config.is_file():
+        config = read_config(own)
+        if config.get("reward_funcs"):
+            rewards = rewards_of_run(config)
+            return lambda *args, **kw: rewards(*args, **kw)[0], " + ".join(rewards.names)
     sentiment = SentimentReward(reward_model, label=label, **trusted)
     if not model.config.is_encoder_decoder:
         return sentiment, f"logit of {sentiment.label}"
