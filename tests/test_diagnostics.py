@@ -214,3 +214,36 @@ def test_alarms_of_grpo_ring_on_their_state_alone(changes, rings, word):
     assert list(found) == rings
     assert all(word in sentence and sentence.startswith("Step 12: ") for sentence in found.values())
     assert group_alarms(group_rows(count=2, **changes)).keys() <= {"skipped steps"}
+
+
+@pytest.mark.parametrize(("std", "times"), [(0.05, 1), (0.12, 1), (0.13, 0), (0.0, 0)])
+def test_a_price_that_leaves_less_than_half_a_standard_deviation_to_gain_is_told(std, times):
+    given = rows(3, **{"ppo/std_scores": std, "objective/kl_coef": 0.25})
+    told = [what for _, what in rung(ppo(), given) if "drowns" in what]
+    assert len(told) == times
+    if std == 0.05:
+        assert "a nat costs 0.25" in told[0]
+        assert "only about 0.2 standard deviations" in told[0]
+        assert "init_kl_coef to about 0.01" in told[0]
+
+
+def test_groups_know_the_price_where_rewards_are_weighed_as_they_are():
+    row = {"step": 1, "env/reward_mean": 0.3, "reward_std": 0.01}
+    assert "beta to about 0.003" in group_alarms([row], beta=0.05)["KL price"]
+    assert "KL price" not in group_alarms([row], beta=None)
+
+
+@pytest.mark.parametrize(
+    ("rise", "noise", "steps", "told_at"),
+    [
+        (0.0, 0.01, 60, [12]),  # after a fifth
+        (0.0, 0.01, 20, [10]),  # two windows at least
+        (0.01, 0.01, 60, []),
+        (-0.01, 0.01, 60, [12]),
+        (0.0, 0.01, 5000, []),
+    ],
+)
+def test_a_score_that_does_not_rise_is_told_after_a_fifth_of_the_steps(rise, noise, steps, told_at):
+    given = rows(60, **{"env/reward_mean": lambda i: 0.3 + rise * i + noise * (-1) ** i})
+    told = [step for step, what in rung(ppo(steps=steps), given) if "has not risen" in what]
+    assert told == told_at
