@@ -4,27 +4,25 @@ import difflib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StopStringCriteria
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.forward import decoder_start_token_id, evaluating
+from trl_recipes.models.forward import decoder_start_token_id
 from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.packing import pad_rows
 from trl_recipes.models.sampling import generate_responses
-from trl_recipes.ppo import checks, objective
-from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets, collate, sample
-from trl_recipes.ppo.statistics import UpdateStats, score_stats, update_stats
+from trl_recipes.ppo import checks
+from trl_recipes.ppo.overridable import OverridableParts
+from trl_recipes.ppo.rollout import Rollout, collate, sample
+from trl_recipes.ppo.statistics import score_stats
 from trl_recipes.run_folder import check_run, prepare_run
 
 logger = logging.getLogger(__name__)
@@ -54,8 +52,8 @@ NOT_CALLED += ("record_step_stats", "_early_stop", "_generate_batched")
 _said: set[str] = set()
 
 
-class ClassicLoop:
-    """The methods of TRL 0.11's trainer that a hand-written loop calls, or a subclass overrides."""
+class ClassicLoop(OverridableParts):
+    """The methods of TRL 0.11's trainer that a hand-written loop calls."""
 
     def generate(
         self,
@@ -298,196 +296,6 @@ class ClassicLoop:
                 f"\n\nTrained by PPO. `trl_recipes.{kind}` reads it with its value head.\n"
             )
 
-    # What subclasses of TRL 0.11's trainer call and override
-
-    @property
-    def is_peft_model(self) -> bool:
-        """Whether the policy is trained by an adapter."""
-        return isinstance(self._policy(), PeftModel)
-
-    @property
-    def optional_peft_ctx(self) -> Callable[[], AbstractContextManager]:
-        """A context in which an adapter's policy is its own reference model."""
-        return self._reference if self.ref_model is None else nullcontext
-
-    def prepare_dataloader(self, dataset: Any, data_collator: Callable | None = None) -> DataLoader:
-        """Make the loader of whole, shuffled batches of this process."""
-        size = self.config.batch_size
-        return DataLoader(dataset, size, shuffle=True, collate_fn=data_collator, drop_last=True)
-
-    def _step_safety_checker(
-        self,
-        batch_size: int,
-        queries: list[Tensor],
-        responses: list[Tensor],
-        scores: list[Tensor],
-        masks: list[Tensor] | None = None,
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor] | None]:
-        """Check what `step` is given; return it on the device."""
-        checks.check_step_inputs(queries, responses, scores, masks, batch_size)
-        rows = (queries, responses, masks or [])
-        queries, responses, masks = ([x.to(self.current_device) for x in part] for part in rows)
-        scores = [x.detach().to(self.current_device).float().reshape(()) for x in scores]
-        return queries, responses, scores, masks or None
-
-    def prepare_model_inputs(
-        self, queries: Sequence[Tensor], responses: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
-        """Pad a batch into what the value-head model takes."""
-        if not self.is_encoder_decoder:
-            rows = [torch.cat(pair) for pair in zip(queries, responses, strict=True)]
-            return self._padded(rows)
-        decoder = {f"decoder_{name}": x for name, x in self._padded(responses).items()}
-        return self._padded(queries) | decoder
-
-    def _padded(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
-        if self.training_data_collator is None:
-            ids, mask = pad_rows(rows, self.tokenizer.pad_token_id, "right")
-            batch = {"input_ids": ids, "attention_mask": mask}
-        else:
-            inputs = [{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in rows]
-            batch = self.training_data_collator(inputs)
-        names = ("input_ids", "attention_mask")
-        return {name: batch[name].to(self.current_device) for name in names}
-
-    def batched_forward_pass(
-        self,
-        model: nn.Module,
-        queries: Sequence[Tensor],
-        responses: Sequence[Tensor],
-        model_inputs: dict[str, Tensor],
-        return_logits: bool = False,
-        response_masks: Sequence[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Run a value-head model on sequences of B rows and L tokens, as TRL 0.11.4 laid them out.
-
-        Returns log-probabilities, logits if asked for, values and the mask of response tokens, each
-        (B, L - 1) and of the token that comes next. An encoder-decoder's first is left out.
-        """
-        kind = "decoder_" if self.is_encoder_decoder else ""
-        ids, attention = model_inputs[f"{kind}input_ids"], model_inputs[f"{kind}attention_mask"]
-        size, parts = self.config.mini_batch_size, []
-        with evaluating(model):
-            for start in range(0, len(ids), size):
-                rows = {k: v[start : start + size] for k, v in model_inputs.items()}
-                parts.append(model(**rows)[::2])
-        logits, values = (torch.cat(part)[:, :-1] for part in zip(*parts, strict=True))
-        first = torch.tensor([2 if kind else len(query) for query in queries], device=ids.device)
-        places, labels = attention.cumsum(1)[:, 1:] - 1, ids[:, 1:]
-        mask = ((places >= first[:, None]) & attention[:, 1:].bool()).long()
-        for row, own in enumerate(response_masks or []):
-            there = mask[row].bool()
-            mask[row, there] = own[len(own) - int(there.sum()) :].to(mask)
-        logprobs = objective.logprobs_from_logits(logits.flatten(0, 1), labels.flatten())
-        return logprobs.view(labels.shape), logits if return_logits else None, values, mask
-
-    def _kl_penalty(self, logprob: Tensor, ref_logprob: Tensor) -> Tensor:
-        """KL penalty of each token, in nats; `full` takes the log-probabilities of all tokens."""
-        if self.config.kl_penalty == "full":
-            return objective.full_kl(logprob, ref_logprob)
-        return objective.kl_penalty(logprob, ref_logprob, self.config.kl_penalty)
-
-    def compute_rewards(
-        self, scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, masks: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute rewards, their part without scores, and KL penalties of each token, (B, R)."""
-        kl = self._kl_penalty(logprobs, ref_logprobs)
-        return *objective.token_rewards(scores, kl, self.kl_ctl.value, masks), kl
-
-    def _token_rewards(
-        self, rollout: Rollout, scores: Tensor, evaluation: Evaluation
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Call `compute_rewards`; what functions gave for a token stands at that token."""
-        mask, at_tokens = rollout.loss_mask, rollout.token_scores
-        if at_tokens is not None:
-            rest = rollout._replace(token_scores=None)
-            rewards, *more = self._token_rewards(rest, scores - at_tokens.sum(1), evaluation)
-            return rewards + at_tokens, *more
-        if self.config.kl_penalty != "full":
-            return self.compute_rewards(scores, evaluation.logprobs, evaluation.ref_logprobs, mask)
-        kl_coef = self.kl_ctl.value
-        return *objective.token_rewards(scores, evaluation.kl, kl_coef, mask), evaluation.kl
-
-    def compute_advantages(
-        self, values: Tensor, rewards: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute masked values, whitened advantages and returns, each (B, R)."""
-        config, values, rewards = self.config, values * mask, rewards * mask
-        if config.whiten_rewards:
-            rewards = objective.masked_whiten(rewards, mask, False, self._all_sum)
-        advantages, returns = objective.generalized_advantages(
-            rewards, values, config.gamma, config.lam
-        )
-        return values, objective.masked_whiten(advantages, mask, True, self._all_sum), returns
-
-    def _advantages(
-        self, rollout: Rollout, rewards: Tensor, values: Tensor, quirks: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Call `compute_advantages`, or do as TRL 0.11.4 did with padding."""
-        config, mask = self.config, rollout.loss_mask
-        if not (config.whiten_rewards and quirks) or self._overrides("compute_advantages"):
-            return self.compute_advantages(values, rewards, mask)
-        padded = rollout.response_mask.sum(1) if self.is_encoder_decoder else rollout.lengths()
-        padding = self.accelerator.gather(padded).max() - padded
-        values = values * mask
-        advantages, returns = advantages_with_padding(
-            rewards, values, mask, padding, config.gamma, config.lam, self._all_sum
-        )
-        return values, objective.masked_whiten(advantages, mask, True, self._all_sum), returns
-
-    def loss(
-        self,
-        old_logprobs: Tensor,
-        values: Tensor,
-        logits: Tensor,
-        vpreds: Tensor,
-        logprobs: Tensor,
-        mask: Tensor,
-        advantages: Tensor,
-        returns: Tensor,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Compute the policy loss, the weighted value loss, and statistics; means over tokens.
-
-        Logits are (B, R, V), everything else (B, R). `step` computes the same without padding, and
-        calls this where a subclass overrides it.
-        """
-        config = self.config
-        targets = Targets(old_logprobs, values, advantages, returns)
-        losses = objective.ppo_losses(
-            logprobs, vpreds, *targets, config.cliprange, config.cliprange_value
-        )
-        full = logits.log_softmax(-1)
-        entropy = -(full.exp() * full).sum(-1).expand_as(mask)
-        totals = UpdateStats(objective.local)
-        totals.add(losses, entropy, logprobs - old_logprobs, vpreds, returns, mask)
-        means = totals.means(mask.sum())
-        stats = update_stats(means, targets, mask, config.vf_coef, objective.local)
-        policy, value = (objective.masked_mean(x, mask) for x in (losses.policy, losses.value))
-        stats |= {"policy/ratio": losses.ratio, "policy/advantages": advantages[mask.bool()]}
-        return policy, config.vf_coef * value, stats
-
-    def _own_loss(
-        self, rows: Rollout, old: Targets, logits: Tensor, values: Tensor, token_count: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute what one forward pass adds to a subclass's `loss` and to its statistics."""
-        mask = rows.loss_mask
-        share = mask.sum() / token_count
-        whole = logits.new_zeros(*mask.shape, logits.shape[-1])
-        whole[rows.response_mask.bool()] = logits
-        logprobs = objective.logprobs_from_logits(logits, rows.labels())
-        new = (whole, rows.unpack(values), rows.unpack(logprobs), mask)
-        policy, value, stats = self.loss(
-            old.logprobs, old.values, *new, old.advantages, old.returns
-        )
-        stats = {k: torch.as_tensor(v).detach() for k, v in stats.items()}
-        stats |= {"loss/total": (policy + value).detach()}
-        return (policy + value) * share, {k: v * share for k, v in stats.items() if v.dim() == 0}
-
-    def _overrides(self, name: str) -> bool:
-        """Whether a subclass, or the user, has put a method of that name in the place of ours."""
-        method = getattr(self, name, None)
-        return getattr(method, "__func__", method) is not getattr(ClassicLoop, name, None)
-
     def _check_classic(self, ref_model: nn.Module | None, num_shared_layers: int | None) -> None:
         """Warn where TRL 0.11 warned, and refuse what `step` would not heed."""
         if self.dataset is None:
@@ -676,23 +484,3 @@ def without_first_token(rollout: Rollout) -> Rollout:
     loss_mask = rollout.loss_mask.clone()
     loss_mask[:, 0] = only
     return rollout._replace(loss_mask=loss_mask)
-
-
-def advantages_with_padding(
-    rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    padding: Tensor,
-    gamma: float,
-    lam: float,
-    all_sum: objective.Sum,
-) -> tuple[Tensor, Tensor]:
-    """Compute advantages and returns (B, R) as TRL 0.11.4 did with `whiten_rewards`.
-
-    There, padding is whitened too; `padding` is how much each response had, (B,).
-    """
-    rewards = objective.whiten_with_padding(rewards, mask, padding, all_sum)
-    width = values.shape[1]
-    values = nn.functional.pad(values, (0, rewards.shape[1] - width))
-    advantages, returns = objective.generalized_advantages(rewards, values, gamma, lam)
-    return advantages[:, :width], returns[:, :width]
