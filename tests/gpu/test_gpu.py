@@ -51,9 +51,9 @@ def sample(model, sampler=sample_responses, lengths=(20, 3, 18, 20), eos=None, i
 def off_a_forward_pass(model, samples, ids):
     """How much log-probabilities of sampling differ from those of one pass; the largest logit."""
     batch = (*pad_rows(ids, 0, "right"), samples.responses, samples.mask)
-    logits = response_logits(model.eval(), *batch)[0] / 0.7
+    logits = response_logits(model.eval(), *batch)[0]
     flags = samples.mask.bool()
-    off = logprobs_from_logits(logits, samples.responses[flags]) - samples.logprobs[flags]
+    off = logprobs_from_logits(logits, samples.responses[flags], 0.7) - samples.logprobs[flags]
     return off.abs(), logits.abs().max()
 
 

@@ -64,7 +64,7 @@ def run_case(name, steps, settings):
     queries, responses, _ = rollouts(0)
     inputs = (*pad_rows(queries, 0, "right"), *pad_rows(responses, 0, "right"))
     with torch.no_grad():
-        logits, values = trainer.model(*inputs)
+        _, _, values, logits = trainer.model(*inputs, with_logits=True)
     weights = full_tensors(dict(trainer._actor_critic().named_parameters()), keep=True)
     found = {"logits": logits, "values": values, **weights}
     return rows, {key: value.detach().clone() for key, value in found.items()}

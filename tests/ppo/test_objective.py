@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trl_recipes.ppo import objective
 from trl_recipes.ppo.controllers import AdaptiveKLController, FixedKLController
@@ -129,22 +130,37 @@ def test_the_score_lands_on_the_last_token_that_counts():
     close(non_score, -0.1 * mask)
 
 
-def test_log_probabilities_and_entropy_equal_log_softmax():
-    logits, labels = torch.randn(6, 7), torch.randint(0, 7, (6,))
-    logits.requires_grad_()
-    logprobs, entropy = objective.logprobs_and_entropy(logits, labels)
-    categorical = torch.distributions.Categorical(logits=logits)
-    close(logprobs, categorical.log_prob(labels))
-    close(objective.logprobs_from_logits(logits, labels), logprobs)
+class Largest(TorchDispatchMode):
+    """Notes the most float32 numbers that an operation gave."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        if torch.is_tensor(result) and result.dtype == torch.float32:
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probabilities_and_entropy_equal_log_softmax_in_chunks(monkeypatch, dtype, temperature):
+    monkeypatch.setattr(objective, "CHUNK_CPU", 15)  # two rows at a time
+    logits, labels = torch.randn(5, 7, dtype=dtype).requires_grad_(), torch.randint(0, 7, (5,))
+    weights = torch.randn(5)
+    categorical = torch.distributions.Categorical(logits=logits.float() / temperature)
+    expected = categorical.log_prob(labels)
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), logits)
+    with Largest() as largest:
+        of_model = logits * 1
+        close(objective.logprobs_from_logits(of_model, labels, temperature), expected)
+        logprobs, entropy = objective.logprobs_and_entropy(of_model, labels, temperature)
+        close(logprobs, expected)
+        (own,) = torch.autograd.grad((logprobs * weights).sum(), logits)
     close(entropy, categorical.entropy())
-    weights = torch.randn(6)
-    close(
-        *(
-            torch.autograd.grad((x * weights).sum(), logits)[0]
-            for x in (logprobs, categorical.log_prob(labels))
-        )
-    )
+    torch.testing.assert_close(own, gradient)
     assert not entropy.requires_grad
+    assert largest.numbers == (14 if dtype == torch.bfloat16 else 35)
 
 
 def test_clipped_losses_by_hand():

@@ -118,7 +118,7 @@ def test_the_end_token_is_in_the_loss_although_it_pads():
     responses = [torch.cat([r, torch.tensor([trainer.tokenizer.pad_token_id])]) for r in responses]
     rollout = trainer._collate(queries, responses)
     assert rollout.loss_mask.sum(1).tolist() == [len(r) for r in responses]
-    logits, _ = trainer.model(*rollout[:4])
+    *_, logits = trainer.model(*rollout[:4], with_logits=True)
     logprobs = logits.log_softmax(1).gather(1, torch.cat(responses)[:, None])[:, 0]
     logprobs = unpack(logprobs, rollout.response_mask) * rollout.loss_mask
     (gradient,) = torch.autograd.grad(logprobs.sum(), logits)

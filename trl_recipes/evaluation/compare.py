@@ -264,7 +264,7 @@ def response_logprobs(
         chunk = slice(start, start + batch_size)
         query_ids, query_mask = pad_rows([q.to(device) for q in queries[chunk]], PAD, "right")
         ids, mask = pad_rows([r.to(device) for r in responses[chunk]], PAD, "right")
-        logits, _ = response_logits(model, query_ids, query_mask, ids, mask)
+        logits = response_logits(model, query_ids, query_mask, ids, mask)[0].float()
         labels = ids[mask.bool()].unsqueeze(1)
         taken = logits.gather(1, labels)[:, 0] - logits.logsumexp(1)
         logprobs += taken.cpu().split([len(response) for response in responses[chunk]])

@@ -58,7 +58,7 @@ def response_logits(
     response_mask: Tensor,
     pack: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Compute logits (N, V), in float32, and last hidden states (N, H) of N response tokens.
+    """Compute logits (N, V) and last hidden states (N, H) of N response tokens, as the model does.
 
     Queries are (B, Q), responses (B, R) without a decoder's start token. The head runs on response
     tokens alone: not on queries, not on padding. A causal model's sequences are query and response
@@ -90,7 +90,7 @@ def response_logits(
             hook.remove()
     if logits.shape[:2] != (1, len(kept)):  # ProphetNet's head reads several streams at once
         logits = _pick(logits, kept)[None]
-    return logits[0].float(), _pick(states[0], kept)
+    return logits[0], _pick(states[0], kept)
 
 
 def _causal_inputs(queries, query_mask, responses, response_mask, pack) -> tuple[dict, Tensor]:
@@ -159,7 +159,7 @@ def can_pack(model: nn.Module) -> bool:
 
     def logits(pack: bool) -> Tensor:
         rows = (queries, torch.ones_like(queries), responses, response_mask)
-        return response_logits(model, *rows, pack=pack)[0]
+        return response_logits(model, *rows, pack=pack)[0].float()
 
     with torch.no_grad(), evaluating(language_model):
         alone, packed = logits(False), logits(True)

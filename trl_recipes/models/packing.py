@@ -32,6 +32,11 @@ def token_places(mask: Tensor, device: torch.device) -> Tensor:
     return places.to(device, non_blocking=True)
 
 
+def tokens_of(ids: Tensor, mask: Tensor) -> Tensor:
+    """Give the token ids (B, R) where a mask is 1, row after row, (N,)."""
+    return ids.flatten()[token_places(mask, ids.device)]
+
+
 def unpack(values: Tensor, mask: Tensor) -> Tensor:
     """Put one value per token, row after row, back where the mask is 1: (N,) to (B, R).
 

@@ -143,7 +143,7 @@ def _row_is_as_alone(model: nn.Module, stepping: bool) -> bool:
                 inputs[cache].batch_select_indices(first)
                 output = model(**_keep_rows(inputs, first), use_cache=True)
             row = [tensor[None] for part in (query, response) for tensor in (part, part > -1)]
-            alone = response_logits(model, *row)[0][int(stepping)]
+            alone = response_logits(model, *row)[0][int(stepping)].float()
     except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
         known[stepping] = False  # a cache of another kind
         return False

@@ -30,7 +30,9 @@ from trl_recipes.models.loading import (
     load_language_model,
     present_names,
 )
+from trl_recipes.models.packing import tokens_of
 from trl_recipes.models.sharding import full_model, full_tensor, full_tensors, gathered
+from trl_recipes.ppo import objective
 
 logger = logging.getLogger(__name__)
 
@@ -393,19 +395,26 @@ class ActorCritic(nn.Module):
         query_mask: Tensor | None = None,
         responses: Tensor | None = None,
         response_mask: Tensor | None = None,
+        temperature: float = 1.0,
+        with_logits: bool = False,
         **classic: Any,
     ) -> tuple:
-        """Compute logits and values of the N response tokens alone, row after row.
+        """Compute log-probability, entropy and value of the N response tokens, row after row.
 
-        Queries and their mask are (B, Q), responses and theirs (B, R). Returns float32 logits
-        (N, V), each of the token at its place, and values (N,), each of the state before it. Called
-        as the user's value-head model is, it returns what that does.
+        Queries and their mask are (B, Q), responses and theirs (B, R). Returns three times (N,), in
+        nats and in score, and float32 logits (N, V) over the temperature, or None: they stay in
+        here, so that nothing makes a copy of them. Called as the user's value-head model is, it
+        returns what that does.
         """
         rows = (queries, query_mask, responses, response_mask)
         if response_mask is None:
             return self.value_head_model(*(x for x in rows if x is not None), **classic)
         logits, hidden = response_logits(self.policy, *rows, pack=self.pack)
-        return logits, self.values_of(hidden)
+        labels = tokens_of(responses, response_mask)
+        with torch.autocast(logits.device.type, enabled=False):
+            logprobs, entropy = objective.logprobs_and_entropy(logits, labels, temperature)
+            shown = logits.float() / temperature if with_logits else None
+        return logprobs, entropy, self.values_of(hidden), shown
 
     def logits_of(self, reference: nn.Module, *rows: Tensor) -> Tensor:
         """Compute the reference's logits (N, V) in the place of the policy's."""

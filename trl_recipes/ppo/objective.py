@@ -13,7 +13,7 @@ Ziegler et al. 2019 (arXiv:1909.08593), and TRL 0.11.4 `ppo_trainer.py`, whose f
 hold.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Sum = Callable[[Tensor], Tensor]
+
+# logits that are float32 at a time: what a core's cache holds, or what keeps a GPU busy
+CHUNK_CPU, CHUNK_GPU = 2**17, 2**25
 
 
 def local(total: Tensor) -> Tensor:
@@ -101,48 +104,73 @@ def whiten_with_padding(
     return whitened.where(positions < (length + padding)[:, None], 0)
 
 
-def logprobs_from_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the log-probability of each label, (N,) in nats, from float32 logits (N, V).
+def logprobs_from_logits(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """Compute the log-probability of each label, (N,) in nats, from logits (N, V).
 
-    No second tensor of the vocabulary's size is made.
+    In float32, in chunks: no second tensor of the logits' size is made.
 
     >>> logprobs_from_logits(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).exp()
     tensor([0.5000])
     """
-    return logits.gather(1, labels.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
+    parts = [
+        part.gather(1, picked.unsqueeze(1)).squeeze(1) - part.logsumexp(1)
+        for _, part, picked in _chunks(temperature, logits, labels)
+    ]
+    return torch.cat(parts)
 
 
-def logprobs_and_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _chunks(temperature: float, logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split logits (N, V) by rows, and the others alike; second come float32, tempered logits."""
+    most = CHUNK_CPU if logits.device.type == "cpu" else CHUNK_GPU
+    size = max(1, most // logits.shape[1])
+    for rows, *rest in zip(*(tensor.split(size) for tensor in (logits, *others)), strict=True):
+        exact = rows.float()
+        yield rows, exact if temperature == 1 else exact / temperature, *rest
+
+
+def logprobs_and_entropy(
+    logits: Tensor, labels: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Compute log-probability of each label, with gradient, and entropy, without; (N,) in nats.
+
+    Like [`logprobs_from_logits`]; the backward pass overwrites the logits with their gradient.
 
     >>> _, entropy = logprobs_and_entropy(torch.zeros(1, 4), torch.tensor([1]))
     >>> entropy.exp()  # four tokens alike
     tensor([4.])
     """
-    return _LogprobsAndEntropy.apply(logits, labels)
+    return _LogprobsAndEntropy.apply(logits, labels, temperature)
 
 
 class _LogprobsAndEntropy(torch.autograd.Function):
-    """Written out, so that the backward pass turns the one tensor kept into the gradient, in place.
+    """Written out, so that the logits are the only tensor of their size, in their own precision.
 
-    d logprob / d logits = onehot(label) - softmax(logits).
+    d logprob / d logits = (onehot(label) - softmax(logits / temperature)) / temperature.
     """
 
     @staticmethod
-    def forward(ctx, logits, labels):
-        logprobs = logits.log_softmax(1)
-        probabilities = logprobs.exp()
-        entropy = -torch.einsum("nv,nv->n", probabilities, logprobs)
-        ctx.save_for_backward(probabilities, labels)
+    def forward(ctx, logits, labels, temperature):
+        logprobs, entropies = [], []
+        for _, part, picked in _chunks(temperature, logits, labels):
+            all_logprobs = part.log_softmax(1)
+            entropies.append(-torch.einsum("nv,nv->n", all_logprobs.exp(), all_logprobs))
+            logprobs.append(all_logprobs.gather(1, picked.unsqueeze(1)).squeeze(1))
+        ctx.save_for_backward(logits, labels)
+        ctx.temperature = temperature
+        entropy = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy)
-        return logprobs.gather(1, labels.unsqueeze(1)).squeeze(1), entropy
+        return torch.cat(logprobs), entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, _):
-        probabilities, labels = ctx.saved_tensors
-        gradient = probabilities.mul_(-grad.unsqueeze(1))
-        return gradient.scatter_add_(1, labels.unsqueeze(1), grad.unsqueeze(1)), None
+        logits, labels = ctx.saved_tensors
+        weights = (grad / ctx.temperature).unsqueeze(1)
+        chunks = _chunks(ctx.temperature, logits, labels.unsqueeze(1), weights)
+        for rows, part, picked, weight in chunks:
+            gradient = part.softmax(1).mul_(-weight)
+            rows.copy_(gradient.scatter_add_(1, picked, weight))
+        return logits, None, None
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerState
 
-from trl_recipes.models.packing import length_groups, pad_rows, token_places, unpack
+from trl_recipes.models.packing import length_groups, pad_rows, tokens_of, unpack
 from trl_recipes.models.sampling import can_sample, generate_responses, sample_responses
 from trl_recipes.rewards.base import Rewards, score_part
 from trl_recipes.rewards.text import reward_inputs
@@ -59,7 +59,7 @@ class Rollout(NamedTuple):
 
     def labels(self) -> Tensor:
         """Give the N response tokens, row after row, (N,)."""
-        return self.responses.flatten()[token_places(self.response_mask, self.responses.device)]
+        return tokens_of(self.responses, self.response_mask)
 
     def unpack(self, values: Tensor) -> Tensor:
         """Put one value per response token (N,) back into rows (B, R), with 0 in gaps."""

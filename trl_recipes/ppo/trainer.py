@@ -398,7 +398,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         kind, actor_critic = self.config.kl_penalty, self._actor_critic()
         sampled = rollout.logprobs is not None and kind != "full"
         known = sampled and self.first_batch.trust_sampling is True
-        shape = rollout.responses.shape
+        shape, temperature = rollout.responses.shape, self.args.temperature
         logprobs, values, ref_logprobs, kl = torch.zeros(4, *shape, device=self.current_device)
         if known:
             logprobs, values = rollout.logprobs, actor_critic.values_of(rollout.hidden)
@@ -411,16 +411,15 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             labels = rows.labels()
             with self._autocast(), self._reference() as reference:
                 ref_logits = actor_critic.logits_of(reference, *rows[:4])
-            ref_logits = self._tempered(ref_logits)
-            ref_logprobs[place] = rows.unpack(objective.logprobs_from_logits(ref_logits, labels))
+            of_labels = objective.logprobs_from_logits(ref_logits, labels, temperature)
+            ref_logprobs[place] = rows.unpack(of_labels)
             if known:
                 continue
             with self._autocast():
-                logits, row_values = self.model(*rows[:4])
-            logits = self._tempered(logits)
-            logprobs[place] = rows.unpack(objective.logprobs_from_logits(logits, labels))
-            values[place] = rows.unpack(row_values)
+                new, _, row_values, logits = self.model(*rows[:4], temperature, kind == "full")
+            logprobs[place], values[place] = rows.unpack(new), rows.unpack(row_values)
             if kind == "full":
+                ref_logits = ref_logits.float() / temperature
                 kl[place] = rows.unpack(objective.full_kl(logits, ref_logits))
         if kind != "full":
             kl = objective.kl_penalty(logprobs, ref_logprobs, kind)
@@ -483,13 +482,12 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             averages = last or is_sharded(self.model)  # parts of a gradient take less memory
             with nullcontext() if averages else self.accelerator.no_sync(self.model):
                 with self._autocast():
-                    logits, values = self.model(*rows[:4])
-                logits = self._tempered(logits)
-                logprobs, entropy = objective.logprobs_and_entropy(logits, rows.labels())
-                if self._overrides("loss"):
+                    logprobs, entropy, values, logits = self.model(
+                        *rows[:4], config.temperature, self._overrides("loss")
+                    )
+                if logits is not None:
                     loss, stats = self._own_loss(rows, old, logits, values, token_count)
                     own = {name: own.get(name, 0) + value for name, value in stats.items()}
-                del logits  # as large as all else together; the backward pass keeps its own
                 logprobs, values, entropy = map(rows.unpack, (logprobs, values, entropy))
                 logprobs = torch.where(mask.bool(), logprobs, old.logprobs)
                 losses = objective.ppo_losses(
@@ -591,9 +589,6 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         if self.current_device.type == "cuda":
             torch.cuda.synchronize(self.current_device)
         return time.perf_counter()
-
-    def _tempered(self, logits: Tensor) -> Tensor:
-        return logits if self.args.temperature == 1 else logits / self.args.temperature
 
     def _all_sum(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
