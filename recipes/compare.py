@@ -84,7 +84,8 @@ def main(args: CompareArguments) -> None:
             rewards = judges.rewards_of_run(config)
         else:
             label = config.get("label") or "POSITIVE"
-            rewards = Rewards(SentimentReward(config.get("reward_model"), label=label, **trusted))
+            sentiment = SentimentReward(config.get("reward_model"), label=label, **trusted)
+            rewards = Rewards(sentiment, metrics=judges.metrics_of_run(config))
         measures = trained_measures(rewards)
 
     # Results

@@ -264,6 +264,7 @@ def run_folder(tmp_path_factory, reference, policy, tokenizer):
     (root / "runs/ppo-good/config.yaml").write_text(
         "# A run of trl_recipes.\nmodel_name_or_path: start\nreward_model: classifier\n"
         "dataset_name: data.jsonl\nmin_response_length: 3\nresponse_length: 5\n"
+        "metrics: [UppercaseReward]\n"
     )
     return root
 
@@ -280,6 +281,7 @@ def test_the_recipe_compares_a_run_with_its_start(run_folder):
     assert saved["models"]["reference"]["kl"]["mean"] == 0
     assert saved["models"]["ppo-good"]["kl"]["mean"] > 1
     assert 0 < saved["models"]["reference"]["P(POSITIVE)"]["mean"] < 1
+    assert saved["models"]["ppo-good"]["uppercase"]["n"] == 6  # a metric of the run
     answers = [row for model in saved["models"].values() for row in model["responses"]]
     assert {row["length"] for row in answers} <= {1, 2, 3, 4, 5}  # shorter only by an end token
     assert done.stdout.count("> the") == 2

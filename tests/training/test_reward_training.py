@@ -84,6 +84,10 @@ def test_separable_data_is_learnt_to_the_end(trained):
     assert numbers["correlation"] > 0.95
 
 
+def test_bf16_wants_no_second_setting_on_a_cpu():
+    assert RewardModelConfig(bf16=True).bf16  # transformers refuses it without use_cpu
+
+
 def test_the_loss_is_that_of_bradley_and_terry_and_falls(tmp_path):
     losses = {}
     for rate in (0.0, 3e-3):

@@ -85,9 +85,13 @@ def rewards_of_run(config: Mapping[str, Any]) -> Rewards:
 
     A file of the user's is looked for where it was: relative to the current folder.
     """
-    metrics = load_reward_funcs(config.get("metrics") or [], source="metrics in config.yaml")
     functions = load_reward_funcs(config["reward_funcs"], source="reward_funcs in config.yaml")
-    return Rewards(functions, config.get("reward_weights"), metrics)
+    return Rewards(functions, config.get("reward_weights"), metrics_of_run(config))
+
+
+def metrics_of_run(config: Mapping[str, Any]) -> list[RewardFunc]:
+    """Load the metrics that a run's settings name; see `rewards_of_run`."""
+    return load_reward_funcs(config.get("metrics") or [], source="metrics in config.yaml")
 
 
 def mood_judges(

@@ -51,6 +51,11 @@ class PretrainConfig(TrainingArguments):
     check: bool = setting(False, "Check all and try a few steps; write nothing.")
     report_to: str = setting("none", "Trackers to report to.")
 
+    def __post_init__(self):
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers wants to be told
+        super().__post_init__()
+
     def describe(self) -> str:
         """Say in words how long training is and what a step takes."""
         steps = f"{self.max_steps} steps" if self.max_steps > 0 else None
