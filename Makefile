@@ -15,7 +15,7 @@ OLDEST_TESTS := $(addprefix tests/ppo/test_,golden.py trainer.py models.py cost.
 
 .PHONY: demo embedded test test-slow test-gpu test-oldest torture notebooks lint format clean
 
-demo: $(VENV)/ready
+demo: $(VENV)/recipes
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 		--dynamo_backend no recipes/ppo_sentiment.py --change_score 1 --overwrite_output_dir
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
@@ -59,9 +59,13 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 
 # The last line marks that everything before it succeeded; an interrupted first try is made anew.
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/recipes: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[judge]"
+	touch $@
+
+$(VENV)/ready: $(VENV)/recipes
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
