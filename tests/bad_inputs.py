@@ -533,7 +533,7 @@ GROUPS = [
     bad(
         "groups that do not fill the batch",
         GRPO + "--num_generations 3",
-        "`num_generations` (3) | the 4 responses | 2 or 4 | 3 or 6",
+        "`batch_size` (4) | `num_generations` (3) | 3 or 6 | 1, 2, 4",
     ),
     bad("groups of one", RLOO + "--num_generations 1", "`num_generations` is 1 | 2 or more"),
     bad(

@@ -38,10 +38,9 @@ def test_nothing_needs_trl_experimental(path):
     assert not knows or path == PACKAGE / "benchmark" / "trl_baseline.py"
 
 
-@pytest.mark.parametrize("name", ["objective.py", "controllers.py"])
-def test_the_mathematics_imports_torch_and_nothing_of_ours(name):
-    allowed = ("torch", "collections", "typing")
-    assert all(module.split(".")[0] in allowed for module in imports(PACKAGE / "ppo" / name))
+def test_the_mathematics_imports_torch_and_nothing_of_ours():
+    found = {module.split(".")[0] for module in imports(PACKAGE / "ppo" / "objective.py")}
+    assert found <= {"torch", "collections", "typing"}
 
 
 MODULE_NAMES = {

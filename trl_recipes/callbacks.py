@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from trl_recipes.checkpointing import find_checkpoint, share_checkpoint, whole_checkpoints
@@ -69,6 +70,14 @@ class StepProgress(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def show_progress(trainer: Trainer) -> None:
+    """Show our bar of steps in the place of transformers', or none with `disable_tqdm`."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(StepProgress)
 
 
 class LossLog(TrainerCallback):

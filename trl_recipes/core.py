@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper, set_seed
 
 from trl_recipes.data.prompts import LengthSampler
-from trl_recipes.ppo.controllers import AdaptiveKLController, FixedKLController
+from trl_recipes.ppo.statistics import AdaptiveKLController, FixedKLController
 
 __all__ = [
     "AdaptiveKLController",

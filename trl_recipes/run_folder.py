@@ -67,7 +67,6 @@ class RunFolder:
         self.all_stats = path / "all_stats.jsonl"  # one row a step
         self.samples = path / "samples.jsonl"  # some queries, responses and scores of each step
         self.alarms = path / "alarms.jsonl"  # what looked wrong, each said once
-        self.failure = path / "failure.json"  # what is known of a step that ended the run
         self.plots = path / "plots"
         self.report = path / "report.html"  # all of it on one page
         self.record = path / "training.json"  # what was trained, how it ended, how long it took
@@ -176,8 +175,13 @@ def check_folder(path: str | os.PathLike) -> Path:
     return folder
 
 
-def check_disk(folder: Path, needed: int) -> None:
-    """Refuse a run whose checkpoints, of `needed` bytes, will not fit on the disk."""
+def check_disk(args: Any, trained: int) -> None:
+    """Refuse a run whose model and checkpoints, of so many weights, the disk cannot hold."""
+    if not args.should_save or args.save_strategy == "no":
+        return
+    folder, kept = Path(args.output_dir), args.save_total_limit or 1
+    # in float32: weights and two moments a checkpoint, one more while it is written, and the model
+    needed = 4 * trained * (3 * (kept + 1) + 1)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
@@ -417,7 +421,7 @@ def _now() -> str:
 
 
 def _result_files(run: RunFolder) -> list[Path]:
-    return [run.all_stats, run.samples, run.alarms, run.failure, run.comparison, run.report]
+    return [run.all_stats, run.samples, run.alarms, run.comparison, run.report]
 
 
 def _holds_something(path: Path) -> bool:

@@ -43,7 +43,7 @@ class Only(LogitsProcessor):
         ({"num_return_sequences": 2, "max_new_tokens": 2, **NEVER}, [2] * 6),
         ({"pad_token_id": None, "top_k": None, "max_new_tokens": 2, **NEVER}, [2, 2, 2]),
         ({"temperature": 0.0, "do_sample": False, "max_new_tokens": 2, **NEVER}, [2, 2, 2]),
-        ({"attention_mask": torch.ones(3), "output_scores": False, "max_new_tokens": 1}, [1] * 3),
+        ({"output_scores": False, "max_new_tokens": 1}, [1] * 3),
         ({"num_beams": 2, "do_sample": False, "max_new_tokens": 2, **NEVER}, [2, 2, 2]),
     ],
 )
@@ -92,7 +92,7 @@ def test_the_responses_to_one_query_are_a_batch(trainer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_new_token": 3}, "no use for `max_new_token`: .* Did you mean `max_new_tokens`?"),
+        ({"max_new_token": 3}, "no use for `max_new_token`: it takes queries"),
         ({"return_dict_in_generate": True}, "no use for `return_dict_in_generate`"),
         ({"streamer": print}, "no use for `streamer`"),
         ({"attention_mask": torch.tensor([0, 1, 1])}, "no use for `attention_mask`"),
@@ -101,12 +101,12 @@ def test_the_responses_to_one_query_are_a_batch(trainer):
         ({"max_new_tokens": 0}, "`max_new_tokens` 0 leaves no token"),
         ({"max_length": 5}, "`max_length` 5 leaves no token"),
         ({"max_new_tokens": 60}, "model's context holds 64"),
-        ({"num_return_sequences": 2, "num_beams": 2}, "only sampling without beams"),
+        ({"num_return_sequences": 2, "num_beams": 2}, "`num_beams` goes with neither"),
         ({"num_beams": 2, "stop_strings": "a"}, "a beam cannot end alone"),
     ],
 )
 def test_what_cannot_be_heeded_is_refused(trainer, settings, message):
-    with pytest.raises(RecipeError, match=message.replace("?", r"\?")):
+    with pytest.raises(RecipeError, match=message):
         trainer.generate(QUERIES, **settings)
 
 

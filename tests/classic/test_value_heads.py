@@ -95,7 +95,7 @@ def test_every_form_in_which_a_value_head_was_saved_is_read(save, tmp_path):
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        ({"v_head.0.weight": WEIGHT}, "`v_head` that was saved in .* does not fit"),
+        ({"v_head.0.weight": WEIGHT}, "value head that was saved in .* does not fit"),
         ({"v_head.summary.weight": WEIGHT[:, :8], "v_head.summary.bias": BIAS}, "size mismatch"),
         ({"scorer.weight": WEIGHT}, "does not fit this model"),
         ({"v_head.summary.weight": nn.Linear(2, 1)}, "holds more than tensors"),
@@ -126,21 +126,6 @@ def test_weights_have_the_names_of_the_language_model_and_go_back_under_them(tmp
 
 def load_random():
     return AutoModelForCausalLMWithValueHead.from_pretrained(gpt2(), v_head_init_strategy="normal")
-
-
-def test_a_subclass_names_its_heads(tmp_path):
-    class TwoHeads(AutoModelForCausalLMWithValueHead):
-        supported_modules = ("v_head", "q_head")
-
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.q_head = nn.Linear(32, 2)
-
-    model = TwoHeads.from_pretrained(gpt2())
-    model.save_pretrained(tmp_path)
-    again = TwoHeads.from_pretrained(str(tmp_path))
-    assert torch.equal(again.q_head.weight, model.q_head.weight)
-    assert not again.v_head.summary.weight.any()
 
 
 def test_old_names_of_loading_arguments_are_those_of_today(tmp_path):

@@ -301,7 +301,7 @@ def test_table_and_picture_say_what_the_seeds_came_to(tmp_path):
         ({"own": {"ppo": "{"}}, "no JSON object"),
         ({"own": {"ppo": {"lerning_rate": 1}}}, "--ppo: PPOConfig has no setting `lerning_rate`"),
         ({"own": {"rloo": {"batch_size": 1}}}, "`batch_size` is the same for every algorithm"),
-        ({"own": {"grpo": {"num_generations": 3}}}, "`num_generations` .3. must divide"),
+        ({"own": {"grpo": {"num_generations": 3}}}, "must be a multiple of `num_generations` .3."),
         ({"own": {"ppo": {"learning_rate": -1.0}}}, "`learning_rate` is -1.0"),
         ({"algorithms": ["ppo", "dqn"]}, "`dqn` is unknown. Use ppo, grpo, rloo"),
         ({"algorithms": []}, "--algorithms is nothing"),

@@ -8,7 +8,6 @@ import torch
 from architectures import gpt2
 from datasets import Dataset
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
-from transformers import Adafactor
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError, load_run
 
@@ -65,20 +64,28 @@ def reference_logits(trainer):
 all_three = pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
 
 
-@all_three
-@pytest.mark.parametrize(
-    "make",
-    [
-        lora,
-        lambda: lora(bias="all"),
-        lambda: lora(bias="lora_only", init_lora_weights=False),
-        lambda: lora(modules_to_save=["lm_head"], init_lora_weights=False),
-        lambda: lora(task_type=None, use_dora=True),
-        with_trained_embeddings,
-        ia3,
-    ],
-    ids=["new", "bias", "bias_used", "saved_used", "dora_no_task", "embeddings", "ia3"],
-)
+def bias():
+    return lora(bias="all")
+
+
+def bias_used():
+    return lora(bias="lora_only", init_lora_weights=False)
+
+
+def saved_used():
+    return lora(modules_to_save=["lm_head"], init_lora_weights=False)
+
+
+def dora_no_task():
+    return lora(task_type=None, use_dora=True)
+
+
+IN_PPO = [lora, bias, bias_used, saved_used, dora_no_task, with_trained_embeddings, ia3]
+# TRL's trainers ask for the same `StartModel` by another door
+IN_GROUPS = [("grpo", lora), ("grpo", bias_used), ("grpo", ia3), ("rloo", bias)]
+
+
+@pytest.mark.parametrize(("kind", "make"), [*(("ppo", make) for make in IN_PPO), *IN_GROUPS])
 def test_the_reference_of_an_adapter_stays_the_start_model(kind, make):
     trainer = build(kind, make())
     with torch.no_grad():
@@ -98,20 +105,20 @@ def prefix():
     return get_peft_model(gpt2(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
 
 
-def frozen():
-    return gpt2().requires_grad_(False)
+def of_another_name():
+    return get_peft_model(gpt2(), LoraConfig(**LORA), adapter_name="mine")
 
 
 @all_three
 @pytest.mark.parametrize(
     ("make", "optimizer", "words"),
     [
-        (adalora, None, "AdaLoRA moves its ranks"),
-        (prefix, None, "PrefixTuningConfig puts tokens of its own"),
+        (adalora, None, "AdaLoraConfig needs a call and a loss"),
+        (prefix, None, "PrefixTuningConfig needs tokens before"),
         (gpt2, lambda: torch.optim.SGD(gpt2().parameters(), lr=1), "weights that are not this mod"),
-        (gpt2, lambda: torch.optim.SGD, "`optimizer` must be one of torch"),
+        (of_another_name, None, "trains the adapters mine: .* the one named `default`"),
     ],
-    ids=["adalora", "prefix", "other_model", "class"],
+    ids=["adalora", "prefix", "other_model", "named"],
 )
 def test_what_would_train_nothing_or_something_else_is_told(kind, make, optimizer, words):
     with pytest.raises(RecipeError, match=words):
@@ -120,7 +127,7 @@ def test_what_would_train_nothing_or_something_else_is_told(kind, make, optimize
 
 @all_three
 def test_a_model_that_is_frozen_as_a_whole_is_told(kind):
-    model = frozen()
+    model = gpt2().requires_grad_(False)
     if kind == "ppo":
         from trl_recipes import AutoModelForCausalLMWithValueHead
 
@@ -130,30 +137,11 @@ def test_a_model_that_is_frozen_as_a_whole_is_told(kind):
 
 
 @all_three
-def test_an_optimizer_that_works_out_its_learning_rate_trains(kind):
-    model = gpt2()
-    before = model.lm_head.weight.clone()
-    trainer = build(kind, model, Adafactor(model.parameters(), lr=None))
-    trainer.train()
-    assert not torch.equal(model.lm_head.weight, before)
-    rate = "ppo/learning_rate" if kind == "ppo" else "learning_rate"
-    assert trainer.all_stats[-1][rate] > 0
-
-
-@all_three
-@pytest.mark.parametrize("name", ["default", "mine"])
-def test_an_adapter_loads_from_any_folder(kind, name, tmp_path, monkeypatch):
+def test_an_adapter_loads_from_any_folder(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     gpt2().save_pretrained("base")
     tiny_grpo.word_tokenizer().save_pretrained("base")
-    base = load_run("base")[0]
-    torch.manual_seed(0)
-    model = get_peft_model(base, LoraConfig(**LORA), adapter_name=name)
-    if kind != "ppo" and name == "mine":
-        with pytest.raises(RecipeError, match="adapters named mine"):
-            build(kind, model)
-        return
-    trainer = build(kind, model)
+    trainer = build(kind, lora(load_run("base")[0]))
     trainer.train()
     trainer.save_model("out")
     saved = json.loads((tmp_path / "out" / "adapter_config.json").read_text())

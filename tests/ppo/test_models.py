@@ -21,7 +21,7 @@ def with_value_head(**given):
     return AutoModelForCausalLMWithValueHead.from_pretrained(gpt2(), **given)
 
 
-def test_the_arguments_of_trls_value_head_are_honoured():
+def test_the_arguments_of_trls_value_head_are_honored():
     model = with_value_head(
         v_head_init_strategy="normal", v_head_initializer_range=0.5, summary_dropout_prob=0.3
     )
@@ -36,8 +36,8 @@ def test_the_arguments_of_trls_value_head_are_honoured():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"v_head_init_strategy": "zeros"}, "Unknown `v_head_init_strategy` 'zeros'. Use 'normal'"),
-        ({"v_head_initializer_range": 0.1}, "has a meaning only with `v_head_init_strategy"),
+        ({"v_head_init_strategy": "zeros"}, "`v_head_init_strategy` is 'zeros': use 'normal'"),
+        ({"v_head_initializer_range": 0.1}, "is None: use 'normal', which alone"),
     ],
 )
 def test_arguments_that_would_do_nothing_are_refused(given, message):
@@ -63,13 +63,12 @@ def test_a_value_head_that_trl_0_11_saved_is_found(tmp_path):
     assert torch.equal(loaded.v_head.summary.weight, torch.ones(1, 32))
 
 
-def test_a_fresh_value_head_starts_from_zero_and_says_so_once(tmp_path, caplog):
+def test_a_fresh_value_head_starts_from_zero_and_says_so(tmp_path, caplog):
     gpt2().save_pretrained(tmp_path)
     with caplog.at_level("INFO", logger="trl_recipes"):
-        for _ in range(2):
-            loaded = AutoModelForCausalLMWithValueHead.from_pretrained(str(tmp_path))
+        loaded = AutoModelForCausalLMWithValueHead.from_pretrained(str(tmp_path))
     assert not loaded.v_head.summary.weight.any()
-    assert sum("has no value head" in record.message for record in caplog.records) == 1
+    assert "has no value head" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
@@ -100,5 +99,5 @@ def test_layers_that_are_shared_are_frozen_in_both():
     assert not any(".h.1." in name for name in shared)
     for name in shared:
         assert model.get_parameter(name).data_ptr() == reference.get_parameter(name).data_ptr()
-    with pytest.raises(RecipeError, match="Give `pattern`"):
-        create_reference_model(model, num_shared_layers=1, pattern="nowhere.{layer}")
+    with pytest.raises(RecipeError, match="GPT2LMHeadModel has no layer 9"):
+        create_reference_model(model, num_shared_layers=9)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trl_recipes.ppo import objective
-from trl_recipes.ppo.controllers import AdaptiveKLController, FixedKLController
+from trl_recipes.ppo.statistics import AdaptiveKLController, FixedKLController
 
 close = torch.testing.assert_close
 

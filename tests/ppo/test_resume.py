@@ -1,6 +1,5 @@
 """Exact resume: a run that goes on from a checkpoint ends as one without a stop, bit for bit."""
 
-import json
 import signal
 
 import numpy as np
@@ -189,7 +188,7 @@ def test_a_disk_that_is_too_small_is_refused_before_training(tmp_path, monkeypat
     assert not (tmp_path / "run" / "all_stats.jsonl").exists()
 
 
-def test_steps_that_are_never_finite_end_the_run_and_leave_what_is_known(tmp_path):
+def test_steps_that_are_never_finite_end_the_run(tmp_path):
     trainer = trainer_of(tmp_path / "run", steps=9)
 
     poisoned = trainer.value_head_model.v_head.summary.weight
@@ -199,9 +198,6 @@ def test_steps_that_are_never_finite_end_the_run_and_leave_what_is_known(tmp_pat
         trainer.train()
     after = trainer.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    known = json.loads((tmp_path / "run" / "failure.json").read_text())
-    assert len(known["samples"]["response"]) == len(known["samples"]["score"]) == 4
-    assert len(known["stats"]["objective/kl_dist"]) == 4
     assert load_stats(tmp_path / "run")[-1]["ppo/skipped_minibatches"] == 2
     assert checkpoints_in(tmp_path / "run" / "checkpoints")[0].name == "checkpoint-2"
 

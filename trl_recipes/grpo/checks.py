@@ -1,6 +1,5 @@
 """What GRPO and RLOO check before training, and what rewards give on the start model's samples."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,12 @@ from transformers import DefaultFlowCallback
 
 from trl_recipes.checkpointing import find_checkpoint, random_states, set_random_states
 from trl_recipes.data.conversations import is_conversation
-from trl_recipes.describe import describe_check
+from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.distributed import gather
 from trl_recipes.errors import RecipeError
 from trl_recipes.grpo.config import RLOOConfig
 from trl_recipes.grpo.inputs import made_up_sample
+from trl_recipes.models.forward import unwrap_adapter
 from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.sampling import generate_responses
 from trl_recipes.models.sharding import is_whole
@@ -31,8 +31,8 @@ def check_before_training(trainer: Any) -> list[int]:
     if not isinstance(rows, Dataset):
         return [0]
     sample = made_up_sample(rows, trainer.processing_class)
-    extras = {name: lambda *args: None for name in ("log_extra", "log_metric")}
-    extras["trainer_state"] = trainer.state
+    extras = trainer._reward_extras()
+    extras |= {name: lambda *_: None for name in extras if name.startswith("log_")}
     check_rewards(trainer.rewards, trainer.args.reward_once, **sample, **extras)
     if len(rows) < trainer.args.groups:
         raise RecipeError(
@@ -42,12 +42,22 @@ def check_before_training(trainer: Any) -> list[int]:
         )
     lengths = [len(ids) for ids in trainer._tokenize_prompts(rows["prompt"][:])[0]]
     check_lengths(max(lengths), trainer.args.response_length, trainer.model)
-    if trainer.args.should_save and trainer.args.save_strategy != "no":
-        trained = sum(p.numel() * 4 for p in trainer.model.parameters() if p.requires_grad)
-        kept = trainer.args.save_total_limit or 1
-        # weights and two moments a checkpoint, one more while it is written, and the model
-        check_disk(Path(trainer.args.output_dir), trained * (3 * (kept + 1) + 1))
+    check_disk(trainer.args, sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))
     return lengths
+
+
+def description(trainer: Any, lengths: list[int]) -> str:
+    """Say in one paragraph what a run is about to do, on prompts of these lengths."""
+    described = describe_run(
+        trainer._name,
+        trainer.args,
+        unwrap_adapter(trainer.accelerator.unwrap_model(trainer.model)),
+        trainer.rewards.names,
+        lengths,
+        trainer._number_of_steps(),
+        str(trainer.accelerator.device),
+    )
+    return described + trainer.rewards.described()
 
 
 def measure_rewards(trainer: Any) -> None:

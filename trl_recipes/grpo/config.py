@@ -59,11 +59,6 @@ class GroupConfig(TrainingSettings):
     def _check(self) -> None:
         super()._check()
         self._check_positive("num_iterations", "logging_steps")
-        if getattr(self.logging_strategy, "value", self.logging_strategy) != "steps":
-            raise RecipeError(
-                f"`logging_strategy` is {self.logging_strategy}. Leave it at steps: pictures and "
-                "comparisons read a row for every `logging_steps` steps."
-            )
         if self.num_generations < 2:
             raise RecipeError(
                 f"`num_generations` is {self.num_generations}. A response is judged against others "
@@ -91,28 +86,12 @@ class GroupConfig(TrainingSettings):
             )
         self.gradient_accumulation_steps = found
         self.per_device_train_batch_size = self.mini_batch_size
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
         sampled = self.generation_batch_size
         if sampled is None:
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
             sampled = self.mini_batch_size * (self.steps_per_generation or found) * processes
-        self._check_group_size(sampled, processes)
-
-    def _check_group_size(self, sampled: int, processes: int) -> None:
-        """Hold the size of a group to the number of responses sampled together."""
-        size = self.num_generations
-        if sampled % size == 0:
-            return
-        sizes = [n for n in range(2, sampled + 1) if sampled % n == 0]
-        near = sorted(sizes, key=lambda n: (abs(n - size), n))[:3]
-        fitting = [n for n in (sampled // size * size, (sampled // size + 1) * size) if n]
-        fitting = [n for n in fitting if n % processes == 0] or [size * processes]
-        batches = " or ".join(str(n // processes) for n in fitting)
-        of = f" over {processes} processes" if processes > 1 else ""
-        raise RecipeError(
-            f"`num_generations` ({size}) must divide the {sampled} responses that are sampled "
-            f"together{of}: every prompt gets as many. Set num_generations to "
-            f"{' or '.join(map(str, sorted(near)))}, or batch_size to {batches}."
-        )
+        name = "batch_size" if sampled == self.batch_size else "generation_batch_size"
+        divide_exactly(sampled, self.num_generations, name, "num_generations")
 
 
 @dataclass

@@ -2,8 +2,7 @@
 
 import inspect
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,11 +58,6 @@ def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
             f"`model` is an encoder-decoder ({type(unwrap_adapter(model)).__name__}), which TRL's "
             "GRPO and RLOO trainers do not train. Use PPO (recipes/ppo_seq2seq.py), or a causal "
             "model such as GPT-2."
-        )
-    if isinstance(model, PeftModel) and set(model.peft_config) != {"default"}:
-        raise RecipeError(
-            f"`model` has adapters named {', '.join(model.peft_config)}; TRL's GRPO and RLOO "
-            "trainers know one, named `default`. Load it without `adapter_name`."
         )
     return model
 
@@ -245,13 +239,6 @@ def without_second_adapter(policy: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def set_forward(model: nn.Module, forward: Callable | None) -> None:
-    """Give a model a forward of its own; None: that of its class."""
-    vars(model).pop("forward", None)
-    if forward is not None:
-        model.forward = forward
-
-
 @contextmanager
 def writes_nothing(args: GroupConfig) -> Iterator[None]:
     """Keep TRL's constructor from making folders before all was found fit for training."""
@@ -263,11 +250,3 @@ def writes_nothing(args: GroupConfig) -> Iterator[None]:
         yield
     finally:
         args.saves, args.log_completions = saves, log_completions
-
-
-@contextmanager
-def without_renamings() -> Iterator[None]:
-    """TRL 1.12 reads a property that transformers renamed in 5.23."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        yield

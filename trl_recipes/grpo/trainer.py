@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,67 +17,20 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import (
-    GenerationConfig,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    set_seed,
-)
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, set_seed
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
-from trl_recipes.callbacks import StepProgress, own_copy, push_model, train_or_stop
-from trl_recipes.checkpointing import (
-    drop_later_rows,
-    random_states,
-    set_random_states,
-)
+from trl_recipes.callbacks import own_copy, show_progress, train_or_stop
 from trl_recipes.data.conversations import plain_text
-from trl_recipes.data.prompts import own_names
 from trl_recipes.data.tokenizers import appended_tokens
-from trl_recipes.describe import describe_run, replace_unknown_characters
+from trl_recipes.describe import replace_unknown_characters
 from trl_recipes.diagnostics import Alarms, group_alarms
-from trl_recipes.distributed import broadcast_from_main, gather
 from trl_recipes.errors import RecipeError
-from trl_recipes.grpo.checks import (
-    check_before_training,
-    dry_run,
-    measure_rewards,
-    normalizes,
-)
+from trl_recipes.grpo import checks, inputs
+from trl_recipes.grpo.checkpointing import GroupCheckpoints, Place, begin_epoch
 from trl_recipes.grpo.config import GroupConfig, GRPOConfig, RLOOConfig
-from trl_recipes.grpo.inputs import (
-    causal_model,
-    check_arguments,
-    copy_weights,
-    count_positions,
-    evaluation_rows,
-    fitting_tokenizer,
-    named,
-    prompt_rows,
-    set_forward,
-    without_renamings,
-    without_second_adapter,
-    writes_nothing,
-)
-from trl_recipes.grpo.resume import (
-    Place,
-    begin_epoch,
-    read_place,
-    read_weights,
-    write_place,
-    write_weights,
-)
-from trl_recipes.grpo.statistics import batch_statistics, weighted_totals
-from trl_recipes.models.adapters import (
-    StartModel,
-    check_trained,
-    keep_base,
-    save_policy,
-    select_trainable,
-    with_own_schedule,
-)
+from trl_recipes.grpo.scoring import GroupScoring
+from trl_recipes.models import adapters
 from trl_recipes.models.forward import (
     check_causal,
     forward_arguments,
@@ -88,21 +42,18 @@ from trl_recipes.models.memory import set_malloc_thresholds
 from trl_recipes.models.sampling import ignores_padding, packed_weights
 from trl_recipes.models.sharding import (
     check_fsdp_loading,
-    full_model,
     full_tensor,
     is_sharded,
     wrap_by_layer,
 )
-from trl_recipes.rewards.base import TokenRewards, part_of, score_part
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.run_folder import RunFolder
-from trl_recipes.stats import (
-    append_alarms,
-    append_samples,
-    append_stats,
-)
+from trl_recipes.stats import append_alarms, append_samples, append_stats
 
 logger = get_logger(__name__)
+
+# TRL reads a property that transformers renamed in 5.23
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
 
 NOT_FINITE_ENDS = 3  # optimizer steps in a row without a finite gradient
 
@@ -114,31 +65,27 @@ class _Steps(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """The state is that of the checkpoint now, if there is one."""
-        self.trainer._begin()
+        self.trainer._go_to_checkpoint()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        """The prompts are put in order now."""
         if self.trainer._sampler is not None:
             begin_epoch(self.trainer._sampler, int(state.epoch or 0))
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        """Gradients are clipped now."""
         self.trainer._leave_out_if_not_finite()
 
     def on_step_end(self, args, state, control, **kwargs):
-        """The weights are those of a whole step now."""
         self.trainer._after_step()
 
 
-class GroupTrainer:
+class GroupTrainer(GroupScoring, GroupCheckpoints):
     """What our GRPOTrainer and RLOOTrainer add to TRL's, whose algorithms stay as they are.
 
     `model` is a hub name, a folder, or a causal transformers or PEFT model; without
     `processing_class` the tokenizer is loaded by its name. `train_dataset` holds prompts, as
     `load_prompts` gives them or as TRL wants them: a column `prompt` of texts or conversations.
     Further columns reach reward functions. `metrics` are functions like `reward_funcs` that are
-    logged and never optimised; `reward_weights` are 1 where none are given, and -1 for penalties.
+    logged and never optimized; `reward_weights` are 1 where none are given, and -1 for penalties.
     `all_stats` holds a row for each logged step, with all that TRL logs.
 
     Differs from TRL's: the reference model has the very weights that the policy starts with, where
@@ -146,9 +93,6 @@ class GroupTrainer:
     are explicit, so that a row's log-probabilities do not depend on its neighbors' padding; the
     order of prompts follows from seed and epoch, so that it is the same after a resume; on a CPU
     log-probabilities come from plain logits; TRL is told of no run.
-
-    Raises:
-        RecipeError: what was passed cannot be trained; says why and what to do.
     """
 
     config_class: type[GroupConfig]
@@ -169,57 +113,50 @@ class GroupTrainer:
         **kwargs: Any,
     ):
         args = self.config_class() if args is None else args
-        check_arguments(args, self.config_class, train_dataset, kwargs)
+        inputs.check_arguments(args, self.config_class, train_dataset, kwargs)
         args = own_copy(args)
         check_fsdp_loading()
         set_seed(args.seed)
-        policy = causal_model(model, args.trust_remote_code)
+        policy = inputs.causal_model(model, args.trust_remote_code)
         self._saved_settings = copy.deepcopy(unwrap_adapter(policy).generation_config)
-        tokenizer = fitting_tokenizer(processing_class, model, policy)
+        tokenizer = inputs.fitting_tokenizer(processing_class, model, policy)
         self.rewards = rewards_of(args, reward_funcs, reward_weights, metrics)
         if self.rewards is None:
             raise RecipeError("`reward_funcs` is missing. Pass one function or a list of them.")
         args.reward_weights = self.rewards.weights
-        peft_config = select_trainable(policy, args.trainable, peft_config)
+        peft_config = adapters.select_trainable(policy, args.trainable, peft_config)
         adapted = peft_config is not None or isinstance(policy, PeftModel)
-        loads_reference = args.beta != 0 and not adapted
-        forward = vars(unwrap_adapter(policy)).get("forward")
-        if "optimizers" in kwargs:
-            kwargs["optimizers"] = with_own_schedule(*kwargs["optimizers"])
+        own_forward = vars(unwrap_adapter(policy)).get("forward")
         with (
-            named(policy, loads_reference),
-            without_second_adapter(policy),
-            writes_nothing(args),
-            without_renamings(),
+            inputs.named(policy, wanted=args.beta != 0 and not adapted),
+            inputs.without_second_adapter(policy),
+            inputs.writes_nothing(args),
         ):
             super().__init__(
                 model=policy,
                 reward_funcs=self.rewards.for_trl(),
                 args=args,
-                train_dataset=prompt_rows(train_dataset, "train_dataset", tokenizer),
-                eval_dataset=evaluation_rows(eval_dataset, tokenizer),
+                train_dataset=inputs.prompt_rows(train_dataset, "train_dataset", tokenizer),
+                eval_dataset=inputs.evaluation_rows(eval_dataset, tokenizer),
                 processing_class=tokenizer,
                 callbacks=[*(callbacks or []), _Steps(self)],
                 peft_config=peft_config,
                 **kwargs,
             )
         fused_head = vars(unwrap_adapter(policy)).get("forward")  # of TRL >= 1.15
-        self._fused_head = None if fused_head is forward else fused_head
-        set_forward(unwrap_adapter(policy), forward)
+        self._fused_head = None if fused_head is own_forward else fused_head
+        _set_forward(unwrap_adapter(policy), own_forward)
         self._prepare_policy(policy)
         self._prepare_reference(policy)
         if self.accelerator.device.type == "cpu":
             set_malloc_thresholds()
         self.log_completions = args.log_completions
         self._forget()
-        self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
-        if not args.disable_tqdm:
-            self.add_callback(StepProgress)
+        show_progress(self)
 
     def _prepare_policy(self, policy: nn.Module) -> None:
         """Make log-probabilities depend on their own row alone, and hold the model to that."""
-        count_positions(policy)
+        inputs.count_positions(policy)
         check_causal(policy)
         if not ignores_padding(policy):
             raise RecipeError(
@@ -227,16 +164,16 @@ class GroupTrainer:
                 "TRL's GRPO and RLOO trainers pad prompts. Train it with PPO, which does not."
             )
         trained = self.accelerator.unwrap_model(self.model)  # with its adapter
-        check_trained(trained, self.optimizer)
+        adapters.check_trained(trained, self.optimizer)
         if self.args.disable_dropout:
             switch_off_chance(trained)
-        keep_base(trained)
+        adapters.keep_base(trained)
 
     def _prepare_reference(self, policy: nn.Module) -> None:
         """Make the reference the model that training starts from, whatever is trained of it."""
         trained = self.accelerator.unwrap_model(self.model)
         if isinstance(trained, PeftModel) and self.beta != 0:
-            start = StartModel(trained)
+            start = adapters.StartModel(trained)
             if start.weights and self.is_deepspeed_enabled:
                 raise RecipeError(
                     "Under DeepSpeed the reference of an adapter is the model without it. This one "
@@ -245,9 +182,9 @@ class GroupTrainer:
             trained.disable_adapter = start.restored  # which TRL calls for the reference
         if self.ref_model is not None:
             reference = self.accelerator.unwrap_model(self.ref_model)
-            count_positions(reference)
+            inputs.count_positions(reference)
             if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-                copy_weights(policy, reference)
+                inputs.copy_weights(policy, reference)
 
     def _forget(self) -> None:
         """Be as before the first step, but for the weights."""
@@ -292,7 +229,7 @@ class GroupTrainer:
         model = unwrap_adapter(self.accelerator.unwrap_model(self.model))
         own, model.generation_config = model.generation_config, GenerationConfig()
         try:
-            with packed_weights(model), without_renamings():
+            with packed_weights(model):
                 return super()._generate_single_turn(*args, **kwargs)
         finally:
             model.generation_config = own
@@ -349,14 +286,13 @@ class GroupTrainer:
     def _with_fused_head(self) -> Iterator[None]:
         """Lend the policy the forward that TRL >= 1.15 gave it: copies would call the original."""
         policy = unwrap_adapter(self.accelerator.unwrap_model(self.model))
-        forward = vars(policy).get("forward")
+        own = vars(policy).get("forward")
         if self._fused_head is not None:
             policy.forward = self._fused_head
         try:
             yield
         finally:
-            if self._fused_head is not None:
-                set_forward(policy, forward)
+            _set_forward(policy, own)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as TRL does, also before and after training."""
@@ -368,53 +304,7 @@ class GroupTrainer:
         if os.environ.get("HF_HUB_DISABLE_TELEMETRY") == "0":
             super()._send_telemetry()
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
-        """Call the reward functions as TRL does, and note what the batch looks like.
-
-        Done here, so that an error in one process is told in all, and because TRL would call them
-        in every process.
-        """
-        started = time.perf_counter()
-        raw = self._score(inputs, prompts, completions, completion_ids_list)
-        values = torch.tensor([raw[name] for name in self.rewards.names], dtype=torch.float32)
-        by_function = self.accelerator.gather(values.T.contiguous().to(self.accelerator.device))
-        self._note("time/scoring", time.perf_counter() - started)
-        if self.model.training:
-            self._note_batch(raw, prompts, completions, completion_ids_list, by_function)
-        return by_function
-
-    def _score(self, inputs, prompts, completions, ids) -> dict[str, list[float]]:
-        """Values of each reward function and metric for this process's part; nan for None."""
-        columns = own_names({n: [row[n] for row in inputs] for n in inputs[0] if n != "prompt"})
-        extra_columns: list[tuple[str, list]] = []
-        extra_metrics: list[tuple[str, float]] = []
-        extras: dict[str, Any] = {
-            "trainer_state": self.state,
-            "log_extra": lambda column, values: extra_columns.append((column, list(values))),
-            "log_metric": lambda name, value: extra_metrics.append((name, value)),
-        }
-        if getattr(self, "environments", None) is not None:
-            extras["environments"] = self.environments
-        once = self.args.reward_once
-        _, raw = score_part(self.rewards, once, prompts, completions, ids, columns, **extras)
-        for name, values in raw.items():
-            if any(isinstance(value, TokenRewards) for value in values):
-                raise RecipeError(
-                    f"Reward function `{name}` returned a list of numbers for a completion, one a "
-                    f"token. {self._name} gives all tokens of a response one advantage: return "
-                    "their sum, or train with PPO."
-                )
-        place = slice(None)
-        if once:  # what TRL gathers of all must be there in all
-            extra_columns, extra_metrics = broadcast_from_main(
-                lambda: (extra_columns, extra_metrics)
-            )
-            place = part_of(len(prompts))
-        for column, values in extra_columns:
-            self._log_completion_extra(column, values[place])
-        for name, value in extra_metrics:
-            self._log_metric(name, value)
-        return {n: [torch.nan if v is None else v for v in values] for n, values in raw.items()}
+    # What a step leaves
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what TRL logs, and keep the row of a training step in the run folder."""
@@ -424,36 +314,6 @@ class GroupTrainer:
         super().log(logs, start_time)
         if "loss" in logs:
             self._record(logs)
-
-    # What a step leaves
-
-    def _note(self, name: str, value: float) -> None:
-        """Add a value to those that TRL averages and logs."""
-        self._metrics["train" if self.model.training else "eval"][name].append(value)
-
-    def _note_batch(self, raw, prompts, completions, ids, by_function: Tensor) -> None:
-        """Note what a sampled batch looks like, and keep a response of each of the first groups.
-
-        `by_function` holds what each reward function gave, (all B, functions).
-        """
-        weights = torch.tensor(self.rewards.weights)
-        totals, all_ids = weighted_totals(by_function, weights), gather(list(ids))
-        texts = [plain_text(completion) for completion in completions]
-        metrics = {name: gather(raw[name]) for name in self.rewards.metric_names}
-        found = batch_statistics(totals, self.num_generations, gather(texts), all_ids, metrics)
-        if self.mask_truncated_completions:
-            ends = (*self._end_tokens(), self._tokenizer.pad_token_id)
-            cut = [row[-1] not in ends for row in all_ids]
-            found["tokens/masked_share"] = sum(cut) / len(cut)
-        found |= self.rewards.normalization_stats()
-        for name, value in found.items():
-            self._note(name, value)
-        self._episodes += len(all_ids)
-        self._generated += sum(map(len, all_ids))
-        first = self.accelerator.process_index * len(prompts)
-        scores = totals[first : first + len(prompts)].tolist()
-        few = slice(0, self.num_generations * self.args.log_samples, self.num_generations)
-        self._samples = ([plain_text(prompt) for prompt in prompts[few]], texts[few], scores[few])
 
     def _record(self, logs: dict[str, Any]) -> None:
         """Keep the row of a step, and write it to disk at once."""
@@ -486,17 +346,17 @@ class GroupTrainer:
                 stopped being finite.
             RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
         """
-        lengths = check_before_training(self)
+        lengths = checks.check_before_training(self)
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = resume_from_checkpoint
-        if normalizes(self):
-            measure_rewards(self)
+        if checks.normalizes(self):
+            checks.measure_rewards(self)
         train = functools.partial(self._train, **kwargs)
         wrap_by_layer(self.model, self.accelerator)
         if self.args.saves:
             about = {
                 "algorithm": self._name,
-                "about": self._described(lengths),
+                "about": checks.description(self, lengths),
                 "rewards": dict(zip(self.rewards.names, self.rewards.weights, strict=True)),
                 "metrics": self.rewards.metric_names,
             }
@@ -510,51 +370,13 @@ class GroupTrainer:
         """TRL's training; of what a failing reward function ends, the last whole step is kept."""
         self._checkpoint = resume_from_checkpoint
         try:
-            with self._with_fused_head(), without_renamings():
+            with self._with_fused_head():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except RecipeError as error:
             alone = self.accelerator.num_processes == 1  # several save together or not
-            possible = self.args.saves and (alone or error.everywhere)
-            if self._between is not None and possible:
-                _, randomness, self.state.num_input_tokens_seen = self._between
-                set_random_states(randomness)
-                self._save_checkpoint(self.model, trial=None)
+            if self.args.saves and (alone or error.everywhere):
+                self._save_last_whole_step()
             raise
-
-    def _begin(self) -> None:
-        """Before the first step, drop what was logged after the checkpoint, and go to its place."""
-        self._between = None
-        if self._trying or not self.args.resume_from_checkpoint:
-            return
-        run, step = RunFolder(Path(self.args.output_dir)), self.state.global_step
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self.all_stats = drop_later_rows(run, step)
-        self._alarms.replay(self.all_stats)
-        if self._checkpoint is not None:
-            process, device = self.accelerator.process_index, self.accelerator.device
-            place, processes = read_place(Path(self._checkpoint), process, device)
-            if processes != self.accelerator.num_processes:
-                place = self._elsewhere(place, processes)
-            self._step, self._buffered_inputs = place.passes, place.batch
-            self._episodes, self._generated = place.episodes, place.generated
-            if place.weights:
-                self.reward_weights = torch.tensor(place.weights)
-            if self.args.sync_ref_model:
-                reference = self.accelerator.unwrap_model(self.ref_model)
-                reference.load_state_dict(read_weights(Path(self._checkpoint), type(reference)))
-
-    def _elsewhere(self, place: Place, processes: int) -> Place:
-        """The place of a run that had another number of processes, as near as it can be given."""
-        logger.warning(
-            "The run had %d processes and has %d now: it goes on with the same weights, but draws "
-            "other responses; prompts go on where they were if `batch_size` times processes is the "
-            "same.",
-            processes,
-            self.accelerator.num_processes,
-        )
-        passes = self.state.global_step * self.args.gradient_accumulation_steps
-        return place._replace(passes=passes, batch=None)
 
     def _leave_out_if_not_finite(self) -> None:
         """Leave a step out that would turn weights into nan; several in a row end the run."""
@@ -574,68 +396,20 @@ class GroupTrainer:
                 "or a max_grad_norm of 0."
             )
 
-    def _after_step(self) -> None:
-        """Note where the run is, in case that the next step fails."""
-        unused = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-        batch = None if unused else self._buffered_inputs
-        weights = self.reward_weights.tolist()
-        place = Place(self._step, self._episodes, self._generated, batch, weights)
-        self._between = (place, random_states(), self.state.num_input_tokens_seen)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save the place between two batches, and a reference that follows the policy, too."""
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        place, processes = self._between[0], self.accelerator.num_processes
-        write_place(folder, place, self.accelerator.process_index, processes)
-        if self.args.sync_ref_model and self.args.should_save:  # else it is the start model
-            write_weights(folder, self.accelerator.unwrap_model(self.ref_model))
-        super()._save_checkpoint(model, trial)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: TRL would put one into the run folder with each checkpoint."""
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save policy and tokenizer in the hub's format: to `model/` in the run folder, or here."""
-        if _internal_call:
-            super().save_model(output_dir, _internal_call)
-            return
-        writes = self.accelerator.is_main_process
-        policy = full_model(self.accelerator.unwrap_model(self.model), keep=writes)
-        if writes:
-            folder = Path(output_dir or RunFolder(Path(self.args.output_dir)).model)
-            folder.mkdir(parents=True, exist_ok=True)
-            # as the start model had them: TRL and transformers write the tokenizer's tokens in
-            unwrap_adapter(policy).generation_config = self._saved_settings
-            save_policy(policy, folder, self.args.merge_adapter)
-            self.processing_class.save_pretrained(folder)
-            push_model(self.args, folder)
-
     # Before training
 
     def describe(self) -> str:
         """Say in one paragraph what `train` is about to do, with the batch arithmetic in words."""
-        lengths = check_before_training(self)
-        measure_rewards(self)
-        return self._described(lengths)
+        lengths = checks.check_before_training(self)
+        checks.measure_rewards(self)
+        return checks.description(self, lengths)
 
     def check(self) -> str:
         """Make the first steps of `train`, write nothing, and put everything back.
 
         Returns what was checked, and the time and memory that the whole run will take.
         """
-        return dry_run(self, _Steps)
-
-    def _described(self, lengths: list[int]) -> str:
-        described = describe_run(
-            self._name,
-            self.args,
-            unwrap_adapter(self.accelerator.unwrap_model(self.model)),
-            self.rewards.names,
-            lengths,
-            self._number_of_steps(),
-            str(self.accelerator.device),
-        )
-        return described + self.rewards.described()
+        return checks.dry_run(self, _Steps)
 
     def _end_tokens(self) -> list[int]:
         # TRL < 1.15 knows the tokenizer's own alone
@@ -693,3 +467,10 @@ class RLOOTrainer(GroupTrainer, trl.RLOOTrainer):
             tokens, responses = self.accelerator.reduce(counts, reduction="sum").tolist()
             self._note("objective/kl", kls[-1] * tokens / responses)
         return batch
+
+
+def _set_forward(model: nn.Module, forward: Callable | None) -> None:
+    """Give a model a forward of its own; None: that of its class."""
+    vars(model).pop("forward", None)
+    if forward is not None:
+        model.forward = forward

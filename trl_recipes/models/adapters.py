@@ -11,9 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
-from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, Trainer
-from transformers.optimization import AdafactorSchedule
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import unwrap_adapter
@@ -36,10 +34,14 @@ def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None)
         _check_kind(config)
     if peft_config is not None:
         _check_target_modules(policy, peft_config)
+    if adapted and policy.active_adapters != ["default"]:
+        raise RecipeError(
+            f"`model` trains the adapters {', '.join(policy.active_adapters)}: PPO, GRPO and RLOO "
+            "train the one named `default`. Load it without `adapter_name`."
+        )
     if adapted and not any(p.requires_grad for p in policy.parameters()):
-        for name in policy.active_adapters:  # an adapter is loaded frozen
-            policy.peft_config[name].inference_mode = False
-        policy.set_adapter(policy.active_adapter)
+        policy.peft_config["default"].inference_mode = False  # an adapter is loaded frozen
+        policy.set_adapter("default")
     if trainable == "lora" and not adapted:
         task = "SEQ_2_SEQ_LM" if policy.config.is_encoder_decoder else "CAUSAL_LM"
         return peft_config or LoraConfig(task_type=task)
@@ -69,39 +71,12 @@ def check_trained(model: nn.Module, optimizer: Any) -> None:
             "Every weight of the model is frozen (`requires_grad` is False): nothing would be "
             "trained. Set it for some, or train an adapter (`trainable: lora`)."
         )
-    if optimizer is None:
-        return
-    if not isinstance(optimizer, Optimizer):
-        raise RecipeError(
-            "`optimizer` must be one of torch, such as torch.optim.AdamW(model.parameters()), got "
-            f"{optimizer if isinstance(optimizer, type) else type(optimizer)}."
-        )
-    held = {p for group in optimizer.param_groups for p in group["params"]}
-    if not held <= set(model.parameters()) or not held & trained:
+    held = {p for group in getattr(optimizer, "param_groups", ()) for p in group["params"]}
+    if held and not (held <= set(model.parameters()) and held & trained):
         raise RecipeError(
             "`optimizer` holds weights that are not this model's, or frozen ones alone: training "
             "would change nothing. Make it of the parameters of the model that you pass."
         )
-
-
-def with_own_schedule(optimizer: Any, scheduler: Any) -> tuple[Any, Any]:
-    """Leave the learning rate to an optimizer that works it out, such as `Adafactor(lr=None)`."""
-    groups = getattr(optimizer, "param_groups", ())
-    if scheduler is None and any(group["lr"] is None for group in groups):
-        scheduler = _OwnSchedule(optimizer)
-    return optimizer, scheduler
-
-
-class _OwnSchedule(AdafactorSchedule):
-    """Tells the learning rate that Adafactor has worked out for its last step."""
-
-    def get_lr(self) -> list[float]:
-        """One number a group; 0 before the first step."""
-        optimizer, rates = self.optimizer, []
-        for group in optimizer.param_groups:
-            state = optimizer.state.get(group["params"][0])
-            rates.append(float(optimizer._get_lr(group, state)) if state else 0.0)
-        return rates
 
 
 class StartModel:
@@ -124,8 +99,8 @@ class StartModel:
         self._switch = policy.disable_adapter
 
     @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Make the policy its start model for the time of the block, which must not train."""
+    def restored(self) -> Iterator[PeftModel]:
+        """Give the policy as its start model for the time of the block, which must not train."""
         with torch.no_grad(), self._switch() if self.switches else nullcontext():
             places = {n: self.policy.get_parameter(n) for n in self.weights}
             now = {n: place.detach().clone() for n, place in places.items()}
@@ -133,7 +108,7 @@ class StartModel:
                 self.weights[name] = self.weights[name].to(place.device)
                 place.copy_(shard_like(self.weights[name], place))
             try:
-                yield
+                yield self.policy
             finally:
                 for name, place in places.items():
                     place.copy_(now[name])
@@ -154,12 +129,7 @@ def save_policy(policy: nn.Module, folder: Path, merge_adapter: bool) -> None:
     elif merge_adapter:
         copy.deepcopy(policy).merge_and_unload().save_pretrained(folder)
     else:
-        name, *others = policy.active_adapters
-        policy.save_pretrained(folder, selected_adapters=[name, *others])
-        if name != "default" and not others:  # which peft puts into a folder of its own
-            for path in (folder / name).iterdir():
-                path.replace(folder / path.name)
-            (folder / name).rmdir()
+        policy.save_pretrained(folder, selected_adapters=["default"])
 
 
 def save_trained(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
@@ -176,16 +146,12 @@ def save_trained(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: s
 
 
 def _check_kind(peft_config: Any) -> None:
-    """Refuse adapters that need more of a trainer than gradients, or more tokens than the text."""
-    if getattr(peft_config, "peft_type", None) == PeftType.ADALORA:
+    adalora = getattr(peft_config, "peft_type", None) == PeftType.ADALORA
+    if adalora or getattr(peft_config, "is_prompt_learning", False):
+        need = "a call and a loss term in each step" if adalora else "tokens before each text"
         raise RecipeError(
-            "AdaLoRA moves its ranks by a call and a loss term of its own in each step, which PPO, "
-            "GRPO and RLOO do not make. Use LoraConfig, for instance with `use_rslora=True`."
-        )
-    if getattr(peft_config, "is_prompt_learning", False):
-        raise RecipeError(
-            f"{type(peft_config).__name__} puts tokens of its own before each text, which the "
-            "probabilities of a response are not computed with. Use LoraConfig."
+            f"{type(peft_config).__name__} needs {need}, which PPO, GRPO and RLOO do not have. Use "
+            "LoraConfig, for instance with `use_rslora=True`."
         )
 
 

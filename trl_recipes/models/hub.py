@@ -1,11 +1,11 @@
 """Where a model or a data set is: a local folder, or a name on the Hugging Face hub.
 
 Left alone, the libraries retry an unreachable hub for 20 to 50 seconds with noise on stderr. Here
-one short question is asked first, and every answer but "it is there" is one `RecipeError`.
+one short question is asked first; where the hub cannot be reached, they read their cache alone.
 """
 
 import contextlib
-import json
+import logging
 import os
 import re
 import shlex
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from trl_recipes.errors import RecipeError
+
+logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 5.0
 Kind = Literal["model", "dataset"]
@@ -36,7 +38,7 @@ def resolve(
     """Find a model or a data set, before anything slow is done with it: a path, or a hub name.
 
     A run folder becomes the `model` folder in it. `source` says in messages where the name came
-    from; the usual flag when None.
+    from; None is the usual flag.
     """
     source = source or _FLAGS[kind]
     if not isinstance(name, str | os.PathLike) or not str(name).strip():
@@ -51,7 +53,8 @@ def resolve(
         folder = _model_folder(path, source)
         _check_weights(folder, source)
         return str(folder)
-    if not _may_be_hub_name(name):
+    hub_name = re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", name, flags=re.ASCII)
+    if not hub_name or path.suffix.lower() in _DATA_SUFFIXES:
         raise RecipeError(
             f"{source}: there is no file or folder `{name}`. Check the path (relative paths "
             f"start at {Path.cwd()}), or leave the flag out to use the embedded default."
@@ -145,8 +148,8 @@ def refuse_pickle(name: str, source: str | None) -> NoReturn:
         )
     else:
         convert = (
-            f"from transformers import {_architecture(folder)} as M; "
-            "M.from_pretrained(f, use_safetensors=False).save_pretrained(f)"
+            "import transformers as t; M = getattr(t, t.AutoConfig.from_pretrained(f)"
+            ".architectures[0]); M.from_pretrained(f, use_safetensors=False).save_pretrained(f)"
         )
     first = "" if local else f"hf download {name} --local-dir FOLDER && "
     place = shlex.quote(name) if local else "FOLDER"
@@ -158,17 +161,7 @@ def refuse_pickle(name: str, source: str | None) -> NoReturn:
     )
 
 
-def _architecture(folder: Path) -> str:
-    """The transformers class of a model folder."""
-    try:
-        named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    except (OSError, ValueError, LookupError, TypeError):
-        return "AutoModelForCausalLM"
-    return named if str(named).isidentifier() else "AutoModelForCausalLM"
-
-
 def _model_folder(path: Path, source: str) -> Path:
-    """The folder that holds the model: `path`, or `path/model` where `path` is a run."""
     if path.is_file():
         raise RecipeError(
             f"{source}: `{path}` is a file. Give the folder that holds config.json and the weights."
@@ -183,52 +176,36 @@ def _model_folder(path: Path, source: str) -> Path:
     )
 
 
-def _may_be_hub_name(name: str) -> bool:
-    """Whether `name` has the form `owner/name` or `name`, and does not end like a data file."""
-    if Path(name).suffix.lower() in _DATA_SUFFIXES:
-        return False
-    return re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", name, flags=re.ASCII) is not None
-
-
 def _ask_hub(name: str, kind: Kind, source: str, token: str | bool | None) -> None:
+    """Refuse a name that the hub does not give; work offline where it does not answer."""
     from huggingface_hub import constants, is_offline_mode
 
-    cached = _is_cached(name, kind)
-    if is_offline_mode():
-        if not cached:
-            raise RecipeError(
-                f"{source}: `{name}` is no folder here, and it is not in the local hub cache "
-                f"({constants.HF_HUB_CACHE}), the only place to look with HF_HUB_OFFLINE=1. "
-                f"{_how_offline(kind)}"
-            )
-        return
-    failure = _probe(name, kind, token)
+    failure = None if is_offline_mode() else _probe(name, kind, token)
     if failure is None:
         return
-    noun, status = _NOUNS[kind], getattr(getattr(failure, "response", None), "status_code", None)
+    status = getattr(getattr(failure, "response", None), "status_code", None)
     gated = type(failure).__name__ == "GatedRepoError" or status == 403
     if gated or status in (401, 404):
         # The hub answers 401, not 404, for names that it does not have to those not logged in.
         reason = (
-            f"the {noun} `{name}` is gated on {constants.ENDPOINT}. Ask for access on its page "
-            "and log in with `hf auth login`"
+            f"the {_NOUNS[kind]} `{name}` is gated on {constants.ENDPOINT}. Ask for access on its "
+            "page and log in with `hf auth login`"
             if gated
-            else f"`{name}` is no folder here, and {constants.ENDPOINT} has no public {noun} of "
-            "that name. Check the spelling; for a private one log in with `hf auth login`"
+            else f"`{name}` is no folder here, and {constants.ENDPOINT} has no public "
+            f"{_NOUNS[kind]} of that name. Check the spelling; for a private one log in with "
+            "`hf auth login`"
         )
         raise RecipeError(f"{source}: {reason}, or leave the flag out to use the embedded default.")
-    if cached:
-        _work_offline()
-        return
-    raise RecipeError(
-        f"{source}: `{name}` is no folder here, and {constants.ENDPOINT} could not be reached to "
-        f"load it from ({(str(failure).splitlines() or [type(failure).__name__])[0][:200]}). "
-        f"{_how_offline(kind)}"
-    )
+    cause = (str(failure).splitlines() or [type(failure).__name__])[0][:200]
+    logger.warning("%s: %s could not be reached (%s).", source, constants.ENDPOINT, cause)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
 def _probe(name: str, kind: Kind, token: str | bool | None = None) -> BaseException | None:
-    """Ask the hub once for `name`; what went wrong, or None."""
+    """Ask the hub once for a name: what went wrong, or None."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -241,39 +218,11 @@ def _probe(name: str, kind: Kind, token: str | bool | None = None) -> BaseExcept
     return None
 
 
-def _is_cached(name: str, kind: Kind) -> bool:
-    if kind == "model":
-        from huggingface_hub import try_to_load_from_cache
-
-        files = ("config.json", "adapter_config.json")
-        return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
-    import datasets.config
-
-    # datasets keeps owner/SomeName as owner___some_name.
-    *owner, last = name.split("/")
-    folder = "___".join([*owner, datasets.naming.camelcase_to_snakecase(last)])
-    return any(Path(datasets.config.HF_DATASETS_CACHE).glob(f"{folder}/*/*/*"))
-
-
-def _work_offline() -> None:
-    """From here on this process reads the local cache and asks the hub nothing."""
-    from huggingface_hub import constants
-
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    constants.HF_HUB_OFFLINE = True
-    if "datasets" in sys.modules:
-        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
-
-
 def _how_to_fix(name: str, kind: Kind, part: str | None) -> str:
-    if not Path(name).exists():
-        return _how_offline(kind)
-    again = f"save the {part or 'model'} again with save_pretrained"
-    again = "write them again" if kind == "dataset" else again
-    return f"Files there are missing, damaged or do not fit together: {again}."
-
-
-def _how_offline(kind: Kind) -> str:
+    if Path(name).exists():
+        again = f"save the {part or 'model'} again with save_pretrained"
+        again = "write them again" if kind == "dataset" else again
+        return f"Files there are missing, damaged or do not fit together: {again}."
     folder = "folder or file" if kind == "dataset" else "folder"
     return (
         f"To run offline, leave the flag out (embedded default), give a local {folder}, or set "

@@ -62,12 +62,11 @@ def generate_responses(
         temperature: of the sampling distribution.
         do_sample: False takes the most likely token each time.
         batch_size: queries generated together; None takes all.
-        **generation_kwargs: further fields of `transformers.GenerationConfig`, and processors and
-            criteria that transformers' `generate` is called with.
+        **generation_kwargs: what else transformers' `generate` takes.
 
     Returns:
-        Responses on the model's device, each of shape (response length,): the sampled tokens alone,
-        the ending one included, without query, padding or a decoder's start token.
+        The sampled tokens on the model's device, each of shape (response length,): with the ending
+        one, and without query, padding or a decoder's start token.
     """
     device = next(model.parameters()).device
     limits = [max_new_tokens] * len(queries) if isinstance(max_new_tokens, int) else max_new_tokens
@@ -112,7 +111,6 @@ def ignores_padding(model: nn.Module) -> bool:
 
 
 def _fit_together(model: nn.Module, queries: Sequence[Tensor]) -> list[list[int]]:
-    """Group the rows that transformers may generate in one batch."""
     # rows of one length need no padding, which the states of a model may take for text
     lengths = [len(query) for query in queries]
     if unwrap_adapter(model).config.is_encoder_decoder or can_sample(model):
@@ -191,10 +189,8 @@ def sample_growing(
     max_new_tokens: Sequence[int],
     temperature: float = 1.0,
 ) -> Samples:
-    """Draw with a cache that grows by each token, out of which rows that have ended are taken.
-
-    transformers' `generate` keeps computing them.
-    """
+    """Draw with a cache that grows by each token; rows that have ended leave it."""
+    # transformers' `generate` keeps computing them
     language_model = unwrap_adapter(model)
     device = queries[0].device
     (cache,) = CACHES & forward_arguments(language_model)
@@ -233,7 +229,6 @@ def sample_growing(
 
 
 def _next_inputs(inputs: dict, tokens: Tensor) -> dict:
-    """The drawn tokens, behind what the cache holds."""
     if "decoder_input_ids" in inputs:
         return inputs | {"decoder_input_ids": tokens}
     mask = inputs["attention_mask"]
@@ -244,7 +239,6 @@ def _next_inputs(inputs: dict, tokens: Tensor) -> dict:
 
 
 def _keep_rows(inputs: dict, kept: Tensor) -> dict:
-    """Take the other rows out of the batch."""
     if "encoder_outputs" in inputs:
         encoded = inputs["encoder_outputs"]
         inputs = inputs | {"encoder_outputs": type(encoded)(last_hidden_state=encoded[0][kept])}
@@ -299,7 +293,7 @@ def _generate(
 
 
 def _ends(sampled: Tensor, lengths: Tensor, eos_token_id) -> Tensor:
-    """Length of each response: up to its own limit, or to the first end token before it, (B,)."""
+    # each response goes up to its own limit, or to the first end token before it
     lengths = lengths.clamp(max=sampled.shape[1])
     if eos_token_id is None:
         return lengths
@@ -330,7 +324,7 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
 
 
 def _gains(layer: nn.Module) -> bool:
-    """Whether a layer is one that is worth packing, and nobody else has changed."""
+    # worth packing, and changed by nobody else
     if type(layer) not in (nn.Linear, Conv1D) or "forward" in vars(layer):
         return False
     weight = layer.weight

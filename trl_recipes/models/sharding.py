@@ -22,10 +22,7 @@ from trl_recipes.models.forward import unwrap_adapter
 
 
 def check_fsdp_loading() -> None:
-    """Refuse a launch in which only the first process of a machine loads weights.
-
-    What is not sharded (a reward model, a value head) would stay empty in all the others.
-    """
+    """Refuse a launch in which only the first process of a machine loads weights."""
     flags = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
     if all(parse_flag_from_env(flag) for flag in flags):
         raise RecipeError(
@@ -80,12 +77,12 @@ def set_fsdp_root(model: nn.Module) -> None:
 
 
 def shard(model: nn.Module) -> None:
-    """Leave each process a part of a model that is only ever used within [`gathered`]."""
+    """Leave each process a part of a model that is used within [`gathered`] alone."""
     fully_shard(model)
 
 
 @contextmanager
-def gathered(model: nn.Module, reshard_after_forward: bool = True) -> Iterator[None]:
+def gathered(model: nn.Module, reshard_after_forward: bool = True) -> Iterator[nn.Module]:
     """Give each process all of a model's weights for the time of the block, which must not train.
 
     Sampling calls a model once a token, and calls parts of it; gathered once, the weights travel
@@ -96,7 +93,7 @@ def gathered(model: nn.Module, reshard_after_forward: bool = True) -> Iterator[N
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
     try:
-        yield
+        yield model
     finally:
         for module in shards:
             module.reshard()

@@ -83,7 +83,7 @@ def first_inputs(language_model, queries, pad_token_id) -> dict:
     inputs = {"input_ids": ids, "attention_mask": mask} | without_router(language_model)
     accepted = forward_arguments(language_model)
     if "position_ids" in accepted:
-        # explicit, so that a row's positions never depend on its neighbours' padding
+        # explicit, so that a row's positions never depend on its neighbors' padding
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     if "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = 1

@@ -1,12 +1,10 @@
 """What the next step of PPO depends on: taken out of the trainer, put back, written and read."""
 
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
@@ -26,7 +24,6 @@ from trl_recipes.run_folder import RunFolder
 
 logger = get_logger(__name__)
 
-_SAMPLES = ("query", "response", "score")
 _OWN = "PPOTrainer"  # under which trainer_state.json holds what only PPO has
 
 
@@ -170,24 +167,17 @@ class PPOCheckpoints:
                 self.accelerator.num_processes,
             )
 
-    def _stop_not_finite(self, stats: dict[str, Any], batch: dict[str, list]) -> NoReturn:
-        """End a run whose optimizer steps keep failing, and leave what is known of the last one.
+    def _stop_not_finite(self) -> NoReturn:
+        """End a run whose optimizer steps keep failing.
 
         Raises:
             RecipeError: always.
         """
-        where = ""
         if self.args.saves:
-            path = RunFolder(Path(self.args.output_dir)).failure
-            where = f" What is known of the step lies in `{path}`."
             self._save_checkpoint()
-            if self.args.should_save:
-                arrays = {k: v.tolist() for k, v in stats.items() if isinstance(v, np.ndarray)}
-                known, samples = stats | arrays, {name: batch[name] for name in _SAMPLES}
-                path.write_text(json.dumps({"stats": known, "samples": samples}, indent=1))
         raise RecipeError(
             f"{self.steps_not_finite} optimizer steps in a row had a loss or gradient that is not "
             f"finite, the last in step {self.state.global_step}; none of them changed a weight. "
             "Usual causes: a learning rate that is too high, scores of very different size (see "
-            f"`score_clip`, `use_score_scaling`), float16 weights.{where}"
+            "`score_clip`, `use_score_scaling`), float16 weights."
         )

@@ -4,7 +4,6 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +12,7 @@ from torch import Tensor, nn
 from trl_recipes.checkpointing import find_checkpoint, random_states, set_random_states
 from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.forward import (
-    context_length,
-    evaluating,
-    response_logits,
-    unwrap_adapter,
-)
+from trl_recipes.models.forward import context_length
 from trl_recipes.models.loading import check_lengths, check_vocabulary
 from trl_recipes.models.memory import kept_by
 from trl_recipes.ppo.models import ActorCritic, reference_is_start
@@ -91,16 +85,12 @@ def check_token_ids(
     queries: Sequence[Tensor], responses: Sequence[Tensor], model: nn.Module
 ) -> None:
     """Hold token ids to the model's vocabulary, and their number to its context."""
-    config = model.config
     check_vocabulary_ids("queries", queries, model)
     check_vocabulary_ids("responses", responses, model)
-    context = context_length(config)
-    if context is None:
-        return
-    together = not config.is_encoder_decoder
+    context, together = context_length(model.config), not model.config.is_encoder_decoder
     for row, (query, response) in enumerate(zip(queries, responses, strict=True)):
         length = len(query) + len(response) if together else max(len(query), len(response))
-        if length > context:
+        if context is not None and length > context:
             raise RecipeError(
                 f"Sample {row} is {length} tokens long (query {len(query)}, response "
                 f"{len(response)}), but the model's context holds {context}. Shorten the one or "
@@ -176,31 +166,28 @@ class FirstBatchCheck:
             return
         self.evaluated = True
         if self.is_start or reference_is_start(self.policy, self.ref_model):
-            log_ratio = evaluation.logprobs - evaluation.ref_logprobs
-            self.check_kl(log_ratio * rollout.loss_mask)
-        if rollout.logprobs is not None:
-            off = (rollout.logprobs - evaluation.logprobs).abs().max()
-            differs = self.all_sum((off > ROUNDING).float())  # all processes agree
-            self.trust_sampling = not differs
-            if differs and not self.reduced_precision:
-                logger.warning(
-                    "Log-probabilities from sampling and from a forward pass differ by %.2g nats: "
-                    "each step takes a forward pass for them, which is safe and slower.",
-                    off,
-                )
+            self.check_kl((evaluation.logprobs - evaluation.ref_logprobs) * rollout.loss_mask)
+        if rollout.logprobs is None:
+            return
+        off = (rollout.logprobs - evaluation.logprobs).abs().max()
+        self.trust_sampling = not self.all_sum((off > ROUNDING).float())  # all processes agree
+        if not (self.trust_sampling or self.reduced_precision):
+            logger.warning(
+                "Log-probabilities from sampling and from a forward pass differ by %.2g nats: each "
+                "step takes a forward pass for them, which is safe and slower.",
+                off,
+            )
 
     def check_kl(self, log_ratio: Tensor) -> None:
         """Hold a policy that is its own reference to a log ratio of 0."""
-        what = (
-            "The reference is the start model, yet on the first batch log-probabilities differ by"
-        )
-        self._check(what, log_ratio)
+        before = "The reference is the start model, yet on the first batch"
+        self._check(f"{before} log-probabilities differ by", log_ratio)
 
     def check_ratio(self, log_ratio: Tensor) -> None:
         """Hold new log-probabilities to those of the rollout, until there has been an update."""
         if not self.updated:
-            what = "Before the first update, new and old log-probabilities of one token differ by"
-            self._check(what, log_ratio)
+            before = "Before the first update, new and old"
+            self._check(f"{before} log-probabilities of one token differ by", log_ratio)
 
     def _check(self, what: str, log_ratio: Tensor) -> None:
         tolerance = 0.2 if self.reduced_precision else ROUNDING
@@ -242,37 +229,19 @@ def count_skipped(verdicts: list[Tensor], threshold: float, not_finite: int) -> 
     return skipped, not_finite
 
 
-@torch.no_grad()
 def explain_mismatch(policy: nn.Module, reduced_precision: bool) -> str:
-    """Name the first known cause for one model's log-probabilities to differ between passes."""
-    model = unwrap_adapter(policy)
-    dropouts = [name for name, m in policy.named_modules() if getattr(m, "p", 0) and _drops(m)]
-    if dropouts:
-        return f"Dropout is on in `{dropouts[0]}`: set it to 0, or leave switching it off to us."
-    ids = torch.arange(1, 49, device=model.device).remainder(model.config.vocab_size).view(4, 12)
-    ones = torch.ones_like(ids)
-    rows = (ids[:, :4], ones[:, :4], ids[:, 4:], ones[:, 4:])
-    once, again = response_logits(policy, *rows)[0], response_logits(policy, *rows)[0]
-    if not torch.equal(once, again):
-        return "The model draws at random: it gives one input two answers."
-    with evaluating(policy):
-        if not torch.equal(once, response_logits(policy, *rows)[0]):
-            return "In train mode the model computes something else than in eval mode."
-    dtypes = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
+    """Name the likely cause for one model's log-probabilities to differ between passes."""
+    for name, module in policy.named_modules():
+        if isinstance(module, nn.Dropout) and module.training and module.p:
+            return f"Dropout is on in `{name}`: set it to 0, or leave switching it off to us."
+    dtypes = {parameter.dtype for parameter in policy.parameters()} - {torch.float32}
     if reduced_precision or dtypes:
         kind = "autocast" if reduced_precision else ", ".join(map(str, dtypes))
         return f"Precision: the model runs in {kind}. Try float32 (`bf16: false`)."
-    alone = response_logits(policy, *(row[:1] for row in rows))[0]
-    if (alone - once[: len(alone)]).abs().max() > ROUNDING:
-        return "A row's log-probabilities change with the rows beside it: does the model mix rows?"
-    ones[0, 6:] = 0  # two tokens of the response are left
-    if (alone[:2] - response_logits(policy, *rows)[0][:2]).abs().max() > ROUNDING:
-        return "Padding behind a row changes its log-probabilities: does the model look ahead?"
-    return "Neither dropout, chance, precision nor padding is the cause: were weights changed?"
-
-
-def _drops(module: nn.Module) -> bool:
-    return isinstance(module, nn.Dropout) and module.training
+    return (
+        "Neither dropout nor precision is the cause: does the model draw at random, mix "
+        "the rows of a batch, or compute something else in train mode? Or were weights changed?"
+    )
 
 
 def check_before_training(trainer: Any) -> None:
@@ -293,12 +262,7 @@ def check_before_training(trainer: Any) -> None:
     longest = max(len(ids) for ids in dataset["input_ids"])
     check_lengths(longest, args.response_length, trainer._policy())
     find_checkpoint(args)
-    if args.should_save and args.save_steps:
-        trained = trainer._trained_parameters().values()
-        weights = sum(parameter.numel() * 4 for parameter in trained)
-        kept = args.save_total_limit or 1
-        # weights and two moments a checkpoint, one more while it is written, and the model
-        check_disk(Path(args.output_dir), weights * (3 * (kept + 1) + 1))
+    check_disk(args, sum(p.numel() for p in trainer._trained_parameters().values()))
 
 
 def too_few_prompts(rows: int, batch_size: int) -> RecipeError:

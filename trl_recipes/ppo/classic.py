@@ -1,9 +1,7 @@
 """The hand-written loop of TRL 0.11: `generate`, `step`, `log_stats`, and what was odd in them."""
 
-import difflib
-import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,8 +23,6 @@ from trl_recipes.ppo.rollout import Rollout, collate, sample
 from trl_recipes.ppo.statistics import score_stats
 from trl_recipes.run_folder import check_run, prepare_run
 
-logger = logging.getLogger(__name__)
-
 # Values that leave the policy's distribution, or what `generate` returns, as it is.
 NEUTRAL = {
     "top_k": 0,
@@ -43,13 +39,12 @@ NEUTRAL = {
 }
 # Arguments of transformers' `generate` that are no fields of its configuration, and are passed on.
 CALLED = ("logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria")
-# Arguments that ask for nothing while they are false; queries come without padding.
-IDLE = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions")
-IDLE += ("output_hidden_states", "synced_gpus")
+# Fields of its configuration that ask for more than token ids.
+MORE = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions")
+MORE += ("output_hidden_states",)
 # Methods of TRL 0.11's trainer that `step` does not call, so that overriding them has no effect.
 NOT_CALLED = ("batched_forward_pass", "prepare_model_inputs", "train_minibatch", "gather_stats")
 NOT_CALLED += ("record_step_stats", "_early_stop", "_generate_batched")
-_said: set[str] = set()
 
 
 class ClassicLoop(OverridableParts):
@@ -64,24 +59,17 @@ class ClassicLoop(OverridableParts):
         generate_ref_response: bool = False,
         **generation_kwargs,
     ) -> Any:
-        """Sample responses, all queries in one batch unless told otherwise.
+        """Sample responses to token ids: of one query, shape (query length,), or of a list.
 
-        Args:
-            query_tensor: token ids of one query, shape (query length,), or a list of them.
-            length_sampler: draws the most new tokens of each response, one for each query.
-            batch_size: responses generated together; None takes all.
-            return_prompt: whether a causal model's query stands before its response.
-            generate_ref_response: sample from the reference model too.
-            **generation_kwargs: arguments of transformers' `generate`; none is needed. The neutral
-                ones of the classic walkthrough (`top_k=0.0, top_p=1.0, min_length=-1`) do nothing;
-                one that bends the distribution is warned about once; one that does not fit what
-                is returned is refused. A `generation_config` counts where it sets something.
+        `length_sampler` draws the most new tokens of each response; `batch_size` of them are
+        generated together, by default all. Further arguments are those of transformers' `generate`
+        and none is needed; one that bends the distribution is warned about, one that does not fit
+        what is returned is refused.
 
-        Returns:
-            For one query a tensor (1, length), for a list a list of 1-D tensors of different
-            lengths; a pair of these with `generate_ref_response`. An encoder-decoder's responses
-            begin with its start token, as `step` expects them. With `num_return_sequences` each
-            query's responses follow one another.
+        Returns a tensor (1, length) for one query, a list of 1-D tensors for a list; a pair of
+        these with `generate_ref_response`. An encoder-decoder's responses begin with its start
+        token, as `step` expects them; others with their query where `return_prompt`. With
+        `num_return_sequences` each query's responses follow one another.
         """
         single = isinstance(query_tensor, Tensor)
         defaults = self._generation_defaults()
@@ -120,11 +108,12 @@ class ClassicLoop(OverridableParts):
         for row, query in enumerate(queries):
             checks.check_tensor("query_tensor", row, query)
         checks.check_vocabulary_ids("query_tensor", queries, self._policy())
-        longest, limit = settings.pop("max_length", None), settings.pop("max_new_tokens")
+        longest, limit = settings.pop("max_length", None), int(settings.pop("max_new_tokens"))
         if length_sampler is not None:
             limits = [int(length_sampler()) for _ in queries]
         elif longest is not None:  # which counts the prompt, or the decoder's start token
-            limits = [longest - (1 if self.is_encoder_decoder else len(query)) for query in queries]
+            before = [1 if self.is_encoder_decoder else len(query) for query in queries]
+            limits = [int(longest) - length for length in before]
         else:
             limits = [limit] * len(queries)
         if min(limits) < 1 and length_sampler is None:
@@ -255,15 +244,11 @@ class ClassicLoop(OverridableParts):
         self, save_directory: str | Path, push_to_hub: bool = False, **hub: Any
     ) -> str | None:
         """Save policy, value head, tokenizer and a model card; `hub` is for `push_to_hub`."""
-        self._save_pretrained(save_directory)
-        if push_to_hub:
-            repo_id = hub.pop("repo_id", Path(save_directory).name)
-            return self.push_to_hub(repo_id, **hub)
-        return None
-
-    def _save_pretrained(self, save_directory: str | Path) -> None:
         self.save_model(str(save_directory))
         self.create_model_card(save_directory)
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
     def push_to_hub(
         self,
@@ -280,7 +265,7 @@ class ClassicLoop(OverridableParts):
         repo_id = repo_id or self.args.hub_model_id or Path(self.args.output_dir).name
         api = HfApi(token=self.args.hub_token if token is None else token)
         with TemporaryDirectory() as folder:
-            self._save_pretrained(folder)
+            self.save_pretrained(folder)
             if not self.accelerator.is_main_process:
                 return None
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -298,9 +283,12 @@ class ClassicLoop(OverridableParts):
 
     def _check_classic(self, ref_model: nn.Module | None, num_shared_layers: int | None) -> None:
         """Warn where TRL 0.11 warned, and refuse what `step` would not heed."""
+        batch = self.config.global_batch_size
         if self.dataset is None:
             text = "No dataset was given: set `batch_size` to the number of samples of each `step`."
             warnings.warn(text, stacklevel=3)
+        elif len(self.dataset) < batch:
+            warnings.warn(str(checks.too_few_prompts(len(self.dataset), batch)), stacklevel=3)
         if ref_model is not None and num_shared_layers is not None:
             text = "`num_shared_layers` means nothing beside a reference model: no layer is shared."
             warnings.warn(text, stacklevel=3)
@@ -316,13 +304,6 @@ class ClassicLoop(OverridableParts):
                 f"{name} overrides how the KL becomes rewards, but with `kl_penalty='full'` it "
                 "comes ready from each forward pass. Choose another one."
             )
-        if self.training_data_collator is not None:
-            rows = self._padded([torch.arange(1, 4), torch.tensor([4])])
-            if rows["input_ids"][rows["attention_mask"].bool()].tolist() != [1, 2, 3, 4]:
-                raise RecipeError(
-                    "`training_data_collator` changes the tokens that it pads, which `step` does "
-                    "not do. Change them before `step`."
-                )
 
     def _collate(self, queries, responses, response_masks=None) -> Rollout:
         """Pad the batch; an encoder-decoder's start token moves out of the responses.
@@ -355,26 +336,6 @@ class ClassicLoop(OverridableParts):
         return [nn.functional.pad(response, (1, 0), value=start) for response in responses]
 
 
-class _TooFew:
-    """The loader of a data set that is smaller than a batch: empty, and an error to go through."""
-
-    def __init__(self, rows: int, batch_size: int):
-        self.rows, self.batch_size = rows, batch_size
-
-    def __len__(self) -> int:
-        return 0
-
-    def __iter__(self) -> Iterator:
-        raise checks.too_few_prompts(self.rows, self.batch_size)
-
-
-def loader_of(loaders: list, dataset: Any, batch_size: int) -> Any:
-    """Return the loader of a data set, if there is one, or what says that it is too small."""
-    if loaders and len(dataset) < batch_size:
-        return _TooFew(len(dataset), batch_size)
-    return loaders[0] if loaders else None
-
-
 def _contents(rollout: Rollout) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Token ids of each query and response."""
     ids = (rollout.queries, rollout.query_mask, rollout.responses, rollout.response_mask)
@@ -385,7 +346,7 @@ def _contents(rollout: Rollout) -> list[tuple[tuple[int, ...], tuple[int, ...]]]
 def complete_settings(
     given: dict[str, Any], defaults: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """Complete what a caller of `generate` gave, and warn once about sampling that is bent.
+    """Complete what a caller of `generate` gave, and warn about sampling that is bent.
 
     Returns what `generate_responses` takes, with `num_return_sequences` and maybe `max_length`.
     The neutral arguments of the classic walkthrough (`min_length=-1, top_k=0.0, top_p=1.0,
@@ -396,12 +357,14 @@ def complete_settings(
         chosen = config.to_diff_dict() if isinstance(config, GenerationConfig) else dict(config)
         chosen.pop("transformers_version", None)
         given = {name: value for name, value in chosen.items() if name[0] != "_"} | given
-    for name, value in given.items():
-        if (isinstance(value, Tensor) and value.numel() == 1) or getattr(value, "size", 0) == 1:
-            given[name] = value.item()
     given = {k: v for k, v in given.items() if v is not None or k == "eos_token_id"}
     tokenizer = given.pop("tokenizer", tokenizer)
-    _refuse(given)
+    known = {*CALLED, *vars(GenerationConfig())} - {n for n in MORE if given.get(n)}
+    for name in sorted(given.keys() - known):
+        raise RecipeError(
+            f"`generate` has no use for `{name}`: it takes queries without padding and the fields "
+            "of GenerationConfig, and returns token ids. `trainer.model.generate` is transformers'."
+        )
     settings = {"do_sample": True, "num_return_sequences": 1} | defaults | given
     if "max_new_tokens" in given:
         settings.pop("max_length", None)
@@ -410,7 +373,7 @@ def complete_settings(
     if strings := settings.pop("stop_strings", None):
         stops = StopStringCriteria(tokenizer, strings)
         settings["stopping_criteria"] = [*settings.get("stopping_criteria", ()), stops]
-    bent = {}
+    bent = {name: settings[name] for name in CALLED[:2] if name in settings}
     for name in NEUTRAL.keys() & settings.keys():
         if settings[name] == NEUTRAL[name] or (name.startswith("min_") and settings[name] <= 0):
             settings.pop(name)
@@ -418,64 +381,31 @@ def complete_settings(
             bent[name] = settings[name]
     if not settings["do_sample"]:
         bent["do_sample"], settings["temperature"] = False, defaults["temperature"]
-    bent |= {name: settings[name] for name in CALLED[:2] if name in settings}
-    _check_sampling(settings)
-    if bent:
-        _warn(
-            f"generate was given {bent}: responses are not drawn from the policy itself, so their "
-            "KL can turn negative. Fine for looking, wrong for training."
+    temperature = settings["temperature"]
+    if temperature <= 0:
+        raise RecipeError(
+            f"`temperature` is {temperature}: it must be greater than 0. For the most likely token "
+            "each time give `do_sample=False`."
         )
-    if settings["temperature"] != defaults["temperature"]:
-        _warn(
-            f"generate was given temperature {settings['temperature']}, but log-probabilities use "
-            f"the config's {defaults['temperature']}. Set `temperature` there."
+    alone = settings["num_return_sequences"] != 1 or "stopping_criteria" in settings
+    if alone and settings.get("num_beams", 1) > 1:
+        raise RecipeError(
+            "`num_beams` goes with neither `num_return_sequences` nor `stopping_criteria` or "
+            "`stop_strings`: a beam cannot end alone. Choose one."
+        )
+    if bent:
+        warnings.warn(
+            f"generate was given {bent}: responses are not drawn from the policy itself, so their "
+            "KL can turn negative. Fine for looking, wrong for training.",
+            stacklevel=3,
+        )
+    if temperature != defaults["temperature"]:
+        warnings.warn(
+            f"generate was given temperature {temperature}, but log-probabilities use the config's "
+            f"{defaults['temperature']}. Set `temperature` there.",
+            stacklevel=3,
         )
     return settings
-
-
-def _refuse(given: dict[str, Any]) -> None:
-    """Take out arguments that ask for nothing, and refuse those that `generate` would not heed."""
-    for name in IDLE:
-        if given.get(name) is False:
-            del given[name]
-    if torch.as_tensor(given.get("attention_mask", 1)).all():
-        given.pop("attention_mask", None)
-    heeded = {*CALLED, *vars(GenerationConfig())} - {*IDLE}
-    for name in sorted(given.keys() - heeded):
-        close = difflib.get_close_matches(name, heeded - {name}, 1)
-        hint = "`trainer.model.generate`, which is transformers' own, may have."
-        if close and name not in IDLE:
-            hint = f"Did you mean `{close[0]}`?"
-        raise RecipeError(
-            f"`generate` has no use for `{name}`: it takes queries without padding, and returns "
-            f"token ids. {hint}"
-        )
-
-
-def _check_sampling(settings: dict[str, Any]) -> None:
-    """Hold settings of `generate` to one another."""
-    beams, copies = settings.get("num_beams", 1), settings["num_return_sequences"]
-    if settings["do_sample"] and settings["temperature"] <= 0:
-        raise RecipeError(
-            f"`temperature` is {settings['temperature']}: it must be greater than 0. For the most "
-            "likely token each time give `do_sample=False`."
-        )
-    if copies != 1 and (copies < 1 or beams > 1 or not settings["do_sample"]):
-        raise RecipeError(
-            f"`num_return_sequences` is {copies}: only sampling without beams draws several "
-            "responses to a query, and at least one."
-        )
-    if beams > 1 and "stopping_criteria" in settings:
-        raise RecipeError(
-            "`num_beams` and `stopping_criteria` or `stop_strings` were both given: a beam cannot "
-            "end alone. Choose one."
-        )
-
-
-def _warn(message: str) -> None:
-    if message not in _said:
-        _said.add(message)
-        logger.warning(message)
 
 
 def without_first_token(rollout: Rollout) -> Rollout:

@@ -1,4 +1,4 @@
-"""PPOConfig: TRL's configuration, plus the names that classic users wrote."""
+"""PPOConfig: the settings of TRL 0.11, on transformers' TrainingArguments."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from transformers import TrainingArguments
 
@@ -31,23 +31,6 @@ WITHOUT_MEANING = {
 }
 _NO_FLAGS = WITHOUT_MEANING | {"model_name": "on the command line it is --model_name_or_path"}
 
-# Settings of TRL 1.12's PPOConfig that are refused, and what to write in their place.
-REFUSED = {
-    "sft_model_path": "give the model as `model`, on the command line --model_name_or_path",
-    "reward_model_path": "name the model in `reward_funcs`, on the command line --reward_funcs",
-    "ds3_gather_for_generation": "PPO trains under FSDP2 (recipes/accelerate/fsdp2.yaml) in the "
-    "place of DeepSpeed, and always gathers",
-    "model_adapter_name": "the active adapter is trained, so use `model.set_adapter`",
-    "num_sample_generations": "`log_samples` says how many samples are written at each step",
-    "micro_batch_size": "`mini_batch_size` is that of one process",
-    "local_batch_size": "use `batch_size`, which is that of one process",
-    "local_mini_batch_size": "use `mini_batch_size`, which is that of one process",
-    "world_size": "the launcher says how many processes there are",
-    "backward_batch_size": "it is mini_batch_size * gradient_accumulation_steps",
-    "global_batch_size": "it is batch_size times the number of processes",
-    "global_backward_batch_size": "it is backward_batch_size times the number of processes",
-}
-_TRUST = {"trust_remote_code": "give it to `from_pretrained`, and pass the model that this loads"}
 _told: set[str] = set()
 
 
@@ -99,7 +82,7 @@ class _ClassicNames:
 
 @dataclass
 class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
-    """Settings of [`PPOTrainer`]: those of TRL 1.12 and those of TRL 0.11, one meaning each.
+    """Settings of [`PPOTrainer`]: those of TRL 0.11, and every field of `TrainingArguments`.
 
     Where both names of one thing are given (`ppo_epochs` and `num_ppo_epochs`, `init_kl_coef` and
     `kl_coef`, `mini_batch_size` and `per_device_train_batch_size`, `log_with` and `report_to`) they
@@ -107,12 +90,9 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
     0.11; `gradient_accumulation_steps` is the number of forward and backward passes that make one
     optimizer step. Written the way of TRL 1.12 (`per_device_train_batch_size` without
     `batch_size`), it says how many such passes make one batch, as there, and is turned into ours.
-
-    Every field of `transformers.TrainingArguments` works too.
-
     """
 
-    refused: ClassVar[dict[str, str]] = _NO_FLAGS | REFUSED  # told on the command line too
+    refused: ClassVar[dict[str, str]] = _NO_FLAGS  # as flags
 
     # The batch: samples of one process.
     num_mini_batches: int | None = setting(
@@ -147,10 +127,7 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
     # The objective.
     init_kl_coef: float | None = setting(None, "KL coefficient at the start (default 0.2).")
     kl_coef: float | None = setting(None, "TRL 1.12's name of init_kl_coef (default 0.2).")
-    kl_penalty: str | None = setting(
-        None, "KL penalty per token: kl (log ratio, the default), abs, mse, full or k3."
-    )
-    kl_estimator: str | None = setting(None, "TRL 1.12's kl_penalty: k1 (which is kl) or k3.")
+    kl_penalty: str = setting("kl", "KL penalty per token: kl (log ratio), abs, mse, full or k3.")
     adap_kl_ctrl: bool = setting(True, "Adapt the KL coefficient so that the KL nears target.")
     target: float = setting(6.0, "KL per sequence that the adaptive controller aims at, in nats.")
     horizon: float = setting(10000.0, "Episodes over which the adaptive controller acts.")
@@ -190,8 +167,6 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
     # transformers' parser takes the second of these for a flag
     log_with: list[str] | str | None = setting(None, "TRL 0.11's name of report_to.")
 
-    ref_adapter_name: str | None = setting(None, "Adapter that is the reference model.")
-
     forward_batch_size: int | None = setting(None, "Old name of mini_batch_size.")
 
     # A flag of recipes alone: scripts of TRL 0.11 have one of their own.
@@ -200,14 +175,6 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
         init=False,
         metadata={"help": "Run code that a model from the hub brings along."},
     )
-
-    def __new__(cls, *args: Any, **given: Any) -> "PPOConfig":
-        """Refuse settings of TRL that are none here, by whatever subclass they are given."""
-        taken = {entry.name for entry in fields(cls) if entry.init}
-        for name, reason in (REFUSED | _TRUST).items():
-            if name in given.keys() - taken:
-                raise RecipeError(f"`{name}` is TRL's, and no setting here: {reason}.")
-        return super().__new__(cls)
 
     def __post_init__(self):
         if self.optimize_cuda_cache is not None:
@@ -240,10 +207,6 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
         super()._unite_names()
         self._unite("ppo_epochs", "num_ppo_epochs", default=4)
         self._unite("init_kl_coef", "kl_coef", default=0.2)
-        if self.kl_estimator is not None:
-            self.kl_estimator = {"k1": "kl"}.get(self.kl_estimator, self.kl_estimator)
-        self._unite("kl_penalty", "kl_estimator", default="kl")
-        self.kl_estimator = "k3" if self.kl_penalty == "k3" else "k1"
 
     def _check(self) -> None:
         for name in ("forward_batch_size", "num_mini_batches"):
@@ -272,28 +235,17 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
         self._unite("mini_batch_size", "per_device_train_batch_size")
         if trl_sizes and self.mini_batch_size is not None:
             self.batch_size = self.mini_batch_size * accumulate
-            accumulate = divide_exactly(
-                accumulate,
-                self.num_mini_batches,
-                "gradient_accumulation_steps",
-                "num_mini_batches",
-            )
+            names = ("gradient_accumulation_steps", "num_mini_batches")
+            accumulate = divide_exactly(accumulate, self.num_mini_batches, *names)
         if self.batch_size is None:
             self.batch_size = 128
         if self.mini_batch_size is None:
-            self.mini_batch_size = divide_exactly(
-                self.batch_size,
-                accumulate * (self.num_mini_batches or 1),
-                "batch_size",
-                "gradient_accumulation_steps * num_mini_batches",
-            )
+            names = ("batch_size", "gradient_accumulation_steps * num_mini_batches")
+            parts = accumulate * (self.num_mini_batches or 1)
+            self.mini_batch_size = divide_exactly(self.batch_size, parts, *names)
         self.gradient_accumulation_steps = accumulate
-        steps = divide_exactly(
-            self.batch_size,
-            self.backward_batch_size,
-            "batch_size",
-            "mini_batch_size * gradient_accumulation_steps",
-        )
+        names = ("batch_size", "mini_batch_size * gradient_accumulation_steps")
+        steps = divide_exactly(self.batch_size, self.backward_batch_size, *names)
         if self.num_mini_batches not in (None, steps):
             raise RecipeError(
                 f"`num_mini_batches` is {self.num_mini_batches}, but batch_size "

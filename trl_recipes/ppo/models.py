@@ -6,8 +6,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from trl_recipes.models.loading import (
     present_names,
 )
 from trl_recipes.models.packing import tokens_of
-from trl_recipes.models.sharding import full_model, full_tensor, full_tensors, gathered
+from trl_recipes.models.sharding import full_model, full_tensor, full_tensors
 from trl_recipes.ppo import objective
 
 logger = logging.getLogger(__name__)
@@ -45,7 +44,6 @@ _OF_LANGUAGE_MODEL = (
     *("gradient_checkpointing_enable", "gradient_checkpointing_disable"),
     *("enable_input_require_grads", "prepare_inputs_for_generation", "resize_token_embeddings"),
 )
-_said: set[str] = set()
 
 
 class ValueHead(nn.Module):
@@ -69,8 +67,6 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
     transformers_parent_class: Any
     lm_head_namings = ("lm_head", "embed_out")
     supported_args = ("summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
-    supported_modules = ("v_head",)  # the heads that are saved beside the language model
-    supported_rm_modules = ("score",)
 
     def __init__(
         self,
@@ -80,23 +76,23 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
         v_head_init_strategy: str | None = None,
     ):
         super().__init__()
-        if v_head_init_strategy not in (None, "normal"):
+        given = v_head_initializer_range is not None
+        if v_head_init_strategy not in (None, "normal") or (given and not v_head_init_strategy):
             raise RecipeError(
-                f"Unknown `v_head_init_strategy` {v_head_init_strategy!r}. Use 'normal', or leave "
-                "it out."
+                f"`v_head_init_strategy` is {v_head_init_strategy!r}: use 'normal', which alone "
+                "heeds `v_head_initializer_range`, or leave both out."
             )
-        if v_head_init_strategy is None and v_head_initializer_range is not None:
+        if getattr(pretrained_model, "get_output_embeddings", lambda: None)() is None:
             raise RecipeError(
-                "`v_head_initializer_range` has a meaning only with "
-                "`v_head_init_strategy='normal'`. Give both, or none."
+                f"A {type(pretrained_model).__name__} has no language-model head, so it gives no "
+                f"logits. Load the model with {self.transformers_parent_class.__name__}."
             )
-        self._check_language_model_head(pretrained_model)
         self.pretrained_model, self.config = pretrained_model, pretrained_model.config
         self.is_peft_model = isinstance(pretrained_model, PeftModel)
         self.supports_rm_adapter, self.rm_adapter_name = False, None
         self.v_head = ValueHead(self.config, summary_dropout_prob)
         if v_head_init_strategy == "normal":
-            std = 0.2 if v_head_initializer_range is None else v_head_initializer_range
+            std = v_head_initializer_range if given else 0.2
             nn.init.normal_(self.v_head.summary.weight, std=std)
             nn.init.zeros_(self.v_head.summary.bias)
         self.register_state_dict_post_hook(_to_trl_names)
@@ -121,7 +117,7 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
         return (*result, output["cache" if "cache" in output else "past_key_values"])
 
     def generate(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Sample as the language model does; returns token ids (B, L)."""
+        """Sample token ids (B, L) as the language model does."""
         return self.pretrained_model.generate(*args, **kwargs)
 
     @torch.no_grad()
@@ -131,11 +127,15 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
         """Score texts (B, L) with the reward adapter: (B, L, labels), one score at each token."""
         if not self.supports_rm_adapter:
             raise RecipeError("This model has no reward adapter. Load it with `reward_adapter=`.")
-        model, training = self.pretrained_model, self.pretrained_model.training
-        with another_adapter(model.eval(), self.rm_adapter_name):
-            given = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        model = self.pretrained_model
+        training, active = model.training, model.active_adapter
+        model.eval().set_adapter(self.rm_adapter_name, inference_mode=True)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        try:
             output = model(**given, output_hidden_states=True)
-        model.train(training)
+        finally:
+            model.set_adapter(active)
+            model.train(training)
         hidden = output.hidden_states[-1]
         return self.score.to(hidden.device)(hidden.to(self.score.weight.dtype))
 
@@ -148,7 +148,7 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
         from 0, unless `v_head_init_strategy` is given (None is torch's own). `reward_adapter` names
         an adapter of a sequence classifier on the same model, for `compute_reward_score`.
         """
-        model, name, heads = pretrained_model_name_or_path, None, {}
+        model, name, head = pretrained_model_name_or_path, None, {}
         given = {key: kwargs.pop(key) for key in cls.supported_args if key in kwargs}
         peft_config = kwargs.pop("peft_config", None)
         reward_adapter = kwargs.pop("reward_adapter", None)
@@ -162,7 +162,7 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
             model = load_language_model(
                 name, *model_args, causal=causal, is_trainable=trainable, **kwargs
             )
-            heads = find_heads(name, cls.supported_modules, **where)
+            head = find_value_head(name, **where)
         else:
             dtypes = {kwargs.pop(name, None) for name in ("dtype", "torch_dtype")}
             if dtypes != {None}:
@@ -173,7 +173,8 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
                 model = prepare_model_for_kbit_training(model)
             model = get_peft_model(model, peft_config)
         model = cls(model, **given)
-        model._load_heads(heads, name, drawn="v_head_init_strategy" in given)
+        if head or "v_head_init_strategy" not in given:
+            model._load_value_head(head, name)
         if reward_adapter is not None:
             model._load_reward_adapter(reward_adapter, reward_adapter_name)
         return model
@@ -194,37 +195,22 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
         save_value_head(heads, save_directory)
 
     def heads(self) -> dict[str, Tensor]:
-        """Give the weights of the heads, under names such as `v_head.summary.weight`."""
-        heads = {module: getattr(self, module).state_dict() for module in self.supported_modules}
-        return {f"{m}.{key}": value for m, own in heads.items() for key, value in own.items()}
+        """Give the weights of the value head, under names such as `v_head.summary.weight`."""
+        return {f"v_head.{key}": value for key, value in self.v_head.state_dict().items()}
 
-    def _check_language_model_head(self, model: nn.Module) -> None:
-        """Refuse a model that gives no logits."""
-        modules = {part for name, _ in model.named_modules() for part in name.split(".")}
-        head = getattr(model, "get_output_embeddings", lambda: None)()
-        if head is None and not modules & {*self.lm_head_namings}:
+    def _load_value_head(self, weights: dict[str, Tensor], name: str | None) -> None:
+        if not weights:
+            nn.init.zeros_(self.v_head.summary.weight)
+            nn.init.zeros_(self.v_head.summary.bias)
+            if name is not None:
+                logger.info("%s has no value head: a fresh one starts from 0.", name)
+            return
+        try:
+            self.v_head.load_state_dict({k.removeprefix("v_head."): v for k, v in weights.items()})
+        except RuntimeError as error:
             raise RecipeError(
-                f"A {type(model).__name__} has no language-model head, so it gives no logits. Load "
-                f"the model with {self.transformers_parent_class.__name__}."
-            )
-
-    def _load_heads(self, weights: dict[str, Tensor], name: str | None, drawn: bool) -> None:
-        """Give heads the weights that were saved; a value head without any starts from 0."""
-        for module in self.supported_modules:
-            own = {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(f"{module}.")}
-            try:
-                if own:
-                    getattr(self, module).load_state_dict(own)
-            except RuntimeError as error:
-                raise RecipeError(
-                    f"The `{module}` that was saved in `{name}` does not fit this model: {error}"
-                ) from error
-            if module == "v_head" and not own and not drawn:
-                nn.init.zeros_(self.v_head.summary.weight)
-                nn.init.zeros_(self.v_head.summary.bias)
-                if name is not None and name not in _said:
-                    _said.add(name)
-                    logger.info("%s has no value head: a fresh one starts from 0.", name)
+                f"The value head that was saved in `{name}` does not fit this model: {error}"
+            ) from error
 
     def _load_reward_adapter(self, adapter: str, name: str) -> None:
         """Load an adapter of a sequence classifier and the head saved with it, both frozen."""
@@ -233,12 +219,11 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
         adapter = resolve(adapter, "model", source="`reward_adapter`")
         check_adapter(adapter, "`reward_adapter`")
         saved = load_file(find_file(adapter, "adapter_model.safetensors"))
-        named = {*self.supported_rm_modules}
-        head = {k.rpartition(".")[2]: v for k, v in saved.items() if named & {*k.split(".")}}
+        head = {k.rpartition(".")[2]: v for k, v in saved.items() if "score" in k.split(".")}
         if "weight" not in head:
             raise RecipeError(
-                f"`reward_adapter`: `{adapter}` holds no head named {' or '.join(sorted(named))}. "
-                "Give the adapter of a sequence classifier."
+                f"`reward_adapter`: `{adapter}` holds no head named score. Give the adapter of a "
+                "sequence classifier."
             )
         self.pretrained_model.load_adapter(adapter, name, is_trainable=False)
         self.score = nn.Linear(*reversed(head["weight"].shape), bias="bias" in head)
@@ -248,7 +233,7 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
 
 
 class AutoModelForCausalLMWithValueHead(_ValueHeadModel):
-    """A causal language model with a value head (GPT-2, LLaMA, Qwen, GPT-NeoX and the like).
+    """A causal language model with a value head.
 
     TRL 0.11's class, except that the value head is saved in a file of its own, so that the model
     folder is a plain one, and that a fresh value head starts from 0.
@@ -258,34 +243,26 @@ class AutoModelForCausalLMWithValueHead(_ValueHeadModel):
 
 
 class AutoModelForSeq2SeqLMWithValueHead(_ValueHeadModel):
-    """An encoder-decoder language model with a value head (T5, BART and the like).
-
-    TRL 0.11's class, with the differences of [`AutoModelForCausalLMWithValueHead`].
-    """
+    """An encoder-decoder with a value head; see [`AutoModelForCausalLMWithValueHead`]."""
 
     transformers_parent_class = AutoModelForSeq2SeqLM
     lm_head_namings = ("lm_head", "embed_out", "output_projection")
 
 
 def _hidden_size(config: Any) -> int:
-    """Width of the states that logits are made of."""
-    if hasattr(config, "word_embed_proj_dim"):  # OPT
+    if hasattr(config, "word_embed_proj_dim"):  # OPT's last states are narrower than its others
         return config.word_embed_proj_dim
-    if hasattr(config, "hidden_size"):
-        return config.hidden_size
-    inner = getattr(config, "text_config", None) or config.decoder  # multimodal; EncoderDecoder
-    return inner.hidden_size
+    return config.get_text_config(decoder=True).hidden_size
 
 
 def _to_trl_names(model: nn.Module, weights: dict, prefix: str, _: Any) -> None:
-    """Name the weights of the language model as that does, beside `v_head.`, as TRL 0.11 did."""
+    # those of the language model by its own names, beside `v_head.`
     inner = f"{prefix}pretrained_model."
     for key in [key for key in weights if key.startswith(inner)]:
         weights[prefix + key.removeprefix(inner)] = weights.pop(key)
 
 
 def _from_trl_names(model: nn.Module, weights: dict, prefix: str, *_: Any) -> None:
-    """Take back what `_to_trl_names` gave."""
     parts = tuple(f"{prefix}{name}." for name, _ in model.named_children())
     for key in [key for key in weights if key.startswith(prefix) and not key.startswith(parts)]:
         weights[f"{prefix}pretrained_model.{key.removeprefix(prefix)}"] = weights.pop(key)
@@ -297,41 +274,40 @@ def save_value_head(weights: dict[str, Tensor], folder: str | Path) -> None:
     save_file(weights, Path(folder) / VALUE_HEAD_FILE)
 
 
-def head_key(key: str, modules: Sequence[str] = ("v_head",)) -> str | None:
-    """Name a weight from its head on (`v_head.summary.bias`), or None where it is of no head."""
-    found = re.fullmatch(rf"(module\.|pretrained_model\.)*(({'|'.join(modules)})\..+)", key)
+def value_head_key(key: str) -> str | None:
+    """Name a weight as `v_head.summary.bias`, or None where it is of no value head."""
+    found = re.fullmatch(r"(module\.|pretrained_model\.)*(v_head\..+)", key)
     return found and found[2]
 
 
-def find_heads(name: str, modules: Sequence[str] = ("v_head",), **where: Any) -> dict[str, Tensor]:
-    """Read the heads that were saved with a model, under names such as `v_head.summary.weight`.
+def find_value_head(name: str, **where: Any) -> dict[str, Tensor]:
+    """Read the value head that was saved with a model, named as `v_head.summary.weight`.
 
-    They lie in a file of their own, ours or LLaMA-Factory's, or among the weights, as TRL 0.11 had
-    it. `where` are the hub's arguments. Of a pickle file nothing but tensors is read.
+    It lies in a file of its own, ours or LLaMA-Factory's, or among the weights, as TRL 0.11 had it.
+    `where` are the hub's arguments. Of a pickle file nothing but tensors is read.
     """
     for own in (VALUE_HEAD_FILE, "value_head.bin"):
         if file := find_file(name, own, **where):
             tensors = _read_tensors(file, lambda key: True)
-            return {head_key(key, modules) or _SUMMARY + key: t for key, t in tensors.items()}
+            return {value_head_key(key) or _SUMMARY + key: t for key, t in tensors.items()}
     # TRL wrote the second beside an adapter; it also stays in a folder that was converted
     pickled = Path(name).is_dir() or find_file(name, "adapter_config.json", **where)
     for weights in ("model.safetensors", "pytorch_model.bin")[: 2 if pickled else 1]:
         files = [find_file(name, weights, **where)]
         if files == [None] and (index := find_file(name, f"{weights}.index.json", **where)):
             shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-            files = {shard for key, shard in shards.items() if head_key(key, modules)}
+            files = {shard for key, shard in shards.items() if value_head_key(key)}
             files = [find_file(name, shard, **where) for shard in sorted(files)]
-        heads: dict[str, Tensor] = {}
+        head: dict[str, Tensor] = {}
         for file in filter(None, files):
-            tensors = _read_tensors(file, lambda key: head_key(key, modules))
-            heads |= {head_key(key, modules): tensor for key, tensor in tensors.items()}
-        if heads:
-            return heads
+            tensors = _read_tensors(file, value_head_key)
+            head |= {value_head_key(key): tensor for key, tensor in tensors.items()}
+        if head:
+            return head
     return {}
 
 
 def _read_tensors(file: str, wanted: Callable[[str], Any]) -> dict[str, Tensor]:
-    """Read the tensors of a file whose names are wanted."""
     if file.endswith(".safetensors"):
         with safe_open(file, framework="pt") as weights:
             keys = filter(wanted, weights.keys())
@@ -417,7 +393,7 @@ class ActorCritic(nn.Module):
         return logprobs, entropy, self.values_of(hidden), shown
 
     def logits_of(self, reference: nn.Module, *rows: Tensor) -> Tensor:
-        """Compute the reference's logits (N, V) in the place of the policy's."""
+        """Compute a reference's logits (N, V) in the place of the policy's."""
         return response_logits(reference, *rows, pack=self.pack)[0]
 
     def values_of(self, hidden: Tensor) -> Tensor:
@@ -436,13 +412,10 @@ def save_actor_critic(model: ActorCritic, folder: Path, writes: bool, merge_adap
         save_value_head(heads, folder)
 
 
-def create_reference_model(
-    model: nn.Module, num_shared_layers: int | None = None, pattern: str | None = None
-) -> nn.Module:
+def create_reference_model(model: nn.Module, num_shared_layers: int | None = None) -> nn.Module:
     """Copy a model, with or without a value head, and freeze the copy, in eval mode, as TRL did.
 
-    The first `num_shared_layers` layers are frozen and shared with the copy; `pattern` is the name
-    of a layer with `{layer}` in it, where TRL does not know the architecture.
+    The first `num_shared_layers` layers are frozen and shared with the copy.
     """
     reference = copy.deepcopy(model).requires_grad_(False).eval()
     for module in reference.modules():
@@ -452,52 +425,22 @@ def create_reference_model(
     if num_shared_layers is None:
         return reference
     names = [name for name, _ in model.named_parameters()]
-    for layers in (pattern,) if pattern else (f"{layers}.{{layer}}" for layers in _LAYERS):
-        first = layers.format(layer=num_shared_layers)
+    for layers in _LAYERS:
+        first = f"{layers}.{num_shared_layers}"
         found = [number for number, name in enumerate(names) if first in name]
         if found:
             for name in names[: found[0]]:
                 shared = model.get_parameter(name).requires_grad_(False)
                 reference.get_parameter(name).data = shared.data
             return reference
-    raise RecipeError("The layers to share were not found by their names. Give `pattern`.")
+    raise RecipeError(
+        f"`num_shared_layers`: {type(model).__name__} has no layer {num_shared_layers} by the "
+        "usual names. Leave it out."
+    )
 
 
-@contextmanager
-def reference_of(
-    actor_critic: ActorCritic, ref_model: nn.Module | None, ref_adapter_name: str | None
-) -> Iterator[nn.Module]:
-    """Give the reference model for the time of the block.
-
-    It is a model of its own, or the policy as it was, or with another adapter, which is frozen.
-    """
-    policy = actor_critic.policy
-    if ref_model is not None:
-        with gathered(ref_model):
-            yield ref_model
-    elif actor_critic.start is not None:
-        with actor_critic.start.restored():
-            yield policy
-    else:
-        with another_adapter(policy, ref_adapter_name):
-            yield policy
-
-
-@contextmanager
-def another_adapter(policy: nn.Module, name: str) -> Iterator[None]:
-    """Activate an adapter, frozen, for the time of the block."""
-    active = policy.active_adapter
-    policy.set_adapter(name, inference_mode=True)
-    try:
-        yield
-    finally:
-        policy.set_adapter(active)
-
-
-def reference_is_start(policy: nn.Module, ref_model: nn.Module | None) -> bool:
-    """Whether the reference is a model with the very weights that the policy starts from."""
-    if ref_model is None:  # another adapter of the policy
-        return False
+def reference_is_start(policy: nn.Module, ref_model: nn.Module) -> bool:
+    """Whether a reference has the very weights that the policy starts from."""
     state, others = unwrap_adapter(policy).state_dict(), ref_model.state_dict()
     return state.keys() == others.keys() and all(
         torch.equal(full_tensor(value), full_tensor(others[key]).to(value.device))

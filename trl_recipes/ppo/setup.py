@@ -26,7 +26,6 @@ from trl_recipes.models.adapters import (
     check_trained,
     keep_base,
     select_trainable,
-    with_own_schedule,
 )
 from trl_recipes.models.forward import can_pack, check_causal, switch_off_chance, unwrap_adapter
 from trl_recipes.models.loading import (
@@ -39,7 +38,6 @@ from trl_recipes.models.memory import set_malloc_thresholds
 from trl_recipes.models.sharding import check_fsdp_loading, wrap_by_layer
 from trl_recipes.ppo.checks import check_reference
 from trl_recipes.ppo.config import PPOConfig
-from trl_recipes.ppo.controllers import AdaptiveKLController, FixedKLController
 from trl_recipes.ppo.models import (
     ActorCritic,
     AutoModelForCausalLMWithValueHead,
@@ -48,27 +46,9 @@ from trl_recipes.ppo.models import (
 )
 from trl_recipes.rewards.scale import SAMPLES, wants_reference_norm
 
-# Arguments of TRL 1.12's PPOTrainer, and of older ones, that are refused, and what to do.
-_REFUSED = {
-    "value_model": "values come from a value head on the policy; leave it out",
-    "eval_dataset": "PPO does not evaluate while it trains; judge held-out prompts with `compare`",
-    "policy": "give it as `model`",
-    "ref_policy": "give it as `ref_model`",
-    "reward_processing_classes": "give `RewardModelReward(model, tokenizer)` in `reward_funcs`",
-}
 
-
-def check_launch(config: PPOConfig, dataset: Any, others: dict[str, Any]) -> None:
-    """Refuse arguments of another kind, and launches that this trainer cannot train in.
-
-    Raises:
-        TypeError: one of `others` is no argument of TRL's either.
-    """
-    for name, value in others.items():
-        if name not in _REFUSED:
-            raise TypeError(f"PPOTrainer got an unexpected keyword argument '{name}'")
-        if value is not None:
-            raise RecipeError(f"`{name}` is TRL's, and no argument here: {_REFUSED[name]}.")
+def check_launch(config: PPOConfig, dataset: Any) -> None:
+    """Refuse what is no PPOConfig or data set, and launches that PPO cannot train in."""
     check_form(dataset, "train_dataset")
     if not isinstance(config, PPOConfig):
         raise RecipeError(
@@ -77,7 +57,8 @@ def check_launch(config: PPOConfig, dataset: Any, others: dict[str, Any]) -> Non
         )
     if config.eval_strategy != "no":
         raise RecipeError(
-            f"`eval_strategy` is {config.eval_strategy.value!r}, but {_REFUSED['eval_dataset']}."
+            f"`eval_strategy` is {config.eval_strategy.value!r}, but PPO does not evaluate in "
+            "training. Judge held-out prompts with `compare`."
         )
     check_fsdp_loading()
     if config.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
@@ -111,8 +92,7 @@ def pair_of(model: nn.Module, optimizer: Any, lr_scheduler: Any, optimizers: tup
     """Return optimizer and scheduler, given one by one or as transformers has them."""
     given = one_of("optimizer", optimizer, "optimizers[0]", optimizers[0])
     check_trained(model, given)
-    schedule = one_of("lr_scheduler", lr_scheduler, "optimizers[1]", optimizers[1])
-    return with_own_schedule(given, schedule)
+    return given, one_of("lr_scheduler", lr_scheduler, "optimizers[1]", optimizers[1])
 
 
 def with_value_head(model: str | Path | nn.Module | None) -> nn.Module:
@@ -125,11 +105,6 @@ def with_value_head(model: str | Path | nn.Module | None) -> nn.Module:
         )
     inner = unwrap_adapter(getattr(model, "pretrained_model", model))
     check_language_model(inner.config, type(inner).__name__)
-    if inner.get_output_embeddings() is None:
-        raise RecipeError(
-            f"`model` is a {type(inner).__name__}, which has no head that continues text. Load it "
-            "with AutoModelForCausalLM or AutoModelForSeq2SeqLM."
-        )
     return model if hasattr(model, "v_head") else _class_for(model.config).from_pretrained(model)
 
 
@@ -171,7 +146,7 @@ def build_models(
 ) -> tuple[ActorCritic, nn.Module | None]:
     """Put policy and value head into one model, fit for training, and its reference beside it.
 
-    The reference is None where it is the policy as it is now, or with another adapter.
+    The reference of an adapter is None: the policy as it is now.
     """
     policy = value_head_model.pretrained_model
     peft_config = select_trainable(policy, config.trainable, peft_config)
@@ -194,7 +169,7 @@ def build_models(
     value_head_model.is_peft_model = is_peft_model
     keep_base(policy)
     actor_critic = ActorCritic(value_head_model)
-    if ref_model is None and config.ref_adapter_name is None:
+    if ref_model is None:
         actor_critic.start = StartModel(policy)
     spare_embedding_gradient(policy)
     for model in filter(None, (actor_critic, ref_model)):
@@ -216,13 +191,6 @@ def to_float32(policy: nn.Module, keep_frozen: bool) -> None:
     for parameter in policy.parameters():
         if parameter.requires_grad or (not keep_frozen and parameter.is_floating_point()):
             parameter.data = parameter.data.float()
-
-
-def kl_controller(config: PPOConfig) -> AdaptiveKLController | FixedKLController:
-    """Make the controller of the KL coefficient that the configuration asks for."""
-    if config.adap_kl_ctrl:
-        return AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
-    return FixedKLController(config.init_kl_coef)
 
 
 def tokenizer_of(model: str | Path | nn.Module) -> PreTrainedTokenizerBase:
@@ -264,20 +232,16 @@ def as_transformers_expects(
 def pass_cost(policy: nn.Module, device_type: str) -> int:
     """Estimate what one forward and backward pass costs beside its tokens, in tokens.
 
-    Adding up gradients takes as long as a few dozen tokens take, whatever the model's size;
-    starting the kernels takes a fixed time, which is worth more tokens the smaller the model and
-    the faster the device. It decides how finely rows are split by length, and nothing else.
+    It decides how finely rows are split by length, and nothing else.
     """
+    # adding up gradients takes as long as a few dozen tokens, whatever the model's size; starting
+    # the kernels takes a fixed time: more tokens, the smaller the model and the faster the device
     started = 2e8 if device_type == "cpu" else 3e11  # parameters times tokens, measured
     return round(32 + started / policy.num_parameters())
 
 
 def fuse_activations(model: nn.Module) -> None:
-    """Compute GPT-2's GELU in one kernel in the place of eight, to the same values.
-
-    transformers writes it out in elementary operations, each of which reads, writes and, for the
-    backward pass, keeps a tensor four times as wide as the model.
-    """
+    """Compute GPT-2's GELU in one kernel in the place of eight, to the same values."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
@@ -287,11 +251,9 @@ def fuse_activations(model: nn.Module) -> None:
 def spare_embedding_gradient(model: nn.Module) -> None:
     """Add the few rows of a tied embedding's gradient to that of the head.
 
-    Autograd would fill a second tensor of the vocabulary's size with zeros, and add all of it. With
-    several processes it does so all the same: what averages gradients wants to know beforehand
-    whether they are sparse.
+    Autograd would fill a second tensor of the vocabulary's size with zeros, and add all of it.
     """
-    if PartialState().num_processes > 1:
+    if PartialState().num_processes > 1:  # what averages gradients takes no sparse ones
         return
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, nn.Embedding) and embedding.weight is getattr(head, "weight", None):

@@ -1,4 +1,7 @@
-"""The statistics of one PPO step, under the keys that TRL 0.11's `step` returned."""
+"""The statistics of one PPO step, under the keys that TRL 0.11's `step` returned.
+
+And what PPO learns from them: the KL coefficient, and the scale of scores.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,15 +49,13 @@ def rollout_stats(
 
 def length_stats(lengths_by_name: dict[str, Tensor], all_sum: Sum) -> dict[str, Tensor]:
     """Describe the lengths (B,) of queries and of responses, in tokens."""
-    lengths = [lengths.float() for lengths in lengths_by_name.values()]
-    means, variances = masked_moments(lengths, [torch.ones_like(x) for x in lengths], all_sum)
+    lengths = {name: values.float() for name, values in lengths_by_name.items()}
+    ones = [torch.ones_like(x) for x in lengths.values()]
+    means, variances = masked_moments([*lengths.values()], ones, all_sum)
     stats = {}
-    for row, name in enumerate(lengths_by_name):
-        stats |= {
-            f"tokens/{name}_len_mean": means[row],
-            f"tokens/{name}_len_std": variances[row].sqrt(),
-            f"tokens/{name}_dist": lengths[row],
-        }
+    for (name, values), mean, variance in zip(lengths.items(), means, variances, strict=True):
+        stats |= {f"tokens/{name}_len_mean": mean, f"tokens/{name}_len_std": variance.sqrt()}
+        stats[f"tokens/{name}_dist"] = values
     return stats
 
 
@@ -87,17 +88,9 @@ def score_stats(
 class UpdateStats:
     """Collects token sums over the forward passes of one optimizer step, then averages them."""
 
-    MEANS = (
-        "loss/policy",
-        "loss/value",
-        "policy/entropy",
-        "policy/approxkl",
-        "policy/policykl",
-        "policy/clipfrac",
-        "val/vpred",
-        "val/error",
-        "val/clipfrac",
-        "ratio",
+    MEANS = (  # in the order of `add`
+        *("loss/policy", "loss/value", "policy/entropy", "policy/approxkl", "policy/policykl"),
+        *("policy/clipfrac", "val/vpred", "val/error", "val/clipfrac", "ratio"),
     )
 
     def __init__(self, all_sum: Sum):
@@ -116,16 +109,9 @@ class UpdateStats:
     ) -> None:
         """Add one forward pass, whose tensors are all (B, R)."""
         tokens = (
-            losses.policy,
-            losses.value,
-            entropy,
-            0.5 * log_ratio.square(),
-            -log_ratio,
-            losses.policy_clipped,
-            values,
-            (values - returns).square(),
-            losses.value_clipped,
-            losses.ratio,
+            *(losses.policy, losses.value, entropy, 0.5 * log_ratio.square(), -log_ratio),
+            *(losses.policy_clipped, values, (values - returns).square()),
+            *(losses.value_clipped, losses.ratio),
         )
         self.sums.append((torch.stack(tokens).detach() * mask).sum((1, 2)))
         self.ratios.append(with_mask(losses.ratio, mask))
@@ -181,23 +167,68 @@ def average_updates(updates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def diversity(responses: Sequence[list[int]], texts: Sequence[str]) -> dict[str, float]:
     """Give the fractions of distinct token pairs and of distinct texts, over all processes."""
-    ids = gather(list(responses))
     texts = gather(list(texts))
     return {
-        "samples/distinct_2": distinct_n(ids, 2),
+        "samples/distinct_2": distinct_n(gather(list(responses)), 2),
         "samples/unique": len(set(texts)) / len(texts),
     }
 
 
 def to_plain(stats: dict) -> dict:
-    """Turn tensors into python floats, and those of several elements into numpy arrays."""
+    """Turn scalars into python floats, and other tensors into numpy arrays."""
     plain = {}
     for key, value in stats.items():
         if isinstance(value, Tensor):
             value = value.detach().float().cpu()
-            value = value.item() if value.numel() == 1 and value.dim() == 0 else value.numpy()
+            value = value.numpy() if value.dim() else value.item()
         plain[key] = value
     return plain
+
+
+class FixedKLController:
+    """Keeps the KL coefficient as it is.
+
+    >>> controller = FixedKLController(0.2)
+    >>> controller.update(current=12.0, n_steps=1000)
+    >>> controller.value
+    0.2
+    """
+
+    def __init__(self, kl_coef: float):
+        self.value = kl_coef
+
+    def update(self, current: float, n_steps: int) -> None:
+        """Do nothing; the adaptive controller's counterpart."""
+
+
+class AdaptiveKLController:
+    """Moves the KL coefficient so that the KL per sequence nears `target`, in nats.
+
+    `horizon` is the number of episodes over which it adapts. Source: Ziegler et al. 2019
+    (arXiv:1909.08593), section 2.2; TRL 0.11.4 `AdaptiveKLController`.
+
+    >>> controller = AdaptiveKLController(0.2, target=6.0, horizon=10000)
+    >>> controller.update(current=12.0, n_steps=1000)  # 20 % per horizon, at most
+    >>> round(controller.value, 6)
+    0.204
+    """
+
+    def __init__(self, init_kl_coef: float, target: float, horizon: float):
+        self.value = init_kl_coef
+        self.target = target
+        self.horizon = horizon
+
+    def update(self, current: float, n_steps: int) -> None:
+        """Take one proportional step, by the mean KL of `n_steps` episodes of all processes."""
+        error = min(max(current / self.target - 1, -0.2), 0.2)
+        self.value *= 1 + error * n_steps / self.horizon
+
+
+def kl_controller(config: PPOConfig) -> AdaptiveKLController | FixedKLController:
+    """Make the controller of the KL coefficient that the configuration asks for."""
+    if config.adap_kl_ctrl:
+        return AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
+    return FixedKLController(config.init_kl_coef)
 
 
 class RunningMoments:

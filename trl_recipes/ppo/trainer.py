@@ -14,9 +14,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from trl_recipes.callbacks import StepProgress, own_copy, train_or_stop
+from trl_recipes.callbacks import own_copy, show_progress, train_or_stop
 from trl_recipes.checkpointing import random_states, set_random_states
 from trl_recipes.data.prompts import LengthSampler, collator
 from trl_recipes.errors import RecipeError
@@ -24,13 +23,14 @@ from trl_recipes.models.sharding import full_tensor, gathered, is_sharded, set_f
 from trl_recipes.ppo import checks, classic, objective, setup
 from trl_recipes.ppo.checkpointing import PPOCheckpoints
 from trl_recipes.ppo.config import PPOConfig
-from trl_recipes.ppo.models import ActorCritic, reference_of
+from trl_recipes.ppo.models import ActorCritic
 from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets, sample, score
 from trl_recipes.ppo.statistics import (
     ScoreScaling,
     UpdateStats,
     average_updates,
     diversity,
+    kl_controller,
     length_stats,
     rollout_stats,
     score_stats,
@@ -62,10 +62,9 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
     Args:
         config: settings; `args` is its other name.
         model: hub name, folder, transformers or PEFT model, or a model with a value head.
-        ref_model: reference model of the KL penalty; None copies the model as it is now, or
-            switches the adapter off where there is one.
-        tokenizer: the model's tokenizer; `processing_class` is its other name. None loads it by the
-            model's name.
+        ref_model: reference model of the KL penalty; None is the model as it is now.
+        tokenizer: the model's tokenizer, by default loaded by its name; `processing_class` is its
+            other name.
         dataset: prompts, a `Dataset` or a list of dicts, with a column `prompt` of texts or
             conversations, or token ids in `input_ids`; `train_dataset` is its other name. None: the
             caller has a loader of his own.
@@ -73,16 +72,15 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         data_collator: None keeps each column a list.
         num_shared_layers: this many first layers are frozen and shared with the reference.
         lr_scheduler: None makes the one that `lr_scheduler_type` names.
-        training_data_collator: pads for `prepare_model_inputs`; `step` pads for itself.
-        reward_funcs: one reward function or several, for `train`.
-        reward_weights: weight of each; None weighs all 1, and penalties -1.
+        reward_funcs: one reward function or several, for `train`; `reward_model` is TRL 1.12's
+            name. Each weighs 1, penalties -1, unless `reward_weights` says otherwise.
         callbacks: further transformers callbacks.
         peft_config: trains an adapter instead of the full model.
         metrics: functions like `reward_funcs` that are called and logged, and never optimized.
-        reward_model: TRL 1.12's name of `reward_funcs`, as `optimizers` is of the pair.
+        optimizers: `optimizer` and `lr_scheduler`, as transformers has them.
 
     Differs from TRL 0.11.4 on purpose: position ids are explicit, so a row's figures do not depend
-    on its neighbours' padding; dropout is 0; means over tokens weigh tokens, not micro-batches; an
+    on its neighbors' padding; dropout is 0; means over tokens weigh tokens, not micro-batches; an
     update whose ratio exceeds `ratio_threshold` is skipped, where TRL still moved by momentum.
     Three more only in `train`, so that a hand-written loop gives TRL's figures: `trl_0_11_quirks`.
     """
@@ -98,7 +96,6 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         data_collator: Callable | None = None,
         num_shared_layers: int | None = None,
         lr_scheduler: Any = None,
-        training_data_collator: Callable | None = None,
         *,
         args: PPOConfig | None = None,
         reward_funcs: Callable | list[Callable] | None = None,
@@ -110,12 +107,11 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         metrics: Callable | list[Callable] | None = None,
         reward_model: nn.Module | str | None = None,
         optimizers: tuple = (None, None),
-        **others: Any,
     ):
         config = setup.one_of("config", config, "args", args) or PPOConfig()
         tokenizer = setup.one_of("tokenizer", tokenizer, "processing_class", processing_class)
         self.dataset = setup.one_of("dataset", dataset, "train_dataset", train_dataset)
-        setup.check_launch(config, self.dataset, others)
+        setup.check_launch(config, self.dataset)
         reward_funcs = setup.one_of("reward_funcs", reward_funcs, "reward_model", reward_model)
         config = own_copy(config)
         set_seed(config.seed)
@@ -139,12 +135,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
                 callbacks=callbacks,
                 optimizers=setup.pair_of(actor_critic, optimizer, lr_scheduler, optimizers),
             )
-        self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
-        if not config.disable_tqdm:
-            self.add_callback(StepProgress)
+        show_progress(self)
         self.config = config
-        self.training_data_collator = training_data_collator
         self._distribute()
         self._begin()
         self._check_classic(ref_model, num_shared_layers)
@@ -153,6 +145,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         """Lay model, optimizer and prompts out over the processes."""
         config, accelerator = self.config, self.accelerator
         self.current_device = accelerator.device
+        self._bf16 = config.bf16 or accelerator.mixed_precision == "bf16"
         setup.prepare_accelerator(accelerator, self.policy_model)
         self.create_optimizer_and_scheduler(config.num_total_batches)
         parts = [self.model, self.optimizer]
@@ -164,7 +157,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         self.lr_scheduler = AcceleratedScheduler(
             self.lr_scheduler, self.optimizer, step_with_optimizer=False
         )
-        self.dataloader = classic.loader_of(loaders, self.dataset, config.global_batch_size)
+        self.dataloader = loaders[0] if loaders else None
         if self.ref_model is not None:
             self.ref_model.to(self.current_device)
         if is_sharded(self.model):
@@ -176,13 +169,13 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         """Set what changes in the course of a run to where a run begins."""
         config = self.config
         self.state.episode = 0
-        self.kl_ctl = setup.kl_controller(config)
+        self.kl_ctl = kl_controller(config)
         self.scaling = ScoreScaling(config, self._all_sum)
         self.all_stats: list[dict] = []
         self.alarms = setup.alarms(config)
         policy = self._policy()
         self.first_batch = checks.FirstBatchCheck(
-            self._actor_critic(), self.ref_model, self._uses_bf16(), self._all_sum
+            self._actor_critic(), self.ref_model, self._bf16, self._all_sum
         )
         self.steps_not_finite = 0  # optimizer steps in a row
         self._drawn: dict = {}  # what `generate` knows of its last responses ...
@@ -201,9 +194,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None) -> None:
         """Train for `max_steps` steps: rollout, score, step, log; with checkpoints on the way.
 
-        Args:
-            resume_from_checkpoint: go on from this checkpoint, or from the newest whole one (True);
-                None does what the configuration says.
+        It goes on from the checkpoint given, from the newest whole one (True), or as the
+        configuration says.
 
         Raises:
             RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
@@ -244,14 +236,14 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             self._record(stats, batch)
             self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
             if self.steps_not_finite >= NOT_FINITE_ENDS:
-                self._stop_not_finite(stats, batch)
+                self._stop_not_finite()
             if self.control.should_save and self.args.saves:
                 self._save_checkpoint()
                 self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
 
     def _is_over(self) -> bool:
-        """Whether all steps are taken, or a callback asked to end, as transformers lets it."""
+        # a callback may ask to end, as transformers lets it
         done = self.state.global_step >= self.state.max_steps
         return done or self.control.should_training_stop
 
@@ -575,14 +567,13 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         return gathered(self.model, self.accelerator.state.fsdp_plugin.reshard_after_forward)
 
     def _reference(self) -> AbstractContextManager[nn.Module]:
-        return reference_of(self._actor_critic(), self.ref_model, self.config.ref_adapter_name)
-
-    def _uses_bf16(self) -> bool:
-        return self.args.bf16 or self.accelerator.mixed_precision == "bf16"
+        """The reference model: one of its own, or the policy as it was before training."""
+        if self.ref_model is None:
+            return self._actor_critic().start.restored()
+        return gathered(self.ref_model)
 
     def _autocast(self) -> AbstractContextManager:
-        device = self.current_device.type
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=self._uses_bf16())
+        return torch.autocast(self.current_device.type, torch.bfloat16, enabled=self._bf16)
 
     def _clock(self) -> float:
         """Seconds, once what runs on a GPU is done."""
