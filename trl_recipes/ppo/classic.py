@@ -343,6 +343,16 @@ def _contents(rollout: Rollout) -> list[tuple[tuple[int, ...], tuple[int, ...]]]
     return [(tuple(q[: sum(nq)]), tuple(r[: sum(nr)])) for q, nq, r, nr in rows]
 
 
+def _without_config(given: dict[str, Any]) -> dict[str, Any]:
+    """Put what a `generation_config` sets beneath the arguments; None says nothing."""
+    given = dict(given)
+    if (config := given.pop("generation_config", None)) is not None:
+        chosen = config.to_diff_dict() if isinstance(config, GenerationConfig) else dict(config)
+        chosen.pop("transformers_version", None)
+        given = {name: value for name, value in chosen.items() if name[0] != "_"} | given
+    return {k: v for k, v in given.items() if v is not None or k == "eos_token_id"}
+
+
 def complete_settings(
     given: dict[str, Any], defaults: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
@@ -352,12 +362,7 @@ def complete_settings(
     The neutral arguments of the classic walkthrough (`min_length=-1, top_k=0.0, top_p=1.0,
     eos_token_id=-1`) are understood in silence.
     """
-    given = dict(given)
-    if (config := given.pop("generation_config", None)) is not None:
-        chosen = config.to_diff_dict() if isinstance(config, GenerationConfig) else dict(config)
-        chosen.pop("transformers_version", None)
-        given = {name: value for name, value in chosen.items() if name[0] != "_"} | given
-    given = {k: v for k, v in given.items() if v is not None or k == "eos_token_id"}
+    given = _without_config(given)
     tokenizer = given.pop("tokenizer", tokenizer)
     known = {*CALLED, *vars(GenerationConfig())} - {n for n in MORE if given.get(n)}
     for name in sorted(given.keys() - known):
