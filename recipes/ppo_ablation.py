@@ -23,6 +23,7 @@ from trl_recipes.run_folder import RunFolder, check_folder
 RECIPES = Path(__file__).parent
 DIGITS = {"P(POSITIVE)": 3, "KL": 2, "distinct-2": 3, "clipped": 3, "variance explained": 2}
 DIGITS |= {"responses": 0, "CPU seconds": 0}
+WITH_RANGE = ("P(POSITIVE)", "KL", "distinct-2")
 
 
 @dataclass
@@ -68,6 +69,12 @@ def figures(folder: Path) -> dict[str, float]:
     }
 
 
+def cell(column: str, values: list[float]) -> str:
+    """Write a column's mean over the seeds, with the least and the most where they matter."""
+    mean, least, most = (f"{f(values):,.{DIGITS[column]}f}" for f in (fmean, min, max))
+    return f"{mean} ({least} to {most})" if column in WITH_RANGE and len(values) > 1 else mean
+
+
 def main(args: AblationArguments) -> None:
     folder, variants = check_folder(args.output_dir), args.variants or {}
     chosen = args.only or list(variants)
@@ -84,7 +91,7 @@ def main(args: AblationArguments) -> None:
         for seed in args.seeds:
             run = folder / f"{name.replace(' ', '-')}-seed{seed}"
             runs.append(train(run, shared | variants[name] | {"seed": seed}))
-        cells = [f"{fmean(run[c] for run in runs):,.{d}f}" for c, d in DIGITS.items()]
+        cells = [cell(column, [run[column] for run in runs]) for column in DIGITS]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     (folder / "table.md").write_text("\n".join(lines) + "\n")
     print(*lines, "", folder / "table.md", sep="\n")
