@@ -62,18 +62,13 @@ def peak_memory() -> float:
 
 
 def describe_run(
-    algorithm: str,
-    config: Any,
-    model: Any,
-    reward_names: Sequence[str],
-    prompt_lengths: Sequence[int],
-    steps: int,
-    device: str,
+    algorithm: str, trainer: Any, model: Any, prompt_lengths: Sequence[int], steps: int
 ) -> str:
     """Say in one paragraph what is trained, on what, for how long, with the batch arithmetic.
 
-    `config` is that of a trainer that is built; `algorithm` is PPO, GRPO or RLOO.
+    `algorithm` is PPO, GRPO or RLOO, and `model` the trainer's, as it trains it.
     """
+    config = trainer.args
     ppo = algorithm == "PPO"
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -85,13 +80,13 @@ def describe_run(
     precision = "bfloat16 autocast" if config.bf16 else "float32"
     return (
         f"{algorithm} on {type(getattr(model, 'policy', model)).__name__} with {_count(total)} "
-        f"parameters, training {part}, rewarded by {', '.join(reward_names)}. "
+        f"parameters, training {part}, rewarded by {', '.join(trainer.rewards.names)}. "
         f"{_tokens(min(prompt_lengths), max(prompt_lengths))} of {len(prompt_lengths)} prompts are "
         f"continued by {response if ppo else f'at most {response}'}. {steps} steps, each of "
         f"{config.batch_size * processes} responses{arithmetic}; learning rate "
-        f"{config.learning_rate:g}; {precision} on {device}, {processes} "
+        f"{config.learning_rate:g}; {precision} on {trainer.accelerator.device}, {processes} "
         f"process{'es' if processes > 1 else ''}, seed {config.seed}."
-        f"{'' if ppo else f' {ABOUT_THE_LOSS}'}"
+        f"{'' if ppo else f' {ABOUT_THE_LOSS}'}{trainer.rewards.described()}"
     )
 
 

@@ -200,7 +200,9 @@ def test_a_folder_gives_the_model_in_it(tmp_path, inside):
 
 
 def test_a_folder_that_is_no_model_a_file_and_an_empty_name_are_errors(tmp_path):
-    with pytest.raises(RecipeError, match=rf"^--reward_model: the folder `{tmp_path}` is no model"):
+    with pytest.raises(
+        RecipeError, match=rf"^--reward_model: the folder `{tmp_path}` is not a model"
+    ):
         hub.resolve(str(tmp_path), "model", source="--reward_model")
     (tmp_path / "weights.bin").write_text("")
     with pytest.raises(RecipeError, match="is a file"):

@@ -103,6 +103,8 @@ def test_two_names_of_one_thing_must_agree(classic, modern, value, other):
         ({"target": 0}, "`target` must be greater than 0, got 0"),
         ({"horizon": -1.0}, "`horizon` must be greater than 0"),
         ({"temperature": 0.0}, "`temperature` must be greater than 0"),
+        ({"response_length": 0}, "`response_length` must be greater than 0"),
+        ({"max_steps": 0}, "`max_steps` is 0"),
         ({"kl_penalty": "k2"}, "Unknown `kl_penalty` 'k2'. Choose one of: kl, abs, mse"),
         ({"trainable": "head"}, "Unknown `trainable` 'head'"),
         ({"min_response_length": 20}, "`min_response_length` .20. must lie between 1 and"),

@@ -83,12 +83,10 @@ def failing_at(call):
 
 CASES = {
     "plain": {},
-    "adaptive KL, scaled scores": {"use_score_scaling": True, "use_score_norm": True, "target": 1},
-    "lora": {"trainable": "lora"},
-    "attention": {"trainable": "attention"},
-    "t5": {"name": "t5"},
+    "adaptive KL, scaled scores, sgd": {"use_score_scaling": True, "target": 1, "optim": "sgd"},
+    "attention of t5, normed scores": {"name": "t5", "trainable": "attention"}
+    | {"use_score_scaling": True, "use_score_norm": True},
     "bart with lora": {"name": "bart", "trainable": "lora"},
-    "another optimizer": {"optim": "sgd"},
     "full KL": {"kl_penalty": "full"},
 }
 

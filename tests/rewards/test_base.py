@@ -248,7 +248,11 @@ def test_names_come_from_the_functions_and_are_distinct():
     [
         ([], None, "`reward_funcs` is empty"),
         ([length, 5], None, r"`reward_funcs\[1\]` is 5 \(int\)"),
-        ([length, "nobody/nothing"], None, r"`reward_funcs\[1\]`: `nobody/nothing` is no folder"),
+        (
+            [length, "nobody/nothing"],
+            None,
+            r"`reward_funcs\[1\]`: the model `nobody/nothing` could",
+        ),
         (None, None, r"`reward_funcs\[0\]` is None"),
         ([length, tokens], [1.0], "has 1 entries .* for 2 reward"),
         (length, [1.0, 2.0], "has 2 entries .* for 1 reward"),

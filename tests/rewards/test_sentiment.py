@@ -219,7 +219,7 @@ def lose_the_head(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "config.json").unlink(), "is no model"),
+        (lambda folder: (folder / "config.json").unlink(), "is not a model"),
         (lambda folder: (folder / "config.json").write_text("{"), "could not be loaded"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "is damaged"),
         (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),

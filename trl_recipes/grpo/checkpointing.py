@@ -44,7 +44,7 @@ def begin_epoch(sampler: Sampler, epoch: int) -> None:
 
 
 class GroupCheckpoints:
-    """Exact resume, as a mixin of TRL's trainers: the next step is the one of a run left alone."""
+    """Mixin of TRL's trainers: a resumed run takes the steps of an uninterrupted one."""
 
     def _go_to_checkpoint(self) -> None:
         """Before the first step, drop the rows logged after the checkpoint, and go to its place."""
@@ -94,7 +94,7 @@ class GroupCheckpoints:
         return place._replace(passes=passes, batch=None)
 
     def _after_step(self) -> None:
-        """Note where the run is, in case that the next step fails."""
+        """Record where the run is, in case the next step fails."""
         unused = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         batch = None if unused else self._buffered_inputs
         weights = self.reward_weights.tolist()

@@ -26,7 +26,7 @@ CHECK_STEPS = 4  # the first one warms up; the others tell how long a step takes
 
 
 def check_before_training(trainer: Any) -> list[int]:
-    """Hold rewards, prompts, lengths and disk to what training needs; lengths of prompts."""
+    """Check rewards, prompts, lengths and disk; return the lengths of the prompts."""
     rows = trainer.train_dataset
     if not isinstance(rows, Dataset):
         return [0]
@@ -48,16 +48,8 @@ def check_before_training(trainer: Any) -> list[int]:
 
 def description(trainer: Any, lengths: list[int]) -> str:
     """Say in one paragraph what a run is about to do, on prompts of these lengths."""
-    described = describe_run(
-        trainer._name,
-        trainer.args,
-        unwrap_adapter(trainer.accelerator.unwrap_model(trainer.model)),
-        trainer.rewards.names,
-        lengths,
-        trainer._number_of_steps(),
-        str(trainer.accelerator.device),
-    )
-    return described + trainer.rewards.described()
+    model = unwrap_adapter(trainer.accelerator.unwrap_model(trainer.model))
+    return describe_run(trainer._name, trainer, model, lengths, trainer._number_of_steps())
 
 
 def measure_rewards(trainer: Any) -> None:
@@ -115,7 +107,7 @@ def normalizes(trainer: Any) -> bool:
 
 
 def dry_run(trainer: Any, steps_callback: type) -> str:
-    """Make the first steps of `train`, write nothing, and put everything back.
+    """Try the first steps of `train`, write nothing, and restore everything.
 
     Returns what was checked, and the time and memory that the whole run will take.
     """

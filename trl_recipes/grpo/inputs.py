@@ -1,4 +1,4 @@
-"""Turning what users pass to GRPOTrainer and RLOOTrainer into what TRL's constructors expect."""
+"""Turn what users pass to GRPOTrainer and RLOOTrainer into what TRL's constructors expect."""
 
 import inspect
 import tempfile
@@ -28,9 +28,8 @@ from trl_recipes.grpo.config import GroupConfig
 from trl_recipes.models.forward import unwrap_adapter
 from trl_recipes.models.loading import (
     check_language_model,
-    check_vocabulary,
+    fitting_tokenizer,
     load_run,
-    load_tokenizer,
 )
 from trl_recipes.models.sharding import full_tensors
 from trl_recipes.rewards.text import made_up_completions
@@ -40,7 +39,7 @@ _TRLS_OWN = ("completion", "image", "images", "messages", "chosen", "rejected")
 
 
 def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
-    """Load a policy where it is a name, and refuse what is no causal language model."""
+    """Load a policy where it is a name, and refuse what is not a causal language model."""
     if isinstance(model, str | Path):
         model, _ = load_run(model, trust_remote_code=trust_remote_code)
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
@@ -62,30 +61,24 @@ def causal_model(model: Any, trust_remote_code: bool) -> nn.Module:
     return model
 
 
-def fitting_tokenizer(
+def group_tokenizer(
     tokenizer: PreTrainedTokenizerBase | None, name: Any, model: nn.Module
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer by the model's name where none was passed; fill in a missing pad token."""
-    if tokenizer is None:
-        if not isinstance(name, str | Path):
-            raise RecipeError("`processing_class` is missing. Pass the model's tokenizer.")
-        tokenizer = load_tokenizer(name)
+    """Load the tokenizer where none was passed, and hold it to what TRL wants of one."""
+    tokenizer = fitting_tokenizer(tokenizer, name, model)
     if tokenizer.eos_token_id is None:
         raise RecipeError(
             "The tokenizer has no eos token, by which TRL tells where a response ends. Set "
             "`tokenizer.eos_token` to the token that ends a text."
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     if getattr(model.config, "pad_token_id", None) is None:  # else transformers says so at length
         for settings in (model.config, model.generation_config):
             settings.pad_token_id = tokenizer.pad_token_id
-    check_vocabulary(tokenizer, model)
     return tokenizer
 
 
 def count_positions(model: nn.Module) -> None:
-    """Let a model number its positions from the first token that is no padding.
+    """Number a model's positions from the first token that is not padding.
 
     TRL's forward pass over a batch padded on the left gives a mask and no positions, and a model
     with position embeddings, such as GPT-2, then counts the padding: its log-probabilities are not
@@ -167,7 +160,7 @@ def made_up_sample(rows: Dataset, processing_class: Any) -> dict[str, list]:
 
 @contextmanager
 def named(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Lend a model that was never saved a name, by which TRL loads a reference where `wanted`."""
+    """Lend a model that was never saved a name, so that TRL can load a reference by it."""
     if not wanted or model.config._name_or_path:
         yield
         return

@@ -51,7 +51,7 @@ class GroupScoring:
         return {n: [torch.nan if v is None else v for v in values] for n, values in raw.items()}
 
     def _reward_extras(self) -> dict[str, Any]:
-        """Collect what TRL gives to reward functions beside the texts and columns."""
+        """Collect what TRL gives to reward functions besides texts and columns."""
         extras: dict[str, Any] = {"trainer_state": self.state}
         if not self.args.reward_once:  # what TRL gathers of all must be there in all
             extras |= {"log_extra": self._log_completion_extra, "log_metric": self._log_metric}

@@ -72,7 +72,7 @@ class _Steps(TrainerCallback):
             begin_epoch(self.trainer._sampler, int(state.epoch or 0))
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer._leave_out_if_not_finite()
+        self.trainer._skip_if_not_finite()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer._after_step()
@@ -119,7 +119,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         set_seed(args.seed)
         policy = inputs.causal_model(model, args.trust_remote_code)
         self._saved_settings = copy.deepcopy(unwrap_adapter(policy).generation_config)
-        tokenizer = inputs.fitting_tokenizer(processing_class, model, policy)
+        tokenizer = inputs.group_tokenizer(processing_class, model, policy)
         self.rewards = rewards_of(args, reward_funcs, reward_weights, metrics)
         if self.rewards is None:
             raise RecipeError("`reward_funcs` is missing. Pass one function or a list of them.")
@@ -155,7 +155,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         show_progress(self)
 
     def _prepare_policy(self, policy: nn.Module) -> None:
-        """Make log-probabilities depend on their own row alone, and hold the model to that."""
+        """Make log-probabilities depend on their own row alone, and check that they do."""
         inputs.count_positions(policy)
         check_causal(policy)
         if not ignores_padding(policy):
@@ -187,7 +187,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
                 inputs.copy_weights(policy, reference)
 
     def _forget(self) -> None:
-        """Be as before the first step, but for the weights."""
+        """Reset everything but the weights to before the first step."""
         self.all_stats: list[dict[str, Any]] = []
         self.state, self.control = TrainerState(), TrainerControl()
         self.state.is_world_process_zero = self.is_world_process_zero()
@@ -284,7 +284,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
 
     @contextmanager
     def _with_fused_head(self) -> Iterator[None]:
-        """Lend the policy the forward that TRL >= 1.15 gave it: copies would call the original."""
+        """Lend the policy the forward of TRL >= 1.15, in copies of which the original would run."""
         policy = unwrap_adapter(self.accelerator.unwrap_model(self.model))
         own = vars(policy).get("forward")
         if self._fused_head is not None:
@@ -367,7 +367,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         return train()
 
     def _train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
-        """TRL's training; of what a failing reward function ends, the last whole step is kept."""
+        """Train as TRL does; if a reward function fails, save the last whole step."""
         self._checkpoint = resume_from_checkpoint
         try:
             with self._with_fused_head():
@@ -378,8 +378,8 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
                 self._save_last_whole_step()
             raise
 
-    def _leave_out_if_not_finite(self) -> None:
-        """Leave a step out that would turn weights into nan; several in a row end the run."""
+    def _skip_if_not_finite(self) -> None:
+        """Skip a step whose gradient is not finite; several in a row end the run."""
         if self.is_deepspeed_enabled or (self.is_fsdp_enabled and not is_sharded(self.model)):
             return  # gradients are not here
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -405,7 +405,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         return checks.description(self, lengths)
 
     def check(self) -> str:
-        """Make the first steps of `train`, write nothing, and put everything back.
+        """Try the first steps of `train`, write nothing, and restore everything.
 
         Returns what was checked, and the time and memory that the whole run will take.
         """

@@ -100,7 +100,7 @@ class StartModel:
 
     @contextmanager
     def restored(self) -> Iterator[PeftModel]:
-        """Give the policy as its start model for the time of the block, which must not train."""
+        """Give the policy as its start model within the block, which must not train."""
         with torch.no_grad(), self._switch() if self.switches else nullcontext():
             places = {n: self.policy.get_parameter(n) for n in self.weights}
             now = {n: place.detach().clone() for n, place in places.items()}
@@ -115,7 +115,7 @@ class StartModel:
 
 
 def keep_base(policy: nn.Module) -> None:
-    """Let a saved adapter name its base by a path that holds in every folder, where it has one."""
+    """Make a saved adapter name its base model by an absolute path, where that is a folder."""
     for config in policy.peft_config.values() if isinstance(policy, PeftModel) else ():
         base = config.base_model_name_or_path or unwrap_adapter(policy).name_or_path
         if base and Path(base).is_dir():
@@ -135,7 +135,7 @@ def save_policy(policy: nn.Module, folder: Path, merge_adapter: bool) -> None:
 def save_trained(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Save the model that transformers' Trainer has trained, gathered, and its tokenizer.
 
-    All processes come here, and the main one writes.
+    Every process calls this; the main one writes.
     """
     writes = trainer.is_world_process_zero()
     model = full_model(trainer.accelerator.unwrap_model(trainer.model), keep=writes)
@@ -156,7 +156,7 @@ def _check_kind(peft_config: Any) -> None:
 
 
 def _check_target_modules(policy: nn.Module, peft_config: Any) -> None:
-    """Hold the modules that an adapter names to those that the model has."""
+    """Check the modules that an adapter names against those of the model."""
     wanted = getattr(peft_config, "target_modules", None)
     names = [name for name, _ in policy.named_modules()]
     if wanted in (None, "all-linear") or not wanted:

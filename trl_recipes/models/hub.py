@@ -170,14 +170,14 @@ def _model_folder(path: Path, source: str) -> Path:
         if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
             return folder
     raise RecipeError(
-        f"{source}: the folder `{path}` is no model: it holds neither config.json nor "
+        f"{source}: the folder `{path}` is not a model: it holds neither config.json nor "
         "adapter_config.json. Give a folder written by save_pretrained, or the folder of a "
         "finished run."
     )
 
 
 def _ask_hub(name: str, kind: Kind, source: str, token: str | bool | None) -> None:
-    """Refuse a name that the hub does not give; work offline where it does not answer."""
+    """Refuse a name that the hub does not have or is gated; work offline if it is silent."""
     from huggingface_hub import constants, is_offline_mode
 
     failure = None if is_offline_mode() else _probe(name, kind, token)
@@ -191,7 +191,7 @@ def _ask_hub(name: str, kind: Kind, source: str, token: str | bool | None) -> No
             f"the {_NOUNS[kind]} `{name}` is gated on {constants.ENDPOINT}. Ask for access on its "
             "page and log in with `hf auth login`"
             if gated
-            else f"`{name}` is no folder here, and {constants.ENDPOINT} has no public "
+            else f"`{name}` is not a folder here, and {constants.ENDPOINT} has no public "
             f"{_NOUNS[kind]} of that name. Check the spelling; for a private one log in with "
             "`hf auth login`"
         )

@@ -1,4 +1,4 @@
-"""Sampling responses from a model's whole distribution, and what training wants to know of them."""
+"""Sample responses from a model's whole distribution, with what training needs of each token."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -120,7 +120,7 @@ def _fit_together(model: nn.Module, queries: Sequence[Tensor]) -> list[list[int]
 
 @torch.no_grad()
 def _row_is_as_alone(model: nn.Module, stepping: bool) -> bool:
-    """Try whether a padded row, or its next step on a cache, gets the logits that it gets alone.
+    """Test whether a padded row, or its next step on a cache, gets the logits that it gets alone.
 
     The model is asked, not a list of names, and once: the answer is kept with it.
     """
@@ -304,7 +304,7 @@ def _ends(sampled: Tensor, lengths: Tensor, eos_token_id) -> Tensor:
 
 @contextmanager
 def packed_weights(model: nn.Module) -> Iterator[None]:
-    """Let a model multiply with weights as oneDNN lays them out, for the time of the block.
+    """Let a model multiply with weights as oneDNN lays them out, within the block.
 
     A matrix product with a few rows spends most of its time on laying the weight out for the
     processor, anew in each call: with 16 rows, GPT-2 small's take a third of the time on weights
@@ -338,7 +338,7 @@ def _gains(layer: nn.Module) -> bool:
 
 
 class _PackedLinear:
-    """What a linear layer computes, in its place."""
+    """Computes what a linear layer does, on packed weights."""
 
     def __init__(self, layer: nn.Linear | Conv1D):
         weight, bias = layer.weight.detach(), layer.bias

@@ -1,6 +1,6 @@
 """Models whose weights are sharded over several processes (FSDP2, DeepSpeed's ZeRO-3).
 
-Where nothing is sharded, the functions give back what they were given.
+Where nothing is sharded, the functions return what they were given.
 """
 
 import os
@@ -83,10 +83,10 @@ def shard(model: nn.Module) -> None:
 
 @contextmanager
 def gathered(model: nn.Module, reshard_after_forward: bool = True) -> Iterator[nn.Module]:
-    """Give each process all of a model's weights for the time of the block, which must not train.
+    """Give each process all of a model's weights within the block, which must not train.
 
     Sampling calls a model once a token, and calls parts of it; gathered once, the weights travel
-    once a rollout in the place of once a token. All processes enter the block together.
+    once a rollout instead of once a token. Every process must enter the block.
     """
     shards = [module for module in model.modules() if is_sharded(module)]
     for module in shards:
@@ -102,7 +102,7 @@ def gathered(model: nn.Module, reshard_after_forward: bool = True) -> Iterator[n
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Gather all of a tensor that may be sharded, of the same shape. All processes ask together."""
+    """Gather all of a tensor that may be sharded, of the same shape. Every process must ask."""
     if isinstance(tensor, DTensor):
         return tensor.full_tensor()
     if hasattr(tensor, "ds_id"):

@@ -213,7 +213,7 @@ def _static_cache(language_model: nn.Module, length: int) -> StaticCache | Encod
 
 
 def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], None] | None:
-    """Record a step, without running it, and return what replays it; None: it asks the host."""
+    """Capture a step without running it; return its replay, or None where it asks the host."""
     stream, place = _capture_place(device)
     graph, pool = torch.cuda.CUDAGraph(), place.pool()
     stream.wait_stream(torch.cuda.current_stream())
@@ -240,7 +240,7 @@ def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], No
 
 @contextmanager
 def _generator_aside(device: torch.device) -> Iterator[None]:
-    """Put a copy in the place of the generator's state: a failed capture would leave it unusable.
+    """Swap the generator's state for a copy: a failed capture would leave it unusable.
 
     No token draws from it: the numbers of all tokens are drawn before the first.
     """
@@ -266,7 +266,7 @@ def _capture_place(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.
 
 @contextmanager
 def _autocast_weights(model: nn.Module, device: str) -> Iterator[None]:
-    """Hold float32 weights in autocast's precision for the block, in the place of autocast."""
+    """Hold float32 weights in autocast's precision within the block, instead of autocast."""
     autocast, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     kept = [(p, p.data) for p in model.parameters() if autocast and p.dtype == torch.float32]
     try:

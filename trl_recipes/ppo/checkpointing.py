@@ -1,4 +1,4 @@
-"""What the next step of PPO depends on: taken out of the trainer, put back, written and read."""
+"""Checkpoint and exact resume of PPO."""
 
 import functools
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _OWN = "PPOTrainer"  # under which trainer_state.json holds what only PPO has
 
 
 class PPOCheckpoints:
-    """Exact resume, as a mixin of PPOTrainer: the next step is the one of a run left alone."""
+    """Mixin of PPOTrainer: a resumed run takes the steps of an uninterrupted one."""
 
     @functools.cached_property
     def prompts(self) -> Dataset:
@@ -43,7 +43,7 @@ class PPOCheckpoints:
         return self.data_collator([self.prompts[row] for row in rows])
 
     def _training_state(self) -> dict[str, Any]:
-        """Take out everything that the next step depends on but randomness; nothing is copied."""
+        """Collect everything that the next step depends on, except randomness; copies nothing."""
         return {
             "model": self._trained_parameters(),
             "optimizer": self.optimizer.state_dict(),
@@ -60,7 +60,7 @@ class PPOCheckpoints:
         }
 
     def _set_training_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what `_training_state` took, or what a checkpoint holds of it."""
+        """Restore what `_training_state` collected, or what a checkpoint holds of it."""
         own = state["ppo"]
         self._set_trained_parameters(state["model"])
         self._set_optimizer_state(state["optimizer"])
@@ -112,7 +112,7 @@ class PPOCheckpoints:
             push_model(self.args, folder)
 
     def _save_checkpoint(self, model: Any = None, trial: Any = None) -> None:
-        """Write a checkpoint, with weights whole that lie in parts."""
+        """Write a checkpoint; sharded weights are gathered first."""
         state, writes = self._training_state(), self.args.should_save
         weights = full_tensors(state["model"], keep=writes)
         optimizer = state["optimizer"]
@@ -146,7 +146,7 @@ class PPOCheckpoints:
         lacking = [name for name in files if not (folder / name).is_file()]
         if own is None or lacking:
             raise RecipeError(
-                f"--resume_from_checkpoint: `{folder}` is no whole checkpoint of PPO: "
+                f"--resume_from_checkpoint: `{folder}` is not a whole checkpoint of PPO: "
                 f"{f'`{lacking[0]}` is missing' if lacking else 'another trainer wrote it'}. Name "
                 "another one."
             )

@@ -1,4 +1,4 @@
-"""What is checked before anything is trained: inputs, models, tokenizer, and the first batch."""
+"""Checks before training: inputs, models, and the first batch."""
 
 import copy
 import logging
@@ -13,7 +13,7 @@ from trl_recipes.checkpointing import find_checkpoint, random_states, set_random
 from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length
-from trl_recipes.models.loading import check_lengths, check_vocabulary
+from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.memory import kept_by
 from trl_recipes.ppo.models import ActorCritic, reference_is_start
 from trl_recipes.ppo.objective import Sum
@@ -35,7 +35,7 @@ def check_step_inputs(
     response_masks: Sequence[Tensor] | None,
     batch_size: int,
 ) -> None:
-    """Hold the arguments of `PPOTrainer.step` to what they must be, one of each per sample."""
+    """Check the arguments of `PPOTrainer.step`: one of each per sample."""
     given = {"queries": queries, "responses": responses, "scores": scores}
     if response_masks is not None:
         given["response_masks"] = response_masks
@@ -60,7 +60,7 @@ def check_step_inputs(
 
 
 def check_tensor(name: str, row: int, value: Tensor) -> None:
-    """Hold one row of an argument to its shape: a number in `scores`, else a 1-D tensor."""
+    """Check one row of an argument: a number in `scores`, else a 1-D tensor."""
     where = f"`{name}[{row}]`"
     if not isinstance(value, Tensor):
         raise RecipeError(f"{where} must be a tensor, got {type(value).__name__}.")
@@ -84,7 +84,7 @@ def check_tensor(name: str, row: int, value: Tensor) -> None:
 def check_token_ids(
     queries: Sequence[Tensor], responses: Sequence[Tensor], model: nn.Module
 ) -> None:
-    """Hold token ids to the model's vocabulary, and their number to its context."""
+    """Check token ids against the model's vocabulary, and their number against its context."""
     check_vocabulary_ids("queries", queries, model)
     check_vocabulary_ids("responses", responses, model)
     context, together = context_length(model.config), not model.config.is_encoder_decoder
@@ -99,7 +99,7 @@ def check_token_ids(
 
 
 def check_vocabulary_ids(name: str, rows: Sequence[Tensor], model: nn.Module) -> None:
-    """Hold token ids of the argument `name` to the model's vocabulary."""
+    """Check the token ids of the argument `name` against the model's vocabulary."""
     size = model.get_input_embeddings().weight.shape[0]
     for row, ids in enumerate(rows):
         low, high = int(ids.min()), int(ids.max())
@@ -110,24 +110,8 @@ def check_vocabulary_ids(name: str, rows: Sequence[Tensor], model: nn.Module) ->
             )
 
 
-def prepare_tokenizer(tokenizer, model: nn.Module) -> None:
-    """Fill in a missing pad token, and hold the tokenizer to the model's vocabulary.
-
-    Padding is hidden by masks that come from lengths, so the end token serves as padding too.
-    """
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise RecipeError(
-                "The tokenizer has neither a pad nor an eos token. Set `tokenizer.eos_token` to "
-                "the token that ends a text; padding then uses it too."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-        logger.info("The tokenizer has no pad token: its eos token %s pads.", tokenizer.eos_token)
-    check_vocabulary(tokenizer, model)
-
-
 def check_reference(model: nn.Module, ref_model: nn.Module) -> None:
-    """Hold the reference model to the policy's vocabulary."""
+    """Check that the reference is another model, with the policy's vocabulary."""
     if ref_model is model:
         raise RecipeError(
             "`model` and `ref_model` are the same object, so the KL penalty would always be 0. "
@@ -142,9 +126,9 @@ def check_reference(model: nn.Module, ref_model: nn.Module) -> None:
 
 
 class FirstBatchCheck:
-    """Holds sampling, forward passes and reference to one another before the first update.
+    """Compares sampling, forward passes and reference before the first update.
 
-    `trust_sampling` says whether log-probabilities that sampling kept are those of a forward pass;
+    `trust_sampling` says whether log-probabilities from sampling equal those of a forward pass;
     None until the first batch has shown it.
     """
 
@@ -179,12 +163,12 @@ class FirstBatchCheck:
             )
 
     def check_kl(self, log_ratio: Tensor) -> None:
-        """Hold a policy that is its own reference to a log ratio of 0."""
+        """Check that the log ratio of the start model to itself is 0."""
         before = "The reference is the start model, yet on the first batch"
         self._check(f"{before} log-probabilities differ by", log_ratio)
 
     def check_ratio(self, log_ratio: Tensor) -> None:
-        """Hold new log-probabilities to those of the rollout, until there has been an update."""
+        """Check that new log-probabilities equal the rollout's until the first update."""
         if not self.updated:
             before = "Before the first update, new and old"
             self._check(f"{before} log-probabilities of one token differ by", log_ratio)
@@ -200,7 +184,7 @@ class FirstBatchCheck:
 
 
 def judge_step(means: dict[str, Tensor], norm: Tensor, threshold: float) -> Tensor:
-    """Judge a gradient before it is applied, without asking the device.
+    """Judge a gradient before it is applied, without waiting for the device.
 
     Returns whether loss and norm are finite, whether to take the step, ratio and norm, (4,).
     """
@@ -210,7 +194,7 @@ def judge_step(means: dict[str, Tensor], norm: Tensor, threshold: float) -> Tens
 
 
 def count_skipped(verdicts: list[Tensor], threshold: float, not_finite: int) -> tuple[int, int]:
-    """Warn of each optimizer step that was left out.
+    """Warn of each optimizer step that was skipped.
 
     Returns how many were, and how many in a row, `not_finite` before them, were not finite.
     """
@@ -245,7 +229,7 @@ def explain_mismatch(policy: nn.Module, reduced_precision: bool) -> str:
 
 
 def check_before_training(trainer: Any) -> None:
-    """Hold rewards, prompts, lengths, checkpoint and disk to what `train` needs."""
+    """Check rewards, prompts, lengths, checkpoint and disk before `train`."""
     args = trainer.args
     if trainer.rewards is None:
         raise RecipeError("`train` needs `reward_funcs`. Pass one function or a list of them.")
@@ -275,16 +259,9 @@ def too_few_prompts(rows: int, batch_size: int) -> RecipeError:
 
 def description(trainer: Any) -> str:
     """Say in one paragraph what a run is about to do."""
-    described = describe_run(
-        "PPO",
-        trainer.config,
-        trainer._actor_critic(),
-        trainer.rewards.names,
-        [len(ids) for ids in trainer.prompts["input_ids"]],
-        trainer.args.num_total_batches,
-        str(trainer.current_device),
-    )
-    return described + trainer.rewards.described()
+    lengths = [len(ids) for ids in trainer.prompts["input_ids"]]
+    steps = trainer.args.num_total_batches
+    return describe_run("PPO", trainer, trainer._actor_critic(), lengths, steps)
 
 
 def about(trainer: Any) -> dict[str, Any]:
@@ -300,7 +277,7 @@ def about(trainer: Any) -> dict[str, Any]:
 
 
 def dry_run(trainer: Any) -> str:
-    """Make the first steps of `train` on a copy of what they change, and say what was found."""
+    """Try the first steps of `train`, restore everything, and report what was found."""
     check_before_training(trainer)
     before, randomness = copy.deepcopy(trainer._training_state()), random_states()
     seconds = []

@@ -1,4 +1,4 @@
-"""The hand-written loop of TRL 0.11: `generate`, `step`, `log_stats`, and what was odd in them."""
+"""The hand-written loop of TRL 0.11: `generate`, `step`, `log_stats`, and their quirks."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ NEUTRAL = {
     "min_new_tokens": 0,
     "use_cache": True,
 }
-# Arguments of transformers' `generate` that are no fields of its configuration, and are passed on.
+# Arguments of transformers' `generate` that are not fields of its configuration, and are passed on.
 CALLED = ("logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria")
 # Fields of its configuration that ask for more than token ids.
 MORE = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions")
@@ -130,7 +130,7 @@ class ClassicLoop(OverridableParts):
         batch_size: int | None,
         settings: dict[str, Any],
     ) -> list[Tensor]:
-        """Sample from the policy, and note what is known of tokens from its whole distribution."""
+        """Sample from the policy; keep what is known of tokens from its whole distribution."""
         tokens = {name: settings[name] for name in ("pad_token_id", "eos_token_id", "temperature")}
         if settings.keys() != {*tokens, "do_sample"} or not settings["do_sample"]:
             chosen = {"max_new_tokens": limits, "batch_size": batch_size} | settings
@@ -157,7 +157,7 @@ class ClassicLoop(OverridableParts):
         return sum(parameter._version for parameter in self._policy().parameters())
 
     def _recall(self, rollout: Rollout) -> Rollout:
-        """Put back what `generate` knew of each token, where it drew all of these responses.
+        """Restore what `generate` knew of each token, if it drew all of these responses.
 
         The same tokens after the same query have the same log-probabilities while no weight has
         changed. Processes agree, since those that hold parts of a model run it together.
@@ -282,7 +282,7 @@ class ClassicLoop(OverridableParts):
             )
 
     def _check_classic(self, ref_model: nn.Module | None, num_shared_layers: int | None) -> None:
-        """Warn where TRL 0.11 warned, and refuse what `step` would not heed."""
+        """Warn where TRL 0.11 warned, and refuse what `step` would ignore."""
         batch = self.config.global_batch_size
         if self.dataset is None:
             text = "No dataset was given: set `batch_size` to the number of samples of each `step`."
@@ -290,7 +290,7 @@ class ClassicLoop(OverridableParts):
         elif len(self.dataset) < batch:
             warnings.warn(str(checks.too_few_prompts(len(self.dataset), batch)), stacklevel=3)
         if ref_model is not None and num_shared_layers is not None:
-            text = "`num_shared_layers` means nothing beside a reference model: no layer is shared."
+            text = "`num_shared_layers` means nothing with a reference model: no layer is shared."
             warnings.warn(text, stacklevel=3)
         name = type(self).__name__
         for method in filter(self._overrides, NOT_CALLED):
@@ -344,7 +344,7 @@ def _contents(rollout: Rollout) -> list[tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def _without_config(given: dict[str, Any]) -> dict[str, Any]:
-    """Put what a `generation_config` sets beneath the arguments; None says nothing."""
+    """Merge a `generation_config` into the arguments, which win; leave out those that are None."""
     given = dict(given)
     if (config := given.pop("generation_config", None)) is not None:
         chosen = config.to_diff_dict() if isinstance(config, GenerationConfig) else dict(config)
@@ -356,11 +356,11 @@ def _without_config(given: dict[str, Any]) -> dict[str, Any]:
 def complete_settings(
     given: dict[str, Any], defaults: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """Complete what a caller of `generate` gave, and warn about sampling that is bent.
+    """Complete the arguments of `generate`, and warn where they change the distribution.
 
     Returns what `generate_responses` takes, with `num_return_sequences` and maybe `max_length`.
     The neutral arguments of the classic walkthrough (`min_length=-1, top_k=0.0, top_p=1.0,
-    eos_token_id=-1`) are understood in silence.
+    eos_token_id=-1`) do nothing.
     """
     given = _without_config(given)
     tokenizer = given.pop("tokenizer", tokenizer)

@@ -40,7 +40,7 @@ _classic = partial(setting, help=argparse.SUPPRESS)
 
 @dataclass
 class _ClassicNames:
-    """What scripts of TRL 0.11 give to their configuration to read it back."""
+    """Fields that scripts of TRL 0.11 set and read back."""
 
     exp_name: str = _classic(Path(sys.argv[0]).stem)
     task_name: str | None = _classic(None)

@@ -80,7 +80,7 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
         if v_head_init_strategy not in (None, "normal") or (given and not v_head_init_strategy):
             raise RecipeError(
                 f"`v_head_init_strategy` is {v_head_init_strategy!r}: use 'normal', which alone "
-                "heeds `v_head_initializer_range`, or leave both out."
+                "takes `v_head_initializer_range`, or leave both out."
             )
         if getattr(pretrained_model, "get_output_embeddings", lambda: None)() is None:
             raise RecipeError(
@@ -275,7 +275,7 @@ def save_value_head(weights: dict[str, Tensor], folder: str | Path) -> None:
 
 
 def value_head_key(key: str) -> str | None:
-    """Name a weight as `v_head.summary.bias`, or None where it is of no value head."""
+    """Return the name of a value head's weight, `v_head.summary.bias`; None for other weights."""
     found = re.fullmatch(r"(module\.|pretrained_model\.)*(v_head\..+)", key)
     return found and found[2]
 
@@ -352,7 +352,7 @@ class ActorCritic(nn.Module):
             return getattr(self.value_head_model, name)
 
     def train(self, mode: bool = True) -> "ActorCritic":
-        """Enter train mode, and draw nothing at random in it."""
+        """Enter train mode, without anything random in it."""
         super().train(mode)
         train_without_chance(self)
         return self
@@ -393,7 +393,7 @@ class ActorCritic(nn.Module):
         return logprobs, entropy, self.values_of(hidden), shown
 
     def logits_of(self, reference: nn.Module, *rows: Tensor) -> Tensor:
-        """Compute a reference's logits (N, V) in the place of the policy's."""
+        """Compute a reference's logits (N, V) instead of the policy's."""
         return response_logits(reference, *rows, pack=self.pack)[0]
 
     def values_of(self, hidden: Tensor) -> Tensor:
@@ -403,7 +403,7 @@ class ActorCritic(nn.Module):
 
 
 def save_actor_critic(model: ActorCritic, folder: Path, writes: bool, merge_adapter: bool) -> None:
-    """Save policy and value head; processes that do not write help to gather what lies in parts."""
+    """Save policy and value head; every process helps to gather sharded weights."""
     policy = full_model(model.policy, keep=writes)
     heads = full_tensors(model.value_head_model.heads(), writes)
     if writes:

@@ -17,7 +17,7 @@ from trl_recipes.ppo.statistics import UpdateStats, update_stats
 
 
 class OverridableParts:
-    """The methods of TRL 0.11's trainer that `step` calls: overriding one has its effect."""
+    """The methods of TRL 0.11's trainer that `step` calls, so that overriding them works."""
 
     @property
     def is_peft_model(self) -> bool:
@@ -113,7 +113,7 @@ class OverridableParts:
     def _token_rewards(
         self, rollout: Rollout, scores: Tensor, evaluation: Evaluation
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Call `compute_rewards`; what functions gave for a token stands at that token."""
+        """Call `compute_rewards`, and add what functions gave for a token at that token."""
         mask, at_tokens = rollout.loss_mask, rollout.token_scores
         if at_tokens is not None:
             rest = rollout._replace(token_scores=None)
@@ -200,7 +200,7 @@ class OverridableParts:
         return (policy + value) * share, {k: v * share for k, v in stats.items() if v.dim() == 0}
 
     def _overrides(self, name: str) -> bool:
-        """Whether a subclass, or the user, has put a method of that name in the place of ours."""
+        """Whether a subclass or the user has replaced our method of that name."""
         method = getattr(self, name, None)
         return getattr(method, "__func__", method) is not getattr(OverridableParts, name, None)
 

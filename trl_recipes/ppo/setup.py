@@ -1,4 +1,4 @@
-"""Turning what users pass to PPOTrainer into what transformers' constructor expects."""
+"""Turn what users pass to PPOTrainer into what transformers' constructor expects."""
 
 import math
 import os
@@ -30,9 +30,9 @@ from trl_recipes.models.adapters import (
 from trl_recipes.models.forward import can_pack, check_causal, switch_off_chance, unwrap_adapter
 from trl_recipes.models.loading import (
     check_language_model,
+    fitting_tokenizer,
     load_config,
     load_language_model,
-    load_tokenizer,
 )
 from trl_recipes.models.memory import set_malloc_thresholds
 from trl_recipes.models.sharding import check_fsdp_loading, wrap_by_layer
@@ -48,7 +48,7 @@ from trl_recipes.rewards.scale import SAMPLES, wants_reference_norm
 
 
 def check_launch(config: PPOConfig, dataset: Any) -> None:
-    """Refuse what is no PPOConfig or data set, and launches that PPO cannot train in."""
+    """Refuse what is not a PPOConfig or data set, and launches that PPO cannot train in."""
     check_form(dataset, "train_dataset")
     if not isinstance(config, PPOConfig):
         raise RecipeError(
@@ -95,17 +95,23 @@ def pair_of(model: nn.Module, optimizer: Any, lr_scheduler: Any, optimizers: tup
     return given, one_of("lr_scheduler", lr_scheduler, "optimizers[1]", optimizers[1])
 
 
-def with_value_head(model: str | Path | nn.Module | None) -> nn.Module:
-    """Load or wrap a model by name, of transformers or PEFT, so that it has a value head."""
+def model_and_tokenizer(
+    model: str | Path | nn.Module | None, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Load or wrap a model so that it has a value head, and load its tokenizer if none is given."""
+    wrapped = model
     if isinstance(model, str | Path):
-        return _class_for(load_config(model)).from_pretrained(model)
-    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        wrapped = _class_for(load_config(model)).from_pretrained(model)
+    elif not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise RecipeError(
             f"`model` must be a name, a folder, or a language model, got {type(model).__name__}."
         )
-    inner = unwrap_adapter(getattr(model, "pretrained_model", model))
-    check_language_model(inner.config, type(inner).__name__)
-    return model if hasattr(model, "v_head") else _class_for(model.config).from_pretrained(model)
+    else:
+        inner = unwrap_adapter(getattr(model, "pretrained_model", model))
+        check_language_model(inner.config, type(inner).__name__)
+        if not hasattr(model, "v_head"):
+            wrapped = _class_for(model.config).from_pretrained(model)
+    return wrapped, fitting_tokenizer(tokenizer, model, wrapped.pretrained_model)
 
 
 def _class_for(config: Any) -> type:
@@ -187,28 +193,20 @@ def build_models(
 
 
 def to_float32(policy: nn.Module, keep_frozen: bool) -> None:
-    """Make float32 master weights of what is trained; without PEFT layers beside it have to fit."""
+    """Turn trained weights into float32 master weights; without `keep_frozen` the others too."""
     for parameter in policy.parameters():
         if parameter.requires_grad or (not keep_frozen and parameter.is_floating_point()):
             parameter.data = parameter.data.float()
-
-
-def tokenizer_of(model: str | Path | nn.Module) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that goes by the model's name."""
-    if not isinstance(model, str | Path):
-        raise RecipeError("`tokenizer` is missing. Pass the model's tokenizer.")
-    return load_tokenizer(model)
 
 
 @contextmanager
 def as_transformers_expects(
     config: PPOConfig, policy: nn.Module, dataset: Sized | None
 ) -> Iterator[None]:
-    """Work out the number of steps, and keep transformers' constructor from what is not its own.
+    """Work out the number of steps, and undo what transformers' constructor should not do.
 
-    It would make the run's folder before all was found fit for training, and switch the model's
-    cache off for good, in what is saved too. `dataset` is None where the caller has a loader of
-    his own.
+    It would create the run folder before everything is checked, and switch the model's cache off
+    for good, in what is saved too. `dataset` is None where the caller has a loader of their own.
     """
     batch = config.global_batch_size
     if config.max_steps > 0:
@@ -230,7 +228,7 @@ def as_transformers_expects(
 
 
 def pass_cost(policy: nn.Module, device_type: str) -> int:
-    """Estimate what one forward and backward pass costs beside its tokens, in tokens.
+    """Estimate what one forward and backward pass costs besides its tokens, in tokens.
 
     It decides how finely rows are split by length, and nothing else.
     """
@@ -241,7 +239,7 @@ def pass_cost(policy: nn.Module, device_type: str) -> int:
 
 
 def fuse_activations(model: nn.Module) -> None:
-    """Compute GPT-2's GELU in one kernel in the place of eight, to the same values."""
+    """Compute GPT-2's GELU in one kernel instead of eight, to the same values."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
@@ -261,7 +259,7 @@ def spare_embedding_gradient(model: nn.Module) -> None:
 
 
 def prepare_accelerator(accelerator: Accelerator, policy: nn.Module) -> None:
-    """Refuse float16, and say how a model is spread over the processes.
+    """Refuse float16, and configure how a model is spread over the processes.
 
     Under FSDP2 weights are gathered and gradients averaged in float32; autocast alone is where
     bfloat16 begins.

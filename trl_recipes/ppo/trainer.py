@@ -67,7 +67,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             other name.
         dataset: prompts, a `Dataset` or a list of dicts, with a column `prompt` of texts or
             conversations, or token ids in `input_ids`; `train_dataset` is its other name. None: the
-            caller has a loader of his own.
+            caller has a loader of their own.
         optimizer: None makes AdamW with `learning_rate`.
         data_collator: None keeps each column a list.
         num_shared_layers: this many first layers are frozen and shared with the reference.
@@ -115,9 +115,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         reward_funcs = setup.one_of("reward_funcs", reward_funcs, "reward_model", reward_model)
         config = own_copy(config)
         set_seed(config.seed)
-        self.value_head_model = setup.with_value_head(model)
-        self.tokenizer = tokenizer or setup.tokenizer_of(model)
-        checks.prepare_tokenizer(self.tokenizer, self.value_head_model.pretrained_model)
+        self.value_head_model, self.tokenizer = setup.model_and_tokenizer(model, tokenizer)
         self.rewards = rewards_of(config, reward_funcs, reward_weights, metrics)
         actor_critic, self.ref_model = setup.build_models(
             config, self.value_head_model, ref_model, num_shared_layers, peft_config
@@ -544,7 +542,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         return checks.description(self)
 
     def check(self) -> str:
-        """Make the first steps of `train` on a copy of what they change, and write nothing.
+        """Try the first steps of `train`, write nothing, and restore everything.
 
         Every check of a first batch is made: reward functions, ratio 1, KL 0 to a reference that is
         the start model. Afterwards the trainer is as it was before. Returns what was checked, and
