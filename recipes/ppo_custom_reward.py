@@ -25,10 +25,9 @@ from trl_recipes import (
     run_recipe,
     setting,
     start_run,
-    write_report,
-    write_results,
 )
 from trl_recipes.data.prompts import holds_conversations
+from trl_recipes.report import write_report, write_results
 
 WEIGHTS = {1: [3.0, 0.0, 0.0, -0.5], 2: [3.0, 1.0, -1.5, -0.5]}  # in the order of `reward`
 REFERENCE = "I went in hoping for nothing and came out amazed."
@@ -40,6 +39,7 @@ class RewardArguments(PromptArguments):
 
     version: Literal[1, 2] = setting(2, "1: fluent. 2: also near, short.")
     reference_text: str = setting(REFERENCE, "Goal, or its .txt file.")
+    sentence_model: str | None = setting(None, "Tells likeness, not the start model.")
     max_length: int = setting(20, "Longer responses cost 1, in tokens.")
     prompt: str = setting("The story", "Continued before and after.")
     max_prompt_length: int = setting(4, "Longest prompt, in tokens.")
@@ -64,7 +64,9 @@ def main(args: RewardArguments, config: PPOConfig, model_config: ModelConfig) ->
 
     # Reward
     fluent = rewards.PerplexityReward(name, log=True, **trusted)  # the model before training
-    near = rewards.SimilarityReward(args.reference_text, fluent.model, fluent.tokenizer)
+    like = args.sentence_model or fluent.model
+    kind = "sentence_transformers" if args.sentence_model else "hidden_states"
+    near = rewards.SimilarityReward(args.reference_text, like, fluent.tokenizer, kind=kind)
     reward = [fluent, near, rewards.LengthPenalty(args.max_length), rewards.RepetitionPenalty()]
 
     # Trainer

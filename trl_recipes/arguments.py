@@ -32,7 +32,7 @@ from trl_recipes.settings import check_range, check_trackers
 
 # Inherited flags that every recipe explains, with the sentence that it prints for them.
 SHARED_FLAGS = {
-    "model_name_or_path": "Model to start from: a folder or a hub name; embedded when left out.",
+    "model_name_or_path": "Start model: a folder, GGUF file or hub name; embedded when left out.",
     "dataset_name": "Data set: a file, a folder or a hub name; embedded when left out.",
     "reward_model": "Model that gives the reward: a folder or a hub name; embedded when left out.",
     "reward_funcs": "Reward functions.",

@@ -171,6 +171,8 @@ def test_reduced_precision_is_named_as_the_cause(trainer):
     trainer.first_batch.reduced_precision = True
     with pytest.raises(RecipeError, match="Precision: the model runs in autocast"):
         trainer.first_batch.check_ratio(torch.ones(1, 1))
+    noise = 0.04 * torch.randn(32, 48)  # what bfloat16 does to 135 million parameters
+    trainer.first_batch.check_ratio(noise)
 
 
 def test_an_encoder_decoders_prompt_and_response_must_each_fit():

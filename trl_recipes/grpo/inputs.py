@@ -26,6 +26,7 @@ from trl_recipes.data.tokenizers import is_character_tokenizer
 from trl_recipes.errors import RecipeError
 from trl_recipes.grpo.config import GroupConfig
 from trl_recipes.models.forward import unwrap_adapter
+from trl_recipes.models.hub import is_gguf
 from trl_recipes.models.loading import (
     check_language_model,
     fitting_tokenizer,
@@ -160,8 +161,9 @@ def made_up_sample(rows: Dataset, processing_class: Any) -> dict[str, list]:
 
 @contextmanager
 def named(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Lend a model that was never saved a name, so that TRL can load a reference by it."""
-    if not wanted or model.config._name_or_path:
+    """Lend a model that has no folder a name, so that TRL can load a reference by it."""
+    own = model.config._name_or_path
+    if not wanted or (own and not is_gguf(Path(own))):
         yield
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -176,7 +178,7 @@ def named(model: nn.Module, wanted: bool) -> Iterator[None]:
         try:
             yield
         finally:
-            model.config._name_or_path = ""
+            model.config._name_or_path = own
 
 
 def evaluation_rows(given: Any, tokenizer: PreTrainedTokenizerBase) -> Any:

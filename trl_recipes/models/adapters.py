@@ -118,7 +118,7 @@ def keep_base(policy: nn.Module) -> None:
     """Make a saved adapter name its base model by an absolute path, where that is a folder."""
     for config in policy.peft_config.values() if isinstance(policy, PeftModel) else ():
         base = config.base_model_name_or_path or unwrap_adapter(policy).name_or_path
-        if base and Path(base).is_dir():
+        if base and Path(base).exists():
             config.base_model_name_or_path = str(Path(base).resolve())
 
 

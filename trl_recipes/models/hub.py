@@ -5,6 +5,7 @@ one short question is asked first; where the hub cannot be reached, they read th
 """
 
 import contextlib
+import importlib.util
 import logging
 import os
 import re
@@ -23,7 +24,7 @@ Kind = Literal["model", "dataset"]
 
 _FLAGS = {"model": "--model_name_or_path", "dataset": "--dataset_name"}
 _NOUNS = {"model": "model", "dataset": "data set"}
-_DATA_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt"}
+_DATA_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".gguf"}
 _PICKLED = ("pytorch_model*.bin", "adapter_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _VALUE_HEAD = "value_head.safetensors"
 
@@ -50,6 +51,8 @@ def resolve(
     if path.exists():
         if kind == "dataset":
             return str(path)
+        if is_gguf(path):
+            return _gguf_file(path, source)
         folder = _model_folder(path, source)
         _check_weights(folder, source)
         return str(folder)
@@ -61,6 +64,21 @@ def resolve(
         )
     _ask_hub(name, kind, source, token)
     return name
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a GGUF file, as llama.cpp, Ollama and LM Studio keep models."""
+    return path.suffix.lower() == ".gguf" and path.is_file()
+
+
+def _gguf_file(path: Path, source: str) -> str:
+    """Give the path of a GGUF file that can be read here."""
+    if importlib.util.find_spec("gguf") is None:
+        raise RecipeError(
+            f"{source}: `{path}` is a GGUF file, which needs a package: `pip install "
+            "'trl_recipes[gguf]'`."
+        )
+    return str(path)
 
 
 @contextlib.contextmanager
@@ -164,15 +182,16 @@ def refuse_pickle(name: str, source: str | None) -> NoReturn:
 def _model_folder(path: Path, source: str) -> Path:
     if path.is_file():
         raise RecipeError(
-            f"{source}: `{path}` is a file. Give the folder that holds config.json and the weights."
+            f"{source}: `{path}` is a file. Give the folder with config.json and the weights, "
+            "or a GGUF file."
         )
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
             return folder
     raise RecipeError(
         f"{source}: the folder `{path}` is not a model: it holds neither config.json nor "
-        "adapter_config.json. Give a folder written by save_pretrained, or the folder of a "
-        "finished run."
+        "adapter_config.json. Give a folder written by save_pretrained, the folder of a finished "
+        "run, or a GGUF file."
     )
 
 
@@ -219,6 +238,11 @@ def _probe(name: str, kind: Kind, token: str | bool | None = None) -> BaseExcept
 
 
 def _how_to_fix(name: str, kind: Kind, part: str | None) -> str:
+    if is_gguf(Path(name)):
+        return (
+            "The file is damaged, or of an architecture or a quantization that transformers cannot "
+            "unpack: give another file of the model, or its folder with safetensors weights."
+        )
     if Path(name).exists():
         again = f"save the {part or 'model'} again with save_pretrained"
         again = "write them again" if kind == "dataset" else again

@@ -1,7 +1,7 @@
-"""Models and tokenizers by name: a local folder, the folder of a run, or a name on the hub.
+"""Models and tokenizers by name: a folder, the folder of a run, a GGUF file, or a name on the hub.
 
-Weights are read from safetensors alone: a pickle file can run code when it is read. Code that a
-model brings along runs only where `trust_remote_code` was given.
+Weights are read from safetensors and GGUF alone: a pickle file can run code when it is read. Code
+that a model brings along runs only where `trust_remote_code` was given.
 """
 
 import importlib.util
@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,7 +27,7 @@ from transformers.utils.hub import cached_file
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length
-from trl_recipes.models.hub import loading, refuse_pickle, resolve
+from trl_recipes.models.hub import is_gguf, loading, refuse_pickle, resolve
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -41,8 +42,9 @@ def load_run(
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Load a language model in eval mode, its adapter included, and its tokenizer.
 
-    `path` is a run folder, a model folder or a hub name; `source` says in messages where it came
-    from; `kwargs` go to `from_pretrained`, and `trust_remote_code` counts for the tokenizer too.
+    `path` is a run folder, a model folder, a GGUF file or a hub name; `source` says in messages
+    where it came from; `kwargs` go to `from_pretrained`, and `trust_remote_code` counts for the
+    tokenizer too.
     """
     trusted = {"trust_remote_code": kwargs.get("trust_remote_code", False)}
     tokenizer = load_tokenizer(path, source=source, **trusted)
@@ -54,10 +56,14 @@ def load_run(
 def load_tokenizer(
     name: str | Path, *, trust_remote_code: bool = False, source: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model: of a run folder, a model folder or a hub name."""
+    """Load the tokenizer of a model: of a run folder, a model folder, a GGUF file or a hub name."""
     name = resolve(name, "model", source=source)
     with loading(name, "model", part="tokenizer", source=source):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        folder, gguf = split_gguf(name)
+        trusted = {"trust_remote_code": trust_remote_code}
+        tokenizer = AutoTokenizer.from_pretrained(folder, **gguf, **trusted)
+        tokenizer.name_or_path = name
+        return tokenizer
 
 
 def load_config(
@@ -66,8 +72,8 @@ def load_config(
     """Load the configuration of a model, or of the model that an adapter belongs to."""
     name = resolve(name, "model", source=source)
     with loading(name, "model", source=source):
-        name = _base_of_adapter(name) or name
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        folder, gguf = split_gguf(_base_of_adapter(name) or name)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **gguf)
 
 
 def load_language_model(
@@ -81,7 +87,8 @@ def load_language_model(
     """Load a language model in float32, or the PEFT model around one.
 
     `causal` says which kind is wanted: True a causal one, False an encoder-decoder, None either.
-    An adapter is loaded frozen unless `is_trainable`. The rest goes to `from_pretrained`.
+    An adapter is loaded frozen unless `is_trainable`; the weights of a GGUF file are unpacked. The
+    rest goes to `from_pretrained`.
     """
     kwargs = present_names(kwargs)
     where = {key: kwargs[key] for key in WHERE if key in kwargs}
@@ -93,11 +100,14 @@ def load_language_model(
         if adapted is not None:  # the revision is that of the adapter
             kwargs.pop("revision", None)
         about = {key: kwargs[key] for key in ("trust_remote_code", *WHERE) if key in kwargs}
-        config = AutoConfig.from_pretrained(base, **about)
+        folder, gguf = split_gguf(base)
+        config = AutoConfig.from_pretrained(folder, **about, **gguf)
         _check_named_weights(config, base, source)
         check_language_model(config, base, causal=causal)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model, info = auto.from_pretrained(base, *model_args, output_loading_info=True, **kwargs)
+        kwargs |= _unpacked(base, gguf, kwargs) | {"output_loading_info": True}
+        model, info = auto.from_pretrained(folder, *model_args, **kwargs)
+        model.name_or_path = model.config.name_or_path = base
         if info["missing_keys"]:  # which transformers has just drawn at random
             missing = ", ".join(sorted(info["missing_keys"])[:3])
             raise RecipeError(
@@ -128,7 +138,8 @@ def load_classifier(
     path, source = resolve(name, "model", source=source), source or "--model_name_or_path"
     trusted = {"trust_remote_code": trust_remote_code}
     with loading(path, "model", source=source):
-        config = AutoConfig.from_pretrained(path, **trusted)
+        folder, gguf = split_gguf(path)
+        config = AutoConfig.from_pretrained(folder, **trusted, **gguf)
         _check_named_weights(config, path, source)
         check_adapter(path, source)
         architecture = (config.architectures or ["none given"])[0]
@@ -138,10 +149,11 @@ def load_classifier(
                 "Give a model with a sequence-classification head, for instance one made by "
                 "recipes/train_classifier.py."
             )
-        tokenizer = AutoTokenizer.from_pretrained(path, **trusted)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **trusted, **gguf)
         settings = {"dtype": "float32", "use_safetensors": True} | trusted | kwargs
+        settings |= _unpacked(path, gguf, kwargs)
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, output_loading_info=True, ignore_mismatched_sizes=new_head, **settings
+            folder, output_loading_info=True, ignore_mismatched_sizes=new_head, **settings
         )
     if info["missing_keys"] and not new_head:
         raise RecipeError(
@@ -168,8 +180,29 @@ def present_names(kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs | {"quantization_config": BitsAndBytesConfig(**bits)}
 
 
+def split_gguf(name: str) -> tuple[str, dict[str, Any]]:
+    """Split the path of a GGUF file into what `from_pretrained` takes; other names stay whole."""
+    path = Path(name)
+    return (str(path.parent), {"gguf_file": path.name}) if is_gguf(path) else (name, {})
+
+
+def _unpacked(name: str, gguf: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Give the arguments that make a plain model of a GGUF file; none for other models."""
+    if not gguf:
+        return {}
+    if "quantization_config" in kwargs:
+        raise RecipeError(
+            f"`{name}` is a GGUF file, which is unpacked and cannot be quantized while it is read. "
+            "Leave --load_in_4bit and --load_in_8bit out, or save the model with "
+            "`load_run(FILE)[0].save_pretrained(FOLDER)` and give the folder."
+        )
+    return gguf | {"quantization_config": GgufConfig(dequantize=True)}
+
+
 def find_file(name: str, filename: str, **where: Any) -> str | None:
     """Find a file of a model, local or on the hub: its path, or None where there is none."""
+    if is_gguf(Path(name)):  # which is all there is of its model
+        return None
     return cached_file(
         name,
         filename,

@@ -170,12 +170,13 @@ class FirstBatchCheck:
     def check_ratio(self, log_ratio: Tensor) -> None:
         """Check that new log-probabilities equal the rollout's until the first update."""
         if not self.updated:
-            before = "Before the first update, new and old"
-            self._check(f"{before} log-probabilities of one token differ by", log_ratio)
+            what = "Before the first update, new and old log-probabilities differ by"
+            self._check(what, log_ratio)
 
     def _check(self, what: str, log_ratio: Tensor) -> None:
-        tolerance = 0.2 if self.reduced_precision else ROUNDING
-        off = log_ratio.abs().max().item()
+        off, tolerance = log_ratio.abs().max().item(), ROUNDING
+        if self.reduced_precision:  # of many tokens one is always far off
+            off, tolerance = log_ratio.square().mean().sqrt().item(), 0.1
         if not off <= tolerance:
             cause = explain_mismatch(self.policy, self.reduced_precision)
             raise RecipeError(
