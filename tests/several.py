@@ -84,12 +84,9 @@ def spell(completions, words, **_):
     return [None if len(text) < 9 else float(len(text) + word) for text, word in pairs]
 
 
-async def patient(prompts, completions, completion_ids, log_extra=None, log_metric=None, **_):
-    """An asynchronous one, which logs beside its scores where that can be done."""
+async def patient(prompts, completions, **_):
+    """An asynchronous one."""
     await asyncio.sleep(0.001)
-    if log_extra is not None:
-        log_extra("lengths", [len(ids) for ids in completion_ids])
-        log_metric("calls", 1.0)
     pairs = zip(prompts, completions, strict=True)
     return [float(len(prompt) - len(text)) for prompt, text in pairs]
 

@@ -8,13 +8,8 @@ import torch
 from architectures import ARCHITECTURES, VOCAB, Words
 from datasets import Dataset
 from torch.utils.data import TensorDataset
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedTokenizerFast,
-)
 
 from trl_recipes import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer, RecipeError
-from trl_recipes.ppo import classic
 
 SCORES = [torch.tensor(score) for score in (1.0, -1.0, 0.5, 2.0)]
 
@@ -264,23 +259,11 @@ def test_a_loop_by_hand_neither_goes_on_in_a_folder_nor_loses_a_column(tmp_path)
     assert len((tmp_path / "run" / "all_stats.jsonl").read_text().splitlines()) == 1
 
 
-def test_what_is_saved_is_what_goes_to_the_hub(tmp_path, monkeypatch, tokenizer, tiny_gpt2):
-    class Hub:
-        def __init__(self, token):
-            assert token == "secret"
-
-        def create_repo(self, repo_id, **kwargs):
-            return type("Url", (), {"repo_id": f"me/{repo_id}"})
-
-        def upload_folder(self, repo_id, folder_path, commit_message, revision):
-            AutoModelForCausalLM.from_pretrained(folder_path)
-            PreTrainedTokenizerFast.from_pretrained(folder_path)
-            return f"{repo_id} {revision} {commit_message}"
-
-    monkeypatch.setattr(classic, "HfApi", Hub)
+def test_model_and_tokenizer_go_to_the_hub(monkeypatch, tokenizer, tiny_gpt2):
     trainer = PPOTrainer(PPOConfig(batch_size=2), str(tiny_gpt2), None, tokenizer)
-    sent = trainer.save_pretrained(
-        tmp_path / "mine", push_to_hub=True, token="secret", revision="v1", commit_message="end"
-    )
-    assert sent == "me/mine v1 end"
-    assert "AutoModelForCausalLMWithValueHead" in (tmp_path / "mine" / "README.md").read_text()
+    parts, sent = [tokenizer, trainer.value_head_model], []
+    push = lambda self, name, **more: sent.append((self, name, more))  # noqa: E731
+    for part in parts:
+        monkeypatch.setattr(type(part), "push_to_hub", push)
+    trainer.push_to_hub("me/mine", private=True)
+    assert sent == [(part, "me/mine", {"private": True}) for part in parts]

@@ -61,27 +61,7 @@ def where_the_model_was_converted(folder):
     torch.save(gpt2().state_dict() | HEAD, folder / "pytorch_model.bin")
 
 
-def by_llama_factory(folder):
-    save_file(HEAD, folder / "value_head.safetensors")
-
-
-def by_old_llama_factory(folder):
-    torch.save(HEAD, folder / "value_head.bin")
-
-
-def wrapped_for_several_processes(folder):
-    torch.save({f"module.{key}": value for key, value in HEAD.items()}, folder / "value_head.bin")
-
-
-FORMS = [
-    in_one_file,
-    in_a_shard,
-    beside_an_adapter,
-    where_the_model_was_converted,
-    by_llama_factory,
-    by_old_llama_factory,
-    wrapped_for_several_processes,
-]
+FORMS = [in_one_file, in_a_shard, beside_an_adapter, where_the_model_was_converted]
 
 
 @pytest.mark.parametrize("save", FORMS)
@@ -97,13 +77,12 @@ def test_every_form_in_which_a_value_head_was_saved_is_read(save, tmp_path):
     [
         ({"v_head.0.weight": WEIGHT}, "value head that was saved in .* does not fit"),
         ({"v_head.summary.weight": WEIGHT[:, :8], "v_head.summary.bias": BIAS}, "size mismatch"),
-        ({"scorer.weight": WEIGHT}, "does not fit this model"),
         ({"v_head.summary.weight": nn.Linear(2, 1)}, "holds more than tensors"),
     ],
 )
 def test_a_value_head_that_cannot_be_read_is_no_value_head_of_zeros(saved, message, tmp_path):
     gpt2().save_pretrained(tmp_path)
-    torch.save(saved, tmp_path / "value_head.bin")
+    torch.save(saved, tmp_path / "pytorch_model.bin")
     with pytest.raises(RecipeError, match=message):
         load(tmp_path)
 

@@ -30,6 +30,8 @@ class GroupConfig(TrainingSettings):
     max_completion_length: int | None = setting(
         None, "TRL's name of response_length (default: as there)."
     )
+    epsilon: float = setting(0.2, "The probability ratio is clipped at 1 plus or minus this.")
+    epsilon_high: float | None = setting(None, "Upper end of the clipping (default: epsilon).")
     mask_truncated_completions: bool = setting(
         False, "Learn nothing from responses that were cut at their longest length."
     )
@@ -96,21 +98,13 @@ class GroupConfig(TrainingSettings):
 
 @dataclass
 class GRPOConfig(GroupConfig, trl.GRPOConfig):
-    """Settings of [`GRPOTrainer`]: those of `trl.GRPOConfig`, with the names of PPOConfig.
-
-    Every field of `trl.GRPOConfig` and of `transformers.TrainingArguments` works too.
-
-    Raises:
-        RecipeError: a value out of range, two names that differ, or sizes that do not divide.
-    """
+    """Settings of [`GRPOTrainer`]: all of `trl.GRPOConfig`, with the names of PPOConfig."""
 
     beta: float = setting(
         0.04,
         "Weight of the KL to the reference in the loss; 0: no reference model, no KL "
         "(TRL's default: 0).",
     )
-    epsilon: float = setting(0.2, "The probability ratio is clipped at 1 plus or minus this.")
-    epsilon_high: float | None = setting(None, "Upper end of the clipping (default: epsilon).")
     loss_type: str = setting(
         "dapo", "How tokens are weighed in the loss: dapo, grpo, dr_grpo, bnpo, ... (see TRL)."
     )
@@ -122,19 +116,11 @@ class GRPOConfig(GroupConfig, trl.GRPOConfig):
 
 @dataclass
 class RLOOConfig(GroupConfig, trl.RLOOConfig):
-    """Settings of [`RLOOTrainer`]: those of `trl.RLOOConfig`, with the names of PPOConfig.
-
-    Every field of `trl.RLOOConfig` and of `transformers.TrainingArguments` works too.
-
-    Raises:
-        RecipeError: a value out of range, two names that differ, or sizes that do not divide.
-    """
+    """Settings of [`RLOOTrainer`]: all of `trl.RLOOConfig`, with the names of PPOConfig."""
 
     beta: float = setting(
         0.05, "Reward taken off for each nat of a response's KL; 0: no reference model."
     )
-    epsilon: float = setting(0.2, "The probability ratio is clipped at 1 plus or minus this.")
-    epsilon_high: float | None = setting(None, "Upper end of the clipping (default: epsilon).")
     normalize_advantages: bool = setting(
         False, "Shift and scale the advantages of a batch to mean 0 and standard deviation 1."
     )

@@ -202,14 +202,8 @@ def check_arguments(
             "`reward_processing_classes` is TRL's, and no argument here: give "
             "`RewardModelReward(model, tokenizer)` in `reward_funcs`."
         )
-    has_environments = "environment_factory" in others
-    if train_dataset is None and not has_environments:
+    if train_dataset is None and "environment_factory" not in others:
         raise RecipeError("`train_dataset` is missing: prompts, in a column `prompt`.")
-    if args.reward_once and has_environments:
-        raise RecipeError(
-            "`reward_once` lets the main process score for all, but each process has its own "
-            "environments (`environment_factory`). Leave one of them out."
-        )
 
 
 @contextmanager

@@ -55,8 +55,6 @@ class GroupScoring:
         extras: dict[str, Any] = {"trainer_state": self.state}
         if not self.args.reward_once:  # what TRL gathers of all must be there in all
             extras |= {"log_extra": self._log_completion_extra, "log_metric": self._log_metric}
-        if getattr(self, "environments", None) is not None:
-            extras["environments"] = self.environments
         return extras
 
     def _note(self, name: str, value: float) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -152,22 +153,12 @@ def _row_is_as_alone(model: nn.Module, stepping: bool) -> bool:
 
 
 @torch.no_grad()
-def sample_responses(
-    model: nn.Module,
-    queries: Sequence[Tensor],
-    *,
-    pad_token_id: int,
-    eos_token_id: int | list[int] | None,
-    max_new_tokens: Sequence[int],
-    temperature: float = 1.0,
-) -> Samples:
+def sample_responses(model: nn.Module, queries: Sequence[Tensor], **settings: Any) -> Samples:
     """Draw responses token by token from softmax(logits / temperature), nothing cut off.
 
     What was known when a token was drawn is kept, so that training needs no second pass for it.
-    The arguments are those of [`generate_responses`]; queries lie on the model's device.
+    `settings` are those of [`sample_growing`]; queries lie on the model's device.
     """
-    tokens = {"pad_token_id": pad_token_id, "eos_token_id": eos_token_id}
-    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature} | tokens
     device = queries[0].device
     if device.type == "cuda" and can_sample_static(model, device):
         try:

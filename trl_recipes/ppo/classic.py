@@ -3,11 +3,9 @@
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StopStringCriteria
@@ -240,46 +238,17 @@ class ClassicLoop(OverridableParts):
 
     # Saving
 
-    def save_pretrained(
-        self, save_directory: str | Path, push_to_hub: bool = False, **hub: Any
-    ) -> str | None:
-        """Save policy, value head, tokenizer and a model card; `hub` is for `push_to_hub`."""
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Save policy, value head and tokenizer in the hub's format."""
         self.save_model(str(save_directory))
-        self.create_model_card(save_directory)
-        if not push_to_hub:
-            return None
-        return self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
-    def push_to_hub(
-        self,
-        repo_id: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        **upload: Any,
-    ) -> str | None:
-        """Upload what `save_pretrained` writes to the hub, and return the commit's address.
+    def push_to_hub(self, repo_id: str, **upload: Any) -> str:
+        """Upload policy, value head and tokenizer to the hub; return the commit's address.
 
-        `repo_id` is by default `hub_model_id`, or the name of the run folder. `upload` goes to
-        `HfApi.upload_folder` (`commit_message`, `revision`, `create_pr`).
+        `upload` is for transformers' `push_to_hub` (`private`, `token`, `revision`).
         """
-        repo_id = repo_id or self.args.hub_model_id or Path(self.args.output_dir).name
-        api = HfApi(token=self.args.hub_token if token is None else token)
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            if not self.accelerator.is_main_process:
-                return None
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **upload))
-
-    def create_model_card(self, path: str | Path, model_name: str = "TRL Model") -> None:
-        """Write a README.md for the model's page on the hub."""
-        if self.accelerator.is_main_process:
-            kind = type(self.value_head_model).__name__
-            Path(path).mkdir(parents=True, exist_ok=True)
-            (Path(path) / "README.md").write_text(
-                f"---\nlibrary_name: transformers\ntags: [trl_recipes, ppo]\n---\n\n# {model_name}"
-                f"\n\nTrained by PPO. `trl_recipes.{kind}` reads it with its value head.\n"
-            )
+        self.tokenizer.push_to_hub(repo_id, **upload)
+        return str(self.value_head_model.push_to_hub(repo_id, **upload))
 
     def _check_classic(self, ref_model: nn.Module | None, num_shared_layers: int | None) -> None:
         """Warn where TRL 0.11 warned, and refuse what `step` would ignore."""

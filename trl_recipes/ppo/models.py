@@ -4,9 +4,7 @@ import copy
 import json
 import logging
 import pickle
-import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -274,53 +272,41 @@ def save_value_head(weights: dict[str, Tensor], folder: str | Path) -> None:
     save_file(weights, Path(folder) / VALUE_HEAD_FILE)
 
 
-def value_head_key(key: str) -> str | None:
-    """Return the name of a value head's weight, `v_head.summary.bias`; None for other weights."""
-    found = re.fullmatch(r"(module\.|pretrained_model\.)*(v_head\..+)", key)
-    return found and found[2]
-
-
 def find_value_head(name: str, **where: Any) -> dict[str, Tensor]:
     """Read the value head that was saved with a model, named as `v_head.summary.weight`.
 
-    It lies in a file of its own, ours or LLaMA-Factory's, or among the weights, as TRL 0.11 had it.
-    `where` are the hub's arguments. Of a pickle file nothing but tensors is read.
+    It lies in a file of its own, or among the weights, as TRL 0.11 had it. `where` are the hub's
+    arguments. Of a pickle file nothing but tensors is read.
     """
-    for own in (VALUE_HEAD_FILE, "value_head.bin"):
-        if file := find_file(name, own, **where):
-            tensors = _read_tensors(file, lambda key: True)
-            return {value_head_key(key) or _SUMMARY + key: t for key, t in tensors.items()}
+    if file := find_file(name, VALUE_HEAD_FILE, **where):
+        return {_SUMMARY + key.removeprefix(_SUMMARY): t for key, t in load_file(file).items()}
     # TRL wrote the second beside an adapter; it also stays in a folder that was converted
     pickled = Path(name).is_dir() or find_file(name, "adapter_config.json", **where)
     for weights in ("model.safetensors", "pytorch_model.bin")[: 2 if pickled else 1]:
         files = [find_file(name, weights, **where)]
         if files == [None] and (index := find_file(name, f"{weights}.index.json", **where)):
             shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-            files = {shard for key, shard in shards.items() if value_head_key(key)}
+            files = {shard for key, shard in shards.items() if key.startswith("v_head.")}
             files = [find_file(name, shard, **where) for shard in sorted(files)]
-        head: dict[str, Tensor] = {}
-        for file in filter(None, files):
-            tensors = _read_tensors(file, value_head_key)
-            head |= {value_head_key(key): tensor for key, tensor in tensors.items()}
-        if head:
+        if head := {k: t for file in filter(None, files) for k, t in _value_head_in(file).items()}:
             return head
     return {}
 
 
-def _read_tensors(file: str, wanted: Callable[[str], Any]) -> dict[str, Tensor]:
+def _value_head_in(file: str) -> dict[str, Tensor]:
     if file.endswith(".safetensors"):
         with safe_open(file, framework="pt") as weights:
-            keys = filter(wanted, weights.keys())
-            return {key: weights.get_tensor(key) for key in keys}
+            names = [name for name in weights.keys() if name.startswith("v_head.")]  # noqa: SIM118
+            return {name: weights.get_tensor(name) for name in names}
     try:
         mapped = zipfile.is_zipfile(file)
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise RecipeError(
             f"`{file}` holds more than tensors, and unpickling that could run code. If a value "
             "head is in it, save that alone; otherwise remove the file."
         ) from error
-    return {key: tensor for key, tensor in weights.items() if wanted(key)}
+    return {key: tensor for key, tensor in tensors.items() if key.startswith("v_head.")}
 
 
 _NOT_TO_SHARD_APART = ("get_input_embeddings", "get_output_embeddings", "tie_weights")
