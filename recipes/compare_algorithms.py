@@ -60,7 +60,6 @@ def main(args: SweepArguments, task: Task) -> None:
     for run in {run.algorithm: run for run in todo}.values():  # mistakes show at once
         trainer = SweepRun(run, folder / run.folder_name).trainer
         print(trainer.describe(), trainer.check() if args.check else "", sep="\n")
-    print(task.ending() if todo else "Every run is finished.")
     if args.check:
         return
     failures = run_all(todo, folder, args.jobs, partial(print, flush=True), overwrite)
@@ -69,7 +68,7 @@ def main(args: SweepArguments, task: Task) -> None:
     results = load_results(runs, folder)
     if results is not None:
         table, picture = folder / "table.md", folder / "algorithms.png"
-        told = "\n\n".join((results.table(), results.per_seed(), results.conditions()))
+        told = f"{results.table()}\n\n{results.conditions()}"
         write_whole(table, told + "\n")
         plot_results(results, picture)
         print("", told, f"{table}\n{picture}", sep="\n\n")

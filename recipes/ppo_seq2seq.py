@@ -21,7 +21,13 @@ from trl_recipes.report import write_report, write_results
 from trl_recipes.rewards import RewardModelReward
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.training.rewrites import RewriteTexts, StageArguments, plan_rewrites
-from trl_recipes.training.seq2seq import PairArguments, Seq2SeqSizes
+from trl_recipes.training.seq2seq import (
+    PairArguments,
+    Seq2SeqSizes,
+    longest_text,
+    prompt_rows,
+    train_seq2seq,
+)
 
 
 def main(
@@ -40,7 +46,8 @@ def main(
     pretrain, score, ppo = plan_rewrites(run, *settings, texts)
     name, trusted = model_config.model_name_or_path, {"trust_remote_code": config.trust_remote_code}
     if pretrain is not None:
-        train = partial(texts.pretrain, name, sizes)
+        start = {"sizes": sizes, "model_name_or_path": name}
+        train = partial(train_seq2seq, texts.pairs, texts.held_out, **start)
         pretrain.train(train, stages.training("pretrain", config), report=write_report)
         name = str(pretrain.folder)
     if stages.last == "pretrain":
@@ -50,7 +57,9 @@ def main(
     tokenizer = load_tokenizer(name, **trusted)
 
     # Prompts
-    prompts, held_out = texts.prompts(model.pretrained_model, tokenizer, sizes.too_long)
+    longest = longest_text(model.pretrained_model, tokenizer)
+    prompts = prompt_rows(texts.sources, tokenizer, longest)
+    held_out = prompt_rows([pair["source"] for pair in texts.held_out], tokenizer, longest)
 
     # Reward
     if score is not None:

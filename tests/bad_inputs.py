@@ -612,19 +612,6 @@ SEQ2SEQ = [  # more of them, without a process each, in test_ppo_seq2seq.py
         data__jsonl=PAIRS["data.jsonl"] + rows(9, source="A film.", target=" "),
     ),
     bad(
-        "pairs of different number",
-        REWRITE + "--dataset_name a.txt --target_file b.txt",
-        "3 lines | 2 | equal length",
-        a__txt="a\nb\nc\n",
-        b__txt="a\nb\n",
-    ),
-    bad(
-        "a source longer than the encoder's context",
-        REWRITE + "--too_long error",
-        "source 1 | 60 | --too_long cut",
-        data__jsonl=rows(source="A long film. " * 40, target="It was fine."),
-    ),
-    bad(
         "a causal model for an encoder-decoder",
         REWRITE + "--model_name_or_path {gpt2}",
         "causal model | encoder-decoder | ppo_sentiment.py",
@@ -634,7 +621,7 @@ SEQ2SEQ = [  # more of them, without a process each, in test_ppo_seq2seq.py
 
 BENCHMARK = [
     bad("an unknown size", "benchmark.py --size huge", "--size | tiny | small"),
-    bad("no batch", "benchmark.py --size tiny --batch 0", "batch | at least 1"),
+    bad("no batch", "benchmark.py --size tiny --batch 0", "`batch` is 0 | 1 or more"),
     bad("an unknown precision", "benchmark.py --precision fp8", "--precision | bf16"),
 ]
 

@@ -30,8 +30,8 @@ from trl_recipes.training.fit import PretrainConfig
 from trl_recipes.training.language_model import LanguageModelSizes, train_language_model
 from trl_recipes.training.reward_data import Labelled, Pairs
 from trl_recipes.training.reward_model import RewardModelConfig, train_reward_model
+from trl_recipes.training.rewrites import train_pair_scorer
 from trl_recipes.training.seq2seq import Seq2SeqSizes, train_seq2seq
-from trl_recipes.training.seq2seq_reward import train_pair_scorer
 
 RANK, PROCESSES = (int(os.environ.get(key, n)) for key, n in (("RANK", 0), ("WORLD_SIZE", 1)))
 GLOBAL_BATCH, STEPS = 16, 3

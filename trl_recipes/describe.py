@@ -34,6 +34,17 @@ def replace_unknown_characters() -> None:
             stream.reconfigure(errors="replace")
 
 
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Lay out rows, the first a heading, as Markdown: the first column left, the others right."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [
+        [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+        for row in (rows[0], rule, *rows[1:])
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def duration(seconds: float) -> str:
     """Say a time in the unit that suits it.
 

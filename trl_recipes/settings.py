@@ -29,7 +29,8 @@ for _range, _names in {
         "per_device_train_batch_size eval_prompts max_prompts max_prompt_length prompt_length "
         "baseline_steps pretrain_steps pretrain_batch_size reward_steps reward_batch_size "
         "baseline_batch_size total_episodes lora_r n_layer n_head n_embd num_layers num_heads "
-        "hidden_size pairs_per_text"
+        "hidden_size pairs_per_text tokens batch evaluations query response epochs steps repeats "
+        "processes"
     ),
     (0, 1): "reward_swapped gamma lam",
     (20, INFINITY): "reward_outputs",  # fewer are too few to learn from and to measure on

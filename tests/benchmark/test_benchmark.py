@@ -15,17 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from trl_recipes import RecipeError
 from trl_recipes.benchmark import models, worker
 from trl_recipes.benchmark.bound import (
-    Bound,
     ModelShape,
     Needs,
     Rates,
     bound,
-    fastest,
     measure_rates,
     model_shape,
     needs,
 )
-from trl_recipes.benchmark.models import PHASES, Workload, check_workload, find_device
+from trl_recipes.benchmark.models import PHASES, Workload, check_workload
 from trl_recipes.benchmark.report import Report
 from trl_recipes.benchmark.worker import Clock, Result, run_in_turn, run_worker
 
@@ -112,16 +110,15 @@ def test_the_bound_adds_phases_and_overlaps_reading_with_multiplying():
         update_operations=600,
         update_bytes=40,
     )
-    assert bound(needed, Rates(10, 1)) == Bound(generation=30, forward=10, update=60 + 40)
-    assert bound(needed, Rates(10, 10)).generation == 10
-    assert bound(needed, Rates(10, 1)).step == 140
+    least = {"generation": 30, "forward": 10, "update": 60 + 40, "step": 140}
+    assert bound(needed, Rates(10, 1)) == least
+    assert bound(needed, Rates(10, 10))["generation"] == 10
 
 
-def test_rates_are_of_this_machine_and_the_best_counts():
+def test_rates_are_of_this_machine():
     rates = measure_rates(WORK, model_shape(WORK))
     assert rates.operations > 1e7
     assert rates.bytes > 1e7
-    assert fastest(Rates(1, 5), Rates(3, 4)) == Rates(3, 5)
 
 
 # Clock
@@ -149,29 +146,27 @@ def test_ratios_are_medians_of_pairs():
     }
     report = Report(WORK, results, needs(WORK, TOY), Rates(1, 1))
     assert report.ratios() == {"time": 0.5, "memory": 0.5}  # of 0.5, 0.75, 0.1; 0.5, 0.25, 1.5
-    seconds = report.seconds("ours")
-    assert (seconds.median, seconds.least, seconds.most) == (2.5, 1, 6)
-    assert report.generation_share("ours") == 0.25
+    assert "0.50 of TRL's time, 0.50 of TRL's memory" in report.conditions()
+    assert report.seconds("ours")["step"].tolist() == [2.5, 1, 6]
 
 
 def test_the_table_has_every_phase_the_bound_and_both_trainers():
     results = {"ours": [result([2.0], 3e9)], "trl": [result([8.0], 6e9)]}
     needed = Needs(1, 0, 1, 2, 0)
     lines = Report(WORK, results, needed, Rates(4, 1)).table().splitlines()
-    cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines}
-    assert cells["Seconds a step"] == ["trl_recipes", f"TRL {version('trl')}", "ratio", "bound |"]
-    assert cells["**step**"] == ["2 (2 to 2)", "8 (8 to 8)", "0.25", "1 |"]
-    assert cells["update"] == ["0.5 (0.5 to 0.5)", "2 (2 to 2)", "0.25", "0.5 |"]
-    assert cells["step over bound"][:2] == ["2.00", "8.00"]
-    assert cells["share of generation"][:2] == ["25%", "25%"]
-    assert cells["peak memory"][:3] == ["3.00 GB", "6.00 GB", "0.50"]
-    assert len({line.count("|") for line in lines}) == 1
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["Seconds a step", "trl_recipes", f"TRL {version('trl')}", "bound"]
+    assert ["**step**", "2 (2 to 2)", "8 (8 to 8)", "1"] in cells
+    assert ["update", "0.5 (0.5 to 0.5)", "2 (2 to 2)", "0.5"] in cells
+    assert ["step over bound", "2.00", "8.00", "1"] in cells
+    assert ["response tokens a second", "16", "4", ""] in cells
+    assert ["peak memory", "3.00 GB", "6.00 GB", ""] in cells
 
 
 def test_one_trainer_alone_has_no_ratio():
     report = Report(WORK, {"ours": [result([2.0])]}, Needs(1, 0, 1, 2, 0), Rates(4, 1))
-    assert report.table().splitlines()[0] == "| Seconds a step | trl_recipes | bound |"
-    report.chart()
+    assert report.ratios() == {}
+    assert report.chart().get_suptitle() == f"One PPO step\n{WORK}"
 
 
 def test_lengths_are_spread_evenly():
@@ -217,21 +212,16 @@ def test_the_tokenizer_has_a_word_for_each_id(size):
 
 def test_a_failing_process_shows_its_last_lines():
     with pytest.raises(RecipeError, match=r"(?s)exit code 1.*last lines.*Error") as error:
-        run_worker("ours", replace(WORK, epochs=-1), timeout=60)
+        run_worker("ours", replace(WORK, epochs=-1))
     assert "epochs" in str(error.value)
-
-
-def test_a_process_that_takes_too_long_is_ended():
-    with pytest.raises(RecipeError, match=r"ended after 0.2 s. Raise --timeout"):
-        run_worker("trl", WORK, timeout=0.2)
 
 
 def test_trainers_take_turns(monkeypatch):
     order = []
     monkeypatch.setattr(
-        worker, "run_worker", lambda name, work, timeout: order.append(name) or result([1.0])
+        worker, "run_worker", lambda name, work: order.append(name) or result([1.0])
     )
-    results = run_in_turn(["ours", "trl"], WORK, 3, timeout=1, print_line=lambda line: None)
+    results = run_in_turn(["ours", "trl"], WORK, 3, print_line=lambda line: None)
     assert all(a != b for a, b in pairwise(order))
     assert {name: len(runs) for name, runs in results.items()} == {"ours": 3, "trl": 3}
 
@@ -239,34 +229,22 @@ def test_trainers_take_turns(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "only", "message"),
     [
-        ({"batch": 0}, "both", "--batch must be at least 1, got 0"),
-        ({"processes": 0}, "ours", "--processes must be at least 1, got 0"),
         ({"query": 1024}, "both", "1024 positions"),
-        ({"shortest": 5}, "ours", r"--shortest must be from 1 to --response \(4\), got 5"),
         ({"shortest": 2}, "both", "Add --only ours"),
         ({"processes": 2}, "trl", "Add --only ours"),
         ({"processes": 2, "batch": 5}, "ours", "--batch 5 cannot be shared evenly by --proc.* 2"),
-        ({"processes": 2, "device": "cuda"}, "ours", "as many GPUs, and torch finds 1"),
     ],
 )
-def test_what_cannot_run_is_refused_before_anything_runs(change, only, message, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+def test_what_cannot_run_is_refused_before_anything_runs(change, only, message):
     with pytest.raises(RecipeError, match=message):
-        check_workload(replace(WORK, **change), repeats=1, only=only)
+        check_workload(replace(WORK, **change), only)
 
 
 @pytest.mark.skipif(HAS_TRLS_PPO, reason="this TRL still has its PPO")
 @pytest.mark.parametrize("only", ["trl", "both"])
 def test_a_trl_without_its_ppo_is_told_before_anything_runs(only):
     with pytest.raises(RecipeError, match=r"pip install 'trl<1.13'.*--only ours"):
-        check_workload(WORK, repeats=1, only=only)
-
-
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert find_device("auto") == "cpu"
-    with pytest.raises(RecipeError, match="finds no GPU"):
-        find_device("cuda")
+        check_workload(WORK, only)
 
 
 # All of it
@@ -274,7 +252,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
 
 def measured(folder, *flags):
     """The numbers that the recipe writes for a tiny step."""
-    words = ["--size", "tiny", "--batch", 4, "--response", 4, "--epochs", 2, "--device", "cpu"]
+    words = ["--size", "tiny", "--batch", 4, "--response", 4, "--epochs", 2]
     words += ["--steps", 1, "--repeats", 1, "--output_dir", folder, *flags]
     done = run_warm("benchmark.py", *words)
     assert done.returncode == 0, done.stderr[-2500:]
@@ -284,8 +262,8 @@ def measured(folder, *flags):
 
 def test_the_recipe_measures_all_phases_and_draws_them(tmp_path):
     only = "both" if HAS_TRLS_PPO else "ours"
-    found = measured(tmp_path, "--only", only, "--loop", "classic")
-    for name in ("classic", "ours", "trl") if HAS_TRLS_PPO else ("classic", "ours"):
+    found = measured(tmp_path, "--only", only)
+    for name in ("ours", "trl") if HAS_TRLS_PPO else ("ours",):
         (run,) = found["runs"][name]
         (step,) = run["steps"]
         assert sum(step[phase] for phase in PHASES) == pytest.approx(step["step"])
@@ -306,7 +284,7 @@ def test_two_processes_share_a_batch(tmp_path):
 
 def test_lengths_may_differ_in_several_passes_and_a_step_be_profiled():
     work = replace(WORK, batch=4, shortest=2, passes=2, steps=1, profile=True)
-    run = run_worker("ours", work, timeout=120)
+    run = run_worker("ours", work)
     assert run.response_tokens == 3  # of 2, 3, 3 and 4
     lines = run.profile.splitlines()
     assert [lines[2].count("|"), len(lines)] == [5, 24]

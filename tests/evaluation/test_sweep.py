@@ -153,7 +153,7 @@ def test_the_table_says_what_the_files_say(compared):
             kl = fmean(answer["kl"] for answer in answers)
             assert float(cells["KL, nats per response"][place]) == pytest.approx(kl, abs=6e-3)
         assert int(cells["tokens generated"][column]) == lines(run / "curve.jsonl")[-1]["tokens"]
-        assert f"| {name.upper()} seed 0 " in printed
+        assert f"{name.upper()} seed 0: reward " in printed
     assert (folder / "table.md").read_text().splitlines()[0] in printed
     assert imread(folder / "algorithms.png").std() > 0.05
 
@@ -284,7 +284,7 @@ def test_table_and_picture_say_what_the_seeds_came_to(tmp_path):
         grpo=([0.904, 0.914, 0.924], [3.0, 3.1, 3.2], [30.0, 30.0, 30.0]),
     )
     assert "0.920 (0.900 to 0.950)" in results.table()
-    assert results.over_seeds("kl").loc["ppo"].tolist() == pytest.approx([3.1, 3.0, 3.2])
+    assert results.over_seeds()["ppo"]["kl"].tolist() == pytest.approx([3.1, 3.0, 3.2])
     figure = plot_results(results, tmp_path / "a.png")
     words = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
     assert words == [
@@ -299,20 +299,15 @@ def test_table_and_picture_say_what_the_seeds_came_to(tmp_path):
     [
         ({"own": {"ppo": "[1]"}}, r"--ppo is '\[1\]', which is no JSON object"),
         ({"own": {"ppo": "{"}}, "no JSON object"),
-        ({"own": {"ppo": {"lerning_rate": 1}}}, "--ppo: PPOConfig has no setting `lerning_rate`"),
+        ({"own": {"ppo": {"lerning_rate": 1}}}, "--ppo: .*'lerning_rate'.*ppo_sentiment.py --help"),
         ({"own": {"rloo": {"batch_size": 1}}}, "`batch_size` is the same for every algorithm"),
         ({"own": {"grpo": {"num_generations": 3}}}, "must be a multiple of `num_generations` .3."),
         ({"own": {"ppo": {"learning_rate": -1.0}}}, "`learning_rate` is -1.0"),
         ({"algorithms": ["ppo", "dqn"]}, "`dqn` is unknown. Use ppo, grpo, rloo"),
-        ({"algorithms": []}, "--algorithms is nothing"),
-        ({"seeds": [1, 1]}, "--seeds is 1 1. Give each value once"),
-        ({"tokens": 15}, "--tokens 15 is less than"),
-        ({"eval_prompts": 0}, "`eval_prompts` is 0"),
     ],
 )
 def test_what_is_asked_for_is_checked_before_anything_runs(changes, message):
     asked = {"algorithms": ["ppo", "grpo", "rloo"], "seeds": [0], "own": {}} | changes
-    sizes = {"batch": 8, "response_length": 4, "max_prompt_length": 4, "evaluations": 2}
-    sizes |= {"tokens": asked.pop("tokens", 64), "eval_prompts": asked.pop("eval_prompts", 4)}
+    task = Task(tokens=64, batch=8, response_length=4, max_prompt_length=4)
     with pytest.raises(RecipeError, match=message):
-        make_runs(Task(**sizes), **asked)
+        make_runs(task, **asked)

@@ -4,17 +4,21 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+)
 
 from trl_recipes.rewards import RewardModelReward
 from trl_recipes.training.reward_model import RewardModelConfig, score_trainer
-from trl_recipes.training.seq2seq import Seq2SeqSizes, start_seq2seq
-from trl_recipes.training.seq2seq_reward import (
-    load_comparisons,
+from trl_recipes.training.rewrites import (
     preferred,
     scored,
     train_pair_scorer,
 )
+from trl_recipes.training.seq2seq import Seq2SeqSizes, start_seq2seq
 
 TEXTS = ["the film was dull", "the film was fine", "a plot of gold", "a plot of lead"]
 
@@ -23,9 +27,17 @@ TEXTS = ["the film was dull", "the film was fine", "a plot of gold", "a plot of 
 def start(request, tmp_path_factory):
     """Folder of a tiny encoder-decoder."""
     folder = tmp_path_factory.mktemp(request.param)
-    sizes = Seq2SeqSizes(request.param, 1, 2, 16, vocab_size=280)
-    for part in start_seq2seq(None, TEXTS, sizes, seed=0):
-        part.save_pretrained(folder)
+    model, tokenizer = start_seq2seq(None, TEXTS, Seq2SeqSizes(1, 2, 16, vocab_size=280), seed=0)
+    if request.param == "bart":
+        sizes = {"encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 128}
+        sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0}
+        ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+        config = BartConfig(
+            vocab_size=len(tokenizer), d_model=16, bos_token_id=None, **sizes, **ids
+        )
+        model = BartForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -109,12 +121,3 @@ def test_the_given_target_is_preferred_to_what_is_not_it():
     rows = preferred(pairs, ["t1", "o2"], seed=0)
     assert all(row["chosen"] == "t" + row["source"][1] != row["rejected"] for row in rows)
     assert {"source": "s2", "chosen": "t2", "rejected": "o2"} in rows
-
-
-def test_equal_preferences_are_left_out_and_counted(tmp_path, caplog):
-    line = '{{"source": "a", "chosen": "b", "rejected": "{}"}}\n'
-    (tmp_path / "c.jsonl").write_text(
-        "".join(line.format((i % 4 and "c") or "b") for i in range(20))
-    )
-    assert all(row["rejected"] == "c" for row in load_comparisons(str(tmp_path / "c.jsonl")))
-    assert "of 18 preferences have two equal texts" in caplog.text

@@ -119,13 +119,12 @@ def test_a_check_leaves_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_bart_with_lora_own_rewards_and_a_length_a_query(tmp_path):
+def test_lora_own_rewards_and_a_length_a_query(tmp_path):
     (tmp_path / "mine.py").write_text(
         "def letters(completions, **columns):\n    return [len(set(c)) for c in completions]\n"
     )
-    more = ["--architecture", "bart", "--use_peft", "true", "--lora_target_modules", "q_proj"]
-    more += ["--reward_funcs", f"{tmp_path}/mine.py:letters", "--min_response_length", "2"]
-    run(tmp_path / "run", *more)
+    more = ["--use_peft", "true", "--lora_target_modules", "q", "--min_response_length", "2"]
+    run(tmp_path / "run", *more, "--reward_funcs", f"{tmp_path}/mine.py:letters")
     assert (tmp_path / "run" / "model" / "adapter_model.safetensors").is_file()
     rows = rows_of(tmp_path / "run")
     assert all("rewards/letters/mean" in row for row in rows)
@@ -149,28 +148,24 @@ def test_compare_and_generate_take_the_run(finished, tmp_path, monkeypatch, caps
     assert "The plot was dull." not in told  # a rewrite stands in the place of its source
 
 
-def test_two_files_line_by_line_and_a_count_of_what_was_cut(tmp_path, caplog):
-    (tmp_path / "a.txt").write_text(
-        "".join(f"film {i} was dull {list(range(40)) if i == 3 else ''}\n" for i in range(30))
-    )
-    (tmp_path / "b.txt").write_text("".join(f"film {i} was fine\n" for i in range(30)))
-    more = ["--dataset_name", str(tmp_path / "a.txt"), "--target_file", str(tmp_path / "b.txt")]
-    run(tmp_path / "run", *more, "--stages", "pretrain", "reward", "--vocab_size", "270")
+def test_pairs_of_a_file_and_a_count_of_what_was_cut(tmp_path, caplog):
+    long = {3: str(list(range(40)))}
+    rows = [{"source": f"film {i} was dull {long.get(i, '')}", "target": "It was fine"}
+            for i in range(30)]  # fmt: skip
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ["--dataset_name", f"{tmp_path}/pairs.jsonl", "--vocab_size", "270"]
+    run(tmp_path / "run", *more, "--stages", "pretrain", "reward")
     assert "1 of 27 sources are cut to 64 tokens." in caplog.text
     accuracy = result_of(tmp_path / "run" / "reward_model")["accuracy"]
     assert 0 <= accuracy <= 1  # there was nothing to score by: preferences
 
 
 SCORES = '{"source": "a", "output": "b", "score": "good"}\n' * 9
-EQUAL = '{"source": "a", "chosen": "b", "rejected": "b"}\n' * 9
 
 
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--dataset_name", "a.txt", "--target_file", "empty.txt"], ["line 2", "in both files"]),
-        (["--dataset_name", "a.txt", "--target_file", "none.txt"], ["`none.txt`", "Give a text"]),
-        (["--target_file", "a.txt"], ["--target_file needs --dataset_name"]),
         (["--dataset_name", "s.jsonl", "--target_column", "new"], ["`new`", "Name one of them"]),
         (["--stages", "train"], ["'train' is no stage", "pretrain, reward, ppo"]),
         (["--stages", "ppo"], ["no finished pretrain stage", "--model_name_or_path"]),
@@ -179,9 +174,8 @@ EQUAL = '{"source": "a", "chosen": "b", "rejected": "b"}\n' * 9
         (["--pretrain_learning_rate", "-1"], ["`pretrain_learning_rate` is -1.0", "0 or more"]),
         (["--hidden_size", "15"], ["multiple of --num_heads", "Use 14"]),
         (["--vocab_size", "257"], ["--vocab_size is 257", "258 or more"]),
-        (["--comparisons", "a.txt"], ["the columns text", "source, output and score"]),
+        (["--comparisons", "a.txt"], ["of the columns text", "source, output and score"]),
         (["--comparisons", "s.jsonl"], ["row 1", "'good'", "Give a number"]),
-        (["--comparisons", "e.jsonl"], ["leaves 0 rows", "Give more"]),
         (["--score_function", "mine.py:f"], ["--score_function", "`mine.py`"]),
         (["--reward_model", "./none"], ["--reward_model", "`./none`"]),
     ],
@@ -189,9 +183,8 @@ EQUAL = '{"source": "a", "chosen": "b", "rejected": "b"}\n' * 9
 )
 def test_each_mistake_is_one_message_and_leaves_nothing(tmp_path, monkeypatch, capsys, more, told):
     monkeypatch.chdir(tmp_path)
-    texts = {"a.txt": "a\nb\nc\n", "empty.txt": "a\n\nc\n", "s.jsonl": SCORES, "e.jsonl": EQUAL}
-    for name, text in texts.items():
-        Path(name).write_text(text)
+    Path("a.txt").write_text("a\nb\nc\n")
+    Path("s.jsonl").write_text(SCORES)
     with pytest.raises(SystemExit) as left:
         run("out", *more)
     assert left.value.code == 2

@@ -27,7 +27,6 @@ else follows one after the other and adds up.
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -76,20 +75,6 @@ class Rates(NamedTuple):
     bytes: float  # a second, read and written
 
 
-@dataclass(frozen=True)
-class Bound:
-    """Seconds that each phase takes at least."""
-
-    generation: float
-    forward: float
-    update: float
-
-    @property
-    def step(self) -> float:
-        """Seconds that a step takes at least."""
-        return self.generation + self.forward + self.update
-
-
 def model_shape(work: Workload) -> ModelShape:
     """Count a model's weights; nothing is allocated."""
     with torch.device("meta"), warnings.catch_warnings():
@@ -131,15 +116,16 @@ def needs(work: Workload, shape: ModelShape) -> Needs:
     )
 
 
-def bound(needed: Needs, rates: Rates) -> Bound:
-    """Turn counts into seconds."""
-    return Bound(
-        generation=max(
+def bound(needed: Needs, rates: Rates) -> dict[str, float]:
+    """Turn counts into the seconds that a step and its phases take at least."""
+    seconds = {
+        "generation": max(
             needed.generation_operations / rates.operations, needed.generation_bytes / rates.bytes
         ),
-        forward=needed.forward_operations / rates.operations,
-        update=needed.update_operations / rates.operations + needed.update_bytes / rates.bytes,
-    )
+        "forward": needed.forward_operations / rates.operations,
+        "update": needed.update_operations / rates.operations + needed.update_bytes / rates.bytes,
+    }
+    return seconds | {"step": sum(seconds.values())}
 
 
 def measure_rates(work: Workload, shape: ModelShape) -> Rates:
@@ -154,11 +140,6 @@ def measure_rates(work: Workload, shape: ModelShape) -> Rates:
     seconds_product = _seconds(lambda: torch.mm(left, right, out=product), work.device)
     seconds_copy = _seconds(lambda: target.copy_(source), work.device)
     return Rates(2.0 * rows * width * 4 * width / seconds_product, 8.0 * len(source) / seconds_copy)
-
-
-def fastest(first: Rates, second: Rates) -> Rates:
-    """Take the best of two measurements, which is what the machine can do."""
-    return Rates(*map(max, first, second))
 
 
 def _seconds(call: Callable[[], object], device: str) -> float:

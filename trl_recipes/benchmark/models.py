@@ -79,46 +79,23 @@ class Workload:
         )
 
 
-def find_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    """Choose the device; auto takes a GPU where there is one."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("--device cuda: torch finds no GPU here. Use --device cpu.")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
-
-
-def check_workload(work: Workload, repeats: int, only: str) -> None:
+def check_workload(work: Workload, only: str) -> None:
     """Refuse what cannot be run, before anything is, by the name of its flag."""
-    names = ("batch", "query", "response", "epochs", "steps", "processes", "passes")
-    for name, value in {"repeats": repeats, **{n: getattr(work, n) for n in names}}.items():
-        if value < 1:
-            raise RecipeError(f"--{name} must be at least 1, got {value}.")
     if work.query + work.response > CONTEXT:
         raise RecipeError(
             f"--query and --response: {work.query} and {work.response} tokens are more than "
             f"the {CONTEXT} positions of a model of these sizes. Make one smaller."
         )
-    if work.shortest is not None and not 1 <= work.shortest <= work.response:
-        raise RecipeError(
-            f"--shortest must be from 1 to --response ({work.response}), got {work.shortest}."
-        )
     ours = work.processes > 1 or work.passes > 1 or work.shortest is not None or work.profile
     if only != "ours" and ours:
         raise RecipeError(
-            "--processes, --passes, --shortest, --profile and --shape are for our trainer alone. "
-            "Add --only ours, or leave them out."
+            "--processes, --shortest, --profile and --shape are for our trainer alone. Add --only "
+            "ours, or leave them out."
         )
-    if work.batch % (work.processes * work.passes):
+    if work.batch % work.processes:
         raise RecipeError(
-            f"--batch {work.batch} cannot be shared evenly by --processes {work.processes} and "
-            f"--passes {work.passes}. Give a multiple of both."
-        )
-    there = torch.cuda.device_count() if work.device == "cuda" else work.processes
-    if work.processes > there:
-        raise RecipeError(
-            f"--processes {work.processes} needs as many GPUs, and torch finds {there}. Give "
-            "--device cpu, or fewer."
+            f"--batch {work.batch} cannot be shared evenly by --processes {work.processes}. Give a "
+            "multiple of it."
         )
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     if only != "ours" and find_spec("trl.experimental.ppo") is None:
@@ -129,11 +106,7 @@ def check_workload(work: Workload, repeats: int, only: str) -> None:
 
 
 def model_config(size: Size) -> PreTrainedConfig:
-    """Return the configuration that goes by a name.
-
-    tiny and mini are small GPT-2s, small is GPT-2 small (124M parameters), half-billion has the
-    shape of Qwen2-0.5B (494M).
-    """
+    """Return a GPT-2's configuration, small as published, or that of Qwen2-0.5B (half-billion)."""
     if size == "half-billion":
         return Qwen2Config(
             hidden_size=896,
@@ -169,11 +142,7 @@ def value_model(work: Workload) -> nn.Module:
 
 
 def reward_model(work: Workload) -> nn.Module:
-    """Build the reward model that TRL's own trainer wants, at next to no cost.
-
-    One layer of width 8 over the policy's vocabulary: under a thousandth of the policy's
-    multiplications, so that scoring counts for as little as our reward function does.
-    """
+    """Build the reward model that TRL's own trainer wants, at next to no cost: width 8."""
     torch.manual_seed(work.seed + 2)
     config = model_config(work.size)
     narrow = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -184,7 +153,7 @@ def reward_model(work: Workload) -> nn.Module:
 
 
 def lora_config(work: Workload) -> LoraConfig | None:
-    """Return the adapter's configuration, PEFT's defaults on the attention projections, or None."""
+    """Return the configuration of an adapter on the attention projections, or None."""
     if not work.peft:
         return None
     kind = model_config(work.size).model_type

@@ -2,45 +2,29 @@
 
 import importlib.metadata
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from trl_recipes.benchmark.bound import Bound, Needs, Rates, bound
+from trl_recipes.benchmark.bound import Needs, Rates, bound
 from trl_recipes.benchmark.models import PHASES, Workload
 from trl_recipes.benchmark.worker import Result
+from trl_recipes.describe import markdown_table
 from trl_recipes.report.plots import COLORS, GREY, Picture, save_figure, style_axes
 
-NAMES = {"ours": "trl_recipes", "classic": "trl_recipes, generate and step"}
-NAMES |= {"trl": f"TRL {importlib.metadata.version('trl')}"}
-ROWS = {
-    "generation": "generation",
-    "scoring": "scoring",
-    "forward": "forward passes",
-    "update": "update",
-    "step": "**step**",
-}
+NAMES = {"ours": "trl_recipes", "trl": f"TRL {importlib.metadata.version('trl')}"}
+ROWS = dict(zip(PHASES, ("generation", "scoring", "forward passes", "update"), strict=True))
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft")
 PHASE_COLORS = dict(zip(PHASES, (COLORS[1], COLORS[3], COLORS[2], COLORS[0]), strict=True))
 INSIDE = {"color": "white", "fontsize": 9, "ha": "center", "va": "center"}
-CHARACTER = 0.014  # share of the longest bar that a character in it needs
-
-
-class Spread(NamedTuple):
-    """Median, least and most of several measurements."""
-
-    median: float
-    least: float
-    most: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.least:.3g} to {self.most:.3g})"
+CHARACTER = 0.014  # fraction of the longest bar that a character in it needs
 
 
 @dataclass(frozen=True)
@@ -53,102 +37,70 @@ class Report:
     rates: Rates
 
     @property
-    def bound(self) -> Bound:
-        """Seconds that a step takes at least."""
+    def bound(self) -> dict[str, float]:
+        """Seconds that a step and its phases take at least."""
         return bound(self.needs, self.rates)
 
-    def seconds(self, name: str, phase: str = "step") -> Spread:
-        """Summarize seconds of a step or of a phase, over all timed steps of all repeats."""
-        return _spread(step[phase] for run in self.results[name] for step in run.steps)
-
-    def memory(self, name: str) -> Spread:
-        """Summarize peak memory in bytes, over the repeats."""
-        return _spread(run.memory for run in self.results[name])
-
-    def generation_share(self, name: str) -> float:
-        """Return the fraction of a step's seconds that go into generation."""
+    def seconds(self, name: str) -> pd.DataFrame:
+        """Give median, least and most of the seconds of a step and its phases, a column each."""
         steps = [step for run in self.results[name] for step in run.steps]
-        return median(step["generation"] / step["step"] for step in steps)
+        return pd.DataFrame(steps).agg(["median", "min", "max"])
 
-    def tokens_a_second(self, name: str) -> float:
-        """Return the response tokens of a batch over the seconds of a step."""
-        tokens = median(run.response_tokens for run in self.results[name])
-        return self.work.batch * tokens / self.seconds(name).median
-
-    def over_bound(self, name: str) -> float:
-        """Return the seconds of a step over those of the bound."""
-        return self.seconds(name).median / self.bound.step
+    def memory(self, name: str) -> float:
+        """Give the peak memory in GB, the median over the repeats."""
+        return median(run.memory for run in self.results[name]) / 1e9
 
     def ratios(self) -> dict[str, float]:
-        """Return the first over the last, in time and memory: the median over repeats, in pairs."""
+        """Return ours over TRL's in time and memory: the median over repeats, in pairs."""
         if len(self.results) < 2:
             return {}
-        first, *_, last = self.results.values()
-        pairs = list(zip(first, last, strict=True))
+        pairs = list(zip(self.results["ours"], self.results["trl"], strict=True))
         return {
-            "time": median(ours.step / theirs.step for ours, theirs in pairs),
-            "memory": median(ours.memory / theirs.memory for ours, theirs in pairs),
+            "time": median(ours.step / trls.step for ours, trls in pairs),
+            "memory": median(ours.memory / trls.memory for ours, trls in pairs),
         }
+
+    def beside_trl(self) -> str:
+        """Say the ratios in words; nothing where one trainer was measured alone."""
+        return ", ".join(f"{ratio:.2f} of TRL's {what}" for what, ratio in self.ratios().items())
 
     def table(self) -> str:
         """Lay the figures out as Markdown: median (least to most)."""
-        ratios = self.ratios()
-        both = bool(ratios)
-        bounds = asdict(self.bound) | {"step": self.bound.step}
-        rows = [["Seconds a step", *(NAMES[name] for name in self.results), "ratio", "bound"]]
+        least, found = self.bound, {name: self.seconds(name) for name in self.results}
+        rows = [["Seconds a step", *(NAMES[name] for name in found), "bound"]]
         for phase in (*PHASES, "step"):
-            spreads = [self.seconds(name, phase) for name in self.results]
-            ratio = spreads[0].median / spreads[-1].median
-            if both and phase == "step":
-                ratio = ratios["time"]
-            least = f"{bounds[phase]:.3g}" if phase in bounds else ""
-            rows.append([ROWS[phase], *map(str, spreads), f"{ratio:.2f}", least])
-        over = [f"{self.over_bound(name):.2f}" for name in self.results]
-        share = [f"{self.generation_share(name):.0%}" for name in self.results]
-        memory = [f"{self.memory(name).median / 1e9:.2f} GB" for name in self.results]
-        tokens = [f"{self.tokens_a_second(name):.0f}" for name in self.results]
-        rows.append(["step over bound", *over, "", "1"])
-        rows.append(["response tokens a second", *tokens, "", ""])
-        rows.append(["share of generation", *share, "", ""])
-        rows.append(["peak memory", *memory, f"{ratios['memory']:.2f}" if both else "", ""])
-        if not both:
-            rows = [[*row[:-2], row[-1]] for row in rows]
-        lines = ["| " + " | ".join(row) + " |" for row in rows]
-        lines.insert(1, "| --- |" + " ---: |" * (len(rows[0]) - 1))
-        return "\n".join(lines)
+            cells = ["{:.3g} ({:.3g} to {:.3g})".format(*each[phase]) for each in found.values()]
+            rows.append([ROWS.get(phase, "**step**"), *cells, f"{least.get(phase, 0):.3g}"])
+        steps = [each["step"]["median"] for each in found.values()]
+        tokens = self.work.batch * next(iter(self.results.values()))[0].response_tokens
+        rows.append(["step over bound", *(f"{step / least['step']:.2f}" for step in steps), "1"])
+        rows.append(["response tokens a second", *(f"{tokens / step:.0f}" for step in steps), ""])
+        rows.append(["peak memory", *(f"{self.memory(name):.2f} GB" for name in found), ""])
+        return markdown_table(rows)
 
     def conditions(self) -> str:
-        """Say in a few lines what was measured on what."""
+        """Say in a few lines what was measured on what, and the ratios."""
         runs, work = next(iter(self.results.values())), self.work
-        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-        return (
-            f"{work}: {len(runs)} repeats of {work.steps} steps; median (least to most).\n"
-            f"{runs[0].device}, {versions}.\n"
+        versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
+        lines = [
+            self.beside_trl(),
+            f"{work}: {len(runs)} repeats of {work.steps} steps; median (least to most).",
+            f"{runs[0].device}, {versions}.",
             f"A step needs {self.needs.operations / 1e12:.3g} TFLOP; measured: "
             f"{self.rates.operations / 1e9:.4g} GFLOP/s in a matrix product, "
-            f"{self.rates.bytes / 1e9:.3g} GB/s in a copy."
-        )
+            f"{self.rates.bytes / 1e9:.3g} GB/s in a copy.",
+        ]
+        return "\n".join(filter(None, lines))
 
     def as_dict(self) -> dict[str, Any]:
-        """Collect every number, raw and summed up, for JSON."""
+        """Collect every number for JSON."""
         return {
             "work": asdict(self.work),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "device": next(iter(self.results.values()))[0].device,
+            "versions": _versions(),
             "needs": self.needs._asdict(),
             "rates": self.rates._asdict(),
-            "bound": asdict(self.bound) | {"step": self.bound.step},
+            "bound": self.bound,
             "ratios": self.ratios(),
-            "summary": {
-                name: {
-                    "seconds": {p: self.seconds(name, p)._asdict() for p in (*PHASES, "step")},
-                    "memory": self.memory(name)._asdict(),
-                    "generation_share": self.generation_share(name),
-                    "over_bound": self.over_bound(name),
-                    "tokens_a_second": self.tokens_a_second(name),
-                }
-                for name in self.results
-            },
             "runs": {name: [asdict(run) for run in runs] for name, runs in self.results.items()},
         }
 
@@ -167,58 +119,53 @@ class Report:
         time_axes, memory_axes = figure.subplots(1, 2, width_ratios=[2.6, 1], sharey=True)
         self._draw_seconds(time_axes)
         self._draw_memory(memory_axes)
-        title = "One PPO step"
-        if ratios := self.ratios():
-            whose = "TRL" if "trl" in self.results else "train()"
-            title += f": {ratios['time']:.2f} of {whose}'s time"
-            title += f", {ratios['memory']:.2f} of its memory"
+        title = ": ".join(filter(None, ["One PPO step", self.beside_trl()]))
         figure.suptitle(f"{title}\n{self.work}")
-        handles = [Patch(color=PHASE_COLORS[p], label=ROWS[p]) for p in PHASES]
+        handles = [Patch(color=PHASE_COLORS[phase], label=ROWS[phase]) for phase in PHASES]
         figure.legend(handles=handles, loc="outside lower left", ncols=4, frameon=False)
         return save_figure(figure, path)
 
     def _draw_seconds(self, axes: Axes) -> None:
-        longest = max(self.seconds(name).most for name in self.results)
-        for row, name in enumerate(self.results):
+        found = {name: self.seconds(name) for name in self.results}
+        longest = max(each["step"]["max"] for each in found.values())
+        for row, each in enumerate(found.values()):
             left = 0.0
             for phase in PHASES:
-                seconds = self.seconds(name, phase).median
+                seconds = each[phase]["median"]
                 axes.barh(row, seconds, left=left, color=PHASE_COLORS[phase], height=0.6)
                 text = f"{seconds:.3g}"
                 if seconds > CHARACTER * len(text) * longest:
                     axes.text(left + seconds / 2, row, text, **INSIDE)
                 left += seconds
-            step = self.seconds(name)
-            span = [[step.median - step.least], [step.most - step.median]]
-            axes.errorbar(step.median, row, xerr=span, color="black", capsize=3, linewidth=1.2)
-            _value(axes, row, step.most, f"{step.median:.3g} s")
-        axes.axvline(self.bound.step, color="black", linestyle=(0, (4, 3)), linewidth=1.2)
+            middle, least, most = each["step"]
+            span = [[middle - least], [most - middle]]
+            axes.errorbar(middle, row, xerr=span, color="black", capsize=3, linewidth=1.2)
+            _value(axes, row, most, f"{middle:.3g} s")
+        least = self.bound["step"]
+        axes.axvline(least, color="black", linestyle=(0, (4, 3)), linewidth=1.2)
         at_top = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
-        axes.annotate(
-            f"bound {self.bound.step:.3g} s", (self.bound.step, 1), (4, -2), fontsize=9, **at_top
-        )
+        axes.annotate(f"bound {least:.3g} s", (least, 1), (4, -2), fontsize=9, **at_top)
         axes.set_xlim(0, 1.16 * longest)
-        axes.set_ylim(len(self.results) - 0.5, -0.85)  # room for the bound's name above
-        axes.set_yticks(range(len(self.results)), [NAMES[name] for name in self.results])
+        axes.set_ylim(len(found) - 0.5, -0.85)  # room for the bound's name above
+        axes.set_yticks(range(len(found)), [NAMES[name] for name in found])
         style_axes(axes, "Seconds a step", grid="x")
         axes.tick_params(axis="y", length=0, labelsize=10)
 
     def _draw_memory(self, axes: Axes) -> None:
-        for row, name in enumerate(self.results):
-            memory = self.memory(name).median / 1e9
-            axes.barh(row, memory, color=GREY, height=0.6, linewidth=0)
-            _value(axes, row, memory, f"{memory:.3g} GB")
-        axes.set_xlim(0, 1.5 * max(self.memory(name).median for name in self.results) / 1e9)
+        memory = [self.memory(name) for name in self.results]
+        for row, gigabytes in enumerate(memory):
+            axes.barh(row, gigabytes, color=GREY, height=0.6, linewidth=0)
+            _value(axes, row, gigabytes, f"{gigabytes:.3g} GB")
+        axes.set_xlim(0, 1.5 * max(memory))
         style_axes(axes, "Peak memory, GB", grid="x")
         axes.tick_params(axis="y", length=0)
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def _value(axes: Axes, row: int, end: float, text: str) -> None:
     """Write a value beside the end of its bar."""
     beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
     axes.annotate(text, (end, row), fontsize=10, fontweight="bold", **beside)
-
-
-def _spread(values: Iterable[float]) -> Spread:
-    values = list(values)
-    return Spread(median(values), min(values), max(values))

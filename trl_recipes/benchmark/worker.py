@@ -35,7 +35,7 @@ from trl_recipes.describe import peak_memory
 from trl_recipes.distributed import let_go
 from trl_recipes.errors import RecipeError
 
-TrainerName = Literal["ours", "classic", "trl"]
+TrainerName = Literal["ours", "trl"]
 
 LEARNING_RATE = 1e-6  # small, so that no update is skipped as too large
 LAST_LINES = 15
@@ -60,54 +60,42 @@ class Result:
 
 
 def run_in_turn(
-    names: Sequence[TrainerName],
-    work: Workload,
-    repeats: int,
-    timeout: float,
-    print_line: Callable[[str], None],
+    names: Sequence[TrainerName], work: Workload, repeats: int, print_line: Callable[[str], None]
 ) -> dict[TrainerName, list[Result]]:
     """Run each trainer once, then each again, so that a slow minute of the machine meets them all.
 
-    A subprocess may take `timeout` seconds. Returns one result per repeat, by name.
+    Returns one result per repeat, by name.
     """
     results: dict[TrainerName, list[Result]] = {name: [] for name in names}
     for repeat in range(repeats):
         for name in names:
-            result = run_worker(name, work, timeout)
+            result = run_worker(name, work)
             results[name].append(result)
             gigabytes = result.memory / 1e9
             print_line(f"{repeat + 1}/{repeats} {name}: {result.step:.3g} s, {gigabytes:.2f} GB")
     return results
 
 
-def run_worker(name: TrainerName, work: Workload, timeout: float) -> Result:
+def run_worker(name: TrainerName, work: Workload) -> Result:
     """Run one trainer in a process of its own, or in several under Accelerate."""
     command = [sys.executable, "-m"]
     if work.processes > 1:
         precision = "bf16" if work.precision == "bf16" else "no"
         command += ["accelerate.commands.launch", "--num_processes", str(work.processes)]
         command += ["--mixed_precision", precision, *LAUNCH]
-    command.append("trl_recipes.benchmark.worker")
-    what = f"`{name}` ({work})"
-    try:
-        done = subprocess.run(
-            [*command, name, json.dumps(asdict(work))],
-            env=_environment(work),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise RecipeError(
-            f"{what} was ended after {timeout:g} s. Raise --timeout, or take a smaller --size, "
-            "--batch or --response."
-        ) from error
+    done = subprocess.run(
+        [*command, "trl_recipes.benchmark.worker", name, json.dumps(asdict(work))],
+        env=_environment(work),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode != 0:
         killed = " (killed, most likely for want of memory)" if done.returncode == -9 else ""
         last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-LAST_LINES:])
         raise RecipeError(
-            f"{what} failed with exit code {done.returncode}{killed}. Its last lines:\n{last}"
+            f"`{name}` ({work}) failed with exit code {done.returncode}{killed}. Its last lines:\n"
+            f"{last}"
         )
     return Result(**json.loads(done.stdout.strip().splitlines()[-1]))
 
@@ -128,27 +116,6 @@ def _environment(work: Workload) -> dict[str, str]:
     return os.environ | chosen
 
 
-class Profile(TrainerCallback):
-    """Profiles the second step; `table` then holds the twenty dearest kernels and the waiting."""
-
-    def __init__(self, device: str):
-        self.device, self.table = device, ""
-        kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
-        self.profiler, self.started = profile(activities=kinds), 0.0
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Begin after the first step, and end after the second."""
-        if state.global_step == 1:
-            self.profiler.start()
-            self.started = time.perf_counter()
-        elif state.global_step == 2:
-            if self.device == "cuda":
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - self.started
-            self.profiler.stop()
-            self.table = profile_table(self.profiler, self.device, seconds)
-
-
 class Clock(TrainerCallback):
     """Takes the time from the end of one step to the end of the next, of any trainer alike.
 
@@ -157,7 +124,7 @@ class Clock(TrainerCallback):
     """
 
     def __init__(self, device: str):
-        self.device, self.profiled = device, Profile(device)
+        self.device = device
         self.steps: list[dict[str, float]] = []
         self._phases: dict[str, float] = defaultdict(float)
         self._last = 0.0
@@ -185,6 +152,27 @@ class Clock(TrainerCallback):
         self.steps.append({"step": now - self._last, **self._phases})
         self._phases.clear()
         self._last = now
+
+
+class Profile(TrainerCallback):
+    """Profiles the second step; `table` then holds the twenty dearest kernels and the waiting."""
+
+    def __init__(self, device: str):
+        self.device, self.table = device, ""
+        kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+        self.profiler, self.started = profile(activities=kinds), 0.0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Begin after the first step, and end after the second."""
+        if state.global_step == 1:
+            self.profiler.start()
+            self.started = time.perf_counter()
+        elif state.global_step == 2:
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - self.started
+            self.profiler.stop()
+            self.table = profile_table(self.profiler, self.device, seconds)
 
 
 def profile_table(profiler: profile, device: str, seconds: float) -> str:
@@ -241,18 +229,22 @@ def run(name: TrainerName, work: Workload) -> Result:
     Several processes share the batch. Seconds are those of the main process, which all others keep
     up with; memory is that of all.
     """
-    clock = Clock(work.device)
-    loops = {"ours": _run_ours, "classic": _run_classic, "trl": _run_trl}
-    steps, lengths = loops[name](work, clock)
+    clock, profiled = Clock(work.device), Profile(work.device)
+    if name == "ours":
+        lengths = _run_ours(work, clock, [clock, profiled] if work.profile else [clock])
+    else:
+        lengths = _run_trl(work, clock)
     memory = peak_memory() * 1e9
     if work.processes > 1:
         memory = sum(gather_object([memory]))
-    timed = [_with_update(step) for step in steps[1:]]
+    timed = [_with_update(step) for step in clock.steps[1:]]
     tokens = sum(lengths[1:]) / work.steps
-    return Result(timed, memory, tokens, _device_name(work.device), clock.profiled.table)
+    return Result(timed, memory, tokens, _device_name(work.device), profiled.table)
 
 
-def _trainer(work: Workload, clock: Clock) -> PPOTrainer:
+def _run_ours(work: Workload, clock: Clock, callbacks: list[TrainerCallback]) -> list[float]:
+    """Train with our trainer; the mean length of the responses of each step."""
+
     def length(completion_ids, **columns):
         return [float(len(ids)) for ids in completion_ids]
 
@@ -275,7 +267,7 @@ def _trainer(work: Workload, clock: Clock) -> PPOTrainer:
         report_to="none",
         disable_tqdm=True,
     )
-    return _FixedLengths(
+    trainer = _FixedLengths(
         work.lengths()[first : first + size],
         args=config,
         model=models.language_model(work),
@@ -283,52 +275,26 @@ def _trainer(work: Workload, clock: Clock) -> PPOTrainer:
         train_dataset=models.prompts(work),
         processing_class=models.tokenizer(work),
         peft_config=models.lora_config(work),
-        callbacks=[clock, clock.profiled] if work.profile else [clock],
+        callbacks=callbacks,
     )
-
-
-def _run_ours(work: Workload, clock: Clock) -> tuple[list[dict], list[float]]:
-    trainer = _trainer(work, clock)
     trainer.train()
-    for step, row in zip(clock.steps, trainer.all_stats, strict=True):
-        step["generation"], step["scoring"] = row["time/generation"], row["time/scoring"]
-    return _measured(trainer, clock)
-
-
-def _run_classic(work: Workload, clock: Clock) -> tuple[list[dict], list[float]]:
-    """The loop that a script of TRL 0.11 writes."""
-    trainer = _trainer(work, clock)
-    clock.on_train_begin(None, None, None)
-    for _, batch in zip(range(work.steps + 1), trainer.dataloader, strict=False):
-        queries = batch["input_ids"]
-        with clock.phase("generation"):
-            responses = trainer.generate(queries, trainer._length_sampler(), return_prompt=False)
-        with clock.phase("scoring"):
-            batch["response"] = trainer.tokenizer.batch_decode(responses)
-            scores = [torch.tensor(float(len(response))) for response in responses]
-        trainer.log_stats(trainer.step(queries, responses, scores), batch, scores)
-        clock.on_step_end(None, None, None)
-    return _measured(trainer, clock)
-
-
-def _measured(trainer: PPOTrainer, clock: Clock) -> tuple[list[dict], list[float]]:
-    """Seconds of each step, and the mean length of its responses."""
     if any(row["ppo/skipped_minibatches"] for row in trainer.all_stats):
         raise RecipeError("An optimizer step was skipped, so less was done than is timed.")
     for step, row in zip(clock.steps, trainer.all_stats, strict=True):
+        step["generation"], step["scoring"] = row["time/generation"], row["time/scoring"]
         step["forward"] = row["time/ppo/forward_pass"]
-    return clock.steps, [row["tokens/responses_len_mean"] for row in trainer.all_stats]
+    return [row["tokens/responses_len_mean"] for row in trainer.all_stats]
 
 
-def _run_trl(work: Workload, clock: Clock) -> tuple[list[dict], list[float]]:
-    # which not every TRL has
+def _run_trl(work: Workload, clock: Clock) -> list[float]:
+    # TRL 1.13 and newer lack it
     from trl_recipes.benchmark.trl_baseline import timed_phases, trl_trainer
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl_trainer(work, folder, LEARNING_RATE, clock)
         with timed_phases(trainer, clock.phase):
             trainer.train()
-    return clock.steps, [float(work.response)] * len(clock.steps)
+    return [float(work.response)] * len(clock.steps)
 
 
 def _with_update(step: dict[str, float]) -> dict[str, float]:

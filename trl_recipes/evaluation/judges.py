@@ -213,10 +213,10 @@ def held_out_sources(
     config: Mapping[str, Any], model: nn.Module, tokenizer: Any, count: int
 ) -> Dataset:
     """Load at most `count` of the sources that a run with these settings was judged by."""
-    names = ("dataset_name", "source_column", "target_column", "target_file")
+    names = ("dataset_name", "source_column", "target_column")
     args = PairArguments(**{name: config[name] for name in names if config.get(name) is not None})
     sources = [pair["source"] for pair in load_pairs(args, "test")[:count]]
-    return prompt_rows(sources, tokenizer, longest_text(model, tokenizer), "cut")
+    return prompt_rows(sources, tokenizer, longest_text(model, tokenizer))
 
 
 def measures_of_run(run: str | Path, config: Mapping[str, Any]) -> dict[str, RewardFunc]:

@@ -7,7 +7,6 @@ What is finished is not run again, and what was stopped goes on where it stopped
 and `result.json`, written last, says that its run is finished.
 """
 
-import dataclasses
 import json
 import math
 import os
@@ -43,10 +42,9 @@ ALGORITHMS = {
     "grpo": (GRPOConfig, GRPOTrainer),
     "rloo": (RLOOConfig, RLOOTrainer),
 }
-# Settings that are the task's, so that no algorithm may have its own.
-_SHARED = ("batch_size", "response_length", "temperature", "max_steps", "seed", "output_dir")
-_SHARED += ("max_completion_length", "min_response_length", "lr_scheduler_type", "reward_funcs")
-_SHARED += ("steps_per_generation", "generation_batch_size", "logging_steps", "total_episodes")
+# Further settings that are the same for all, so that no algorithm may have its own.
+_SHARED = ("temperature", "reward_funcs", "max_completion_length", "total_episodes")
+_SHARED += ("steps_per_generation", "generation_batch_size")
 # Statistics whose mean over the steps stands in a result.
 _MEANS = {
     "ppo/policy/clipfrac": "clipfrac",
@@ -56,7 +54,6 @@ _MEANS = {
 SETTINGS_FILE, CURVE_FILE, RESULT_FILE = "settings.json", "curve.jsonl", "result.json"
 LOG_FILE = "log.txt"
 COMMAND = (sys.executable, "-m", "trl_recipes.evaluation.sweep")
-LAST_LINES = 6
 POLL_SECONDS = 0.1
 
 
@@ -71,14 +68,6 @@ class Task(PromptArguments):
     model_name_or_path: str | None = setting(None, "Start model.")
     reward_model: str | None = setting(None, "Sentiment classifier.")
     label: str = setting("POSITIVE", "Its probability is the reward.")
-
-    def ending(self) -> str:
-        """Say when a run ends, which its trainer's description cannot know."""
-        fewest = math.ceil(self.tokens / (self.batch * self.response_length))
-        return (
-            f"A run ends with the step that reaches {self.tokens} generated tokens: step {fewest} "
-            "if every response has its full length, a later one the shorter they are."
-        )
 
 
 @dataclass(frozen=True)
@@ -109,20 +98,8 @@ def make_runs(
     for name in algorithms:
         if name not in ALGORITHMS:
             raise RecipeError(f"--algorithms: `{name}` is unknown. Use {', '.join(ALGORITHMS)}.")
-    for flag, values in (("--algorithms", algorithms), ("--seeds", seeds)):
-        if not values or len(set(values)) < len(values):
-            shown = " ".join(map(str, values)) or "nothing"
-            raise RecipeError(f"{flag} is {shown}. Give each value once, and at least one.")
-    for name in ("tokens", "batch", "response_length", "evaluations", "eval_prompts"):
-        if getattr(task, name) < 1:
-            raise RecipeError(f"`{name}` is {getattr(task, name)}. It must be 1 or more.")
-    if task.tokens < task.batch * task.evaluations:
-        raise RecipeError(
-            f"--tokens {task.tokens} is less than a token for each response of {task.evaluations} "
-            f"batches of {task.batch}. Raise it, or lower --batch or --evaluations."
-        )
     settings = {name: _own_settings(name, own.get(name)) for name in algorithms}
-    runs = [Run(name, seed, task, settings[name]) for seed in seeds for name in algorithms]
+    runs = [Run(n, seed, task, settings[n]) for seed in dict.fromkeys(seeds) for n in settings]
     for run in runs:
         config_of(run, Path(run.folder_name))
     return runs
@@ -130,15 +107,12 @@ def make_runs(
 
 def _own_settings(name: str, given: Any) -> dict[str, Any]:
     try:
-        settings = json.loads(given) if isinstance(given, str) else given or {}
-    except json.JSONDecodeError:
-        settings = None
-    if not isinstance(settings, dict):
+        return dict(json.loads(given) if isinstance(given, str) else given or {})
+    except (ValueError, TypeError) as error:
         raise RecipeError(
             f"--{name} is {given!r}, which is no JSON object. Give one such as "
             "'{\"learning_rate\": 1e-5}', or settings under this key in a YAML file."
-        )
-    return settings
+        ) from error
 
 
 def config_of(run: Run, folder: Path, resume: bool = False) -> TrainingArguments:
@@ -148,18 +122,6 @@ def config_of(run: Run, folder: Path, resume: bool = False) -> TrainingArguments
     at its end; `max_steps` is what responses of one token would take.
     """
     (kind, _), flag, task = ALGORITHMS[run.algorithm], f"--{run.algorithm}", run.task
-    known = {setting.name for setting in dataclasses.fields(kind) if setting.init}
-    for name in run.settings:
-        if name in _SHARED:
-            raise RecipeError(
-                f"{flag}: `{name}` is the same for every algorithm. Leave it out there, and use "
-                "the flags of the recipe."
-            )
-        if name not in known:
-            raise RecipeError(
-                f"{flag}: {kind.__name__} has no setting `{name}`. Fix its name; `python "
-                f"recipes/{run.algorithm}_sentiment.py --help_all` lists them."
-            )
     shared = {
         "output_dir": str(folder),
         "seed": run.seed,
@@ -172,31 +134,37 @@ def config_of(run: Run, folder: Path, resume: bool = False) -> TrainingArguments
         "disable_tqdm": True,
         "resume_from_checkpoint": "true" if resume else None,
     }
-    if "min_response_length" in known:  # PPO would draw the limit of each response
+    if run.algorithm == "ppo":  # it would draw the limit of each response
         shared["min_response_length"] = None
+    for name in run.settings:
+        if name in shared or name in _SHARED:
+            raise RecipeError(
+                f"{flag}: `{name}` is the same for every algorithm. Leave it out there, and use "
+                "the flags of the recipe."
+            )
     try:
         return kind(**{"save_steps": 10} | run.settings | shared)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"{flag}: {error} Fix these settings.") from error
+        raise RecipeError(
+            f"{flag}: {error} Fix these settings; `python recipes/{run.algorithm}_sentiment.py "
+            "--help_all` lists them."
+        ) from error
 
 
 def is_finished(run: Run, folder: Path, overwrite: bool = False) -> bool:
     """Say whether a run need not be run again; refuse a folder that holds another run."""
-    if not (folder / SETTINGS_FILE).is_file():
+    if overwrite or not (folder / SETTINGS_FILE).is_file():
         check_output_dir(folder, overwrite=overwrite)
         return False
-    if overwrite:
-        return False
     old, new = (
-        {"seed": values.get("seed")} | values.get("task", {}) | values.get("settings", {})
+        {"seed": values["seed"]} | values["task"] | values["settings"]
         for values in (read_json(folder / SETTINGS_FILE), asdict(run))
     )
-    differing = [n for n in old | new if old.get(n) != new.get(n)]
-    if differing:
-        told = ", ".join(f"{name} {old.get(name)}, now {new.get(name)}" for name in differing)
+    changed = [f"{n} {old.get(n)}, now {new.get(n)}" for n in old | new if old.get(n) != new.get(n)]
+    if changed:
         raise RecipeError(
-            f"--output_dir: `{folder}` holds a run with other settings ({told}). Choose another "
-            "folder, or use --overwrite_output_dir true to replace its runs."
+            f"--output_dir: `{folder}` holds a run with other settings ({', '.join(changed)}). "
+            "Choose another folder, or use --overwrite_output_dir true to replace its runs."
         )
     return (folder / RESULT_FILE).is_file()
 
@@ -214,8 +182,7 @@ def run_all(
     Raises RunStopped where SIGTERM or Ctrl-C came; every run has then written a checkpoint.
     """
     jobs = jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
-    going: list[tuple[Run, subprocess.Popen]] = []
-    waiting, failures, began = list(runs), [], time.perf_counter()
+    waiting, going, failures = list(runs), [], []
     with StopSignals() as signals:
         try:
             while waiting or going:
@@ -233,13 +200,9 @@ def run_all(
                 time.sleep(POLL_SECONDS)
                 for run, process in [pair for pair in going if pair[1].poll() is not None]:
                     going.remove((run, process))
-                    path, code = folder / run.folder_name, process.returncode
-                    if code:
-                        failures.append(f"{run} failed. {_last_words(path / LOG_FILE, code)}")
-                    say(failures[-1] if code else f"{run}: {_summary(path / RESULT_FILE)}")
-                    minutes, left = (time.perf_counter() - began) / 60, len(waiting) + len(going)
-                    ahead = minutes / (len(runs) - left) * left
-                    say(f"    {left} left, about {ahead:.1f} minutes")
+                    if process.returncode:
+                        failures.append(_failure(run, folder, process.returncode))
+                    say(failures[-1] if process.returncode else _summary(run, folder))
         finally:
             for _, process in going:
                 process.kill()
@@ -264,20 +227,21 @@ def _start(run: Run, folder: Path, jobs: int, overwrite: bool) -> subprocess.Pop
         )
 
 
-def _last_words(log: Path, code: int) -> str:
-    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
-    lines = [line for line in text.splitlines() if line.strip()]
-    told = next((line for line in reversed(lines) if line.startswith("error: ")), None)
+def _failure(run: Run, folder: Path, code: int) -> str:
+    log = folder / run.folder_name / LOG_FILE
+    said = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line for line in reversed(said) if line.strip()), "it said nothing")
     killed = " (killed, most likely for want of memory)" if code == -9 else ""
-    words = told or " / ".join(lines[-LAST_LINES:]) or "it said nothing"
-    return f"Exit code {code}{killed}, `{log}`: {words}"
+    return f"{run} failed. Exit code {code}{killed}, `{log}`: {last}"
 
 
-def _summary(result: Path) -> str:
-    found = read_json(result)
+def _summary(run: Run, folder: Path) -> str:
+    found = read_json(folder / run.folder_name / RESULT_FILE)
     before, after = found["reference"]["reward"], found["policy"]["reward"]
-    seconds = f"{found['seconds']:.0f} s of training"
-    return f"reward {before:.3f} to {after:.3f}, {found['tokens']} tokens in {seconds}"
+    return (
+        f"{run}: reward {before:.3f} to {after:.3f}, {found['tokens']} tokens in "
+        f"{found['seconds']:.0f} s of training"
+    )
 
 
 # One run, in its process

@@ -1,22 +1,22 @@
-"""What a sweep found: tables over the seeds and of each run, and a picture."""
+"""What a sweep found: a table over the seeds, and a picture."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from trl_recipes.describe import markdown_table
 from trl_recipes.evaluation.sweep import ALGORITHMS, CURVE_FILE, RESULT_FILE, Run
 from trl_recipes.report.page import read_json
 from trl_recipes.report.plots import COLORS, GREY, Picture, save_figure, style_axes
 from trl_recipes.stats import load_stats
 
-# Figures of the tables: what each is called, up to the comma in a narrow column, and decimals.
+# Figures of the table, with decimals.
 FIGURES = {
     "kl": ("KL, nats per response", 2),
     "perplexity": ("perplexity", 2),
@@ -47,20 +47,14 @@ class Results:
     found: list[dict[str, Any]]
     curves: list[list[dict[str, float]]]
 
-    @property
-    def figures(self) -> pd.DataFrame:
-        """Figures of the trained policies and of what they took, a row a run."""
+    def over_seeds(self) -> dict[str, pd.DataFrame]:
+        """Give mean, least and most of each figure over the seeds, a row each, by algorithm."""
         rows = [
-            {"algorithm": run.algorithm} | {n: v for n, v in result.items() if n in FIGURES}
-            | result["policy"]
-            for run, result in zip(self.runs, self.found, strict=True)
-        ]  # fmt: skip
-        return pd.DataFrame(rows, index=map(str, self.runs))
-
-    def over_seeds(self, name: str) -> pd.DataFrame:
-        """Mean, least and most of a figure over the seeds, a row an algorithm."""
-        groups = self.figures.groupby("algorithm", sort=False)[name]
-        return groups.agg(mean=fmean, least="min", most="max")
+            {n: v for n, v in row.items() if n in FIGURES} | row["policy"] for row in self.found
+        ]
+        algorithms = [run.algorithm for run in self.runs]
+        groups = pd.DataFrame(rows).groupby(algorithms, sort=False)
+        return {name: group.agg(["mean", "min", "max"]) for name, group in groups}
 
     @property
     def before(self) -> dict[str, float]:
@@ -68,31 +62,24 @@ class Results:
         return self.found[0]["reference"]
 
     @property
-    def titles(self) -> dict[str, tuple[str, int]]:
-        """What the tables show: title and decimals by figure, what scores an answer first."""
-        scores = [name for name in self.before if name not in FIGURES and name != "reward"]
-        shown = {name: FIGURES[name] for name in FIGURES if name in self.figures}
-        return {name: (name, 3) for name in scores} | shown
+    def score(self) -> str:
+        """Name of the reward as the table and the picture show it."""
+        return next(name for name in self.before if name not in FIGURES and name != "reward")
 
     def table(self) -> str:
         """Lay the figures out as Markdown: a line a figure, mean (least to most) over the seeds."""
-        rows = [["", "before", *map(str.upper, self.over_seeds("kl").index)]]
-        for name, (title, digits) in self.titles.items():
+        after = self.over_seeds()
+        scores = [name for name in self.before if name not in FIGURES and name != "reward"]
+        known = {name for figures in after.values() for name in figures}
+        rows = [["", "before", *map(str.upper, after)]]
+        for name in [*scores, *(name for name in FIGURES if name in known)]:
+            title, digits = FIGURES.get(name, (name, 3))
             cells = [_shown(self.before.get(name), digits)]
-            for values in self.over_seeds(name).itertuples(index=False):
-                mean, least, most = (_shown(value, digits) for value in values)
+            for figures in after.values():
+                mean, least, most = (_shown(v, digits) for v in figures.get(name, [np.nan] * 3))
                 cells.append(mean if least == most else f"{mean} ({least} to {most})")
             rows.append([title, *cells])
-        return _markdown(rows)
-
-    def per_seed(self) -> str:
-        """Lay out the figures of every run as Markdown."""
-        titles, figures = self.titles, self.figures
-        rows = [["run", *(title.partition(",")[0] for title, _ in titles.values())]]
-        for run in figures.index:
-            cells = [_shown(figures[name][run], digits) for name, (_, digits) in titles.items()]
-            rows.append([run, *cells])
-        return _markdown(rows)
+        return markdown_table(rows)
 
     def conditions(self) -> str:
         """Say in a few lines what was the same for all, and what each algorithm had of its own."""
@@ -103,8 +90,7 @@ class Results:
             f"{task.eval_prompts} held-out prompts, seeds {', '.join(seeds)}; mean (least to most)."
         ]
         for name, settings in {run.algorithm: run.settings for run in self.runs}.items():
-            shown = json.dumps(settings).strip("{}").replace('"', "") or "the defaults"
-            lines.append(f"  {name.upper()}: {shown}")
+            lines.append(f"  {name.upper()}: {json.dumps(settings)}")
         return "\n".join(lines)
 
 
@@ -127,27 +113,25 @@ def plot_results(results: Results, path: str | Path | None = None) -> Figure:
     Each seed is a faint line, their mean a strong one.
     """
     figure = Picture(figsize=(12, 5.2), layout="constrained")
-    names = list(dict.fromkeys(run.algorithm for run in results.runs))
-    ends = {name: results.over_seeds(name)["mean"] for name in ("reward", "seconds", "kl")}
-    curves = {name: _on_one_grid(results, name) for name in names}
-    before, measure = results.before["reward"], next(iter(results.titles))
+    ends = {name: after.loc["mean"] for name, after in results.over_seeds().items()}
+    curves, before = {name: _on_one_grid(results, name) for name in ends}, results.before["reward"]
     for axes, (along, title, below, ending) in zip(
         figure.subplots(1, 3, sharey=True), PANELS, strict=True
     ):
         for name, columns in curves.items():
             x, y, color = columns[along], columns["reward"], INK[name]
-            end = ending.format(**{figure: means[name] + 0.0 for figure, means in ends.items()})
             axes.plot(x.T, y.T, color=color, linewidth=1, alpha=0.35)
             style = {"marker": "o", "markevery": [-1], "color": color, "linewidth": 2.8}
-            axes.plot(x.mean(0), y.mean(0), label=f"{name.upper()} {end}", **style)
+            label = f"{name.upper()} {ending.format(**ends[name] + 0.0)}"
+            axes.plot(x.mean(0), y.mean(0), label=label, **style)
         style_axes(axes, title, grid="y")
         axes.title.set_fontsize(14)
         axes.tick_params(labelsize=12)
         axes.set_xlabel(below, fontsize=13)
         axes.axhline(before, color=GREY, linestyle=(0, (4, 3)), label=f"before {before:.2f}")
         axes.legend(loc="best", frameon=False, fontsize=12)
-    figure.axes[0].set_ylabel(f"{measure}, held-out prompts", fontsize=13)
-    words = f"{', '.join(map(str.upper, names))} with {results.runs[0].task.tokens:,} tokens each"
+    figure.axes[0].set_ylabel(f"{results.score}, held-out prompts", fontsize=13)
+    words = f"{', '.join(map(str.upper, ends))} with {results.runs[0].task.tokens:,} tokens each"
     figure.suptitle(words, fontsize=15, fontweight="bold")
     return save_figure(figure, path)
 
@@ -167,14 +151,3 @@ def _shown(value: float | None, digits: int) -> str:
     if value is None or np.isnan(value):
         return ""
     return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0 makes -0.0 read 0.0
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    """Write a table that reads well as it stands: the first column left, the others right."""
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    sides = "<" + ">" * (len(widths) - 1)
-    return "\n".join(
-        f"| {' | '.join(f'{c:{s}{w}}' for c, s, w in zip(row, sides, widths, strict=True))} |"
-        for row in (rows[0], rule, *rows[1:])
-    )
