@@ -55,7 +55,7 @@ def main(args: LanguageModelArguments, sizes: LanguageModelSizes, config: Pretra
         start = args.model_name_or_path or f"a GPT-2 of {sizes.n_layer} layers from scratch"
         print(
             f"Training {start} on {len(texts)} texts of {source}, with {len(heldout_texts)} held"
-            f" out to measure: {config.describe()}"
+            " out to measure."
         )
     train = partial(
         train_language_model,

@@ -59,7 +59,7 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
         start = args.model_name_or_path or f"a ModernBERT of {sizes.num_layers} layers from scratch"
         print(
             f"Training {start} on {data.describe()} of {source}, with {len(heldout.texts)} held out"
-            f" to measure: {config.describe()}"
+            " to measure."
         )
     train = partial(
         train_classifier,

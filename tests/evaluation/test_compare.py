@@ -198,7 +198,7 @@ def test_the_table_holds_every_figure(by_hand):
     # 1 and -1: mean 0, t(1) = 12.706, standard error 1; 3 and 4: 3.5, 12.706 / 2
     assert lines["score"].split() == ["score", "0.000", "±", "12.706", "3.500", "±", "6.353"]
     # one judged response of two: no interval, and n is said
-    assert lines["judge"].split()[1:6] == ["0.500", "±", "-", "(n", "1)"]
+    assert lines["judge"].split()[1:4] == ["0.500", "(n", "1)"]
     # exp(4 ln 3 / 4) and exp(ln 16 / 4)
     assert lines["perplexity"].split()[1:] == ["3.000", "2.000"]
     # (3 4) (3 4): one of two; (3 4) (4 4): two of two

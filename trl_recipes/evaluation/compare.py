@@ -29,6 +29,7 @@ from trl_recipes.models.forward import response_logits
 from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.packing import pad_rows
 from trl_recipes.models.sampling import generate_responses
+from trl_recipes.report.plots import plus_minus
 from trl_recipes.rewards import RewardFunc, Rewards
 from trl_recipes.rewards.text import reward_inputs
 from trl_recipes.run_folder import write_whole
@@ -66,7 +67,7 @@ class ModelResult:
 
     @property
     def distinct_2(self) -> float:
-        """Distinct pairs of neighbouring tokens over all such pairs in the responses."""
+        """Distinct pairs of neighboring tokens over all such pairs in the responses."""
         return distinct_n(self.token_ids, 2)
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,11 +105,11 @@ class Comparison:
             for name in self.measures:
                 scored = sum(value is not None for value in result.scores[name])
                 left_out = f" (n {scored})" * (scored < len(result.responses))
-                cells[printable(name)] = _plus_minus(*result.interval(name)) + left_out
-            cells["KL (nats/response)"] = _plus_minus(*mean_interval(result.kl))
-            cells["perplexity"] = _number(result.perplexity)
-            cells["distinct-2"] = _number(result.distinct_2)
-            cells["length (tokens)"] = _plus_minus(*mean_interval(result.lengths))
+                cells[printable(name)] = plus_minus(*result.interval(name)) + left_out
+            cells["KL (nats/response)"] = plus_minus(*mean_interval(result.kl))
+            cells["perplexity"] = plus_minus(result.perplexity, None)
+            cells["distinct-2"] = plus_minus(result.distinct_2, None)
+            cells["length (tokens)"] = plus_minus(*mean_interval(result.lengths))
             columns[printable(result.name)] = cells
         return (
             f"n = {len(self.prompts)} responses of each model to the same prompts, seed "
@@ -125,7 +126,7 @@ class Comparison:
             lines = textwrap.wrap(f"> {printable(prompt)} ...", width)
             cells = []
             for result in self.results:
-                score = _number(result.scores[self.measures[0]][row])
+                score = plus_minus(result.scores[self.measures[0]][row], None)
                 texts = (f"[{score}] {result.name}", result.responses[row])
                 cells.append([part for text in texts for part in _wrapped(text, column)])
             for parts in itertools.zip_longest(*cells, fillvalue=""):
@@ -138,7 +139,7 @@ class Comparison:
         lines = []
         for row, prompt in enumerate(self.prompts[:count]):
             for result in self.results:
-                scores = (f"{name} {_number(v[row])}" for name, v in result.scores.items())
+                scores = (f"{n} {plus_minus(v[row], None)}" for n, v in result.scores.items())
                 text = " ".join(printable(prompt + result.responses[row]).split())
                 lines += [f"{printable(result.name)}: {text}", f"    {', '.join(scores)}"]
             lines.append("")
@@ -174,11 +175,10 @@ def compare(
 ) -> Comparison:
     """Let every model answer the same prompts and measure the answers.
 
-    `models` holds model and tokenizer by name, all with one vocabulary, put into eval mode.
-    `prompts` are rows with `query` (text) and `input_ids`, as `load_prompts` gives them; their
-    further columns go to the `measures`, reward functions by name of which the first is called the
-    score. `max_new_tokens` is one number, or one for each prompt. KL and perplexity are measured
-    from the model named `reference`; `batch_size` does not change the figures.
+    `models` holds model and tokenizer by name, all with one vocabulary. `prompts` are rows with
+    `query` (text) and `input_ids`; their further columns go to the `measures`, reward functions by
+    name of which the first is called the score. `max_new_tokens` is one number, or one for each
+    prompt. KL and perplexity are measured from the model named `reference`.
     """
     rows = [dict(row) for row in prompts]
     if not rows or not measures:
@@ -255,8 +255,7 @@ def response_logprobs(
 ) -> list[Tensor]:
     """Give the log-probability of each response token after its query, at temperature 1.
 
-    Queries and responses are token ids, each of shape (length,); so is each result, in nats, on the
-    CPU. `batch_size` does not change the values.
+    Queries, responses (token ids) and results (nats, on the CPU) have shape (length,) each.
     """
     device = next(model.parameters()).device
     logprobs: list[Tensor] = []
@@ -287,16 +286,6 @@ def _t_quantile_95(df: int) -> float:
     density = np.cos(theta) ** (df - 1)
     mass = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
     return math.sqrt(df) * math.tan(np.interp(0.95 * mass[-1], mass, theta))
-
-
-def _plus_minus(mean: float, half: float) -> str:
-    return f"{_number(mean)} ± {_number(half)}"
-
-
-def _number(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{round(value, 3) + 0.0:.3f}"  # + 0.0 makes -0.000 read 0.000
 
 
 def _wrapped(text: str, width: int) -> list[str]:

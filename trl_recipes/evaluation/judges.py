@@ -55,8 +55,7 @@ def vader_judge() -> RewardFunc | None:
 def sentiment_measures(reward: SentimentReward, label: str | None = None) -> dict[str, RewardFunc]:
     """Give logit and probability of a classifier's label, and a judge that training never saw.
 
-    `reward` lends its model, and its label where none is given. Without vaderSentiment the judge is
-    left out, which is said.
+    `reward` lends its model, and its label where none is given.
     """
     label = label or reward.label
     judge = vader_judge()
@@ -69,10 +68,7 @@ def sentiment_measures(reward: SentimentReward, label: str | None = None) -> dic
 
 
 def trained_measures(rewards: Rewards, label: str | None = None) -> dict[str, RewardFunc]:
-    """Give what a run was trained on and its metrics, by name.
-
-    A sentiment is measured by [`sentiment_measures`], whose `label` is the reward's by default.
-    """
+    """Give what a run was trained on and its metrics, by name; see `sentiment_measures`."""
     sentiment, *more = rewards.reward_funcs
     if more or not isinstance(sentiment, SentimentReward):
         return dict(rewards.by_name)
@@ -81,10 +77,7 @@ def trained_measures(rewards: Rewards, label: str | None = None) -> dict[str, Re
 
 
 def rewards_of_run(config: Mapping[str, Any]) -> Rewards:
-    """Load the reward functions and metrics that a run's settings name, as `read_config` gave them.
-
-    A file of the user's is looked for where it was: relative to the current folder.
-    """
+    """Load the reward functions and metrics that a run's settings name."""
     functions = load_reward_funcs(config["reward_funcs"], source="reward_funcs in config.yaml")
     return Rewards(functions, config.get("reward_weights"), metrics_of_run(config))
 
@@ -103,10 +96,8 @@ def mood_judges(
 ) -> list[RewardFunc]:
     """Collect judges for which higher means more of a label, for the trainer's `metrics`.
 
-    They are a classifier's probability (`classifier`) and VADER's compound (`vader`); either is
-    left out where it does not apply, and having none is said. The classifier is `judge`, or the
-    embedded one for the embedded reviews: it learnt from 16,000 of the split "train", of which
-    "prompts" and "heldout" hold none; but one grammar wrote them all. VADER learnt from no review.
+    They are a classifier's probability (`classifier`: `judge`, or for the embedded reviews the
+    embedded one) and VADER's compound (`vader`); one that does not apply is left out.
     """
     sign = {"POSITIVE": 1, "NEGATIVE": -1}.get(label.upper())
     judges: list[RewardFunc] = []
@@ -147,11 +138,7 @@ def word_figures(comparison: Comparison, known_words: set[str]) -> str:
 
 
 def rewrite_metrics(dataset_name: str | None) -> list[RewardFunc]:
-    """Choose the functions that are logged and never optimized.
-
-    Without a data set the embedded rewrites' quality and what they kept; else the mood's turn
-    (where vaderSentiment is installed) and the overlap of content.
-    """
+    """Choose the functions that are logged and never optimized; the embedded task has its own."""
     if dataset_name is None:
         from trl_recipes.embedded.rewrites import rewrite_quality, subjects_kept
 
@@ -180,8 +167,7 @@ def _content(text: str) -> set[str]:
 def mood_turned() -> RewardFunc | None:
     """Make a judge of whether a rewrite's mood is the opposite of its source's, by VADER's lexicon.
 
-    It gives the rewrite's compound (-1 to 1) in the direction away from the source's, None for a
-    source without a mood. None where vaderSentiment is not installed.
+    It gives the rewrite's compound (-1 to 1) in the direction away from the source's.
     """
     vader = vader_judge()
     if vader is None:
@@ -222,8 +208,8 @@ def held_out_sources(
 def measures_of_run(run: str | Path, config: Mapping[str, Any]) -> dict[str, RewardFunc]:
     """Load a run's learned reward and what it is judged by, by name."""
     name = config.get("reward_model") or RunFolder(run).reward_model
-    learnt = RewardModelReward(name, name="learned")
-    functions = [learnt, *rewrite_metrics(config.get("dataset_name"))]
+    learned = RewardModelReward(name, name="learned")
+    functions = [learned, *rewrite_metrics(config.get("dataset_name"))]
     return {function.__name__: function for function in functions}
 
 
@@ -232,10 +218,9 @@ def score_of(
 ) -> tuple[RewardFunc, str]:
     """Choose what scores a model's texts, and say what its number is.
 
-    `run` is the run that the model is of, or the model's name; None: the embedded one. Without
-    `reward_model`, a sentiment classifier, the run's own reward model scores, or the functions that
-    it names, else the embedded classifier: prompt and continuation, or only the response of an
-    encoder-decoder.
+    `run` is the run that the model is of, or the model's name. Without `reward_model`, a sentiment
+    classifier, the run's own reward model scores, or the functions that it names, else the embedded
+    classifier: prompt and continuation, or only the response of an encoder-decoder.
     """
     own = None if run is None else RunFolder(run)
     if reward_model is None and own is not None and own.reward_model.is_dir():

@@ -1,9 +1,8 @@
 """How good a saved reward model is on held-out rows, and the card that says so beside it.
 
-A figure is measured on what the rewards would score: the saved files, read by their loader, texts
-cut where they are cut there. Calibration asks whether a model that says 0.8 is right in 8 of 10
-cases: predictions are put into bins, and the mean prediction of each is held against what was
-observed (Guo et al. 2017, "On calibration of modern neural networks", equations 1 to 3).
+Calibration asks whether a model that says 0.8 is right in 8 of 10 cases: predictions are put into
+bins, and the mean prediction of each is held against what was observed (Guo et al. 2017, "On
+calibration of modern neural networks", equations 1 to 3).
 """
 
 import json
@@ -55,15 +54,13 @@ class Bin(NamedTuple):
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured on `n` held-out rows of classes, numbers or pairs.
-
-    `values` are accuracy, confidence, ece (expected calibration error) and margin (mean and 95
-    percent half width, in logits) for classes and pairs; rmse, correlation and ece for numbers.
-    """
+    """What was measured on `n` held-out rows of classes, numbers or pairs."""
 
     kind: str
     n: int
     cut: int  # how many of their texts are longer than the model reads
+    # accuracy, confidence, ece (expected calibration error) and margin (in logits) for classes and
+    # pairs; rmse, correlation and ece for numbers
     values: dict[str, float]
     bins: list[Bin]
 
@@ -125,8 +122,8 @@ def reliability(
 ) -> list[Bin]:
     """Put predictions into bins, from low to high, and take the means of those that hold one.
 
-    `observed` is 1 where a prediction came true and 0 elsewhere, or the true numbers; shapes (N,).
-    Bins divide 0 to 1 evenly, or the predictions, so that each holds as many.
+    `observed` is 1 where a prediction came true and 0 elsewhere, or the true numbers. Bins divide 0
+    to 1 evenly, or with `equal_counts` the predictions.
     """
     if equal_counts:
         places = pd.qcut(predicted, BINS, labels=False, duplicates="drop")
@@ -194,9 +191,16 @@ def _logits(
 
 def _decisions(kind: str, right: Tensor, confidence: Tensor, margin: Tensor, cut: int) -> Figures:
     bins = reliability(confidence.tolist(), right.tolist())
-    values = dict(zip(("accuracy", "accuracy_half"), mean_interval(right.tolist()), strict=True))
-    values |= {"ece": expected_calibration_error(bins), "confidence": float(confidence.mean())}
-    values |= dict(zip(("margin", "margin_half"), mean_interval(margin.tolist()), strict=True))
+    accuracy, accuracy_half = mean_interval(right.tolist())
+    mean_margin, margin_half = mean_interval(margin.tolist())
+    values = {
+        "accuracy": accuracy,
+        "accuracy_half": accuracy_half,
+        "ece": expected_calibration_error(bins),
+        "confidence": float(confidence.mean()),
+        "margin": mean_margin,
+        "margin_half": margin_half,
+    }
     return Figures(kind, len(right), cut, values, bins)
 
 
@@ -216,7 +220,7 @@ def write_figures(
 ) -> Figures:
     """Measure a trained reward model, and leave a picture and a card with its figures.
 
-    `trained` is what its training returned; `base` says what it started from, `source` what it
+    `trained` is what its training returned, `base` and `source` say what it started from and
     learned from.
     """
     figures = evaluate_reward_model(run.model, heldout)

@@ -1,15 +1,10 @@
-"""Over-optimization: where a learnt score still rises and a judge that nothing optimizes falls.
+"""Over-optimization: where a learned score still rises and a judge that nothing optimizes falls.
 
-A reward model is right about texts like those that it learnt from. The further a policy moves from
-the reference, the more it finds what the reward model overrates: the learnt score goes on rising
-while the true one turns (Gao, Schulman and Hilton 2022, "Scaling laws for reward model
-overoptimization", figure 1). Both are drawn here as there, against the KL from the reference, on
-the scale of its square root. A judge is a function given to the trainer as one of its `metrics`,
-for which higher is better.
-
-Score and judge have different units. Each is shown as its gain since the start, over the standard
-deviation (std) of single responses at the start: at 1 the mean response is where one in six stood
-before training.
+The further a policy moves from the reference, the more it finds what a reward model overrates (Gao,
+Schulman and Hilton 2022, "Scaling laws for reward model overoptimization", figure 1). Score and
+judge are drawn here as there, against the KL from the reference, on the scale of its square root.
+A judge is one of the trainer's `metrics`, for which higher is better. Each is shown as its gain
+since the start, over the standard deviation (std) of single responses at the start.
 """
 
 import math
@@ -59,11 +54,10 @@ class Parting(NamedTuple):
 def find_parting(all_stats: Rows, judge: str, score: str = SCORE) -> Parting | None:
     """Find from where on the judge fell while the score rose; None where they do not part.
 
-    The highest mean of a tenth of the steps is held against the mean of the last tenth. A fall
-    counts where chance alone, given how much single steps jump, would make one in less than
-    `FALSE_ALARM` of runs (Bonferroni over the windows, because the highest was picked), and where
-    it exceeds `SMALLEST`. The rise of the score between the same windows is held to the same
-    chance. `judge` and `score` are keys of means, such as `metrics/vader/mean`.
+    The highest mean of a tenth of the steps is held against the mean of the last tenth. The fall of
+    the judge and the rise of the score between them count where chance alone, given how much single
+    steps jump, would make one in less than `FALSE_ALARM` of runs (Bonferroni over the windows,
+    because the highest was picked). `judge` and `score` are keys such as `metrics/vader/mean`.
     """
     course = _course(all_stats, judge, score)
     window = _window(course)
@@ -93,7 +87,7 @@ def overoptimization(all_stats: Rows, judge: str, score: str = SCORE) -> str | N
     return (
         f"Score and judge part: from about step {found.step} on (KL {found.kl:.2g} nats per "
         f"response) `{_name(judge)}` fell by {found.fall:.2f} std of the start's responses "
-        f"while the learnt score rose by {found.rise:.2f}. If `{_name(judge)}` is what is wanted, "
+        f"while the learned score rose by {found.rise:.2f}. If `{_name(judge)}` is what is wanted, "
         "the policy over-optimizes its reward from there on: stop there (--max_steps), raise "
         "--init_kl_coef, or better the reward."
     )
@@ -106,12 +100,12 @@ def plot_overoptimization(
     path: str | Path | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw learnt score and judge against the KL from the reference, and where they part."""
+    """Draw learned score and judge against the KL from the reference, and where they part."""
     course, found = _course(all_stats, judge, score), find_parting(all_stats, judge, score)
     figure = Picture(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     line = course.apply(moving_average, window=_window(course))
-    names = {"score": "learnt score", "judge": f"judge ({_name(judge)}), not optimized"}
+    names = {"score": "learned score", "judge": f"judge ({_name(judge)}), not optimized"}
     for (column, name), color in zip(names.items(), COLORS, strict=False):
         # the estimate of a KL near 0 goes below it by chance
         points, average = (table["kl"].clip(lower=0) for table in (course, line))

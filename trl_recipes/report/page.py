@@ -72,7 +72,8 @@ def write_report(
         return run.report
     if figures is not None:
         note(run, figures=dict(figures))
-    return _write(run.report, run_page(run.path))
+    write_whole(run.report, run_page(run.path))
+    return run.report
 
 
 def write_results(run: RunFolder, comparison: Any, samples: str | None = None) -> str:
@@ -99,7 +100,8 @@ def write_comparison(
     plot_comparison(comparison, folder / "comparison.png")
     named = zip(run_names(list(runs), taken=["reference"]), runs, strict=True)
     stats = {n: load_stats(run) for n, run in named if RunFolder(Path(run)).all_stats.is_file()}
-    page = _write(folder / "compare.html", comparison_page(comparison.to_dict(), stats))
+    page = folder / "compare.html"
+    write_whole(page, comparison_page(comparison.to_dict(), stats))
     return (
         f"Page:     {page}\nPictures: {folder / 'comparison.png'}\n"
         f"Numbers:  {folder / 'comparison.json'}"
@@ -194,17 +196,6 @@ def _shown(value: Any) -> Any:
     shown = "\n".join(printable(line) for line in whole[:LONGEST].split("\n"))
     more = len(whole) - LONGEST
     return shown + (f" … ({more:,} more characters)" if more > 0 else "")
-
-
-def _write(path: Path, page: str) -> Path:
-    try:
-        write_whole(path, page)
-    except OSError as error:
-        raise RecipeError(
-            f"`{path}` could not be written ({error.strerror}). Free some space, or make the "
-            "folder writable."
-        ) from error
-    return path
 
 
 def _comparison(comparison: Mapping[str, Any]) -> dict[str, Any]:

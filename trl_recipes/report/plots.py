@@ -24,7 +24,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from trl_recipes.describe import printable
-from trl_recipes.errors import RecipeError
 from trl_recipes.stats import steps_of
 
 # After Okabe and Ito, so that color-blind readers tell them apart; each stands out from white paper
@@ -40,7 +39,7 @@ BESIDE_X = {"xycoords": ("data", "axes fraction"), **_BESIDE}
 DPI = 150
 # Inches of a chart in a page: as wide as a phone, its letters as large as text.
 PAGE_SIZE = (5, 2.8)
-MARKS = 400  # most single steps and points of a line that are drawn; more find no room
+MARKS = 400  # about as many single steps and points of a line find room
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -95,8 +94,7 @@ def plot_stats(
 ) -> Figure:
     """Draw one run: mean score with its moving average, and what explains it; or its losses.
 
-    `all_stats` has one row a step, as `load_stats` reads them or `PPOTrainer.step` returns them;
-    `kl_target` is in nats per response.
+    `all_stats` has one row a step; `kl_target` is in nats per response.
     """
     figure = _draw_runs({"": all_stats}, kl_target)
     steps = f"{len(all_stats)} step{'s' if len(all_stats) != 1 else ''}"
@@ -108,10 +106,7 @@ def plot_stats(
 def plot_runs(
     runs: Mapping[str, Rows], path: str | Path | None = None, kl_target: float | None = None
 ) -> Figure:
-    """Lay several runs over each other, by name: a color each, the same panels as `plot_stats`.
-
-    Where PPO stands beside GRPO or RLOO, they are those that both have: KL, length and entropy.
-    """
+    """Lay several runs over each other, by name: a color each, the panels that all of them have."""
     figure = _draw_runs(runs, kl_target)
     figure.legend(
         [Line2D([], [], linewidth=2.4, **look) for look in looks_of(len(runs))],
@@ -207,17 +202,13 @@ def headline(all_stats: Rows) -> str:
 def number(value: object) -> str:
     """Show a number in few digits; a dash where there is none.
 
-    >>> [number(x) for x in (0.123456, 1234.5, 80, -0.00001, 1e-13, None)]
-    ['0.123', '1,234', '80', '-1e-05', '0', '-']
+    >>> [number(x) for x in (0.123456, 1234.5, 80, -0.00001, None)]
+    ['0.123', '1,234', '80', '-1e-05', '-']
     """
     if not is_number(value):
         return "-"
-    if abs(value) < 1e-9:
-        return "0"
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
+    if abs(value) >= 1000 or value == int(value):
+        return f"{value + 0.0:,.0f}"  # + 0.0 makes -0.0 read 0
     return f"{value:.3f}" if 0.01 <= abs(value) < 10 else f"{value:.3g}"
 
 
@@ -226,7 +217,8 @@ def plus_minus(mean: object, half: object) -> str:
     if not is_number(mean):
         return "-"
     digits = 3 if abs(mean) < 100 else 1
-    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if is_number(half) else "")
+    shown = f"{round(mean, digits) + 0.0:.{digits}f}"  # + 0.0 makes -0.000 read 0.000
+    return shown + (f" ± {half:.{digits}f}" if is_number(half) else "")
 
 
 def is_number(value: object) -> bool:
@@ -264,23 +256,15 @@ def style_axes(axes: Axes, title: str, grid: str | None) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path | None) -> Figure:
-    """Save a figure as PNG where there is a path, making its folder, and give it back."""
-    if path is None:
-        return figure
-    if Path(path).suffix.lower() != ".png":
-        raise RecipeError(f"`{path}`: pictures are PNG files. Give a name that ends in .png.")
-    try:
+    """Save a figure where there is a path, making its folder, and give it back."""
+    if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=DPI)
-    except OSError as error:
-        raise RecipeError(
-            f"The picture `{path}` could not be written ({error.strerror}). Choose another place."
-        ) from error
     return figure
 
 
 def svg_of(figure: Figure, label: str) -> Markup:
-    """Give a figure as an element of a page that sets fonts and ink; `label` tells what it shows.
+    """Give a figure as an element of a page; `label` tells what it shows.
 
     Text stays text, numbers keep two digits, and names (`id`) that nothing refers to go.
     """
@@ -356,29 +340,19 @@ def _draw_panel(
 
 def _draw_points(axes: Axes, steps: np.ndarray, values: np.ndarray, look: dict[str, Any]) -> None:
     """Every step as a faint point, the moving average as the line that the eye follows."""
-    alone = len(values) == 1
-    dots = {"markersize": 6, "alpha": 1} if alone else {"markersize": 4, "alpha": 0.4}
-    dots |= {"markeredgewidth": 0, "markevery": -(-len(values) // MARKS), "color": look["color"]}
-    axes.plot(steps, values, "o", label="one step", **dots)
-    if not alone:
-        window = _window(len(values))
-        average = moving_average(values, window)
-        look = look | {"label": f"average of {window} steps"}
-        axes.plot(*_fewer(steps, average), linewidth=2.4, **look)
+    window, every = _window(len(values)), -(-len(values) // MARKS)
+    average = moving_average(values, window)
+    dots = {"markersize": 4, "alpha": 0.4, "markeredgewidth": 0, "color": look["color"]}
+    axes.plot(steps[::every], values[::every], "o", label="one step", **dots)
+    look = look | {"label": f"average of {window} steps"}
+    axes.plot(steps[::every], average[::every], linewidth=2.4, **look)
 
 
 def _draw_line(axes: Axes, steps: np.ndarray, values: np.ndarray, look: dict[str, Any]) -> None:
     known = np.isfinite(values)
-    marker = "o" if (known.sum() <= 20 and not known.all()) or len(steps) == 1 else None
-    axes.plot(*_fewer(steps[known], values[known]), linewidth=1.6, marker=marker, **look)
-
-
-def _fewer(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means of neighbours, where there are more points than a chart can show."""
-    if len(values) <= MARKS:
-        return steps, values
-    parts = np.array_split(np.arange(len(values)), MARKS)
-    return tuple(np.array([column[part].mean() for part in parts]) for column in (steps, values))
+    steps, values = steps[known], values[known]
+    marker, every = "o" if len(steps) <= 20 else None, -(-len(steps) // MARKS)
+    axes.plot(steps[::every], values[::every], linewidth=1.6, marker=marker, **look)
 
 
 def _label_steps(axes: Axes) -> None:

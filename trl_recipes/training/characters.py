@@ -67,28 +67,17 @@ class BaselineConfig:
         return self.training(output_dir, **saving, **shared_settings(config))
 
 
-def check_two_trainings(sizes: BaselineConfig, config: Any, prompt_length: int) -> None:
-    """Refuse a baseline and a GRPO run, with `config`, that do not go together."""
-    if config.deepspeed_plugin is not None:
-        raise RecipeError(
-            "grpo_shouting.py trains two models one after the other, and accelerate prepares one a "
-            "process for DeepSpeed. Launch with `--config_file recipes/accelerate/"
-            "several_gpus.yaml`."
-        )
-    needed = prompt_length + config.response_length
-    if needed > sizes.context_length:
-        raise RecipeError(
-            f"--context_length ({sizes.context_length}) must hold a prompt (--prompt_length "
-            f"{prompt_length}) and a completion (--response_length {config.response_length}):"
-            f" {needed} characters. Set it to {needed} or more, or shorten the others."
-        )
-
-
 def plan_shouting(
     run: RunFolder, args: Any, sizes: BaselineConfig, config: Any, text: str
 ) -> tuple[Stage, Stage, Stage, Stage, str]:
     """Plan tokenizer, baseline, GRPO and evaluation of a run; and say what is there."""
-    check_two_trainings(sizes, config, args.prompt_length)
+    needed = args.prompt_length + config.response_length
+    if needed > sizes.context_length:
+        raise RecipeError(
+            f"--context_length ({sizes.context_length}) must hold a prompt (--prompt_length "
+            f"{args.prompt_length}) and a completion (--response_length {config.response_length}):"
+            f" {needed} characters. Set it to {needed} or more, or shorten the others."
+        )
     own = {
         "tokenizer": {"text": digest([text])},
         "baseline": settings_of(sizes) | {"seed": config.seed},

@@ -32,7 +32,9 @@ from trl_recipes.models.loading import load_classifier, load_config
 from trl_recipes.rewards.models import longest_input
 from trl_recipes.settings import setting
 from trl_recipes.training.fit import PretrainConfig, fit
-from trl_recipes.training.language_model import check_texts, check_width, windows
+from trl_recipes.training.language_model import check_width, windows
+
+FRAGMENT_TOKENS = (4, 24)  # shortest and longest fragment
 
 
 @dataclass
@@ -56,17 +58,10 @@ class ClassifierSizes:
     vocab_size: int = setting(8000, "Entries of the tokenizer.")
     context_length: int = setting(128, "Longest row in tokens; longer texts are cut.")
     fragments_per_text: int = setting(2, "Fragments to learn from, per text or window.")
-    min_fragment_tokens: int = setting(4, "Shortest fragment, in tokens.")
-    max_fragment_tokens: int = setting(24, "Longest fragment, in tokens.")
 
     def __post_init__(self):
         heads = self.num_heads
         check_width("hidden_size", self.hidden_size, "twice --num_heads", heads, 2 * heads)
-        if not 1 <= self.min_fragment_tokens <= self.max_fragment_tokens:
-            raise RecipeError(
-                f"--min_fragment_tokens is {self.min_fragment_tokens} and --max_fragment_tokens"
-                f" {self.max_fragment_tokens}. Use 1 or more, the smaller one first."
-            )
 
 
 def base_model(name: str | None) -> str | None:
@@ -153,14 +148,10 @@ def train_classifier(
 ) -> dict[str, float]:
     """Train a text classifier from scratch, or a base model further, and save it.
 
-    `labels` are numbers of `label_names`. Without a base model it starts from scratch, tokenizer
-    included. Returns what `fit` does; "heldout_accuracy" is of whole texts, where the sum over a
-    text's windows decides.
+    `labels` are numbers of `label_names`. Returns what `fit` does; "heldout_accuracy" is of whole
+    texts, where the sum over a text's windows decides.
     """
-    check_texts(texts)
     sizes = sizes or ClassifierSizes()
-    _check_labels(labels, len(texts), label_names)
-    _check_labels(heldout_labels, len(heldout_texts), label_names)
     set_seed(config.seed)
     model, tokenizer = start_classifier(model_name_or_path, texts, sizes, label_names)
     before, after = special_frame(tokenizer)
@@ -172,7 +163,7 @@ def train_classifier(
     rows = [
         row(ids, labels[index])
         for index, window in classifier_windows(texts, tokenizer)
-        for ids in (window, *cut_fragments(window, sizes, draw))
+        for ids in (window, *cut_fragments(window, sizes.fragments_per_text, draw))
     ]
     whole = classifier_windows(heldout_texts, tokenizer)
     heldout = [row(ids, heldout_labels[index]) for index, ids in whole]
@@ -204,28 +195,17 @@ def special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[i
     return ids[: mask.index(0)], ids[len(mask) - mask[::-1].index(0) :]
 
 
-def cut_fragments(ids: list[int], sizes: ClassifierSizes, draw: random.Random) -> list[list[int]]:
+def cut_fragments(ids: list[int], count: int, draw: random.Random) -> list[list[int]]:
     """Cut fragments out of a text, shorter than the text itself; none where it is too short.
 
     The first, third and so on are beginnings, the others start anywhere.
     """
-    shortest, longest = sizes.min_fragment_tokens, min(sizes.max_fragment_tokens, len(ids) - 1)
+    shortest, longest = FRAGMENT_TOKENS[0], min(FRAGMENT_TOKENS[1], len(ids) - 1)
     if longest < shortest:
         return []
     fragments = []
-    for number in range(sizes.fragments_per_text):
+    for number in range(count):
         length = draw.randint(shortest, longest)
         start = draw.randint(0, len(ids) - length) if number % 2 else 0
         fragments.append(ids[start : start + length])
     return fragments
-
-
-def _check_labels(labels: Sequence[int], texts: int, names: Sequence[str]) -> None:
-    if len(labels) != texts:
-        raise RecipeError(f"Expected one label for each of {texts} texts, got {len(labels)}.")
-    for row, label in enumerate(labels, 1):
-        if label not in range(len(names)):
-            raise RecipeError(
-                f"The label of text {row} is {label!r}, but the labels are 0 to {len(names) - 1}"
-                f" ({', '.join(names)}). Fix the row, or give every label a name."
-            )

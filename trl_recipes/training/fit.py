@@ -56,13 +56,6 @@ class PretrainConfig(TrainingArguments):
             self.use_cpu = True  # transformers wants to be told
         super().__post_init__()
 
-    def describe(self) -> str:
-        """Say in words how long training is and what a step takes."""
-        steps = f"{self.max_steps} steps" if self.max_steps > 0 else None
-        length = steps or f"{self.num_train_epochs:g} pass(es) over the texts"
-        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        return f"{length}; a step takes {rows} rows on each of {self.world_size} process(es)."
-
 
 def shared_settings(config: TrainingArguments) -> dict[str, Any]:
     """Collect what a training takes over from the one that it comes before."""
@@ -91,9 +84,9 @@ def fit(
     """Train a model, evaluate it on held-out rows, and save it with its tokenizer.
 
     `output_dir` is of both; that of `trainer.args` is the run folder. `before_training` returns
-    what is entered around the training; see `train_or_stop`. `before_saving` is called between.
-    Returns "train_loss" (mean over the run), "rows", "seconds" and "seconds_per_step"; with
-    held-out rows also "heldout_loss" and the trainer's own metrics with the same prefix.
+    what is entered around the training; see `train_or_stop`. Returns "train_loss" (mean over the
+    run), "rows", "seconds" and "seconds_per_step"; with held-out rows also "heldout_loss" and the
+    trainer's own metrics with the same prefix.
 
     Raises:
         RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.

@@ -78,12 +78,6 @@ def read_texts(rows: Dataset, column: str | None, source: str) -> list[str]:
     return texts
 
 
-def check_texts(texts: Sequence[str]) -> None:
-    """Refuse texts that are all empty."""
-    if not any(text.strip() for text in texts):
-        raise RecipeError(f"All {len(texts)} texts to train on are empty. Give at least one.")
-
-
 def train_language_model(
     texts: Sequence[str],
     output_dir: str | Path,
@@ -94,12 +88,12 @@ def train_language_model(
     sizes: LanguageModelSizes | None = None,
     before_training: Callable[[], Any] | None = None,
 ) -> dict[str, float]:
-    """Train a GPT-2 from scratch, or a base model further, and save it in the hub's format.
+    """Train a GPT-2 from scratch, tokenizer included, or a base model further, and save it.
 
-    Without a base model it starts from scratch, tokenizer included. Returns what `fit` does;
-    "heldout_loss" in nats per token, over "heldout_tokens".
+    Returns what `fit` does; "heldout_loss" in nats per token, over "heldout_tokens".
     """
-    check_texts(texts)
+    if not any(text.strip() for text in texts):
+        raise RecipeError(f"All {len(texts)} texts to train on are empty. Give at least one.")
     sizes = sizes or LanguageModelSizes()
     set_seed(config.seed)
     if model_name_or_path is None:

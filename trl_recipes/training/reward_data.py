@@ -81,27 +81,25 @@ def read_reward_data(
 ) -> tuple[Labelled | Pairs, Labelled | Pairs]:
     """Read what a reward model learns from, and what it is measured by; both of one kind.
 
-    `kind`: classes, number or pairs; pairs are made of labelled texts where the columns chosen and
-    rejected are missing. None goes by `kind_of`. `names`: name of label 0, label 1 and so on, from
-    worst to best; found in the data when None. `pairs_per_text`: pairs that each labelled text
-    begins. `tokenizer`: that of the base model, whose chat template conversations need. `seed`: of
-    the pairs drawn from labelled texts.
+    `kind`: classes, number or pairs, else found by `kind_of`; pairs are made of labelled texts
+    where the columns chosen and rejected are missing. `names`: those of the labels, worst first;
+    else found. `tokenizer`: that of the base model, whose chat template conversations need.
     """
     found = kind_of(train, label_column)
     kind = kind or found
     parts = [(train, f"{source} (train)"), (heldout, f"{source} (test)")]
     if kind == "pairs" and (found == "pairs" or label_column not in train.column_names):
-        learnt, measured = (read_pairs(rows, where, tokenizer) for rows, where in parts)
-        return learnt, measured
+        learned, measured = (read_pairs(rows, where, tokenizer) for rows, where in parts)
+        return learned, measured
     numbers = "number" in (kind, found)
     columns = {"text_column": text_column, "label_column": label_column, "numbers": numbers}
-    learnt = read_labelled(*parts[0], names=names, **columns)
-    measured = read_labelled(*parts[1], names=learnt.names, **columns)
-    check_labels_differ(learnt, parts[0][1])
+    learned = read_labelled(*parts[0], names=names, **columns)
+    measured = read_labelled(*parts[1], names=learned.names, **columns)
+    check_labels_differ(learned, parts[0][1])
     if kind != "pairs":
-        return learnt, measured
+        return learned, measured
     check_labels_differ(measured, parts[1][1])
-    return pairs_of_labels(learnt, pairs_per_text, seed), pairs_of_labels(measured, 1, 0)
+    return pairs_of_labels(learned, pairs_per_text, seed), pairs_of_labels(measured, 1, 0)
 
 
 def read_labelled(
@@ -113,11 +111,7 @@ def read_labelled(
     names: Sequence[str] | None = None,
     numbers: bool = False,
 ) -> Labelled:
-    """Read labelled texts; rows without text are left out, with a warning.
-
-    `names`: name of label 0, label 1 and so on; found in the data when None. `numbers`: whether
-    labels are numbers to predict rather than classes.
-    """
+    """Read labelled texts, or with `numbers` texts with a number; empty ones are left out."""
     texts = read_texts(rows, text_column, source)
     advice = "Name one of them; preference pairs need the columns chosen and rejected."
     values = read_column(rows, label_column, "--label_column", source, advice)
@@ -138,7 +132,7 @@ def read_labelled(
 
 
 def check_labels_differ(data: Labelled, source: str) -> None:
-    """Refuse texts that all have the same label, from which nothing can be learnt."""
+    """Refuse texts that all have the same label, from which nothing can be learned."""
     if len(set(data.labels)) < 2:
         only = data.labels[0] if data.names is None else data.names[data.labels[0]]
         raise RecipeError(
@@ -150,10 +144,7 @@ def check_labels_differ(data: Labelled, source: str) -> None:
 def read_pairs(
     rows: Dataset, source: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Pairs:
-    """Read preference pairs; those that say nothing are left out and counted.
-
-    `tokenizer`: that of the base model, whose chat template conversations need.
-    """
+    """Read preference pairs; those of an empty text or of two equal ones are left out."""
     missing = [name for name in ("chosen", "rejected") if name not in rows.column_names]
     if missing:
         raise RecipeError(
@@ -171,25 +162,20 @@ def read_pairs(
         ]
         for column, given in answers.items()
     )
-    full = [pair for pair in zip(*sides, strict=True) if all(text.strip() for text in pair)]
-    kept = [pair for pair in full if pair[0] != pair[1]]
-    useless = {"have chosen equal to rejected": len(full) - len(kept)}
-    useless["are empty"] = count - len(full)
-    left_out = [f"{n} of {count} pairs of {source} {why}" for why, n in useless.items() if n]
+    pairs = zip(*sides, strict=True)
+    kept = [pair for pair in pairs if pair[0] != pair[1] and all(text.strip() for text in pair)]
+    useless = f"of {count} pairs of {source} are empty, or have chosen equal to rejected"
     if not kept:
-        raise RecipeError(f"--dataset_name: {', and '.join(left_out)}: no pair is left to learn.")
-    for sentence in left_out:
-        _log.warning("%s and are left out.", sentence)
-    chosen, rejected = (list(texts) for texts in zip(*kept, strict=True))
+        raise RecipeError(f"--dataset_name: {count} {useless}: no pair is left to learn.")
+    if len(kept) < count:
+        _log.warning("%d %s: left out.", count - len(kept), useless)
+    chosen, rejected = map(list, zip(*kept, strict=True))
     rendered = any(is_conversation(answer) for given in answers.values() for answer in given)
     return Pairs(chosen, rejected, rendered=rendered)
 
 
 def pairs_of_labels(data: Labelled, per_text: int, seed: int) -> Pairs:
-    """Pair each text with `per_text` others of another label; the higher label is chosen.
-
-    Pairs of a text with itself, which comes twice with two labels, are left out.
-    """
+    """Pair each text with `per_text` others of another label; the higher label is chosen."""
     order = sorted(range(len(data.texts)), key=lambda index: data.labels[index])
     ascending = [data.labels[index] for index in order]
     draw = random.Random(seed)
@@ -201,7 +187,7 @@ def pairs_of_labels(data: Labelled, per_text: int, seed: int) -> Pairs:
             other = order[place if place < first else place + end - first]
             pair = (text, data.texts[other])
             pairs.append(pair if label > data.labels[other] else pair[::-1])
-    pairs = [pair for pair in pairs if pair[0] != pair[1]]
+    pairs = [pair for pair in pairs if pair[0] != pair[1]]  # a text may have two labels
     return Pairs([better for better, _ in pairs], [worse for _, worse in pairs], fragments=True)
 
 

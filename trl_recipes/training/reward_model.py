@@ -1,9 +1,8 @@
 """Reward models: from labelled texts, from numbers, or from preference pairs.
 
-Classes are learnt by cross-entropy, numbers by least squares, pairs by TRL's RewardTrainer with the
-loss of Bradley and Terry (1952), minus log sigmoid of the margin. Texts are tokenized as
-`SentimentReward` and `RewardModelReward` do it, so that a model scores what it learnt to score; TRL
-alone would put an end token behind each.
+Classes are learned by cross-entropy, numbers by least squares, pairs by TRL's RewardTrainer with
+the loss of Bradley and Terry (1952), minus log sigmoid of the margin. Texts are tokenized as
+`SentimentReward` and `RewardModelReward` do it; TRL alone would put an end token behind each.
 """
 
 import logging
@@ -184,5 +183,5 @@ def _with_fragments(
 ) -> list[list[int]]:
     """Tokenize a text, and fragments of it, special tokens included."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    cuts = cut_fragments(ids[: tokenizer.model_max_length], sizes, draw)
+    cuts = cut_fragments(ids[: tokenizer.model_max_length], sizes.fragments_per_text, draw)
     return _encode(tokenizer, [text, *(tokenizer.decode(cut) for cut in cuts)])

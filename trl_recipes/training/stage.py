@@ -54,8 +54,8 @@ def digest(content: Iterable[Any]) -> str:
 class Stage:
     """One stage of a chain, in a folder of its own; `plan_stages` finds out what is there.
 
-    `settings` decide its result; `plan_stages` adds those of the stages before it. One that is not
-    `wanted` must have finished where a later one needs it; `missing` says what to do else.
+    `settings` decide its result. One that is not `wanted` must have finished where a later one
+    needs it; `missing` says what to do else.
     """
 
     name: str
@@ -81,8 +81,7 @@ class Stage:
         """Read what the folder holds; the main process does so for all."""
         note = None if self.overwrite else broadcast_from_main(self._note)
         self.begun = note is not None
-        self.result = note["result"] if note else None
-        before = note["settings"] if note else self.settings
+        before, self.result = note or (self.settings, None)
         changed = [
             f"{key} was {before.get(key, 'left out')} and is {self.settings.get(key, 'left out')}"
             for key in dict.fromkeys([*before, *self.settings])
@@ -98,14 +97,12 @@ class Stage:
 
     def begin(self) -> None:
         """Make the folder, and note the settings in it."""
-        if is_main_process():
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self._write({"settings": self.settings, "result": None})
+        self._write(None)
 
     def finish(self, result: Mapping[str, Any] | None = None) -> None:
         """Note the result; to be called when all else that the stage leaves is on disk."""
         self.begun, self.result = True, dict(result or {})
-        self._write({"settings": self.settings, "result": self.result})
+        self._write(self.result)
 
     @contextmanager
     def start(self, config: Any, settings: Sequence[Any] = (), report: Report = None) -> Iterator:
@@ -137,10 +134,9 @@ class Stage:
         config.output_dir, config.overwrite_output_dir = str(self.folder), self.overwrite
         config.resume_from_checkpoint = "true" if self.begun else None
         begin = partial(self.start, config, settings, report)
-        result = train(output_dir=self.run.model, config=config, before_training=begin)
-        self.finish(result)
+        self.finish(train(output_dir=self.run.model, config=config, before_training=begin))
         print_main(self._figures())
-        return result
+        return self.result
 
     def train_policy(self, trainer: Any, settings: Sequence[Any], report: Report) -> None:
         """Train with a trainer of this project in this folder, save the model, and finish."""
@@ -165,31 +161,31 @@ class Stage:
         )
         return f"{self.folder}: {', '.join(shown)}"
 
-    def _note(self) -> dict[str, Any] | None:
-        path = self.run.stage
-        if not path.is_file():
+    def _note(self) -> tuple[dict[str, Any], Any] | None:
+        if not self.run.stage.is_file():
             return None
         try:
-            note = json.loads(path.read_text(encoding="utf-8"))
-            return {"settings": dict(note["settings"]), "result": note["result"]}
+            note = json.loads(self.run.stage.read_text(encoding="utf-8"))
+            return dict(note["settings"]), note["result"]
         except (ValueError, LookupError, TypeError) as error:
             raise RecipeError(
-                f"`{path}` is damaged ({error}). Use --overwrite_output_dir to run all stages "
-                "anew, or choose another --output_dir."
+                f"`{self.run.stage}` is damaged ({error}). Use --overwrite_output_dir to run all "
+                "stages anew, or choose another --output_dir."
             ) from error
 
-    def _write(self, note: dict[str, Any]) -> None:
+    def _write(self, result: dict[str, Any] | None) -> None:
         if is_main_process():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            note = {"settings": self.settings, "result": result}
             write_whole(self.run.stage, json.dumps(note, indent=1) + "\n")
 
 
 def plan_stages(stages: Sequence[Stage], config: Any) -> str:
-    """Find out which stages are there and which to run; nothing is written.
+    """Find out which stages are there and which to run, and say so in a line; nothing is written.
 
     What decides a stage decides all after it. Stages after the last wanted one are not looked at;
     where none is wanted, all must have finished. `config` is the trainer's, of the folder of the
-    whole run; its `resume_from_checkpoint` is set where the stage there was begun. Returns the
-    state of each stage that counts, in a line.
+    whole run; its `resume_from_checkpoint` is set where the stage there was begun.
     """
     wanted = [number for number, stage in enumerate(stages) if stage.wanted]
     last = max(wanted, default=len(stages) - 1)
