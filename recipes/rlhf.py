@@ -83,7 +83,7 @@ def main(args: RlhfArguments, stage: RewardArguments, config: PPOConfig, model_c
         measures = {"learned score": reward} | {f"judge ({j.__name__})": j for j in judges}
         asked = held_out if train else one_prompt(args.prompt, tokenizer, copies=3)
         results = compare(models, asked, measures, max_new_tokens=config.response_length)
-        print(write_results(run, results) if train else results.with_scores())
+        print(write_results(run, results) if train else results.side_by_side())
 
 
 if __name__ == "__main__":

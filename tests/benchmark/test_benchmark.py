@@ -286,10 +286,5 @@ def test_lengths_may_differ_in_several_passes_and_a_step_be_profiled():
     work = replace(WORK, batch=4, shortest=2, passes=2, steps=1, profile=True)
     run = run_worker("ours", work)
     assert run.response_tokens == 3  # of 2, 3, 3 and 4
-    lines = run.profile.splitlines()
-    assert [lines[2].count("|"), len(lines)] == [5, 24]
-    assert "`aten::" in lines[2]
-
-
-def test_the_time_in_which_something_runs_counts_once():
-    assert worker._covered([(0, 4), (1, 2), (3, 6), (8, 9)]) == 7
+    assert run.profile.startswith("```text\n---")
+    assert 5 < run.profile.count("aten::") <= 20

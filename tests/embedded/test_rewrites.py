@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from trl_recipes import RecipeError
 from trl_recipes.embedded.rewrites import (
     SPLITS,
     read,
@@ -71,8 +70,3 @@ def test_the_crowd_leaves_much_to_be_found():
     assert 0.25 < sum(quality) / len(quality) < 0.4
     assert 0.85 < sum(subjects_kept(sources, targets)) / len(quality) < 0.93
     assert 0.08 < sum(value == 1 for value in quality) / len(quality) < 0.2
-
-
-def test_an_unknown_split_is_refused():
-    with pytest.raises(RecipeError, match="train, prompts, heldout"):
-        rewrites("test")

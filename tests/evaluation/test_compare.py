@@ -211,17 +211,12 @@ def test_the_table_holds_every_figure(by_hand):
 
 @pytest.mark.parametrize("width", [30, 60, 80, 200])
 def test_answers_are_shown_whole_within_the_width_and_are_safe_to_print(by_hand, width):
-    text, whole = by_hand.side_by_side(width=width), by_hand.with_scores(1)
+    text = by_hand.side_by_side(width=width)
     assert max(map(len, text.splitlines())) <= width
-    assert "\x1b" not in text + whole
+    assert "\x1b" not in text
     assert "the plot was" in " ".join(text.split())
     assert text.count("very") == 30
-    for result in by_hand.results:
-        assert f"{result.name}: {' '.join(by_hand.prompts[0].split())}" in whole
-    measures = [line for line in whole.splitlines() if line.startswith("    ")]
-    assert len(measures) == len(by_hand.results)
-    assert all(name in line for line in measures for name in by_hand.measures)
-    assert len(by_hand.with_scores(2).split("\n\n")) == 2
+    assert len(by_hand.side_by_side(1, width).split("\n\n")) == 2  # a heading, a prompt
 
 
 def test_the_file_holds_every_number(by_hand, tmp_path):

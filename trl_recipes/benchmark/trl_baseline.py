@@ -19,11 +19,9 @@ def trl_trainer(
 ) -> PPOTrainer:
     """Build TRL's trainer for batches that go through the model whole.
 
-    It copies the reference model itself, or takes the policy with its adapter off. Its value model
-    is trained in full also where the policy has an adapter. bf16 autocast reaches it through
-    accelerate alone, as `accelerate launch --mixed_precision bf16` sets it; `bf16` then says no
-    more than the environment does. It holds for TRL's update, not for its generation and its
-    reference model, which do not pass through what accelerate wrapped.
+    Its value model is trained in full also where the policy has an adapter. bf16 autocast reaches
+    it through the environment, as `accelerate launch --mixed_precision bf16` sets it, and holds for
+    its update, not for its generation and its reference model.
     """
     config = PPOConfig(
         output_dir=output_dir,
@@ -62,10 +60,8 @@ def trl_trainer(
 def timed_phases(trainer: PPOTrainer, phase: Phase) -> Iterator[None]:
     """Time what TRL's `train` calls before its update, without changing what it computes.
 
-    Its module functions are wrapped: `batch_generation` is generation, `get_reward` of the reward
-    model is scoring, `get_reward` of the value model and `forward` without gradients (the reference
-    model) are forward passes. What remains of a step is its update. `phase` is called with
-    "generation", "scoring" or "forward", and gives a context manager around the call.
+    Its module functions are wrapped. `phase` is called with "generation", "scoring" or "forward",
+    and gives a context manager around the call; what remains of a step is its update.
     """
     names: dict[str, Callable[[nn.Module], str | None]] = {
         "batch_generation": lambda model: "generation",

@@ -17,7 +17,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from operator import attrgetter
 from statistics import median
 from typing import Any, Literal
 
@@ -155,12 +154,12 @@ class Clock(TrainerCallback):
 
 
 class Profile(TrainerCallback):
-    """Profiles the second step; `table` then holds the twenty dearest kernels and the waiting."""
+    """Profiles the second step; `table` then holds its dearest kernels (on a CPU: operations)."""
 
     def __init__(self, device: str):
-        self.device, self.table = device, ""
+        self.device, self.table, self.started = device, "", 0.0
         kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
-        self.profiler, self.started = profile(activities=kinds), 0.0
+        self.profiler = profile(activities=kinds)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Begin after the first step, and end after the second."""
@@ -172,44 +171,22 @@ class Profile(TrainerCallback):
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - self.started
             self.profiler.stop()
-            self.table = profile_table(self.profiler, self.device, seconds)
+            self.table = self._table(seconds)
 
-
-def profile_table(profiler: profile, device: str, seconds: float) -> str:
-    """Lay out the twenty dearest kernels (on a CPU: operations) of so many seconds as Markdown."""
-    on_gpu = device == "cuda"
-    kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
-    time_of = attrgetter("self_device_time_total" if on_gpu else "self_cpu_time_total")
-
-    def counts(event: Any) -> bool:
-        return event.device_type == kind and not getattr(event, "is_user_annotation", False)
-
-    rows = sorted(filter(counts, profiler.key_averages()), key=time_of, reverse=True)
-    busy = sum(map(time_of, rows)) / 1e6
-    lines = ["| Seconds | share | calls | kernel |", "| ---: | ---: | ---: | --- |"]
-    for row in rows[:20]:
-        spent = time_of(row) / 1e6
-        name = row.key[:100].replace("|", "/")
-        lines.append(f"| {spent:.4f} | {spent / busy:.1%} | {row.count} | `{name}` |")
-    said = f"{sum(row.count for row in rows)} calls took {busy:.3g} of {seconds:.3g} s"
-    if on_gpu:
-        spans = sorted(
-            (event.time_range.start, event.time_range.end)
-            for event in profiler.events()
-            if counts(event)
-        )
-        waiting = seconds - _covered(spans) / 1e6
-        said += f"; the GPU had nothing to do for {waiting:.3g} s ({waiting / seconds:.0%})"
-    return "\n".join([*lines, "", f"{said}, the profiler's own time included."])
-
-
-def _covered(spans: Sequence[tuple[float, float]]) -> float:
-    """Length of the union of intervals, which are in order of their beginnings."""
-    total, reached = 0.0, 0.0
-    for begin, end in spans:
-        total += max(0.0, end - max(begin, reached))
-        reached = max(reached, end)
-    return total
+    def _table(self, seconds: float) -> str:
+        found = self.profiler.key_averages()
+        order = "self_cuda_time_total" if self.device == "cuda" else "self_cpu_time_total"
+        table = found.table(sort_by=order, row_limit=20, max_name_column_width=100)
+        if self.device == "cuda":
+            kernels = (
+                event.self_device_time_total
+                for event in found
+                if event.device_type == DeviceType.CUDA
+                and not getattr(event, "is_user_annotation", False)
+            )
+            waiting = seconds - sum(kernels) / 1e6
+            table += f"\nThe GPU had nothing to do for {waiting:.3g} of {seconds:.3g} s."
+        return f"```text\n{table.strip()}\n```"
 
 
 class _FixedLengths(PPOTrainer):

@@ -7,8 +7,6 @@ classifier, trained on them by `make embedded`, lie in the folder `models`.
 from functools import lru_cache
 from pathlib import Path
 
-from trl_recipes.errors import RecipeError
-
 from .grammar import Writer, parse_grammar, read_yaml
 
 __all__ = ["language_model", "reviews", "sentiment_classifier"]
@@ -21,18 +19,12 @@ Review = dict[str, str | int]
 
 
 def language_model() -> Path:
-    """Return the folder of the embedded GPT-2, which writes reviews of both moods, half and half.
-
-    It ends each with `<|endoftext|>`, and as GPT-2 it has no pad token.
-    """
+    """Return the folder of the embedded GPT-2, which writes reviews of both moods."""
     return MODELS / "language_model"
 
 
 def sentiment_classifier() -> Path:
-    """Return the folder of the embedded `text-classification` model: NEGATIVE (0), POSITIVE (1).
-
-    It reads whole reviews and fragments alike; one that says nothing yet gets about 0.5.
-    """
+    """Return the folder of the embedded classifier of reviews: NEGATIVE (0), POSITIVE (1)."""
     return MODELS / "sentiment_classifier"
 
 
@@ -41,8 +33,6 @@ def reviews(split: str) -> list[Review]:
 
     Both models learn from "train"; the others are "prompts" and "heldout".
     """
-    if split not in SPLITS:
-        raise RecipeError(f"The embedded reviews have no split {split!r}. Use {', '.join(SPLITS)}.")
     return [dict(row) for row in _all_reviews()[split]]
 
 
@@ -52,10 +42,7 @@ def _all_reviews() -> dict[str, list[Review]]:
 
 
 def write_reviews(splits: dict[str, int] = SPLITS, seed: int = SEED) -> dict[str, list[Review]]:
-    """Write so many distinct reviews for each split, positive (1) and negative (0) in turn.
-
-    No text stands twice, in one split or in two.
-    """
+    """Write so many distinct reviews for each split, positive (1) and negative (0) in turn."""
     writer, seen, written = Writer(parse_grammar(read_yaml("reviews")), seed), set(), {}
     for split, size in splits.items():
         rows = written[split] = []

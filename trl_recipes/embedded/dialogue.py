@@ -26,10 +26,7 @@ WORD = re.compile(r"[A-Za-z]{2,}")
 
 
 def write_dialogue(characters: int = CHARACTERS, seed: int = SEED) -> str:
-    """Write whole scenes until there are at least so many characters.
-
-    A scene has a heading, and speakers as `NAME:` on a line of their own before each speech.
-    """
+    """Write whole scenes until there are at least so many characters."""
     writer, scenes, written = Writer(parse_grammar(read_yaml("dialogue")), seed), [], 0
     while written < characters:
         scenes.append(_scene(writer, len(scenes) + 1))

@@ -63,15 +63,11 @@ def _choices(body: str) -> list[Choice]:
 
 
 class Writer:
-    """Writes text by a grammar, one piece after another, from a seed.
-
-    Only `Random.random` is used, because Python promises its sequence for every version; the other
-    methods of `random` may change.
-    """
+    """Writes text by a grammar, one piece after another, from a seed."""
 
     def __init__(self, grammar: Grammar, seed: int):
         self.grammar = grammar
-        self.random = Random(seed).random
+        self.random = Random(seed).random  # Python promises the sequence of this method alone
         self.used: set[str] = set()  # words of the running piece
         self.bound: dict[str, str] = {}  # what is drawn once a piece
 

@@ -1,15 +1,12 @@
 """Short bad reviews, rewrites of them into the opposite mood, and what a good rewrite is.
 
-The words are those of the embedded reviews; the sentences are of a few forms, so that a program can
-read what a model wrote and say how good it is. The rewrites to learn from are those of a mixed
-crowd: few do what was asked. A model that is pretrained on them writes as the crowd does.
+The sentences are of a few forms, so that a program can read what a model wrote and say how good it
+is. The rewrites to learn from are those of a mixed crowd: few do what was asked.
 """
 
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-from trl_recipes.errors import RecipeError
 
 from .grammar import OTHER, Writer, parse_grammar, read_yaml
 
@@ -52,10 +49,6 @@ def rewrites(split: str) -> list[dict[str, str]]:
     "train" is to pretrain on, "prompts" holds sources for the reward model and PPO, "heldout" those
     to judge by; no source is in two.
     """
-    if split not in SPLITS:
-        raise RecipeError(
-            f"The embedded rewrites have no split {split!r}. Use {', '.join(SPLITS)}."
-        )
     writer, seen, rows = Writer(_GRAMMAR, SEED), set(), {}
     for name, size in SPLITS.items():
         pairs = rows[name] = []
@@ -89,10 +82,7 @@ def read(text: str) -> Review | None:
 def rewrite_quality(
     prompts: Sequence[str], completions: Sequence[str], **_: Any
 ) -> list[float | None]:
-    """Say how good rewrites are, from 0 to 1: the mood that was asked for, less what was lost.
-
-    None where the source is of no known form; a rewrite of none is worth 0.
-    """
+    """Say how good rewrites are, 0 to 1: the mood that was asked for, less what was lost."""
     return [_quality(*pair) for pair in zip(prompts, completions, strict=True)]
 
 

@@ -2,8 +2,7 @@
 
 Every model answers the same prompts with the same response lengths and the same seed, by pure
 sampling at temperature 1, so that a difference between two columns is a difference between models.
-Measures are reward functions (`prompts, completions, completion_ids, **columns` -> one number or
-None a sample), whether a model was trained on them or not.
+Measures are reward functions, whether a model was trained on them or not.
 """
 
 import functools
@@ -133,17 +132,6 @@ class Comparison:
                 lines.append(" | ".join(f"{part:{column}}" for part in parts).rstrip())
             blocks.append("\n".join(lines))
         return "\n\n".join(blocks)
-
-    def with_scores(self, count: int = 3) -> str:
-        """Show the first prompts with each model's whole text and every measure of it."""
-        lines = []
-        for row, prompt in enumerate(self.prompts[:count]):
-            for result in self.results:
-                scores = (f"{n} {plus_minus(v[row], None)}" for n, v in result.scores.items())
-                text = " ".join(printable(prompt + result.responses[row]).split())
-                lines += [f"{printable(result.name)}: {text}", f"    {', '.join(scores)}"]
-            lines.append("")
-        return "\n".join(lines).rstrip()
 
     def to_dict(self) -> dict[str, Any]:
         """Give every number and text, ready for JSON: summaries and what they were made from."""

@@ -56,8 +56,6 @@ _PARTS = {  # of a step's time, as rows hold it
     "time/ppo/optimize_step": "updates",
     "step_time": "whole step, as TRL measures it",
 }
-# Where a run's comparison may lie; grpo_shouting.py has a stage for it.
-_COMPARISONS = ("comparison.json", "evaluation/comparison.json")
 
 
 def write_report(
@@ -142,8 +140,7 @@ def run_page(folder: str | os.PathLike) -> str:
     sessions = record.get("sessions") or []
     last = sessions[-1] if sessions else {}
     warnings = _warnings(run, stats, last)
-    compared = [read_json(run.path / name) for name in _COMPARISONS]
-    found = next((_comparison(file) for file in compared if file.get("prompts")), None)
+    compared = read_json(run.comparison)
     algorithm = record.get("algorithm") or ""
     rewards = [f"{name} (weight {weight:g})" for name, weight in record.get("rewards", {}).items()]
     times = pd.DataFrame(stats).reindex(columns=[*_PARTS]).mean().dropna()
@@ -166,7 +163,7 @@ def run_page(folder: str | os.PathLike) -> str:
         stats=stats,
         charts=_curves(stats, settings, record),
         judged=judge(stats),
-        found=found,
+        found=_comparison(compared) if compared.get("prompts") else None,
         samples=_samples(read_rows(run.samples)),
         sessions=sessions,
         last=last,

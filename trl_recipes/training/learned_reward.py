@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
@@ -30,9 +30,6 @@ class RewardArguments:
     """The reward model: from what, and how it is trained."""
 
     label_column: str = setting("label", "Column that holds the label.")
-    reward_kind: Literal["classes", "number", "pairs"] | None = setting(
-        None, "What it learns; found in the columns when left out."
-    )
     reward_share: float = setting(0.5, "Fraction of the reviews that teach it, not prompts.")
     reward_base: str | None = setting(None, "Base model, or `embedded`; none when left out.")
     reward_epochs: float = setting(3.0, "Its passes over the rows.")
@@ -82,7 +79,6 @@ class LearnedReward:
         columns = {"text_column": prompts.text_column, "label_column": args.label_column}
         self._data, self.heldout = read_reward_data(
             *(self._seen, load_rows(name, split="test"), self.source),
-            kind=args.reward_kind,
             tokenizer=load_tokenizer(base) if base else None,
             seed=config.seed,
             **columns,
@@ -143,5 +139,5 @@ class LearnedReward:
         if names is None and label.upper() != "POSITIVE":
             raise RecipeError(
                 f"--label {label}: a model of pairs or numbers has one score, which is higher for "
-                "the better text. Leave --label out, or use --reward_kind classes."
+                "the better text. Leave --label out."
             )
