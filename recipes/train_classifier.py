@@ -1,4 +1,4 @@
-"""Train a text classifier on labelled texts, from scratch or from a base model on.
+"""Train a text classifier on labeled texts, from scratch or from a base model on.
 
     python recipes/train_classifier.py --dataset_name reviews.jsonl --output_dir runs/classifier
     python recipes/train_classifier.py --model_name_or_path roberta-base --learning_rate 2e-5
@@ -20,7 +20,7 @@ from trl_recipes.report import write_report
 from trl_recipes.run_folder import check_run, start_run
 from trl_recipes.training.classifier import ClassifierConfig, ClassifierSizes, train_classifier
 from trl_recipes.training.fit import dry_run
-from trl_recipes.training.reward_data import check_labels_differ, read_labelled
+from trl_recipes.training.reward_data import check_labels_differ, read_labeled
 
 
 @dataclass
@@ -43,7 +43,7 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
     # Texts
     source = args.dataset_name or "the embedded reviews"
     data, heldout = (
-        read_labelled(
+        read_labeled(
             load_rows(args.dataset_name, split=split),
             f"{source} ({split})",
             text_column=args.text_column,

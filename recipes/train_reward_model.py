@@ -1,4 +1,4 @@
-"""Train a reward model: from labelled texts, from texts with numbers, or from preference pairs.
+"""Train a reward model: from labeled texts, from texts with numbers, or from preference pairs.
 
 python recipes/train_reward_model.py --dataset_name reviews.jsonl          # text, label
 python recipes/train_reward_model.py --dataset_name reviews.jsonl --kind pairs
@@ -29,14 +29,14 @@ class RewardModelArguments:
 
     dataset_name: str | None = setting(None, "File, folder or hub name; embedded when left out.")
     kind: Literal["classes", "number", "pairs"] | None = setting(
-        None, "What to learn; else found. pairs may be made of labelled texts."
+        None, "What to learn; else found. pairs may be made of labeled texts."
     )
     text_column: str | None = setting(None, "Column that holds the text.")
     label_column: str = setting("label", "Column that holds the label.")
     class_names: list[str] | None = setting(
         None, "Names of label 0, 1 and so on, worst first; else found."
     )
-    pairs_per_text: int = setting(1, "Pairs that each labelled text begins, with --kind pairs.")
+    pairs_per_text: int = setting(1, "Pairs that each labeled text begins, with --kind pairs.")
     model_name_or_path: str | None = setting(
         None, "Base model, or `embedded`; from scratch when left out."
     )

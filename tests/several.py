@@ -28,7 +28,7 @@ from trl_recipes.rewards.base import score_part
 from trl_recipes.training.classifier import ClassifierSizes
 from trl_recipes.training.fit import PretrainConfig
 from trl_recipes.training.language_model import LanguageModelSizes, train_language_model
-from trl_recipes.training.reward_data import Labelled, Pairs
+from trl_recipes.training.reward_data import Labeled, Pairs
 from trl_recipes.training.reward_model import RewardModelConfig, train_reward_model
 from trl_recipes.training.rewrites import train_pair_scorer
 from trl_recipes.training.seq2seq import Seq2SeqSizes, train_seq2seq
@@ -267,8 +267,8 @@ def reward_model(kind, folder):
     )
     sizes = ClassifierSizes(num_layers=1, num_heads=2, hidden_size=16, vocab_size=300, dropout=0.1)
     data = {
-        "classes": lambda: Labelled(TEXTS, [i % 2 for i in range(len(TEXTS))], ("BAD", "GOOD")),
-        "numbers": lambda: Labelled(TEXTS, [float(i % 3) for i in range(len(TEXTS))], None),
+        "classes": lambda: Labeled(TEXTS, [i % 2 for i in range(len(TEXTS))], ("BAD", "GOOD")),
+        "numbers": lambda: Labeled(TEXTS, [float(i % 3) for i in range(len(TEXTS))], None),
         "pairs": lambda: Pairs(TEXTS, TEXTS[::-1]),
     }[kind]()
     return trained(lambda: train_reward_model(data, folder / "model", config, sizes=sizes))

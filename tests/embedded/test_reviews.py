@@ -77,7 +77,7 @@ def test_articles_fit_the_next_word(texts):
     assert not re.search(r"\ba (honest|hour)", text)
 
 
-def test_neighbouring_words_are_not_doubled(texts):
+def test_neighboring_words_are_not_doubled(texts):
     assert not [text for text in texts if re.search(r"\b(\w+) \1\b", text.lower())]
 
 

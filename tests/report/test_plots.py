@@ -61,7 +61,7 @@ def test_every_statistic_is_drawn_as_recorded_with_its_unit_and_told_in_the_titl
     scores = [2 * step / 30 for step in range(1, 31)]
     assert list(points.get_ydata()) == pytest.approx(scores)
     assert list(points.get_xdata()) == list(range(1, 31))
-    # three steps (a tenth of thirty), centred; a straight line stays itself inside
+    # three steps (a tenth of thirty), centered; a straight line stays itself inside
     assert list(line.get_ydata())[1:-1] == pytest.approx(scores[1:-1])
     assert line.get_ydata()[0] == pytest.approx((scores[0] + scores[1]) / 2)
     loss = panel(figure, "Loss").lines[0].get_ydata()
@@ -151,7 +151,7 @@ def test_any_number_of_steps_makes_the_same_picture_in_threads(tmp_path, count):
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_several_runs_have_a_colour_each_and_a_legend_of_their_names(tmp_path):
+def test_several_runs_have_a_color_each_and_a_legend_of_their_names(tmp_path):
     runs = {"ppo-good": rows(30), r"_$\bad$": rows(20, -2)}
     figure = plot_runs(runs, tmp_path / "runs.png")
     not_blank(tmp_path / "runs.png")

@@ -144,17 +144,6 @@ def test_other_settings_are_refused_and_nothing_is_lost(
     assert says.format(folder=finished) in capfd.readouterr().err
 
 
-def test_stages_alone_make_what_all_of_them_make(finished, text_file, tmp_path, capfd):
-    folder = tmp_path / "loud"
-    assert launch(text_file, folder, "--stage", "grpo") == 2
-    assert "holds no finished tokenizer. Run --stage tokenizer first" in capfd.readouterr().err
-    assert not folder.exists()
-    for stage in ("tokenizer", "baseline", "grpo"):
-        assert launch(text_file, folder, "--stage", stage) == 0
-    assert_same_weights(folder, finished, "baseline/model", "model")
-    assert not (folder / "evaluation").exists()
-
-
 def test_a_stopped_run_ends_as_one_that_was_left_alone(
     finished, text_file, tmp_path, monkeypatch, capfd
 ):

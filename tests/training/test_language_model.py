@@ -30,7 +30,7 @@ from trl_recipes.training.language_model import (
     read_texts,
     train_language_model,
 )
-from trl_recipes.training.reward_data import read_labelled
+from trl_recipes.training.reward_data import read_labeled
 
 SHORT = ["--use_cpu", "--max_steps", "3"]
 TEXTS = ["The film is good.", "The film is bad; I left.", "Étude in C - naïve, isn't it?\n\nYes."]
@@ -111,7 +111,7 @@ def test_texts_and_labels_are_read_by_column_and_by_name():
     rows = Dataset.from_dict({"review": ["a", "b", "c"], "mood": ["Negative", "1", " positive"]})
     assert read_texts(rows, None, "reviews.csv") == ["a", "b", "c"]
     chosen = {"text_column": None, "label_column": "mood", "names": ["NEGATIVE", "POSITIVE"]}
-    data = read_labelled(rows, "reviews.csv", **chosen)
+    data = read_labeled(rows, "reviews.csv", **chosen)
     assert (data.texts, data.labels) == (["a", "b", "c"], [0, 1, 1])
 
 
@@ -178,16 +178,6 @@ def test_training_goes_on_from_a_base_model(tmp_path, tiny_gpt2):
     after = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     moved = {name: (after[name] - before[name]).abs().max().item() for name in before}
     assert 0 < max(moved.values()) < 0.05  # moved, but not made anew
-
-
-def test_two_trainings_with_one_seed_are_the_same(tmp_path):
-    for name in "ab":
-        config = quiet(PretrainConfig, tmp_path / name, max_steps=3, seed=5)
-        train_language_model(
-            TEXTS * 8, tmp_path / name, config, sizes=LanguageModelSizes(**TINY_GPT2)
-        )
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
-    assert weights[0] == weights[1]
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_the_loss_is_that_of_its_definition(kind, tiny_gpt2, tmp_path):
     assert float(trainer.compute_loss(model, batch)) == pytest.approx(expected, abs=1e-4)
 
 
-def test_scores_are_learnt_and_given_back_by_the_saved_model(start, tmp_path):
+def test_scores_are_learned_and_given_back_by_the_saved_model(start, tmp_path):
     rows = [
         {"source": source, "output": output, "score": float(output.endswith("fine"))}
         for source in TEXTS
@@ -93,7 +93,7 @@ def test_scores_are_learnt_and_given_back_by_the_saved_model(start, tmp_path):
         with torch.no_grad():  # one at a time, without padding
             own = model(torch.tensor([ids[0] + ids[1]])).logits
         assert score == pytest.approx(float(own), abs=1e-4)
-    # an empty output and a spelt end token: neither changes how many texts there are
+    # an empty output and a spelled end token: neither changes how many texts there are
     assert len(reward(["the film </s> was dull", "the film"], ["", "a </s> plot"])) == 2
 
 

@@ -1,8 +1,6 @@
 """recipes/ppo_seq2seq.py as users run it, with tiny models; its figures are measured elsewhere."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,6 @@ from chains import assert_same_weights, contents, load_recipe, result_of, rows_o
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from trl_recipes.arguments import run_recipe
-from trl_recipes.training import seq2seq
 
 TINY = """--hidden_size 16 --num_layers 1 --num_heads 2 --pretrain_steps 8 --pretrain_batch_size 8
  --reward_outputs 40 --reward_steps 4 --reward_batch_size 8 --max_steps 2 --batch_size 8
@@ -42,7 +39,7 @@ def test_each_stage_leaves_a_model_that_plain_transformers_loads(finished):
     assert (finished / "plots" / "training.png").stat().st_size > 10_000
 
 
-def test_learnt_and_true_reward_stand_side_by_side_in_every_row(finished):
+def test_learned_and_true_reward_stand_side_by_side_in_every_row(finished):
     rows = rows_of(finished)
     assert len(rows) == 2
     for row in rows:
@@ -85,29 +82,6 @@ def test_stages_one_by_one_are_all_of_them_at_once(finished, tmp_path):
     for stage in ("pretrain", "reward", "ppo"):
         run(tmp_path / "run", "--stages", stage)
     assert_same_weights(tmp_path / "run", finished, *MODELS)
-
-
-def test_a_stage_that_was_killed_goes_on_to_what_it_would_have_been(
-    finished, tmp_path, monkeypatch
-):
-    calls = []
-
-    class Killing(seq2seq.DataCollatorForSeq2Seq):
-        def __call__(self, rows):
-            calls.append(1)
-            if len(calls) == 5:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().__call__(rows)
-
-    whole = seq2seq.DataCollatorForSeq2Seq
-    monkeypatch.setattr(seq2seq, "DataCollatorForSeq2Seq", Killing)
-    with pytest.raises(SystemExit) as left:
-        run(tmp_path / "run", "--stages", "pretrain")
-    assert left.value.code == 128 + signal.SIGTERM
-    assert not (tmp_path / "run" / "pretrained" / "model").exists()
-    monkeypatch.setattr(seq2seq, "DataCollatorForSeq2Seq", whole)
-    run(tmp_path / "run", "--stages", "pretrain", "--resume_from_checkpoint", "true")
-    assert_same_weights(tmp_path / "run", finished, "pretrained/model")
 
 
 def test_a_check_leaves_nothing(tmp_path, capsys):

@@ -23,7 +23,7 @@ from trl_recipes.rewards import RewardModelReward, Rewards, SentimentReward
 from trl_recipes.rewards.loading import load_reward_funcs
 from trl_recipes.training.classifier import ClassifierSizes, base_model
 from trl_recipes.training.reward_data import (
-    Labelled,
+    Labeled,
     Pairs,
     kind_of,
     pairs_of_labels,
@@ -57,9 +57,9 @@ def settings(folder, **changes):
 def data_of(kind, count=200, seed=0):
     texts, labels = sentences(count, seed)
     if kind == "classes":
-        return Labelled(texts, labels, ["BAD", "GOOD"])
+        return Labeled(texts, labels, ["BAD", "GOOD"])
     if kind == "number":
-        return Labelled(texts, [3.0 + 4 * label for label in labels], None)
+        return Labeled(texts, [3.0 + 4 * label for label in labels], None)
     return Pairs(texts[1::2], texts[::2])
 
 
@@ -73,7 +73,7 @@ def trained(tmp_path_factory):
     return folders
 
 
-def test_separable_data_is_learnt_to_the_end(trained):
+def test_separable_data_is_learned_to_the_end(trained):
     for kind in ("classes", "pairs"):
         figures = evaluate_reward_model(trained[kind], data_of(kind, seed=1))
         assert figures.values["accuracy"] == 1.0
@@ -109,7 +109,7 @@ def test_what_rewards_say_of_a_model_is_what_was_measured(trained):
     probabilities = SentimentReward(trained["classes"], label="good", score="probability")
     said = probabilities(prompts, completions)
     right = [(p > 0.5) == bool(label) for p, label in zip(said, labels, strict=True)]
-    figures = evaluate_reward_model(trained["classes"], Labelled(texts, labels, ["BAD", "GOOD"]))
+    figures = evaluate_reward_model(trained["classes"], Labeled(texts, labels, ["BAD", "GOOD"]))
     assert sum(right) / len(right) == figures.values["accuracy"]
     reward = RewardModelReward(trained["pairs"])
     scores = torch.tensor(reward(prompts, completions))
@@ -244,12 +244,12 @@ def test_class_names_are_found(labels, names, numbers):
 def test_pairs_of_labels_put_the_higher_label_first():
     labels = [random.Random(0).choice([1.0, 2.0, 2.5]) for _ in range(30)] + [1.0, 2.0]
     texts = [f"text {number}" for number in range(32)]
-    pairs = pairs_of_labels(Labelled(texts, labels, None), per_text=3, seed=0)
+    pairs = pairs_of_labels(Labeled(texts, labels, None), per_text=3, seed=0)
     label_of = dict(zip(texts, labels, strict=True))
     assert len(pairs.chosen) == 3 * 32
     assert all(label_of[c] > label_of[r] for c, r in zip(pairs.chosen, pairs.rejected, strict=True))
     assert {*pairs.chosen, *pairs.rejected} == set(texts)
-    assert pairs_of_labels(Labelled(texts, labels, None), per_text=3, seed=0) == pairs
+    assert pairs_of_labels(Labeled(texts, labels, None), per_text=3, seed=0) == pairs
 
 
 def test_pairs_that_say_nothing_are_counted(caplog):

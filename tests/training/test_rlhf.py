@@ -25,7 +25,7 @@ rlhf = load_recipe("rlhf")
 
 @pytest.fixture(scope="module")
 def reviews(tmp_path_factory):
-    """Labelled reviews, some of them twice."""
+    """Labeled reviews, some of them twice."""
     draw = random.Random(0)
     path = tmp_path_factory.mktemp("data") / "reviews.jsonl"
     rows = [
@@ -88,7 +88,7 @@ def test_the_chain_leaves_two_models_and_their_figures(finished):
     assert f"{result_of(finished / 'reward')['rows']} rows" in card
 
 
-def test_the_judge_is_logged_and_not_optimised(finished):
+def test_the_judge_is_logged_and_not_optimized(finished):
     row = rows_of(finished)[0]
     assert row["env/reward_mean"] == pytest.approx(row["rewards/reward_model/mean"], abs=1e-5)
     assert "metrics/vader/mean" in row

@@ -26,7 +26,7 @@ from trl_recipes.models.loading import load_classifier
 from trl_recipes.report.plots import COLORS, DASHED, Picture, save_figure, style_axes
 from trl_recipes.rewards.models import batches_by_length, can_pad, local_device, longest_input
 from trl_recipes.run_folder import RunFolder, versions
-from trl_recipes.training.reward_data import Labelled, Pairs
+from trl_recipes.training.reward_data import Labeled, Pairs
 
 AXES = {
     "classes": ("confidence in the label that wins", "fraction that is right"),
@@ -72,8 +72,8 @@ class Figures:
         return told + longer * bool(self.cut)
 
 
-def evaluate_reward_model(folder: str | Path, heldout: Labelled | Pairs) -> Figures:
-    """Measure a saved reward model on rows that it never saw, of the kind that it learnt from."""
+def evaluate_reward_model(folder: str | Path, heldout: Labeled | Pairs) -> Figures:
+    """Measure a saved reward model on rows that it never saw, of the kind that it learned from."""
     model, tokenizer = load_classifier(folder, source="the reward model")
     model.to(local_device()).eval()
     if isinstance(heldout, Pairs):
@@ -216,7 +216,7 @@ def _numbers(predicted: Tensor, true: Tensor, cut: int) -> Figures:
 
 
 def write_figures(
-    run: RunFolder, heldout: Labelled | Pairs, trained: Mapping[str, float], base: str, source: str
+    run: RunFolder, heldout: Labeled | Pairs, trained: Mapping[str, float], base: str, source: str
 ) -> Figures:
     """Measure a trained reward model, and leave a picture and a card with its figures.
 

@@ -1,7 +1,7 @@
-"""What a reward model learns from: labelled texts, or pairs of a better and a worse one.
+"""What a reward model learns from: labeled texts, or pairs of a better and a worse one.
 
 Pairs are TRL's: columns `chosen` and `rejected`, and `prompt` where the two do not begin with it;
-texts, or conversations (lists of messages). Labelled texts can be made into pairs.
+texts, or conversations (lists of messages). Labeled texts can be made into pairs.
 """
 
 import bisect
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """N texts with a label each: the number of a class, or where `names` is None any number."""
 
     texts: list[str]
@@ -78,10 +78,10 @@ def read_reward_data(
     pairs_per_text: int = 1,
     tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
-) -> tuple[Labelled | Pairs, Labelled | Pairs]:
+) -> tuple[Labeled | Pairs, Labeled | Pairs]:
     """Read what a reward model learns from, and what it is measured by; both of one kind.
 
-    `kind`: classes, number or pairs, else found by `kind_of`; pairs are made of labelled texts
+    `kind`: classes, number or pairs, else found by `kind_of`; pairs are made of labeled texts
     where the columns chosen and rejected are missing. `names`: those of the labels, worst first;
     else found. `tokenizer`: that of the base model, whose chat template conversations need.
     """
@@ -93,8 +93,8 @@ def read_reward_data(
         return learned, measured
     numbers = "number" in (kind, found)
     columns = {"text_column": text_column, "label_column": label_column, "numbers": numbers}
-    learned = read_labelled(*parts[0], names=names, **columns)
-    measured = read_labelled(*parts[1], names=learned.names, **columns)
+    learned = read_labeled(*parts[0], names=names, **columns)
+    measured = read_labeled(*parts[1], names=learned.names, **columns)
     check_labels_differ(learned, parts[0][1])
     if kind != "pairs":
         return learned, measured
@@ -102,7 +102,7 @@ def read_reward_data(
     return pairs_of_labels(learned, pairs_per_text, seed), pairs_of_labels(measured, 1, 0)
 
 
-def read_labelled(
+def read_labeled(
     rows: Dataset,
     source: str,
     *,
@@ -110,8 +110,8 @@ def read_labelled(
     label_column: str,
     names: Sequence[str] | None = None,
     numbers: bool = False,
-) -> Labelled:
-    """Read labelled texts, or with `numbers` texts with a number; empty ones are left out."""
+) -> Labeled:
+    """Read labeled texts, or with `numbers` texts with a number; empty ones are left out."""
     texts = read_texts(rows, text_column, source)
     advice = "Name one of them; preference pairs need the columns chosen and rejected."
     values = read_column(rows, label_column, "--label_column", source, advice)
@@ -128,10 +128,10 @@ def read_labelled(
     if len(kept) < len(texts):
         empty = len(texts) - len(kept)
         _log.warning("%d of %d texts of %s are empty and left out.", empty, len(texts), source)
-    return Labelled([texts[index] for index in kept], [labels[index] for index in kept], names)
+    return Labeled([texts[index] for index in kept], [labels[index] for index in kept], names)
 
 
-def check_labels_differ(data: Labelled, source: str) -> None:
+def check_labels_differ(data: Labeled, source: str) -> None:
     """Refuse texts that all have the same label, from which nothing can be learned."""
     if len(set(data.labels)) < 2:
         only = data.labels[0] if data.names is None else data.names[data.labels[0]]
@@ -150,7 +150,7 @@ def read_pairs(
         raise RecipeError(
             f"--kind pairs: {source} has no column {' and no column '.join(missing)}. Its columns "
             f"are: {', '.join(rows.column_names)}. Give preference pairs (chosen, rejected, and "
-            "prompt if they do not begin with it), or labelled texts (text, label)."
+            "prompt if they do not begin with it), or labeled texts (text, label)."
         )
     count = len(rows)
     prompts = rows["prompt"][:] if "prompt" in rows.column_names else [None] * count
@@ -174,7 +174,7 @@ def read_pairs(
     return Pairs(chosen, rejected, rendered=rendered)
 
 
-def pairs_of_labels(data: Labelled, per_text: int, seed: int) -> Pairs:
+def pairs_of_labels(data: Labeled, per_text: int, seed: int) -> Pairs:
     """Pair each text with `per_text` others of another label; the higher label is chosen."""
     order = sorted(range(len(data.texts)), key=lambda index: data.labels[index])
     ascending = [data.labels[index] for index in order]

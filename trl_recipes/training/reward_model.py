@@ -1,4 +1,4 @@
-"""Reward models: from labelled texts, from numbers, or from preference pairs.
+"""Reward models: from labeled texts, from numbers, or from preference pairs.
 
 Classes are learned by cross-entropy, numbers by least squares, pairs by TRL's RewardTrainer with
 the loss of Bradley and Terry (1952), minus log sigmoid of the margin. Texts are tokenized as
@@ -34,7 +34,7 @@ from trl_recipes.training.classifier import (
     train_classifier,
 )
 from trl_recipes.training.fit import fit
-from trl_recipes.training.reward_data import Labelled, Pairs
+from trl_recipes.training.reward_data import Labeled, Pairs
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class PairTrainer(RewardTrainer):
 
 
 def train_reward_model(
-    data: Labelled | Pairs,
+    data: Labeled | Pairs,
     output_dir: str | Path,
     config: RewardModelConfig,
     *,
@@ -88,7 +88,7 @@ def train_reward_model(
 ) -> dict[str, float]:
     """Train a reward model from scratch, or a base model further, and save it; see `fit`."""
     sizes = sizes or ClassifierSizes()
-    if isinstance(data, Labelled) and data.names is not None:
+    if isinstance(data, Labeled) and data.names is not None:
         start = {"label_names": data.names, "model_name_or_path": model_name_or_path}
         start |= {"sizes": sizes, "before_training": before_training}
         return train_classifier(data.texts, data.labels, output_dir, config, **start)
