@@ -60,20 +60,17 @@ def test_needs_by_hand():
     assert needed.generation_bytes == 2 * (10 + 6) * 2
 
 
-def test_gpt2_small_is_as_large_as_its_paper_says():
-    work = Workload("small", 16, 8, 16)
-    shape = model_shape(work)
-    assert shape.trunk == 12 * 12 * 768**2
-    assert shape.head == 50257 * 768
-    assert shape.parameters == 124_439_808
-    assert needs(work, shape).operations / 1e12 == pytest.approx(1.2, abs=0.05)
-
-
-def test_half_billion_is_as_large_as_qwen2():
-    shape = model_shape(Workload("half-billion", 16, 8, 16))
-    assert shape.parameters == 494_032_768
-    attention = 896 * (896 + 128 + 128 + 896)  # q, k, v, o with 2 of 14 heads for k and v
-    assert shape.trunk == 24 * (attention + 3 * 896 * 4864)
+@pytest.mark.parametrize(
+    ("size", "parameters", "trunk", "head"),
+    [
+        ("small", 124_439_808, 12 * 12 * 768**2, 50257 * 768),  # GPT-2 small
+        # Qwen2-0.5B: q, k, v, o with 2 of 14 heads for k and v; gate, up, down
+        ("half-billion", 494_032_768, 24 * 896 * (896 + 128 + 128 + 896 + 3 * 4864), 151936 * 896),
+    ],
+)
+def test_models_are_as_large_as_their_papers_say(size, parameters, trunk, head):
+    shape = model_shape(Workload(size, 16, 8, 16))
+    assert (shape.parameters, shape.trunk, shape.head) == (parameters, trunk, head)
 
 
 def test_the_adapter_is_on_the_attention_projections_alone():

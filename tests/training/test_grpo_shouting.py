@@ -126,8 +126,6 @@ def test_again_nothing_is_done_again(finished, text_file, capfd):
     [
         (["--n_embd", "64"], "`{folder}/baseline` holds the baseline of other settings: "
          "n_embd was 32 and is 64."),
-        (["--baseline_steps", "121"], "baseline_steps was 120 and is 121"),
-        (["--seed", "1"], "seed was 0 and is 1"),
         (["--beta", "0.5"], "`{folder}` holds the grpo of other settings: beta was 0.01"),
         (["--eval_prompts", "16"], "holds the evaluation of other settings"),
         (["--text_file", "other.txt"], "the tokenizer of other settings: text was"),

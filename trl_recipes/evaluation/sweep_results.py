@@ -82,16 +82,13 @@ class Results:
         return markdown_table(rows)
 
     def conditions(self) -> str:
-        """Say in a few lines what was the same for all, and what each algorithm had of its own."""
+        """Say what was the same for all runs, and what each algorithm had of its own."""
         task, seeds = self.runs[0].task, dict.fromkeys(str(run.seed) for run in self.runs)
-        lines = [
-            f"Same for all: model, prompts, reward, temperature 1, {task.tokens} generated tokens, "
-            f"{task.batch} responses a step of at most {task.response_length} tokens; measured on "
-            f"{task.eval_prompts} held-out prompts, seeds {', '.join(seeds)}; mean (least to most)."
-        ]
-        for name, settings in {run.algorithm: run.settings for run in self.runs}.items():
-            lines.append(f"  {name.upper()}: {json.dumps(settings)}")
-        return "\n".join(lines)
+        own = json.dumps({run.algorithm: run.settings for run in self.runs})
+        return (
+            f"Mean (least to most) of the seeds {', '.join(seeds)}; {task.tokens} tokens in steps "
+            f"of {task.batch} responses; {task.eval_prompts} held-out prompts; settings: {own}"
+        )
 
 
 def load_results(runs: Sequence[Run], folder: Path) -> Results | None:
