@@ -58,7 +58,6 @@ class Figures:
 
     kind: str
     n: int
-    cut: int  # how many of their texts are longer than the model reads
     # accuracy, confidence, ece (expected calibration error) and margin (in logits) for classes and
     # pairs; rmse, correlation and ece for numbers
     values: dict[str, float]
@@ -67,9 +66,7 @@ class Figures:
     def sentences(self) -> str:
         """Lay the figures out for a terminal, one a line."""
         noun = "pairs" if self.kind == "pairs" else "texts"
-        told = SENTENCES[self.kind == "number"].format(n=f"n = {self.n} {noun}", **self.values)
-        longer = f"\n{self.cut} held-out texts are longer than the context and were cut"
-        return told + longer * bool(self.cut)
+        return SENTENCES[self.kind == "number"].format(n=f"n = {self.n} {noun}", **self.values)
 
 
 def evaluate_reward_model(folder: str | Path, heldout: Labeled | Pairs) -> Figures:
@@ -78,19 +75,18 @@ def evaluate_reward_model(folder: str | Path, heldout: Labeled | Pairs) -> Figur
     model.to(local_device()).eval()
     if isinstance(heldout, Pairs):
         special = not heldout.rendered
-        chosen, cut_1 = _logits(model, tokenizer, heldout.chosen, special)
-        rejected, cut_2 = _logits(model, tokenizer, heldout.rejected, special)
-        margin = (chosen - rejected)[:, 0]
-        right, confidence = (margin > 0).float(), margin.abs().sigmoid()
-        return _decisions("pairs", right, confidence, margin, cut_1 + cut_2)
-    logits, cut = _logits(model, tokenizer, heldout.texts)
+        sides = (heldout.chosen, heldout.rejected)
+        chosen, rejected = (_logits(model, tokenizer, texts, special)[:, 0] for texts in sides)
+        margin = chosen - rejected
+        return _decisions("pairs", (margin > 0).float(), margin.abs().sigmoid(), margin)
+    logits = _logits(model, tokenizer, heldout.texts)
     if heldout.names is None:
-        return _numbers(logits[:, 0], torch.tensor(heldout.labels), cut)
+        return _numbers(logits[:, 0], torch.tensor(heldout.labels))
     labels = torch.tensor(heldout.labels)[:, None]
     confidence, winner = logits.softmax(1).max(1)
     own = logits.gather(1, labels)[:, 0]
     others = logits.scatter(1, labels, -math.inf).max(1).values
-    return _decisions("classes", (winner == labels[:, 0]).float(), confidence, own - others, cut)
+    return _decisions("classes", (winner == labels[:, 0]).float(), confidence, own - others)
 
 
 def write_card(
@@ -167,13 +163,8 @@ def plot_reliability(
 
 
 @torch.inference_mode()
-def _logits(
-    model: Any, tokenizer: Any, texts: Sequence[str], special: bool = True
-) -> tuple[Tensor, int]:
-    """Logits (N, labels) on the CPU, and how many texts were cut."""
-    longest = longest_input(model, tokenizer)
-    lengths = tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
-    cut = sum(longest is not None and len(ids) > longest for ids in lengths)
+def _logits(model: Any, tokenizer: Any, texts: Sequence[str], special: bool = True) -> Tensor:
+    """Logits (N, labels) on the CPU, of texts that are cut where the rewards cut them."""
     logits = torch.zeros(len(texts), model.config.num_labels)
     for batch in batches_by_length(texts, 64 if can_pad(model, tokenizer) else 1):
         inputs = tokenizer(
@@ -181,15 +172,15 @@ def _logits(
             padding=len(batch) > 1,
             padding_side="right",
             truncation=True,
-            max_length=longest,
+            max_length=longest_input(model, tokenizer),
             add_special_tokens=special,
             return_tensors="pt",
         ).to(model.device)
         logits[batch] = model(**inputs).logits.float().cpu()
-    return logits, cut
+    return logits
 
 
-def _decisions(kind: str, right: Tensor, confidence: Tensor, margin: Tensor, cut: int) -> Figures:
+def _decisions(kind: str, right: Tensor, confidence: Tensor, margin: Tensor) -> Figures:
     bins = reliability(confidence.tolist(), right.tolist())
     accuracy, accuracy_half = mean_interval(right.tolist())
     mean_margin, margin_half = mean_interval(margin.tolist())
@@ -201,10 +192,10 @@ def _decisions(kind: str, right: Tensor, confidence: Tensor, margin: Tensor, cut
         "margin": mean_margin,
         "margin_half": margin_half,
     }
-    return Figures(kind, len(right), cut, values, bins)
+    return Figures(kind, len(right), values, bins)
 
 
-def _numbers(predicted: Tensor, true: Tensor, cut: int) -> Figures:
+def _numbers(predicted: Tensor, true: Tensor) -> Figures:
     bins = reliability(predicted.tolist(), true.tolist(), equal_counts=True)
     values = {
         "rmse": float((predicted - true).square().mean().sqrt()),
@@ -212,7 +203,7 @@ def _numbers(predicted: Tensor, true: Tensor, cut: int) -> Figures:
         "correlation": float(torch.stack([predicted, true]).corrcoef()[0, 1]),
         "ece": expected_calibration_error(bins),
     }
-    return Figures("number", len(true), cut, values, bins)
+    return Figures("number", len(true), values, bins)
 
 
 def write_figures(

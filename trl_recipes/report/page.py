@@ -158,7 +158,7 @@ def run_page(folder: str | os.PathLike) -> str:
         stages=[path.parent.name for path in sorted(run.path.glob("*/report.html"))],
         seconds=sum(session.get("seconds") or 0 for session in sessions),
         peak=max((session.get("gigabytes") or 0 for session in sessions), default=0),
-        figures=_figures(read_json(run.stage).get("result") or {}, record.get("figures") or {}),
+        figures=_figures((read_json(run.stage).get("result") or {}) | record.get("figures", {})),
         warnings=warnings,
         stats=stats,
         charts=_curves(stats, settings, record),
@@ -236,19 +236,15 @@ def _warnings(run: RunFolder, stats: Rows, last: Mapping[str, Any]) -> list[tupl
     return [*ended, *alarms, *((None, sentence) for sentence in parted if sentence)]
 
 
-def _figures(*found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _figures(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a run found by name, half of an interval's width beside its mean."""
-    flat: dict[str, Any] = {}
-    for figures in found:
-        for name, value in figures.items():
-            flat |= value if isinstance(value, dict) else {name: value}
     return [
         (
             _WORDS.get(name, name.replace("_", " ")),
-            plus_minus(value, flat[f"{name}_half"]) if f"{name}_half" in flat else number(value),
+            plus_minus(value, found[f"{name}_half"]) if f"{name}_half" in found else number(value),
         )
-        for name, value in flat.items()
-        if is_number(value) and not (name.endswith("_half") and name[:-5] in flat)
+        for name, value in found.items()
+        if is_number(value) and not name.endswith("_half")
     ]
 
 
