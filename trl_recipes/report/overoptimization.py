@@ -18,7 +18,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from trl_recipes.describe import printable
-from trl_recipes.errors import RecipeError
 from trl_recipes.report.plots import (
     BESIDE_X,
     COLORS,
@@ -51,15 +50,15 @@ class Parting(NamedTuple):
     rise: float  # of the score, from there to the end
 
 
-def find_parting(all_stats: Rows, judge: str, score: str = SCORE) -> Parting | None:
+def find_parting(all_stats: Rows, judge: str) -> Parting | None:
     """Find from where on the judge fell while the score rose; None where they do not part.
 
     The highest mean of a tenth of the steps is held against the mean of the last tenth. The fall of
     the judge and the rise of the score between them count where chance alone, given how much single
     steps jump, would make one in less than `FALSE_ALARM` of runs (Bonferroni over the windows,
-    because the highest was picked). `judge` and `score` are keys such as `metrics/vader/mean`.
+    because the highest was picked). `judge` is a key such as `metrics/vader/mean`.
     """
-    course = _course(all_stats, judge, score)
+    course = _course(all_stats, judge)
     window = _window(course)
     windows = len(course) - 2 * window + 1  # that do not reach into the last one
     if windows < 1:
@@ -79,9 +78,9 @@ def find_parting(all_stats: Rows, judge: str, score: str = SCORE) -> Parting | N
     return Parting(int(course.index[best + window // 2]), float(kl), float(fall), float(rise))
 
 
-def overoptimization(all_stats: Rows, judge: str, score: str = SCORE) -> str | None:
+def overoptimization(all_stats: Rows, judge: str) -> str | None:
     """Say from where on the judge fell while the score rose; None where they agree."""
-    found = find_parting(all_stats, judge, score)
+    found = find_parting(all_stats, judge)
     if found is None:
         return None
     return (
@@ -94,14 +93,10 @@ def overoptimization(all_stats: Rows, judge: str, score: str = SCORE) -> str | N
 
 
 def plot_overoptimization(
-    all_stats: Rows,
-    judge: str,
-    score: str = SCORE,
-    path: str | Path | None = None,
-    title: str | None = None,
+    all_stats: Rows, judge: str, path: str | Path | None = None, title: str | None = None
 ) -> Figure:
     """Draw learned score and judge against the KL from the reference, and where they part."""
-    course, found = _course(all_stats, judge, score), find_parting(all_stats, judge, score)
+    course, found = _course(all_stats, judge), find_parting(all_stats, judge)
     figure = Picture(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     line = course.apply(moving_average, window=_window(course))
@@ -135,12 +130,12 @@ def plot_run(all_stats: Rows, folder: str | Path, title: str | None = None) -> l
     Returns a sentence for each metric that fell while the score rose.
     """
     plot_stats(all_stats, Path(folder) / "training.png", title=title)
-    said = []
-    for judge in judges_of(all_stats):
+    judges = judges_of(all_stats) if any(KL in row for row in all_stats) else []
+    for judge in judges:
         name = re.sub(r"\W+", "_", _name(judge))
         picture = Path(folder) / f"overoptimization_{name}.png"
         plot_overoptimization(all_stats, judge, path=picture, title=title)
-        said.append(overoptimization(all_stats, judge))
+    said = (overoptimization(all_stats, judge) for judge in judges)
     return [sentence for sentence in said if sentence is not None]
 
 
@@ -150,25 +145,18 @@ def judges_of(all_stats: Rows) -> list[str]:
     return [key for key in keys if key.startswith("metrics/") and key.endswith("/mean")]
 
 
-def _course(all_stats: Rows, judge: str, score: str) -> pd.DataFrame:
+def _course(all_stats: Rows, judge: str) -> pd.DataFrame:
     """What a run did at the steps at which all is known: `kl`, and gains of `score` and `judge`.
 
     Where the run did not log the std of responses, or all began alike (a true reward that none
     earned yet), gains are over that of the steps' means.
     """
-    for key in (judge, score, KL):
-        if not any(key in row for row in all_stats):
-            raise RecipeError(
-                f"No row of all_stats holds `{key}`. Its metrics are: "
-                f"{', '.join(judges_of(all_stats)) or 'none'}; give the judge to the trainer as "
-                "one of its `metrics`."
-            )
-    stds = {key: key.removesuffix("mean") + "std" for key in (score, judge)}
+    stds = {key: key.removesuffix("mean") + "std" for key in (SCORE, judge)}
     table = pd.DataFrame(all_stats, index=steps_of(all_stats))
     table = table.reindex(columns=[KL, *stds, *stds.values()]).astype(float)
-    table = table.replace([math.inf, -math.inf], math.nan).dropna(subset=[KL, score, judge])
+    table = table.replace([math.inf, -math.inf], math.nan).dropna(subset=[KL, SCORE, judge])
     first, course = table.iloc[: _window(table)].mean(), {"kl": table[KL]}
-    for name, key in (("score", score), ("judge", judge)):
+    for name, key in (("score", SCORE), ("judge", judge)):
         found = (first[stds[key]], table[key].std(ddof=0), 1.0)
         course[name] = (table[key] - first[key]) / next(std for std in found if std > 1e-8)
     return pd.DataFrame(course)

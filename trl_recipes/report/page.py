@@ -230,8 +230,7 @@ def _warnings(run: RunFolder, stats: Rows, last: Mapping[str, Any]) -> list[tupl
     """Step (None: the whole run) and sentence of each; a failure first, then what alarms said."""
     failed = [(last.get("step"), f"The run failed. {last.get('said', '')}")]
     alarms = [(row.get("step"), str(row.get("alarm", ""))) for row in read_rows(run.alarms)]
-    needed = all(any(key in row for row in stats) for key in ("objective/kl", "env/reward_mean"))
-    parted = [overoptimization(stats, judge) for judge in judges_of(stats)] if needed else []
+    parted = [overoptimization(stats, judge) for judge in judges_of(stats)]
     ended = failed if last.get("how") == "failed" else []
     return [*ended, *alarms, *((None, sentence) for sentence in parted if sentence)]
 
