@@ -122,7 +122,7 @@ def model_config(size: Size) -> PreTrainedConfig:
 
 
 def _vocabulary(size: int) -> dict[str, int]:
-    """Let the last id begin, end and pad, as is the custom with GPT-2."""
+    """Use the last id to begin, end and pad, as GPT-2 does."""
     end = size - 1
     return {"vocab_size": size, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
 

@@ -65,7 +65,7 @@ class Report:
         return ", ".join(f"{ratio:.2f} of TRL's {what}" for what, ratio in self.ratios().items())
 
     def table(self) -> str:
-        """Lay the figures out as Markdown: median (least to most)."""
+        """Format the figures as Markdown: median (least to most)."""
         least, found = self.bound, {name: self.seconds(name) for name in self.results}
         rows = [["Seconds a step", *(NAMES[name] for name in found), "bound"]]
         for phase in (*PHASES, "step"):

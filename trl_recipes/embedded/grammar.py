@@ -72,7 +72,7 @@ class Writer:
         self.bound: dict[str, str] = {}  # what is drawn once a piece
 
     def sentences(self, symbol: str, mood: str) -> str:
-        """Expand a symbol and put articles and capital letters right."""
+        """Expand a symbol, then correct articles and capital letters."""
         text = A_BEFORE_VOWEL.sub(r"\1n ", self.expand(symbol, mood))
         return FIRST_LETTER.sub(lambda letter: letter.group().upper(), text)
 

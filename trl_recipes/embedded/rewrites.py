@@ -22,7 +22,7 @@ class Opinion(NamedTuple):
 
 
 class Review(NamedTuple):
-    """What a text says: its form, an opinion for each place in it, and the film it names."""
+    """A review taken apart: its form, an opinion for each place in it, and the film it names."""
 
     form: str
     opinions: tuple[Opinion, ...]

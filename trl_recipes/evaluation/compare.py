@@ -39,7 +39,7 @@ PAD = 0  # any token id will do: masks come from lengths
 
 @dataclass(frozen=True)
 class ModelResult:
-    """What one model answered and how that measures; lists have one entry a prompt."""
+    """One model's answers and their measures; lists have one entry per prompt."""
 
     name: str
     responses: list[str]  # without special tokens
@@ -70,7 +70,7 @@ class ModelResult:
         return distinct_n(self.token_ids, 2)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give every number and text, ready for JSON: summaries and what they were made from."""
+        """Collect all numbers and texts for JSON: summaries and what they were made from."""
         rows = {"response": self.responses, "length": self.lengths, **self.scores, "kl": self.kl}
         rows["reference_nll"] = self.reference_nll
         summaries = {}
@@ -97,7 +97,7 @@ class Comparison:
         return list(self.results[0].scores)
 
     def table(self) -> str:
-        """Lay the figures out for a terminal: a line a figure, a column a model."""
+        """Format the figures for a terminal: a row per figure, a column per model."""
         columns = {}
         for result in self.results:
             cells = {}
@@ -134,7 +134,7 @@ class Comparison:
         return "\n\n".join(blocks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give every number and text, ready for JSON: summaries and what they were made from."""
+        """Collect all numbers and texts for JSON: summaries and what they were made from."""
         return {
             "n": len(self.prompts),
             "seed": self.seed,

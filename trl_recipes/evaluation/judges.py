@@ -1,4 +1,4 @@
-"""What answers are judged by: lexicons and classifiers that training never sees, and its reward."""
+"""Judges of answers: lexicons and classifiers that training never sees, and a run's own rewards."""
 
 import logging
 import re
@@ -122,7 +122,7 @@ def mood_judges(
 
 
 def word_figures(comparison: Comparison, known_words: set[str]) -> str:
-    """Tell whether responses still are text: words that are known, and distinct pairs of words."""
+    """Say whether responses are still text: known words, and distinct pairs of words."""
     lines = []
     for result in comparison.results:
         known = known_share(result.responses, known_words)
@@ -148,7 +148,7 @@ def rewrite_metrics(dataset_name: str | None) -> list[RewardFunc]:
 
 
 def score_function(name: str | None, dataset_name: str | None) -> RewardFunc | None:
-    """Load the function whose scores the reward model learns; None: it learns preferences."""
+    """Load the function whose scores the reward model learns; None where it learns preferences."""
     if name is not None:
         return load_reward_funcs([name], source="--score_function")[0]
     return rewrite_metrics(None)[0] if dataset_name is None else None
@@ -216,7 +216,7 @@ def measures_of_run(run: str | Path, config: Mapping[str, Any]) -> dict[str, Rew
 def score_of(
     run: str | Path | None, model: nn.Module, reward_model: str | None, label: str, **trusted: bool
 ) -> tuple[RewardFunc, str]:
-    """Choose what scores a model's texts, and say what its number is.
+    """Choose what scores a model's texts, and name the score.
 
     `run` is the run that the model is of, or the model's name. Without `reward_model`, a sentiment
     classifier, the run's own reward model scores, or the functions that it names, else the embedded

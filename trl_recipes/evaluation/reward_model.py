@@ -64,7 +64,7 @@ class Figures:
     bins: list[Bin]
 
     def sentences(self) -> str:
-        """Lay the figures out for a terminal, one a line."""
+        """Format the figures for a terminal, one per line."""
         noun = "pairs" if self.kind == "pairs" else "texts"
         return SENTENCES[self.kind == "number"].format(n=f"n = {self.n} {noun}", **self.values)
 

@@ -116,7 +116,7 @@ def _own_settings(name: str, given: Any) -> dict[str, Any]:
 
 
 def config_of(run: Run, folder: Path, resume: bool = False) -> TrainingArguments:
-    """Make the configuration of a run's trainer.
+    """Build the configuration of a run's trainer.
 
     The learning rate stays constant, since how many steps a budget of tokens takes is known only
     at its end; `max_steps` is what responses of one token would take.
@@ -152,7 +152,7 @@ def config_of(run: Run, folder: Path, resume: bool = False) -> TrainingArguments
 
 
 def is_finished(run: Run, folder: Path, overwrite: bool = False) -> bool:
-    """Say whether a run need not be run again; refuse a folder that holds another run."""
+    """Tell whether a run has finished; refuse a folder that holds another run."""
     if overwrite or not (folder / SETTINGS_FILE).is_file():
         check_output_dir(folder, overwrite=overwrite)
         return False
@@ -289,7 +289,7 @@ class Curve(TrainerCallback):
 
 
 def figures(result: ModelResult) -> dict[str, float]:
-    """Give what the curves show of a policy's answers; their first measure is the reward."""
+    """Collect what the curves show of a policy's answers; their first measure is the reward."""
     return {
         "reward": result.interval(next(iter(result.scores)))[0],
         "kl": mean_interval(result.kl)[0],
@@ -325,7 +325,7 @@ class SweepRun:
         self.trainer.add_callback(Curve(folder, task, self.measure))
 
     def measure(self) -> ModelResult:
-        """Let the policy as it is now answer the held-out prompts."""
+        """Let the current policy answer the held-out prompts."""
         trainer = self.trainer
         with_values = getattr(trainer, "value_head_model", None)  # PPO's policy has a second head
         policy = trainer.model if with_values is None else with_values.pretrained_model

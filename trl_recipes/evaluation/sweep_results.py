@@ -67,7 +67,7 @@ class Results:
         return next(name for name in self.before if name not in FIGURES and name != "reward")
 
     def table(self) -> str:
-        """Lay the figures out as Markdown: a line a figure, mean (least to most) over the seeds."""
+        """Format the figures as Markdown: a row each, mean (least to most) over the seeds."""
         after = self.over_seeds()
         scores = [name for name in self.before if name not in FIGURES and name != "reward"]
         known = {name for figures in after.values() for name in figures}
@@ -92,7 +92,7 @@ class Results:
 
 
 def load_results(runs: Sequence[Run], folder: Path) -> Results | None:
-    """Read what the finished of the runs left; None where none is."""
+    """Read the results of the runs that have finished; None where none has."""
     done = [run for run in runs if (folder / run.folder_name / RESULT_FILE).is_file()]
     order = list(dict.fromkeys(run.algorithm for run in runs))
     done.sort(key=lambda run: order.index(run.algorithm))

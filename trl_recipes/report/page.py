@@ -61,9 +61,9 @@ _PARTS = {  # of a step's time, as rows hold it
 def write_report(
     run: str | os.PathLike | RunFolder, figures: Mapping[str, float] | None = None
 ) -> Path:
-    """Write report.html into a run folder, as far as the run has come; the main process does it.
+    """Write report.html of a run, as far as it has come, in the main process.
 
-    `figures` are what the run found, by name; they are kept with it.
+    `figures` are the run's results by name; they are kept in its folder.
     """
     run = run if isinstance(run, RunFolder) else RunFolder(run)
     if not is_main_process():
@@ -75,9 +75,9 @@ def write_report(
 
 
 def write_results(run: RunFolder, comparison: Any, samples: str | None = None) -> str:
-    """Keep what a finished run came to - `Comparison` with its start, pictures, page - and say it.
+    """Write a finished run's comparison with its start, pictures and page; return them as text.
 
-    `samples` are texts to tell first; None takes three prompts with their answers side by side.
+    `samples` is the text to begin with; None shows three prompts with their answers.
     """
     comparison.save(run.comparison)
     said = plot_run(load_stats(run.path), run.plots, run.path.name)

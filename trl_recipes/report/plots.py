@@ -106,7 +106,7 @@ def plot_stats(
 def plot_runs(
     runs: Mapping[str, Rows], path: str | Path | None = None, kl_target: float | None = None
 ) -> Figure:
-    """Lay several runs over each other, by name: a color each, the panels that all of them have."""
+    """Draw several runs over each other, by name: a color each, the panels that all of them have."""
     figure = _draw_runs(runs, kl_target)
     figure.legend(
         [Line2D([], [], linewidth=2.4, **look) for look in looks_of(len(runs))],

@@ -46,7 +46,7 @@ class BaselineConfig:
         check_width("n_embd", self.n_embd, "twice --n_head", self.n_head, 2 * self.n_head)
 
     def training(self, output_dir: str | Path, **shared: Any) -> PretrainConfig:
-        """Build the settings of the training; `shared` are further ones, such as `seed`."""
+        """Build the Trainer's settings; `shared` are further ones, such as `seed`."""
         return PretrainConfig(
             output_dir=str(output_dir),
             max_steps=self.baseline_steps,
@@ -61,7 +61,7 @@ class BaselineConfig:
         )
 
     def training_beside(self, config: TrainingArguments, output_dir: str | Path) -> PretrainConfig:
-        """Build the settings of the training before a GRPO run with `config`."""
+        """Build the Trainer's settings of the baseline of a GRPO run with `config`."""
         saving = {"save_strategy": config.save_strategy}
         saving["save_steps"] = 10 * config.save_steps  # its steps are as much quicker
         return self.training(output_dir, **saving, **shared_settings(config))
@@ -70,7 +70,7 @@ class BaselineConfig:
 def plan_shouting(
     run: RunFolder, args: Any, sizes: BaselineConfig, config: Any, text: str
 ) -> tuple[Stage, Stage, Stage, Stage, str]:
-    """Plan tokenizer, baseline, GRPO and evaluation of a run; and say what is there."""
+    """Plan tokenizer, baseline, GRPO and evaluation of a run, and say what is done."""
     needed = args.prompt_length + config.response_length
     if needed > sizes.context_length:
         raise RecipeError(

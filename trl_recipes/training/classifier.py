@@ -39,7 +39,7 @@ FRAGMENT_TOKENS = (4, 24)  # shortest and longest fragment
 
 @dataclass
 class ClassifierConfig(PretrainConfig):
-    """The same, with what suits a classifier of few texts."""
+    """PretrainConfig with the defaults that a classifier of few texts wants."""
 
     output_dir: str = setting("runs/classifier", "Folder of the run; the model is in it.")
     per_device_train_batch_size: int = setting(32, "Rows per process and step.")
@@ -65,7 +65,7 @@ class ClassifierSizes:
 
 
 def base_model(name: str | None) -> str | None:
-    """Find a base model, and refuse one that takes no head that scores texts.
+    """Resolve a base model's name, and refuse a model that cannot score texts.
 
     `name`: folder or hub name; `embedded` for this project's language model; None for none.
     """

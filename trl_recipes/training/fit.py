@@ -58,7 +58,7 @@ class PretrainConfig(TrainingArguments):
 
 
 def shared_settings(config: TrainingArguments) -> dict[str, Any]:
-    """Collect what a training takes over from the one that it comes before."""
+    """Collect the settings that a stage shares with the training that follows it."""
     names = ("seed", "use_cpu", "bf16", "report_to", "disable_tqdm", "check")
     return {name: getattr(config, name) for name in names}
 
@@ -83,10 +83,10 @@ def fit(
 ) -> dict[str, float]:
     """Train a model, evaluate it on held-out rows, and save it with its tokenizer.
 
-    `output_dir` is of both; that of `trainer.args` is the run folder. `before_training` returns
-    what is entered around the training; see `train_or_stop`. Returns "train_loss" (mean over the
-    run), "rows", "seconds" and "seconds_per_step"; with held-out rows also "heldout_loss" and the
-    trainer's own metrics with the same prefix.
+    Both go to `output_dir`; the run folder is that of `trainer.args`. `before_training` returns a
+    context that is entered around the training; see `train_or_stop`. Returns "train_loss" (mean
+    over the run), "rows", "seconds" and "seconds_per_step"; with held-out rows also "heldout_loss"
+    and the trainer's own metrics with the same prefix.
 
     Raises:
         RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.

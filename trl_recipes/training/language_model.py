@@ -51,7 +51,7 @@ def check_width(name: str, width: int, heads_name: str, heads: int, factor: int)
 def read_column(
     rows: Dataset, name: str, flag: str, source: str, advice: str = "Name one of them."
 ) -> list[Any]:
-    """Read a column, which `flag` names, of the data set called `source`."""
+    """Read a column of a data set; errors name the `flag` and the `source`."""
     if name not in rows.column_names:
         raise RecipeError(
             f"{flag}: {source} has no column `{name}`. Its columns are: "

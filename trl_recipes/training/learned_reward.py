@@ -1,4 +1,4 @@
-"""A reward whose model is trained in the same run, on texts that are no prompts."""
+"""A reward whose model is trained in the same run, on texts that are not prompts."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RewardArguments:
-    """The reward model: from what, and how it is trained."""
+    """What the reward model learns from, and how it is trained."""
 
     label_column: str = setting("label", "Column that holds the label.")
     reward_share: float = setting(0.5, "Fraction of the reviews that teach it, not prompts.")
@@ -46,7 +46,7 @@ class RewardArguments:
 
 
 def divide(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Divide rows, two at least, at random into two parts, each in the order of the rows."""
+    """Split rows at random into two parts, each in the original order."""
     order = np.random.default_rng(seed).permutation(len(rows))
     count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
     return rows.select(np.sort(order[:count])), rows.select(np.sort(order[count:]))
@@ -114,7 +114,7 @@ class LearnedReward:
         return prompts.select(kept)
 
     def load(self, folder: Any) -> None:
-        """Score by a trained model from now on: the log odds of the label, or its one logit."""
+        """Score with a trained model from now on: the log odds of the label, or its one logit."""
         sentiment = partial(SentimentReward, label=self.label, score="log_odds")
         self._function = (RewardModelReward if self._names is None else sentiment)(folder)
         self.ready = True

@@ -77,8 +77,8 @@ class StageArguments:
     )
     reward_model: str | None = setting(None, "A finished reward model, in place of that stage.")
     pretrain_steps: int = setting(1600, "Steps of pretraining.")
-    pretrain_batch_size: int = setting(32, "Pairs in a step of it.")
-    pretrain_learning_rate: float = setting(1e-3, "Its highest rate.")
+    pretrain_batch_size: int = setting(32, "Its pairs per step.")
+    pretrain_learning_rate: float = setting(1e-3, "Its peak learning rate.")
     reward_outputs: int = setting(4000, "Outputs that are compared for the reward model.")
     reward_swapped: float = setting(
         0.4,
@@ -87,8 +87,8 @@ class StageArguments:
     )
     reward_noise: float = setting(0.1, "Standard deviation of errors in the learned scores.")
     reward_steps: int = setting(800, "Steps of the reward model.")
-    reward_batch_size: int = setting(32, "Comparisons in a step of it.")
-    reward_learning_rate: float = setting(1e-3, "Its highest rate.")
+    reward_batch_size: int = setting(32, "Its comparisons per step.")
+    reward_learning_rate: float = setting(1e-3, "Its peak learning rate.")
 
     def __post_init__(self):
         unknown = [name for name in self.stages if name not in STAGES]

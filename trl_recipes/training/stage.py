@@ -78,7 +78,7 @@ class Stage:
         return RunFolder(self.folder)
 
     def read(self) -> None:
-        """Read what the folder holds; the main process does so for all."""
+        """Read the state that the folder holds; the main process does so for all."""
         note = None if self.overwrite else broadcast_from_main(self._note)
         self.begun = note is not None
         before, self.result = note or (self.settings, None)
@@ -146,7 +146,7 @@ class Stage:
         self.finish({"steps": trainer.state.global_step})
 
     def do(self, work: Callable[[], Any]) -> str:
-        """Do in the main process what is no training, unless that is done; return what it tells."""
+        """Run `work`, which trains nothing, in the main process, once; return its text."""
         if not self.done:
             self.begin()
             told = work() if is_main_process() else None
