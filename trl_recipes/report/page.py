@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from trl_recipes.describe import duration, printable
+from trl_recipes.describe import duration, is_number, printable
 from trl_recipes.diagnostics import judge, range_of
 from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError
@@ -28,7 +28,6 @@ from trl_recipes.report.plots import (
     ends,
     headline,
     intervals_of,
-    is_number,
     looks_of,
     number,
     panel_charts,

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from trl_recipes.describe import printable
+from trl_recipes.describe import is_number, printable
 from trl_recipes.stats import steps_of
 
 # After Okabe and Ito, so that color-blind readers tell them apart; each stands out from white paper
@@ -106,7 +106,7 @@ def plot_stats(
 def plot_runs(
     runs: Mapping[str, Rows], path: str | Path | None = None, kl_target: float | None = None
 ) -> Figure:
-    """Draw several runs over each other, by name: a color each, the panels that all of them have."""
+    """Draw several runs over each other, by name: a color each, the panels that all have."""
     figure = _draw_runs(runs, kl_target)
     figure.legend(
         [Line2D([], [], linewidth=2.4, **look) for look in looks_of(len(runs))],
@@ -219,11 +219,6 @@ def plus_minus(mean: object, half: object) -> str:
     digits = 3 if abs(mean) < 100 else 1
     shown = f"{round(mean, digits) + 0.0:.{digits}f}"  # + 0.0 makes -0.000 read 0.000
     return shown + (f" ± {half:.{digits}f}" if is_number(half) else "")
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def intervals_of(models: Mapping[str, Any], key: str) -> dict[str, tuple[Any, Any]]:

@@ -6,7 +6,6 @@ texts, or conversations (lists of messages). Labeled texts can be made into pair
 
 import bisect
 import logging
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_recipes.data.conversations import is_conversation
+from trl_recipes.describe import is_number
 from trl_recipes.errors import RecipeError
 from trl_recipes.training.language_model import check_values, read_column, read_texts
 
@@ -189,12 +189,6 @@ def pairs_of_labels(data: Labeled, per_text: int, seed: int) -> Pairs:
             pairs.append(pair if label > data.labels[other] else pair[::-1])
     pairs = [pair for pair in pairs if pair[0] != pair[1]]  # a text may have two labels
     return Pairs([better for better, _ in pairs], [worse for _, worse in pairs], fragments=True)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    return real and math.isfinite(value)
 
 
 def _class_names(values: list[Any], source: str) -> list[str]:

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from trl_recipes.data.files import load_rows
+from trl_recipes.describe import is_number
 from trl_recipes.distributed import broadcast_from_main
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length
@@ -36,7 +37,6 @@ from trl_recipes.run_folder import RunFolder
 from trl_recipes.settings import setting
 from trl_recipes.training.fit import PretrainConfig, fit, shared_settings
 from trl_recipes.training.language_model import check_values
-from trl_recipes.training.reward_data import is_number
 from trl_recipes.training.reward_model import RewardModelConfig, Row, score_trainer
 from trl_recipes.training.seq2seq import (
     Pair,
