@@ -158,7 +158,7 @@ VERSUS = (
     "compare_algorithms.py --model_name_or_path {gpt2} --reward_model {classifier} "
     "--dataset_name data.jsonl --tokens 400 --batch 8 --response_length 6 --eval_prompts 4 "
 )
-OTHER = '{"algorithm": "ppo", "seed": 0, "task": {"tokens": 9}}'
+OTHER = '{"algorithm": "ppo", "seed": 0, "task": {"tokens": 9}, "settings": {}}'
 REWARD_MODEL = "train_reward_model.py --dataset_name data.jsonl --output_dir out "
 RLHF = (
     "rlhf.py --model_name_or_path {gpt2} --dataset_name data.jsonl --output_dir out --max_steps 1 "
