@@ -51,8 +51,8 @@ def read(path: Path) -> NotebookNode:
 
 
 def sources_digest(notebook: NotebookNode) -> str:
-    """Give a checksum of all cells' sources; outputs do not count."""
-    cells = [[cell.cell_type, cell.source] for cell in notebook.cells]
+    """Give a checksum of the code; text and outputs do not count."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
 
 
