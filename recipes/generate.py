@@ -25,7 +25,7 @@ from trl_recipes import (
 from trl_recipes.evaluation.compare import mean_interval
 from trl_recipes.evaluation.judges import score_of
 from trl_recipes.models.loading import check_lengths
-from trl_recipes.rewards.text import reward_inputs
+from trl_recipes.rewards.base import reward_inputs
 
 
 @dataclass

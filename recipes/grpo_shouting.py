@@ -11,7 +11,8 @@ from functools import partial
 from typing import Literal
 
 from trl_recipes import GRPOConfig, GRPOTrainer, load_run, load_stats, run_recipe, setting
-from trl_recipes.data.characters import cut_prompts, divide_text, read_text
+from trl_recipes.data.characters import cut_prompts, divide_text
+from trl_recipes.data.files import read_text
 from trl_recipes.data.tokenizers import character_tokenizer
 from trl_recipes.distributed import print_main
 from trl_recipes.embedded.dialogue import write_dialogue
@@ -45,7 +46,7 @@ def report_baseline(run: RunFolder) -> None:
 def main(args: ShoutingArguments, sizes: BaselineConfig, config: GRPOConfig) -> None:
     config.save_to("runs/shouting")
     run, settings = RunFolder(config.output_dir), (args, sizes, config)
-    text = read_text(args.text_file) if args.text_file else write_dialogue()
+    text = read_text(args.text_file, "--text_file") if args.text_file else write_dialogue()
     train_text, heldout_text = divide_text(text, sizes.context_length, args.text_file or "the play")
     alphabet, baseline, grpo, last, plan = characters.plan_shouting(run, args, sizes, config, text)
 

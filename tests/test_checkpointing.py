@@ -85,15 +85,16 @@ def test_damage_is_named_and_the_checkpoint_before_is_taken(run, name, harm, cap
     assert f"`{name}` is " in reason
     with caplog.at_level(logging.WARNING):
         assert found(run, True).name == taken
-    assert f"checkpoint-10`: it is damaged: {reason}" in caplog.text
-    with pytest.raises(RecipeError, match=rf"is damaged: `{name}`|is no checkpoint"):
+    assert f"checkpoint-10` is damaged: {reason}" in caplog.text
+    with pytest.raises(RecipeError, match=rf"is no whole checkpoint: `{name}` is"):
         found(run, str(newest))
 
 
 def test_where_all_are_damaged_each_is_named(run):
     (run / "checkpoints" / "checkpoint-9" / "trainer_state.json").unlink()
     truncate(run / "checkpoints" / "checkpoint-10" / "model.safetensors")
-    with pytest.raises(RecipeError, match=r"-10`: `model.safetensors` is .*-9`: `trainer_") as e:
+    told = r"-10` is damaged: `model.safetensors` is .*-9` is damaged: `trainer_"
+    with pytest.raises(RecipeError, match=told) as e:
         found(run)
     assert "--overwrite_output_dir" in str(e.value)
 
@@ -101,7 +102,7 @@ def test_where_all_are_damaged_each_is_named(run):
 def test_a_run_without_checkpoints_has_none_to_find(tmp_path):
     assert found(tmp_path) is None
     assert found(tmp_path, None) is None
-    with pytest.raises(RecipeError, match=r"is no checkpoint .*Give `true`.*: none"):
+    with pytest.raises(RecipeError, match=r"is no whole checkpoint.*Give `true`.*: none"):
         found(tmp_path, str(tmp_path))
 
 

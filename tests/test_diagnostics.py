@@ -88,10 +88,10 @@ def test_a_healthy_run_rings_nothing():
 
 
 def test_a_run_without_kl_penalty_and_with_a_high_learning_rate_rings():
-    """It ends in "I see we see we see we see we", 10 tokens long where limits have that mean."""
+    """It ends in "I see we see we see we see we"."""
     watch = ppo()
     found = rung(watch, curve("collapsing"))
-    assert set(watch.said) == {"falling diversity", "full length"}
+    assert set(watch.said) == {"falling diversity"}
     assert all(2 * WINDOW <= step < 30 for step, _ in found)
     assert "init_kl_coef" in watch.said["falling diversity"]
 
@@ -101,10 +101,10 @@ def test_a_run_without_kl_penalty_and_with_a_high_learning_rate_rings():
     [
         ({}, {"objective/kl": lambda i: -1.5 - 0.1 * i}, RUNNING, ["-1.70", "top_k"]),
         (
-            {"ratio_threshold": 7},
+            {},
             {"ppo/skipped_minibatches": lambda i: 2 * (i > 4)},
             6,
-            ["2 minibatch", "(7)", "learning_rate"],
+            ["2 minibatch", "learning_rate"],
         ),
         (  # 0 but for rounding
             {},
@@ -112,7 +112,7 @@ def test_a_run_without_kl_penalty_and_with_a_high_learning_rate_rings():
             RUNNING,
             ["0.1", "reward function"],
         ),
-        ({"batch_size": 8}, {"samples/unique": 1 / 8}, RUNNING, ["all 8 responses"]),
+        ({"batch_size": 8}, {"samples/unique": 1 / 8}, RUNNING, ["all responses of a batch"]),
         ({"min_response_length": None}, {LENGTH: 16.0}, RUNNING, ["16 tokens", "end token"]),
     ],
     ids=["negative KL", "skipped", "equal scores", "equal responses", "full length"],
@@ -134,9 +134,7 @@ def test_an_alarm_of_ppo_rings_once_and_says_why(settings, changes, step, words)
         ({"batch_size": 1}, {"samples/unique": 1.0}),
         ({"min_response_length": None, "stop_token": None}, {LENGTH: 16.0}),
         ({"min_response_length": None}, {LENGTH: 15.99}),
-        # limits of 4 to 16 have the mean 10: responses that are only ever cut are 10 tokens long
-        ({}, {LENGTH: lambda i: 10 + 0.2 * (-1) ** i}),
-        ({}, {LENGTH: lambda i: min(9.6, 8.7 + i / 15)}),
+        ({}, {LENGTH: 16.0}),  # limits are drawn from 4 to 16
         ({}, {"samples/distinct_2": lambda i: 0.6 - 0.012 * i}),  # the score does not rise
         ({}, {"objective/kl": float("nan"), "samples/unique": None}),
     ],
@@ -145,13 +143,6 @@ def test_what_is_no_alarm_of_ppo_keeps_silent(settings, changes):
     given = rows(40, **changes)
     assert rung(ppo(**settings), given) == []
     assert rung(ppo(**settings), [{"step": 0}, *given]) == []
-
-
-def test_ceasing_to_end_is_an_alarm_where_limits_are_drawn():
-    given = rows(40, **{LENGTH: lambda i: min(10.0, 8.7 + i / 15)})
-    ((step, sentence),) = rung(ppo(), given)
-    assert step > 2 * WINDOW
-    assert "4 to 16" in sentence
 
 
 def test_diversity_that_falls_while_the_score_rises_is_an_alarm():

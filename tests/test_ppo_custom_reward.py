@@ -53,7 +53,7 @@ def test_text_before_and_after_is_shown_with_every_component(finished):
     assert table >= set(COMPONENTS)
 
 
-def test_every_component_is_in_every_row_raw_and_with_what_normalised_it(finished):
+def test_every_component_is_in_every_row_raw_and_with_what_normalized_it(finished):
     rows = [json.loads(line) for line in (finished[0] / "all_stats.jsonl").read_text().splitlines()]
     assert len(rows) == 2
     for component in COMPONENTS:
@@ -70,7 +70,7 @@ def test_only_the_attention_was_trained(finished, tiny_gpt2):
     assert all(".attn." in name for name in changed)
 
 
-def test_version_1_optimises_perplexity_and_logs_the_rest(tiny_gpt2, tmp_path):
+def test_version_1_optimizes_perplexity_and_logs_the_rest(tiny_gpt2, tmp_path):
     (tmp_path / "goal.txt").write_text("A dull film.")
     run(tiny_gpt2, tmp_path / "run", "--version", "1", "--reference_text", f"{tmp_path}/goal.txt")
     for line in (tmp_path / "run" / "all_stats.jsonl").read_text().splitlines():

@@ -84,9 +84,13 @@ def test_a_broken_line_in_the_middle_is_named_with_its_number(tmp_path):
         load_stats(tmp_path / "s.jsonl")
 
 
-def test_a_line_that_is_no_object_is_named(tmp_path):
-    (tmp_path / "s.jsonl").write_text("[1, 2]\n")
-    with pytest.raises(RecipeError, match=r"line 1: expected an object"):
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [("[1, 2]", "line 1: expected an object"), ('{"step": "one"}', "row 1: `step` is 'one'")],
+)
+def test_a_line_that_is_no_row_of_numbers_is_named(tmp_path, row, told):
+    (tmp_path / "s.jsonl").write_text(row + "\n")
+    with pytest.raises(RecipeError, match=told):
         load_stats(tmp_path / "s.jsonl")
 
 

@@ -134,9 +134,7 @@ LIST = [{"prompt": text} for text in TEXTS]
         ((row for row in LIST), "generator, which has no length"),
         (TEXTS, "a list whose row 1 is no dict"),
         (Dataset.from_dict({"text": TEXTS}), "no prompts: its columns are text"),
-        ([{"prompt": "w1"}, {"prompt": 1}], "mixes types in one column: prompt"),
-        ([{"prompt": "w1"}, {"prompt": "w2", "id": 2**70}], "column `id`, row 2 holds a whole"),
-        ([{"prompt": "w1"}, {"prompt": "w2 \ud83d"}], "column `prompt`, row 2 holds half a char"),
+        ([{"prompt": "w1"}, {"prompt": 1}], "column `prompt`: .*one type"),
     ],
 )
 def test_every_form_of_a_data_set_works_or_is_named(kind, data, refused):
@@ -172,11 +170,10 @@ def test_a_prompt_that_is_empty_or_none_names_its_row(kind, column, values, told
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([[1], [], [2]], "row 2 holds no tokens"),
+        ([[1], [], [2]], r"row 2 holds \[\]"),
         ([[1], [2], None], "row 3 holds None"),
-        ([[1], [2, 10**6]], "row 2 holds token id 1000000, outside the model's vocabulary of"),
-        ([[1, -2]], "row 1 holds token id -2, outside"),
-        ([[[1], [2]]], "row 1 holds .*Give a list of whole numbers"),
+        ([[1], [2, 10**6]], r"row 2 holds \[2, 1000000\]. Give .*the model's vocabulary"),
+        ([[[1], [2]]], r"row 1 holds \[\["),
     ],
 )
 def test_token_ids_that_cannot_be_trained_on_name_their_row(rows, told):

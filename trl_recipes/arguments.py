@@ -7,8 +7,8 @@ Built on `trl.TrlParser`: flags carry the names of dataclass fields, a YAML file
 import argparse
 import dataclasses
 import difflib
-import functools
 import inspect
+import logging
 import os
 import re
 import sys
@@ -30,41 +30,17 @@ from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.run_folder import GIVEN, own_fields
 from trl_recipes.settings import check_range, check_trackers
 
-# Inherited flags that every recipe explains, with the sentence that it prints for them.
-SHARED_FLAGS = {
+# Flags of transformers and TRL that --help shows beside ours.
+_SHOWN = (
+    "model_name_or_path output_dir seed max_steps save_steps save_total_limit "
+    "resume_from_checkpoint learning_rate report_to use_peft lora_r lora_alpha lora_dropout "
+    "lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type"
+)
+_HELP = {
     "model_name_or_path": "Start model: a folder, GGUF file or hub name; embedded when left out.",
-    "dataset_name": "Data set: a file, a folder or a hub name; embedded when left out.",
-    "reward_model": "Model that gives the reward: a folder or a hub name; embedded when left out.",
-    "reward_funcs": "Reward functions.",
-    "trust_remote_code": "Run code that a model from the hub brings along.",
-    "output_dir": "Folder that the run writes to.",
-    "overwrite_output_dir": "Replace the run that the output folder holds.",
-    "seed": "Seed of everything that is random.",
-    "max_steps": "Number of training steps.",
-    "save_steps": "Steps from one checkpoint to the next.",
-    "save_total_limit": "Number of checkpoints to keep.",
     "resume_from_checkpoint": "Go on from a checkpoint: its folder, or true for the newest.",
-    "learning_rate": "Learning rate at the start.",
-    "report_to": "Trackers to log to besides the run folder.",
-    "use_peft": "Train a LoRA adapter instead of the whole model.",
-    "lora_r": "Rank of the LoRA matrices.",
-    "lora_alpha": "Scale of the LoRA matrices, divided by their rank.",
-    "lora_dropout": "Dropout of the LoRA matrices.",
-    "lora_target_modules": "Names of the modules that get LoRA matrices.",
-    "lora_target_parameters": "Names of the parameters that get LoRA matrices.",
-    "lora_modules_to_save": "Names of modules to train whole beside the LoRA matrices.",
-    "lora_task_type": "Task that peft prepares the adapter for.",
-    "trainable": "Which weights are trained.",
-    "check": "Check everything, try a few steps, say what the run takes; write nothing.",
 }
 _CONFIG_HELP = "YAML file with the same names as the flags; a flag wins over the file."
-# Flags of earlier versions, as many scripts write them, and what they are called now.
-_RENAMED = {
-    "torch_dtype": "dtype",
-    "evaluation_strategy": "eval_strategy",
-    "no_cuda": "use_cpu",
-    "warmup_ratio": "warmup_steps",
-}
 # Lists whose entries may be `name: {setting: value}` in YAML; each has a loader that checks them.
 _WITH_SETTINGS = ("reward_funcs", "metrics")
 _SEE_HELP = "Run with --help to see the flags."
@@ -82,9 +58,9 @@ def run_recipe(
     """Parse the arguments, call `main` with one object for each dataclass, tell mistakes.
 
     A `RecipeError` is printed to stderr without a traceback and ends the process with exit code 2;
-    Ctrl-C and SIGTERM end it with 130 and 143. Of several processes the main one speaks; another
-    one does only when the launcher has not stopped it soon after, which means that the main one
-    had no error. Where a recipe does not train, the main one does its work alone.
+    Ctrl-C and SIGTERM end it with 130 and 143. Of several processes the main one tells its error;
+    another one only where the launcher has not stopped it soon after. Where a recipe does not
+    train, the main one does its work alone.
 
     `default_config` names a YAML file in the folder `configs` beside the script, without its
     suffix; it is read when neither --config nor --model_name_or_path is given.
@@ -93,6 +69,7 @@ def run_recipe(
     processes.join_launch() if trains else processes.leave_launch()
     transformers.logging.disable_progress_bar()  # one bar a run: the one that shows its score
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are told by ours
     description = inspect.getdoc(inspect.getmodule(main)) or ""
     config = None
     if default_config is not None:
@@ -148,10 +125,8 @@ def parse_arguments(
         values = _read_config(path, parser)
         parser.set_defaults_with_config(**values)
         given |= set(values)
-    if helps:  # after the file, so that the defaults told are those that hold
-        parser.add_argument("--config", metavar="FILE", help=_CONFIG_HELP)
-        shown = parser.format_help() if own.help_all else _help(parser, description, path)
-        processes.print_main(shown)
+    if helps:  # after the file, whose values are then the defaults
+        processes.print_main(_help(parser, description, path, own.help_all))
         sys.exit(0)
     try:
         parsed = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
@@ -179,7 +154,7 @@ class _Parser(TrlParser):
         for action in self._actions:
             self.flags.setdefault(action.dest, action)  # of `--x` and `--no_x` the first
             # `--bf16` alone must mean true for optional booleans too, as it does for plain ones.
-            if _is_bool(action) and action.option_strings and action.nargs is None:
+            if _is_bool(action) and action.nargs is None:
                 action.nargs, action.const = "?", True
 
     @staticmethod
@@ -265,14 +240,11 @@ def _instead(name: str, parser: _Parser, prefix: str = "") -> str:
         reason = getattr(dataclass_type, "refused", {}).get(name)
         if reason is not None:
             return f"It is TRL's, and no setting here: {reason}."
-    if _RENAMED.get(name) in parser.flags:
-        return f"It is called `{prefix}{_RENAMED[name]}` now."
     near = difflib.get_close_matches(name, parser.flags, n=1)
     return f"Did you mean `{prefix}{near[0]}`? {_SEE_HELP}" if near else _SEE_HELP
 
 
 def _read_config(path: Path, parser: _Parser) -> dict[str, Any]:
-    """Read the settings of a YAML file, each converted as its flag would convert the same text."""
     hints: dict[str, Any] = {}
     for dataclass_type in parser.dataclass_types:
         hints |= typing.get_type_hints(dataclass_type)
@@ -281,7 +253,7 @@ def _read_config(path: Path, parser: _Parser) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in parser.flags:
             raise RecipeError(f"Unknown key `{key}` in `{path}`. {_instead(name, parser)}")
-        values[name] = _yaml_value(parser, parser.flags[name], hints[name], value, path)
+        values[name] = _converted(parser, parser.flags[name], hints[name], value, path)
     return values
 
 
@@ -290,143 +262,83 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         values, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-    except FileNotFoundError as error:
-        raise RecipeError(f"--config: there is no file `{path}`. Check the path.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
         raise RecipeError(
-            f"--config: `{path}` could not be read ({reason}). Give a YAML file in UTF-8."
+            f"--config: `{path}` could not be read ({reason}). Check the path, or fix the file."
         ) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise RecipeError(f"--config: `{path}`{line}: {problem}. Fix the file.") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise RecipeError(
             f"--config: `{path}` holds a {type(values).__name__}, not `flag: value` lines."
         )
-    keys: set[str] = set()
-    for key, _ in node.value:
-        if key.value in keys:
-            raise RecipeError(
-                f"--config: `{path}`, line {key.start_mark.line + 1}: the key `{key.value}` stands "
-                "there twice. Fix the file."
-            )
-        keys.add(key.value)
+    if len(node.value) > len(values):
+        keys = [key.value for key, _ in node.value]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise RecipeError(f"--config: `{path}` holds the key `{twice}` twice. Fix the file.")
     return values
 
 
-def _yaml_value(parser: _Parser, action: argparse.Action, hint: Any, value: Any, path: Path) -> Any:
+def _converted(parser: _Parser, action: argparse.Action, hint: Any, value: Any, path: Path) -> Any:
     """Convert a YAML value as its flag would convert the same text."""
-    key, several = action.dest, action.nargs == "+"
+    where, several = f"`{path}`: `{action.dest}`", action.nargs == "+"
     kinds = {typing.get_origin(kind) or kind for kind in (hint, *typing.get_args(hint))}
     if value is None:
         if NoneType in kinds or action.default is None:
             return None
-        raise RecipeError(
-            f"`{path}`: `{key}` is empty. Give a value, or leave the key out for the default "
-            f"({action.default})."
-        )
-    if isinstance(value, dict | list) and not (several and isinstance(value, list)):
+        raise RecipeError(f"{where} is empty. Give a value, or leave the key out for the default.")
+    if several:
+        entries = value if isinstance(value, list) else [value]
+        of_names = action.dest in _WITH_SETTINGS
+        return [
+            entry if of_names and isinstance(entry, dict) else _scalar(parser, action, entry, where)
+            for entry in entries
+        ]
+    if isinstance(value, dict | list):
         if type(value) in kinds:
             return value
-        kind = "keys and values" if isinstance(value, dict) else "a list"
-        raise RecipeError(f"`{path}`: `{key}` takes one value, not {kind} ({value}).")
-    if not several:
-        return _scalar(parser, action, value, path)
-    return [
-        entry
-        if key in _WITH_SETTINGS and isinstance(entry, dict)
-        else _scalar(parser, action, entry, path)
-        for entry in (value if isinstance(value, list) else [value])
-    ]
+        raise RecipeError(f"{where} takes one value, not {value}.")
+    return _scalar(parser, action, value, where)
 
 
-def _scalar(parser: _Parser, action: argparse.Action, value: Any, path: Path) -> Any:
-    key = action.dest
+def _scalar(parser: _Parser, action: argparse.Action, value: Any, where: str) -> Any:
     if isinstance(value, bool) and not _is_bool(action):
         raise RecipeError(
-            f"`{path}`: `{key}` is {str(value).lower()}, but it takes {_takes(action)}. YAML reads "
-            "a bare yes, no, on or off as true or false: put a word in quotes."
+            f"{where} is {str(value).lower()}. YAML reads a bare yes, no, on or off as true or "
+            "false: put a word in quotes."
         )
-    if value is None or isinstance(value, list | dict):
-        raise RecipeError(f"`{path}`: `{key}` holds {value!r} in its list. Give plain values.")
     try:
         converted = parser._get_value(action, str(value))
         parser._check_value(action, converted)
     except argparse.ArgumentError as error:
-        raise RecipeError(
-            f"`{path}`: `{key}` is {value!r}, but it takes {_takes(action)}. Fix the value."
-        ) from error
-    check_range(key, converted, where=f"`{path}`: ")
+        raise RecipeError(f"{where}: {error.message}. Fix the value.") from error
     return converted
 
 
-def _takes(action: argparse.Action) -> str:
-    """What a flag takes, in words."""
-    if action.choices is not None:
-        return "one of " + ", ".join(str(choice) for choice in action.choices)
-    words = {"int": "a whole number", "float": "a number", "str": "a text"}
-    name = getattr(action.type, "__name__", str(action.type))
-    return "true or false" if _is_bool(action) else words.get(name, name)
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows each default that the help text does not tell."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=6, width=98)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        told = action.default in (None, argparse.SUPPRESS) or "default" in action.help
+        return action.help if told else f"{action.help} (default: %(default)s)"
 
 
-def _help(parser: _Parser, description: str, config_path: Path | None) -> str:
-    """Usage, description, and our flags in one group for each dataclass."""
-    shown = argparse.ArgumentParser(
-        prog=Path(sys.argv[0]).name,
-        usage="%(prog)s [--config FILE] [--flag value ...]",
-        description=description.replace("%", "%%"),
-        epilog="Every flag of transformers.TrainingArguments and of the trl classes behind these "
-        "works too;\n--help_all lists them.",
-        add_help=False,
-        formatter_class=functools.partial(
-            argparse.RawDescriptionHelpFormatter, max_help_position=6, width=98
-        ),
-    )
-    usual = os.path.relpath(config_path) if config_path else "none"
-    shown.add_argument("--config", metavar="FILE", help=f"{_CONFIG_HELP} Default: {usual}.")
-    for dataclass_type in parser.dataclass_types:
-        group = shown.add_argument_group(dataclass_type.__name__)
-        own = own_fields(dataclass_type)
-        fields = {field.name for field in dataclasses.fields(dataclass_type) if field.init}
-        for name in dict.fromkeys([*own, *SHARED_FLAGS]):
-            if name in fields:
-                action = parser.flags[name]
-                text = action.help if name in own else None
-                text = text or SHARED_FLAGS.get(name) or action.help or ""
-                group.add_argument(
-                    f"--{name}",
-                    nargs=action.nargs,
-                    choices=action.choices,
-                    metavar=None if action.choices else _metavar(action),
-                    help=_with_default(text, action).replace("%", "%%"),
-                )
-    return shown.format_help()
-
-
-def _metavar(action: argparse.Action) -> str:
-    if _is_bool(action):
-        return "true|false"
-    kind = getattr(action.type, "__name__", "value")
-    return {"int": "INT", "float": "NUMBER", "str": "TEXT"}.get(kind, "VALUE")
-
-
-def _with_default(text: str, action: argparse.Action) -> str:
-    """The help text as a sentence, followed by the default."""
-    text = " ".join(text.split())
-    if text and not text.endswith((".", "!", "?")):
-        text += "."
-    default = getattr(action.default, "value", action.default)
-    if isinstance(default, bool):
-        default = str(default).lower()
-    if isinstance(default, list):
-        default = " ".join(str(entry) for entry in default)
-    if action.required:
-        return f"{text} Required.".lstrip()
-    if default is None:  # the text may say what happens then
-        return text if "default" in text or "left out" in text else f"{text} Default: none."
-    return f"{text} Default: {default}.".lstrip()
+def _help(parser: _Parser, description: str, path: Path | None, every_flag: bool) -> str:
+    """What --help prints: our flags and some of transformers' and TRL's; or every one."""
+    ours = {name for kind in parser.dataclass_types for name in own_fields(kind)}
+    for action in parser._actions:
+        name, action.option_strings = action.dest, action.option_strings[:1]
+        text = None if name in ours else _HELP.get(name)
+        shown = every_flag or name in {*ours, *_SHOWN.split()}
+        action.help = text or action.help if shown else argparse.SUPPRESS
+    usual = os.path.relpath(path) if path else None
+    parser.add_argument("--config", metavar="FILE", default=usual, help=_CONFIG_HELP)
+    parser.formatter_class = _HelpFormatter
+    parser.usage = "%(prog)s [--config FILE] [--flag value ...]"
+    parser.description = description.replace("%", "%%")
+    parser.epilog = "--help_all lists every flag of transformers.TrainingArguments and TRL, too."
+    return parser.format_help()

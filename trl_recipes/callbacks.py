@@ -114,13 +114,10 @@ class LossLog(TrainerCallback):
 
 
 class StopSignals:
-    """Notes the first SIGTERM or Ctrl-C while its block runs; a second one stops at once.
+    """Notes the first SIGTERM or Ctrl-C, in `received`; a second one stops at once.
 
     Of several processes, one that gets the launcher's SIGTERM because another has ended ends at
     once too: there is nothing that it could save.
-
-    Attributes:
-        received: the signal, or None.
     """
 
     WATCHED = (signal.SIGTERM, signal.SIGINT)
@@ -181,9 +178,9 @@ def train_or_stop(
 ) -> TrainOutput:
     """Run a trainer in the folder that its `args` name, until it ends or is told to.
 
-    `before_training`, of a training on texts, gives what is entered around it once all was found
-    fit, to make the run folder ready; the losses are logged there. None leaves no run. `train`, by
-    default the trainer's own, is called with `resume_from_checkpoint`; `about` is for its record.
+    `before_training`, of a training on texts, makes the run folder ready around it; losses are
+    logged there. `train`, by default the trainer's own, is called with `resume_from_checkpoint`;
+    `about` is for the record of the run. Without either no record is kept.
 
     Raises:
         RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
@@ -252,7 +249,7 @@ def _about(trainer: Trainer) -> str:
 def own_copy(config: Any) -> Any:
     """Copy a trainer's configuration, so that what is worked out for it is not for the next.
 
-    Of `push_to_hub` we take care, in `push_model`: transformers would push whole run folders.
+    `push_to_hub` is left to `push_model`: transformers would push whole run folders.
     """
     config = copy.copy(config)
     config.pushes, config.push_to_hub = config.push_to_hub, False
@@ -269,11 +266,12 @@ def own_copy(config: Any) -> Any:
 
 def push_model(config: Any, folder: Path) -> None:
     """Upload a saved model where `push_to_hub` asked for it; an upload that fails is told."""
+    if not config.pushes:
+        return
     name = config.hub_model_id or Path(config.output_dir or folder).absolute().name
     try:
-        if config.pushes:
-            api = HfApi(token=config.hub_token)
-            name = api.create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
-            api.upload_folder(repo_id=name, folder_path=folder)
+        api = HfApi(token=config.hub_token)
+        name = api.create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
+        api.upload_folder(repo_id=name, folder_path=folder)
     except Exception as error:
         logger.warning("Not pushed (%s): upload it with `hf upload %s %s`.", error, name, folder)

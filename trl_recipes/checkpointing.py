@@ -43,8 +43,8 @@ _BLOCK = 1 << 26  # bytes of a file that travel at once
 def whole_checkpoints(trainer: Trainer) -> Iterator[None]:
     """Have a trainer write each checkpoint into `checkpoints/` of its run, whole or not at all.
 
-    `_save_checkpoint`, transformers' one place for it, writes into a folder beside the others,
-    which gets its name when it lies on the disk as a whole. A disk that takes no more ends no run.
+    transformers' `_save_checkpoint` writes into a folder beside the others, which gets its name
+    when it lies on the disk as a whole. A full disk ends no run.
     """
     save = trainer._save_checkpoint
     trainer._save_checkpoint = partial(_save_whole, trainer, save)
@@ -141,8 +141,7 @@ def damage(checkpoint: Path) -> str | None:
 def find_checkpoint(args: TrainingArguments) -> Path | None:
     """Find the checkpoint to resume from, in the main process for all.
 
-    `resume_from_checkpoint` names its folder, or asks for the newest whole one of the run (true);
-    None where it does neither, or the run has none yet.
+    `resume_from_checkpoint` names its folder, or asks for the newest whole one of the run (true).
     """
     wanted = args.resume_from_checkpoint
     if not wanted:
@@ -156,30 +155,25 @@ def _find(run: RunFolder, wanted: str) -> Path | None:
     known = checkpoints_in(run.checkpoints)
     if wanted.lower() not in ("true", "1", "yes"):
         path = Path(wanted).expanduser()
-        if not (path / TRAINER_STATE_NAME).is_file():
+        if reason := damage(path):
             names = ", ".join(f"`{each}`" for each in known) or "none"
             raise RecipeError(
-                f"--resume_from_checkpoint: `{path}` is no checkpoint (it holds no "
-                f"{TRAINER_STATE_NAME}). Give `true` for the newest one, or one of: {names}."
-            )
-        if reason := damage(path):
-            raise RecipeError(
-                f"--resume_from_checkpoint: `{path}` is damaged: {reason}. Give `true` to go on "
-                "from the newest whole one."
+                f"--resume_from_checkpoint: `{path}` is no whole checkpoint: {reason}. Give "
+                f"`true` for the newest whole one, or one of: {names}."
             )
         return path
-    reasons = {}
+    reasons = []
     for path in known:
-        reasons[path] = damage(path)
-        if reasons[path] is None:
-            for skipped in list(reasons)[:-1]:
-                _log.warning("Skipped `%s`: it is damaged: %s.", skipped, reasons[skipped])
+        reason = damage(path)
+        if reason is None:
+            if reasons:
+                _log.warning("Skipped: %s.", "; ".join(reasons))
             return path
+        reasons.append(f"`{path}` is damaged: {reason}")
     if reasons:
-        each = "; ".join(f"`{path.name}`: {reason}" for path, reason in reasons.items())
         raise RecipeError(
-            f"--resume_from_checkpoint: every checkpoint in `{run.checkpoints}` is damaged "
-            f"({each}). Start anew with --overwrite_output_dir."
+            f"--resume_from_checkpoint: no whole checkpoint is left ({'; '.join(reasons)}). Start "
+            "anew with --overwrite_output_dir."
         )
     _log.warning("`%s` has no checkpoint yet: starting at its first step.", run)
     return None

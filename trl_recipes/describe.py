@@ -18,8 +18,7 @@ ABOUT_THE_LOSS = (
 def printable(text: str) -> str:
     """Make text safe for a terminal and one line: control characters become spaces.
 
-    That takes in escape sequences, which could hide or rewrite what stands on the screen, and
-    characters that turn the direction of writing.
+    That takes in escape sequences and characters that turn the direction of writing.
 
     >>> printable("red " + chr(27) + "[31mtext")
     'red  [31mtext'
@@ -85,51 +84,28 @@ def describe_run(
     `algorithm` is PPO, GRPO or RLOO, and `model` the trainer's, as it trains it.
     """
     config = trainer.args
-    ppo = algorithm == "PPO"
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    part = "all of them" if trained == total else f"{_count(trained)} of them"
-    shortest = (ppo and config.min_response_length) or config.response_length
-    response = _tokens(shortest, config.response_length)
-    arithmetic = (_ppo_steps if ppo else _group_steps)(config, steps)
     processes = config.world_size or 1
-    precision = "bfloat16 autocast" if config.bf16 else "float32"
+    if algorithm == "PPO":
+        shortest, about_the_loss = config.min_response_length or 1, ""
+        batch = f"gone over {config.ppo_epochs} times in {config.num_mini_batches} optimizer steps"
+        kl = f"KL coefficient {config.init_kl_coef:g}"
+        if config.adap_kl_ctrl:
+            kl += f", adapted towards {config.target:g} nats"
+    else:
+        shortest, about_the_loss = 1, f" {ABOUT_THE_LOSS}"
+        batch = f"{config.num_generations} to a prompt, gone over {config.num_iterations} times"
+        kl = f"beta {config.beta:g}"
     return (
-        f"{algorithm} on {type(getattr(model, 'policy', model)).__name__} with {_count(total)} "
-        f"parameters, training {part}, rewarded by {', '.join(trainer.rewards.names)}. "
-        f"{_tokens(min(prompt_lengths), max(prompt_lengths))} of {len(prompt_lengths)} prompts are "
-        f"continued by {response if ppo else f'at most {response}'}. {steps} steps, each of "
-        f"{config.batch_size * processes} responses{arithmetic}; learning rate "
-        f"{config.learning_rate:g}; {precision} on {trainer.accelerator.device}, {processes} "
-        f"process{'es' if processes > 1 else ''}, seed {config.seed}."
-        f"{'' if ppo else f' {ABOUT_THE_LOSS}'}{trainer.rewards.described()}"
-    )
-
-
-def _ppo_steps(config: Any, steps: int) -> str:
-    samples = config.batch_size * (config.world_size or 1)
-    passes = config.gradient_accumulation_steps
-    split = "" if passes == 1 else f" ({passes} passes of {config.mini_batch_size})"
-    epochs = {1: "once", 2: "twice"}.get(config.ppo_epochs, f"{config.ppo_epochs} times")
-    adaptive = f", adapted towards {config.target:g} nats" if config.adap_kl_ctrl else ", fixed"
-    return (
-        f" gone over {epochs} in optimizer steps of {samples // config.num_mini_batches}{split}: "
-        f"{steps * samples} responses and {steps * config.ppo_epochs * config.num_mini_batches} "
-        f"optimizer steps in all. KL coefficient {config.init_kl_coef:g}{adaptive}"
-    )
-
-
-def _group_steps(config: Any, steps: int) -> str:
-    samples, sampled = config.batch_size * config.world_size, config.generation_batch_size
-    passes, again = config.gradient_accumulation_steps, config.num_iterations
-    split = "" if passes == 1 else f" in {passes} passes of {config.mini_batch_size}"
-    at_once = "" if sampled == samples else f", sampled {sampled} at a time"
-    repeated = "" if again == 1 else f", gone over {again} times"
-    responses = -(-steps * samples // (sampled * again)) * sampled
-    kl = f"Weight of the KL {config.beta:g}" if config.beta else "No reference model"
-    return (
-        f"{split}{at_once}{repeated}: {sampled // config.num_generations} prompts with "
-        f"{config.num_generations} responses each, {responses} responses in all. {kl}"
+        f"{algorithm} on {type(getattr(model, 'policy', model)).__name__} with {total:,} "
+        f"parameters, training {trained:,}, rewarded by {', '.join(trainer.rewards.names)}. "
+        f"{len(prompt_lengths):,} prompts of {min(prompt_lengths)} to {max(prompt_lengths)} tokens "
+        f"get responses of {shortest} to {config.response_length}. {steps} steps, each of "
+        f"{config.batch_size * processes} responses, {batch}; {kl}; learning rate "
+        f"{config.learning_rate:g}; {'bfloat16 autocast' if config.bf16 else 'float32'} on "
+        f"{trainer.accelerator.device}, {processes} process(es), seed {config.seed}."
+        f"{about_the_loss}{trainer.rewards.described()}"
     )
 
 
@@ -142,8 +118,8 @@ def describe_check(
 ) -> str:
     """Say what a check found, and what the whole run will take.
 
-    `seconds` are those of each step that was tried, of which the first also warms up; `sample` is
-    a prompt, the response to it and its score; `kept` the `Memory` that training keeps.
+    `seconds` are those of each step that was tried, the first one with its warm-up; `sample` is a
+    prompt, the response to it and its score; `kept` the `Memory` that training keeps.
     """
     later = statistics.median(seconds[1:] or seconds)
     total = seconds[0] + (steps - 1) * later
@@ -166,14 +142,3 @@ def describe_check(
         f"The whole training will take about {duration(total)} ({steps} steps of {later:.2g} s) "
         f"and {peak_memory():.1f} GB of memory{parts}."
     )
-
-
-def _count(number: int) -> str:
-    if number < 1_000_000:
-        return f"{number / 1000:.0f} thousand"
-    return f"{number / 1e6:.1f} million"
-
-
-def _tokens(low: int, high: int) -> str:
-    tokens = f"{high} token{'s' if high > 1 else ''}"
-    return tokens if low == high else f"{low} to {tokens}"

@@ -20,16 +20,12 @@ Rows = Sequence[Mapping[str, Any]]
 RUNNING = 3
 # Rows in the windows at the start and now: long enough to average out the batches' noise.
 WINDOW = 5
-# Nats per response. The estimate of a KL near 0 is noisy on both sides, but not by a whole nat; TRL
-# 0.11 warned from here on too.
+# Nats per response; the estimate of a KL near 0 is noisy, but not by a whole nat, as in TRL 0.11.
 NEGATIVE_KL = -1.0
 # Standard deviation of the scores, over their size, that is rounding in float32.
 ROUNDING = 1e-6
-# Fraction of the variety at the start that must be left. A healthy run narrows too: towards one
-# sentiment, the embedded recipe keeps four fifths of its distinct pairs of tokens.
+# Fraction of the variety at the start that must be left; a healthy run keeps about four fifths.
 VARIETY = 0.5
-# Standard errors by which a mean of lengths must lie off to be no chance.
-ERRORS = 4.0
 # Fraction of a step's tokens whose ratio was clipped, above which it learns next to nothing more.
 CLIPPED = 0.5
 # Standard deviations of the score that the best policy may gain under a KL price, below which the
@@ -37,6 +33,49 @@ CLIPPED = 0.5
 GAIN = 0.5
 # Part of the steps after which a score that follows the reward has risen.
 EARLY = 0.2
+
+# What is said of values that last; `value` is the last one.
+_NO_DIFFERENCE = (
+    "Usual causes: a reward function that ignores the completion or has reached its ceiling, or "
+    "responses that are all the same. Look at samples.jsonl, and call the function on two texts "
+    "that it should tell apart."
+)
+_EQUAL_GROUPS = (
+    f"in every group all responses to one prompt have had the same score for {RUNNING} batches. "
+    "Responses are judged against the others of their group, so there is nothing to learn from. "
+    f"{_NO_DIFFERENCE} Or num_generations is too low for a rare reward."
+)
+_EQUAL_RESPONSES = (
+    f"all responses of a batch have been the same text for {RUNNING} steps: the policy has "
+    "collapsed. Usual causes: a learning rate that is too high, or a KL coefficient (init_kl_coef) "
+    "that is too low for the reward."
+)
+_ALL_MASKED = (
+    f"every response has been cut at its longest length for {RUNNING} batches, and "
+    "mask_truncated_completions leaves such out: nothing is learned. Raise response_length, or set "
+    "mask_truncated_completions to false."
+)
+_CLIPPING = (
+    f"{{value:.0%}} of the probability ratios have been clipped for {RUNNING} steps: the policy "
+    "moves far on one batch. Usual cause: a learning rate that is too high; lower learning_rate or "
+    "num_iterations."
+)
+_FULL_LENGTH = (
+    f"every response has been {{value:.0f}} tokens long for {RUNNING} steps: none ends by itself. "
+    "Usual causes: a model that does not know its end token (compare eos_token of the tokenizer "
+    "with what the model learned), a reward that grows with length, or a response_length too short "
+    "for a whole answer; where openings are all that is wanted, nothing is wrong (stop_token: null "
+    "says so)."
+)
+_SKIPPED_MINIBATCHES = (
+    "{value:.0f} minibatch(es) skipped, because the mean probability ratio exceeded "
+    "ratio_threshold or the loss was not finite. Usual cause: a learning rate that is too high; "
+    "lower learning_rate or ppo_epochs, or set max_grad_norm to 1."
+)
+_SKIPPED_STEP = (
+    "an optimizer step was left out, because its gradient was not finite. Usual causes: a learning "
+    "rate that is too high, or rewards of very different size."
+)
 
 
 class Healthy(NamedTuple):
@@ -108,8 +147,7 @@ def range_of(healthy: Healthy) -> str:
 class Alarms:
     """Give each alarm of a run once.
 
-    `find` gives the alarms that ring at the last of a run's rows, by their names; `said` holds all
-    that have rung.
+    `find` gives the alarms that ring at the last of a run's rows, by name; `said` holds all so far.
     """
 
     def __init__(self, find: Callable[[Rows], Mapping[str, str]]):
@@ -135,7 +173,6 @@ def ppo_alarms(
     response_length: int,
     min_response_length: int | None = None,
     stop_token: str | None = "eos",
-    ratio_threshold: float = 10.0,
     steps: int = sys.maxsize,
 ) -> dict[str, str]:
     """Find the alarms that ring at the last row of a PPO run of `steps`, settings as in PPOConfig.
@@ -143,21 +180,28 @@ def ppo_alarms(
     Each sentence tells what was seen, at which step, the usual causes and what to do. An alarm
     whose keys are missing keeps silent.
     """
-    limits = (min_response_length or response_length, response_length)
     found = {
         "KL price": _kl_price(rows, "ppo/std_scores", "objective/kl_coef", "init_kl_coef"),
         "no rise": _no_rise(rows, steps, "init_kl_coef"),
         "negative KL": _negative_kl(rows),
-        "skipped minibatches": _skipped_minibatches(rows, ratio_threshold),
-        "equal scores": _equal_scores(rows) if batch_size > 1 else None,
-        "equal responses": _equal_responses(rows, batch_size) if batch_size > 1 else None,
-        "full length": _full_length(rows, limits, batch_size) if stop_token else None,
+        "skipped minibatches": _lasting(
+            rows, "ppo/skipped_minibatches", lambda n: n > 0, _SKIPPED_MINIBATCHES, running=1
+        ),
         "falling diversity": _falling_diversity(
             rows,
             "a KL coefficient (init_kl_coef) that is too low, a learning rate or ppo_epochs too "
             "high, or a reward that one phrase satisfies (score_clip takes the prize off extremes)",
         ),
     }
+    if batch_size > 1:
+        found["equal scores"] = _equal_scores(rows)
+        found["equal responses"] = _lasting(
+            rows, "samples/unique", lambda f: f * batch_size <= 1.5, _EQUAL_RESPONSES
+        )
+    limit_drawn = min_response_length not in (None, response_length)
+    if stop_token and response_length > 1 and not limit_drawn:  # else cutting is what was wanted
+        key = "tokens/responses_len_mean"
+        found["full length"] = _lasting(rows, key, lambda n: n >= response_length, _FULL_LENGTH)
     return _at_step(rows, found)
 
 
@@ -171,10 +215,10 @@ def group_alarms(
     found = {
         "KL price": _kl_price(rows, "reward_std", beta, "beta"),
         "no rise": _no_rise(rows, steps, "beta"),
-        "equal groups": _equal_groups(rows),
-        "all masked": _all_masked(rows),
-        "clipping": _clipping(rows),
-        "skipped steps": _skipped_steps(rows),
+        "equal groups": _lasting(rows, "groups/equal", lambda f: f >= 1, _EQUAL_GROUPS),
+        "all masked": _lasting(rows, "tokens/masked_share", lambda f: f >= 1, _ALL_MASKED),
+        "clipping": _lasting(rows, "clip_ratio/region_mean", lambda f: f > CLIPPED, _CLIPPING),
+        "skipped steps": _lasting(rows, "skipped_steps", lambda n: n > 0, _SKIPPED_STEP, running=1),
         "falling diversity": _falling_diversity(
             rows,
             "beta (the weight of the KL) too low, a learning rate too high, or a reward that one "
@@ -236,27 +280,6 @@ def _negative_kl(rows: Rows) -> str | None:
     )
 
 
-def _skipped_minibatches(rows: Rows, ratio_threshold: float) -> str | None:
-    skipped = rows[-1].get("ppo/skipped_minibatches")
-    if not _is_number(skipped) or skipped <= 0:
-        return None
-    return (
-        f"{skipped:.0f} minibatch(es) skipped, because the mean probability ratio exceeded "
-        f"ratio_threshold ({ratio_threshold:g}) or the loss was not finite. The policy moves too "
-        "far on one batch. Usual cause: a learning rate that is too high; lower learning_rate or "
-        "ppo_epochs, or set max_grad_norm to 1."
-    )
-
-
-def _skipped_steps(rows: Rows) -> str | None:
-    if not rows[-1].get("skipped_steps", 0) > 0:
-        return None
-    return (
-        "an optimizer step was left out, because its gradient was not finite. Usual causes: a "
-        "learning rate that is too high, or rewards of very different size."
-    )
-
-
 def _equal_scores(rows: Rows) -> str | None:
     stds, means = _running(rows, "env/reward_std"), _running(rows, "env/reward_mean")
     if not stds or not means:
@@ -265,92 +288,7 @@ def _equal_scores(rows: Rows) -> str | None:
         return None
     return (
         f"all scores of a batch have been equal ({means[-1]:.4g}) for {RUNNING} steps, so there is "
-        "nothing to learn from. Usual causes: a reward function that ignores the completion or has "
-        "reached its ceiling, or all responses being the same; look at samples.jsonl and call the "
-        "function on two texts that it should tell apart."
-    )
-
-
-def _equal_groups(rows: Rows) -> str | None:
-    fractions, means = _running(rows, "groups/equal"), _running(rows, "env/reward_mean")
-    if not fractions or min(fractions) < 1:
-        return None
-    mean = f" (mean {means[-1]:.4g})" if means else ""
-    return (
-        f"in every group all responses to one prompt have had the same score{mean} for {RUNNING} "
-        "batches. Responses are judged against the others of their group, so there is nothing to "
-        "learn from. Usual causes: a reward function that ignores the completion, is never "
-        "reached or has reached its ceiling; responses that are all the same; too few "
-        "num_generations for a rare reward. Look at samples.jsonl, and call the function on two "
-        "texts that it should tell apart."
-    )
-
-
-def _equal_responses(rows: Rows, batch_size: int) -> str | None:
-    fractions = _running(rows, "samples/unique")
-    if not fractions or max(fractions) * batch_size > 1.5:
-        return None
-    return (
-        f"all {batch_size} responses of a batch have been the same text for {RUNNING} steps: the "
-        "policy has collapsed. Usual causes: a learning rate that is too high, or a KL coefficient "
-        "(init_kl_coef) that is too low for the reward; begin again with less of the one or more "
-        "of the other."
-    )
-
-
-def _all_masked(rows: Rows) -> str | None:
-    fractions = _running(rows, "tokens/masked_share")
-    if not fractions or min(fractions) < 1:
-        return None
-    return (
-        f"every response has been cut at its longest length for {RUNNING} batches, and "
-        "mask_truncated_completions leaves such out: nothing is learnt. Raise response_length, or "
-        "set mask_truncated_completions to false; where openings are all that is wanted, false is "
-        "right."
-    )
-
-
-def _clipping(rows: Rows) -> str | None:
-    fractions = _running(rows, "clip_ratio/region_mean")
-    if not fractions or min(fractions) <= CLIPPED:
-        return None
-    return (
-        f"{fractions[-1]:.0%} of the probability ratios have been clipped for {RUNNING} steps: the "
-        "policy moves far on one batch. Usual cause: a learning rate that is too high; lower "
-        "learning_rate or num_iterations."
-    )
-
-
-def _full_length(rows: Rows, limits: tuple[int, int], batch_size: int) -> str | None:
-    """Look for responses that no longer end by themselves.
-
-    Where a limit is drawn for each response, cutting it is what was asked for, and lengths that are
-    never cut short are uniform between the limits: there only a change counts.
-    """
-    lengths = _running(rows, "tokens/responses_len_mean")
-    shortest, longest = limits
-    if not lengths:
-        return None
-    if shortest == longest:
-        if min(lengths) < longest or longest == 1:
-            return None
-        seen = f"every response has been {longest} tokens long for {RUNNING} steps"
-    else:
-        then, now = (_mean(window, "tokens/responses_len_mean") for window in _windows(rows))
-        uncut = (shortest + longest) / 2
-        deviation = math.sqrt(((longest - shortest + 1) ** 2 - 1) / 12)
-        error = deviation / math.sqrt(WINDOW * batch_size)
-        if not (then <= uncut - ERRORS * error and now >= uncut - error):
-            return None
-        seen = (
-            f"responses have grown from {then:.1f} to {now:.1f} tokens, the mean of the limits "
-            f"drawn for them ({shortest} to {longest})"
-        )
-    return (
-        f"{seen}: none ends by itself. Usual causes: a model that does not know its end token "
-        "(compare eos_token of the tokenizer with what the model learnt), a reward that grows with "
-        "length, or a response_length too short for a whole answer; where openings are all that is "
-        "wanted, nothing is wrong (stop_token: null says so)."
+        f"nothing to learn from. {_NO_DIFFERENCE}"
     )
 
 
@@ -392,10 +330,19 @@ def _windows(rows: Rows) -> tuple[Rows, Rows]:
     return (first, last) if apart else ([], [])
 
 
-def _running(rows: Rows, key: str) -> list[float]:
+def _lasting(
+    rows: Rows, key: str, holds: Callable[[float], bool], sentence: str, running: int = RUNNING
+) -> str | None:
+    """Return the sentence where a condition has held for so many rows, up to the last one."""
+    values = _running(rows, key, running)
+    rings = values and all(map(holds, values)) and _is_number(rows[-1].get(key))
+    return sentence.format(value=values[-1]) if rings else None
+
+
+def _running(rows: Rows, key: str, count: int = RUNNING) -> list[float]:
     """Return the last values of a key, among rows that have it; none where they are too few."""
-    values = [row[key] for row in rows[-10 * RUNNING :] if _is_number(row.get(key))]
-    return values[-RUNNING:] if len(values) >= RUNNING else []
+    values = [row[key] for row in rows[-10 * count :] if _is_number(row.get(key))]
+    return values[-count:] if len(values) >= count else []
 
 
 def _mean(rows: Rows, key: str) -> float:

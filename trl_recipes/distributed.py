@@ -65,11 +65,7 @@ def join_launch() -> None:
 
 
 def leave_launch() -> None:
-    """Be the only process: the main one of a launch goes on alone, the others end here.
-
-    Raises:
-        SystemExit: with code 0, in every process but the main one.
-    """
+    """Be the only process: the main one goes on alone, the others end here, by SystemExit."""
     if not is_main_process():
         sys.exit(0)
     for name in list(os.environ):
@@ -108,16 +104,13 @@ def raise_on_all(work: Callable[[], T]) -> T:
 
     The work itself must not wait for another process.
     """
-    if not _in_group():
-        return work()
-    result, error = None, None
+    result, errors = None, []
     try:
         result = work()
-    except RecipeError as raised:
-        error = raised
-    error = next((told for told in gather([error]) if told is not None), None)
-    if error is not None:
-        error.everywhere = True
+    except RecipeError as error:
+        errors.append(error)
+    for error in gather(errors):
+        error.everywhere = _in_group()
         raise error
     return result
 
@@ -138,21 +131,16 @@ def neighbors() -> list[int]:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process of this machine is no more."""
+    """Tell whether a process of this machine is no more."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # it is there, and somebody else's
-        return False
     return False
 
 
 def end_of(message: str, code: int) -> NoReturn:
-    """Tell the user what this process ends of, and end it, whatever others are waiting for.
-
-    Of several processes the launcher tells it once more, in its last lines.
-    """
+    """Tell the user what this process ends of, and end it, whatever others are waiting for."""
     print(message, file=sys.stderr, flush=True)  # noqa: T201  the user's message
     _leave(message, code)
 
@@ -160,8 +148,7 @@ def end_of(message: str, code: int) -> NoReturn:
 def end_of_error(error: Exception) -> NoReturn:
     """End a process of several for what is no mistake of the user's.
 
-    Where another one has failed before, this error is only what its end looks like from here: that
-    one's message is the one to read.
+    Where another one has failed before, its message is the one to read, and this one says nothing.
     """
     if _another_failed():
         _leave(None, 1)
@@ -173,9 +160,7 @@ def end_of_error(error: Exception) -> NoReturn:
 
 def let_go() -> None:
     """Give gloo's threads the time to drop their last tensors, before the end takes them down."""
-    # Such a thread needs Python's lock for that, a moment after an exchange. Where Python ends by
-    # then, torch 2.13 aborts, or waits for ever for the thread while it holds the lock (a fourth
-    # of the shortest launches of two processes).
+    # Such a thread needs Python's lock for that; once Python has ended, torch 2.13 aborts or hangs.
     if _in_group():
         time.sleep(0.2)
 
@@ -190,11 +175,9 @@ def _in_group() -> bool:
 
 
 def _another_failed() -> bool:
-    """Whether another process of this machine has left word of an error that it ends of."""
+    """Tell whether another process of this machine has left word of the error that it ends of."""
     own = os.environ.get(_ERROR_FILE)
-    if not own:
-        return False
-    return any(path != Path(own) for path in Path(own).parents[1].glob(f"*/{Path(own).name}"))
+    return bool(own) and not {*Path(own).parents[1].glob(f"*/{Path(own).name}")} <= {Path(own)}
 
 
 def _is_lost_connection(error: Exception) -> bool:

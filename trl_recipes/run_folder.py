@@ -7,7 +7,6 @@ and of each session (one time that the run was started) how it ended and how lon
 
 import dataclasses
 import datetime
-import enum
 import importlib.metadata
 import inspect
 import json
@@ -37,24 +36,6 @@ _PACKAGES = ("trl_recipes", "trl", "transformers", "torch", "accelerate", "datas
 # The token is a secret.
 _NOT_KEPT = {"overwrite_output_dir", "resume_from_checkpoint", "hub_token"}
 _ALWAYS_KEPT = {"seed"}
-# What save_pretrained and the trainers write into model/.
-_MODEL_FILES = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "adapter_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "training_args.bin",
-    "README.md",
-]
-
 _log = logging.getLogger(__name__)
 
 
@@ -102,9 +83,9 @@ def start_run(
 ) -> Iterator[RunFolder]:
     """Prepare the run folder of the training inside, and write its page when that ends in any way.
 
-    To be entered when everything was found fit for training: see `prepare_run`, which takes the
-    parsed `settings`. `config` is transformers' TrainingArguments with `overwrite_output_dir`;
-    `report` writes the page of a run that did a step. A page that cannot be written ends nothing.
+    Enter it when everything was found fit for training. `config` is transformers' TrainingArguments
+    with `overwrite_output_dir`; `settings` are the parsed arguments, for config.yaml; `report`
+    writes the page of a run that did a step.
     """
     run = prepare_run(config.output_dir, settings=settings, **_choices(config))
     try:
@@ -125,11 +106,9 @@ def _choices(config: Any) -> dict[str, bool]:
 def check_output_dir(
     output_dir: str | os.PathLike, *, overwrite: bool = False, resume: bool = False
 ) -> RunFolder:
-    """Say at once whether a run may start in a folder; nothing is written or removed.
+    """Refuse a folder that holds a run, or something else, or nothing to resume; write nothing.
 
-    A folder whose run never got to train (no statistics, model or checkpoint) is used again. Only
-    the main process looks. It is an error where the folder holds a run and neither option was
-    given, or files that no run wrote and that this one would overwrite; or nothing to resume.
+    A folder whose run never got to train is used again. Only the main process looks.
     """
     if overwrite and resume:
         raise RecipeError(
@@ -201,8 +180,7 @@ def prepare_run(
 ) -> RunFolder:
     """Make a run folder ready, without ever losing an earlier run by accident.
 
-    `overwrite` removes what an earlier run wrote there, and nothing else; `resume` goes on with it.
-    `settings` are the parsed arguments, for `write_config`. Only the main process writes.
+    `overwrite` removes the earlier run, and none of the files beside it; `resume` goes on with it.
     """
     run = check_output_dir(output_dir, overwrite=overwrite, resume=resume)
     if not is_main_process():
@@ -226,28 +204,21 @@ def prepare_run(
 def write_config(run: RunFolder, *settings: Any) -> None:
     """Write config.yaml: every setting that differs from its default, and where it came from.
 
-    Fields of our own classes are written even where they have their default; one that was left out
-    and worked out later is a comment.
+    Fields of our own classes are written even where they have their default.
     """
     if not is_main_process():
         return
     values: dict[str, Any] = {}
-    derived: dict[str, Any] = {}
     for parsed in settings:
-        kept, worked_out = _settings(parsed)
-        values.update(kept)
-        derived.update(worked_out)
+        values |= _settings(parsed)
     if any(hasattr(parsed, "output_dir") for parsed in settings):
         values["output_dir"] = str(run.path)  # also where a recipe chose it
-        derived.pop("output_dir", None)
     header = (
         f"{_MARK} To run it again: --config <this file> --output_dir <another folder>\n"
         f"# recipe: {Path(sys.argv[0]).name}\n"
         f"# started: {_now()}\n"
         f"# {versions()}\n"
     )
-    for name, value in derived.items():
-        header += f"# worked out: {name} = {value}\n"
     body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True) if values else ""
     write_whole(run.config, header + body)
 
@@ -260,37 +231,27 @@ def read_config(run: str | os.PathLike) -> dict[str, Any]:
     try:
         values = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: {error.problem}" if mark else "it is no YAML"
-        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else where
+        reason = " ".join(str(error).split())
         raise RecipeError(f"`{run.config}` is damaged: {reason}. Fix or delete it.") from error
     if values is not None and not isinstance(values, dict):
         raise RecipeError(f"`{run.config}` is damaged: it holds no settings. Fix or delete it.")
     return values or {}
 
 
-def read_header(run: RunFolder) -> tuple[dict[str, str], dict[str, str]]:
-    """Read what config.yaml says beside the settings, where it is there.
-
-    Returns:
-        `recipe`, `started` and `versions`; and what was worked out from the settings, by name.
-    """
+def read_header(run: RunFolder) -> dict[str, str]:
+    """Read `recipe`, `started` and `versions` from config.yaml, where it is there."""
     text = run.config.read_text("utf-8", errors="replace") if run.config.is_file() else ""
     facts = dict(re.findall(r"(?m)^# (recipe|started): (.*)", text))
     if found := re.search(r"(?m)^# (python .*)", text):
         facts["versions"] = found[1]
-    derived = dict(re.findall(r"(?m)^# worked out: (\w+) = (.*)", text))
-    return facts, derived
+    return facts
 
 
 def read_number(run: str | os.PathLike, name: str, default: int) -> int:
     """Read one setting of a run that is a whole number; `default` where the run does not say."""
     value = read_config(run).get(name, default)
     if type(value) is not int:
-        raise RecipeError(
-            f"`{run}`: its config.yaml gives `{name}` as {value!r}, which is no whole number. Fix "
-            "the file."
-        )
+        raise RecipeError(f"`{run}`: `{name}` in config.yaml is {value!r}, no number. Fix it.")
     return value
 
 
@@ -302,8 +263,8 @@ def own_fields(cls: type) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _settings(settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of one dataclass object to write down, and those worked out from them.
+def _settings(settings: Any) -> dict[str, Any]:
+    """The settings of one dataclass object to write down, as YAML can hold them.
 
     A value that __post_init__ worked out (for a field of ours whose default is None) is no setting:
     given back through --config it could contradict a flag beside it.
@@ -311,7 +272,6 @@ def _settings(settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     own = {*own_fields(type(settings)), *_ALWAYS_KEPT}
     given = getattr(settings, GIVEN, None)
     kept: dict[str, Any] = {}
-    derived: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         if not field.init or field.name in _NOT_KEPT:
             continue
@@ -323,25 +283,9 @@ def _settings(settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         else:
             keep = field.name in given or (field.name in own and default is not None)
         if keep:
-            kept[field.name] = _plain(value)
-        elif field.name in own and value != default:
-            derived[field.name] = _plain(value)
-    return kept, derived
-
-
-def _plain(value: Any) -> Any:
-    """A value that YAML can hold and that its flag takes back."""
-    if isinstance(value, enum.Enum):
-        return _plain(value.value)
-    if dataclasses.is_dataclass(value):
-        return _plain(dataclasses.asdict(value))
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(entry) for entry in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)
+            kept[field.name] = value
+    plain = json.dumps(kept, default=lambda v: vars(v) if dataclasses.is_dataclass(v) else str(v))
+    return json.loads(plain)
 
 
 def versions() -> str:
@@ -360,8 +304,7 @@ def recorded(run: RunFolder, about: Mapping[str, Any], step: Callable[[], int]) 
     """Keep a record of the training inside, from its start on, so that a killed run has one too.
 
     `about` is plain data: `algorithm`, `about` (the run in a paragraph), `rewards` (weights by
-    name), `metrics` (names), `kl_target` (nats per response); those that there are. `step` gives
-    the last step that was done. Only the main process writes.
+    name), `metrics` (names), `kl_target`; `step` gives the last step that was done.
     """
     if not is_main_process():
         yield
@@ -431,29 +374,14 @@ def _holds_something(path: Path) -> bool:
 
 
 def _remove_run(run: RunFolder) -> None:
-    """Remove what a run writes; files of others, even inside its folders, stay."""
     run.stage.unlink(missing_ok=True)  # first: it says that the others are there
-    _remove_matching(run.plots, ("*.png",))
-    _remove_matching(run.model, _MODEL_FILES)
-    _remove_matching(run.checkpoints, ("step-*", "checkpoint-*"))
+    for folder in (run.plots, run.model, run.checkpoints):
+        if folder.is_symlink():  # what it points to belongs to somebody else
+            folder.unlink()
+        elif folder.is_dir():
+            shutil.rmtree(folder)
     for path in (*_result_files(run), run.record, run.config):
         path.unlink(missing_ok=True)
-
-
-def _remove_matching(folder: Path, patterns: Sequence[str]) -> None:
-    if folder.is_symlink():  # what it points to belongs to somebody else
-        folder.unlink()
-        return
-    if not folder.is_dir():
-        return
-    for pattern in patterns:
-        for path in list(folder.glob(pattern)):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,18 +1,21 @@
 """Settings that PPO, GRPO and RLOO have in common, and the range of each number among settings."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from transformers.integrations import get_available_reporting_integrations
 
 from trl_recipes.distributed import init_process
 from trl_recipes.errors import RecipeError
 
 TRAINABLE = ("all", "attention", "lora")
 INFINITY = float("inf")
+ABOVE_ZERO = math.ulp(0.0)
 
 # Smallest and largest value of a setting, by its name; one that is left out or None is not held.
 RANGES: dict[str, tuple[float, float]] = {}
@@ -30,8 +33,10 @@ for _range, _names in {
         "baseline_steps pretrain_steps pretrain_batch_size reward_steps reward_batch_size "
         "baseline_batch_size total_episodes lora_r n_layer n_head n_embd num_layers num_heads "
         "hidden_size pairs_per_text tokens batch evaluations query response epochs steps repeats "
-        "processes"
+        "processes batch_size mini_batch_size gradient_accumulation_steps forward_batch_size "
+        "num_mini_batches response_length ppo_epochs num_iterations"
     ),
+    (ABOVE_ZERO, INFINITY): "temperature target horizon ratio_threshold score_clip logging_steps",
     (0, 1): "reward_swapped gamma lam",
     (20, INFINITY): "reward_outputs",  # fewer are too few to learn from and to measure on
     (2, INFINITY): "context_length reward_context_length",
@@ -101,7 +106,7 @@ class TrainingSettings:
         None, "Weight of each reward function (default: 1, and -1 for penalties)."
     )
     metrics: list[str] | None = setting(
-        None, "Functions, named like reward_funcs, that are logged and never optimised."
+        None, "Functions, named like reward_funcs, that are logged and never optimized."
     )
     reward_norm: Literal["auto", "none", "reference"] = setting(
         "auto",
@@ -178,10 +183,7 @@ class TrainingSettings:
         setattr(self, other, value)
 
     def _check(self) -> None:
-        for name in ("batch_size", "mini_batch_size", "gradient_accumulation_steps"):
-            self._check_at_least_one(name)
         self._check_choice("trainable", TRAINABLE)
-        self._check_positive("temperature", "response_length")
         for settings in dataclasses.fields(self):
             check_range(settings.name, getattr(self, settings.name))
         if self.max_steps < 1 and self.max_steps != -1:
@@ -195,17 +197,6 @@ class TrainingSettings:
                 "AdamW on float16 weights turns to NaN. Use `bf16`, or leave both out for float32."
             )
 
-    def _check_at_least_one(self, name: str) -> None:
-        value = getattr(self, name)
-        if value is not None and value < 1:
-            raise RecipeError(f"`{name}` must be at least 1, got {value}.")
-
-    def _check_positive(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise RecipeError(f"`{name}` must be greater than 0, got {value}.")
-
     def _check_choice(self, name: str, allowed: Iterable[str]) -> None:
         if getattr(self, name) not in allowed:
             raise RecipeError(
@@ -213,32 +204,22 @@ class TrainingSettings:
             )
 
 
-def check_range(name: str, value: Any, where: str = "") -> None:
-    """Hold one setting to `RANGES`; what is no number is left to its own check.
-
-    Raises:
-        RecipeError: the value lies outside, is not finite or not a number; begins with `where`.
-    """
+def check_range(name: str, value: Any) -> None:
+    """Hold one setting to `RANGES`; what is no number is left to its own check."""
     low, high = RANGES.get(name, (-INFINITY, INFINITY))
     if name not in RANGES or not isinstance(value, int | float):
         return
     if not low <= value <= high or value == INFINITY:
         allowed = f"{low} or more" if high == INFINITY else f"from {low:g} to {high:g}"
-        raise RecipeError(f"{where}`{name}` is {value}. It must be {allowed}.")
+        allowed = "greater than 0" if low == ABOVE_ZERO else allowed
+        raise RecipeError(f"`{name}` is {value}. It must be {allowed}.")
 
 
 def divide_exactly(total: int, part: int | None, total_name: str, part_name: str) -> int:
     """Divide one size by another (None: by 1), or say which numbers would do.
 
-    Raises:
-        RecipeError: `total` is not a multiple of `part`.
-
     >>> divide_exactly(128, 32, "batch_size", "mini_batch_size")
     4
-    >>> divide_exactly(10, 4, "batch_size", "mini_batch_size")
-    Traceback (most recent call last):
-    ...
-    trl_recipes.errors.RecipeError: `batch_size` (10) must be a multiple of `mini_batch_size`...
     """
     part = part or 1
     if total % part == 0:
@@ -253,13 +234,7 @@ def divide_exactly(total: int, part: int | None, total_name: str, part_name: str
 
 
 def check_trackers(report_to: str | Iterable[str] | None) -> None:
-    """Refuse a tracker that is not there, before anything is trained.
-
-    Raises:
-        RecipeError: says which are.
-    """
-    from transformers.integrations import get_available_reporting_integrations
-
+    """Refuse a tracker that is not there, before anything is trained."""
     installed = get_available_reporting_integrations()
     for tracker in [report_to] if isinstance(report_to, str) else report_to or []:
         if tracker not in ("none", "all", *installed):

@@ -57,7 +57,9 @@ def append_stats(path: str | Path, stats: dict[str, Any]) -> None:
     Numbers may be of Python, numpy or torch (0-d); what is no number, such as an array, is left
     out, and one that is not finite is written as null.
     """
-    _append(path, [{key: _number(value) for key, value in stats.items() if _is_scalar(value)}])
+    scalars = {k: v for k, v in stats.items() if v is not None and getattr(v, "ndim", 0) == 0}
+    row = {name: _plain(value) for name, value in scalars.items()}
+    _append(path, [{name: v for name, v in row.items() if v is None or isinstance(v, int | float)}])
 
 
 def append_samples(
@@ -84,8 +86,7 @@ def append_alarms(path: str | Path, step: int, sentences: Sequence[str]) -> None
 def load_stats(run_or_file: str | Path) -> list[dict[str, float]]:
     """Read all_stats back, one row a step, from a run folder or from the file itself.
 
-    A last line that was cut short (the run was killed while writing) is left out. Numbers that were
-    not finite come back as nan.
+    A last line that a kill cut short is left out. Numbers that were not finite come back as nan.
     """
     path = Path(run_or_file)
     path = RunFolder(path).all_stats if path.is_dir() else path
@@ -118,10 +119,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def keep_steps(path: str | Path, last: int) -> list[dict[str, Any]]:
-    """Drop the rows of steps after `last` from a JSON-lines file, and return those that are left.
-
-    A run does so with all_stats, samples and alarms when it goes on from that step.
-    """
+    """Drop the rows of steps after `last` from a JSON-lines file, and return the others."""
     path = Path(path)
     rows = [row for row in read_rows(path) if row["step"] <= last]
     if path.is_file():
@@ -151,9 +149,8 @@ def run_names(runs: Sequence[str | Path], taken: Sequence[str] = ()) -> list[str
 def distinct_n(sequences: Sequence[str | Sequence[Any]], n: int = 2) -> float:
     """Compute the fraction of distinct n-grams among all of the sequences (Li et al. 2016).
 
-    Texts are cut into words at white space, lists are of tokens; no n-gram crosses from one to the
-    next. It depends on the number and lengths of sequences: compare only like with like. nan where
-    no sequence is n long.
+    Texts are cut into words at white space, lists are of tokens. It depends on the number and
+    lengths of sequences: compare only like with like. nan where no sequence is n long.
 
     >>> distinct_n(["a b a b"])  # of three pairs "a b" is there twice
     0.6666666666666666
@@ -165,23 +162,11 @@ def distinct_n(sequences: Sequence[str | Sequence[Any]], n: int = 2) -> float:
     return len(set(ngrams)) / len(ngrams) if ngrams else math.nan
 
 
-def _is_scalar(value: Any) -> bool:
-    if isinstance(value, int | float):
-        return True
-    return getattr(value, "ndim", None) == 0 and isinstance(value.item(), int | float)
-
-
-def _number(value: Any) -> int | float | None:
-    """A number as JSON has it; None where it is not finite."""
-    value = value.item() if hasattr(value, "item") else value
-    value = int(value) if isinstance(value, bool) else value
-    return value if math.isfinite(value) else None
-
-
 def _plain(value: Any) -> Any:
+    """A value as JSON has it; None where it is a number that is not finite."""
     value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, bool | int | float):
-        return _number(value)
+    if isinstance(value, int | float):
+        return (int(value) if isinstance(value, bool) else value) if math.isfinite(value) else None
     return value if isinstance(value, str | list | dict | None) else str(value)
 
 
@@ -208,11 +193,9 @@ def _json_lines(rows: list[dict[str, Any]]) -> str:
 
 
 def _drop_cut_line(file: Any) -> None:
-    """Remove a last line without its newline (a killed run left it), so rows never run together."""
+    """Remove a last line without its newline, which a killed run left."""
     size = file.seek(0, 2)
-    if size == 0:
-        return
-    file.seek(size - 1)
-    if file.read(1) != b"\n":
+    file.seek(max(0, size - 1))
+    if file.read(1) not in (b"\n", b""):
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)

@@ -14,14 +14,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
 
-from trl_recipes.describe import replace_unknown_characters
-
 
 class TextHistory:
     """What was said in one episode, as text and as tokens, and by whom.
 
-    Attributes: `token_masks` is 1 where the model wrote a token, (L,); spans are pairs of start and
-    end of each segment.
+    `token_masks` is 1 where the model wrote a token; spans are start and end of each segment.
     """
 
     def __init__(self, text: str, tokens: Tensor, system: bool = True):
@@ -64,31 +61,14 @@ class TextHistory:
         start = self.token_spans[0][1]
         return self.tokens[:start], self.tokens[start:], self.token_masks[start:]
 
-    def show_text(self, show_legend: bool = False) -> None:
-        """Print the episode, in brackets what is not the model's own; needs no package."""
-        replace_unknown_characters()
-        starts = zip(self.text_spans, self.system_spans, strict=True)
-        parts = [
-            f"[{self.text[start:end]}]" if system else self.text[start:end]
-            for (start, end), system in starts
-        ]
-        print("".join(parts), f"\n\nReward: {self.reward}")  # noqa: T201
-        if show_legend:
-            print("[prompt or tool] model")  # noqa: T201
-
 
 class TextEnvironment:
     """Lets a model with a value head answer tasks, calling tools as it goes.
 
-    Args:
-        tools: by name; of a list, each goes by its class's name.
-        reward_fn: takes the last segments of all episodes, and `run`'s further arguments; returns
-            one reward each.
-        prompt: stands before each task, usually with examples of calls.
-        max_turns: the most calls in an episode.
-        max_tool_reponse: the most characters of a tool's answer (spelt as in TRL).
-        max_length: the most tokens of an episode; None is no limit.
-        generation_kwargs: for the model's `generate`.
+    `tools` are named, or go by their class's name; `reward_fn` takes the last segments of all
+    episodes, and `run`'s further arguments, and returns one reward each; `prompt` stands before
+    each task. An episode has at most `max_turns` calls, `max_tool_reponse` (spelled as in TRL)
+    characters of an answer, and `max_length` tokens. `generation_kwargs` are for `generate`.
     """
 
     def __init__(

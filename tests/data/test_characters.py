@@ -7,39 +7,11 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_recipes.data.characters import RandomWindows, cut_prompts, divide_text, encode, read_text
+from trl_recipes.data.characters import RandomWindows, cut_prompts, divide_text, encode
 from trl_recipes.data.tokenizers import character_tokenizer
 from trl_recipes.errors import RecipeError
 
 LINES = "".join(f"Line {i} says that it is number {i}.\n" for i in range(60))
-
-
-def test_a_file_is_read_without_changing_a_character(tmp_path):
-    content = "\ufeffone\r\ntwo\n\tthree\x0b é e\u0301\r"
-    (tmp_path / "a.txt").write_bytes(content.encode())
-    assert read_text(str(tmp_path / "a.txt")) == content
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"", "holds no text"),
-        (b" \n\t\n", "holds no text"),
-        (b"abc\0def", "byte 3 is 0"),
-        ("text".encode("utf-16"), "is 0, as in binary files or in UTF-16"),
-        (b"one\ntw\xffo", "not UTF-8 at byte 6, line 2"),
-    ],
-)
-def test_what_is_no_text_is_refused(content, says, tmp_path):
-    (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(RecipeError, match=says):
-        read_text(str(tmp_path / "a.txt"))
-
-
-def test_a_folder_and_a_missing_file_are_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "no.txt"):
-        with pytest.raises(RecipeError, match=r"--text_file: .*Give|Check"):
-            read_text(str(path))
 
 
 @given(st.text("ab \n", min_size=2, max_size=400), st.integers(1, 50))

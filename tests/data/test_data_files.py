@@ -9,8 +9,7 @@ import regex
 import torch
 from tokenizers import processors
 
-from trl_recipes.data import files
-from trl_recipes.data.files import load_rows
+from trl_recipes.data.files import load_rows, read_text
 from trl_recipes.data.prompts import LengthSampler, collator, load_prompts
 from trl_recipes.errors import RecipeError
 
@@ -21,11 +20,6 @@ ROWS = [
     {"text": 'He said "no", then left.', "label": 0},
     {"text": "Caf\u00e9 scenes\u2028and rain.", "label": 1},
 ]
-
-
-@pytest.fixture(autouse=True)
-def nothing_said_yet(monkeypatch):
-    monkeypatch.setattr(files, "_said", set())
 
 
 @pytest.fixture(autouse=True)
@@ -124,16 +118,12 @@ def test_rows_may_lack_columns_and_lists_may_span_lines(tmp_path):
         ("a.jsonl", '{"text": "x"}\n\n{"text": "y"\n', "JSON parse error: .* in row 1"),
         ("a.jsonl", '{"text": "x"}\n"y"\n', "changed from object to string"),
         ("a.json", '[{"text": "x"},\n {"text" "y"}]', "No ':' found"),
-        ("a.json", '[{"text": "x"}, 3]', "'int' object is not iterable"),
         ("a.csv", "text,label\nx,1\ny,1,2\n", "Expected 2 fields in line 3, saw 3.*Quote"),
         ("a.csv", "text,label\nx,1,5\ny,1,2\n", "Length of header"),
-        ("a.csv", 'text,label\nx,1\n"y,1\n', "EOF inside string starting at row 2"),
         ("a.parquet", "PAR?", "Parquet file size is 4 bytes.*write them again"),
         ("a.xml", "<x/>", "of no known kind. Known are: .csv, .tsv"),
         ("a.csv", "", "holds no rows"),
         ("a.csv", "text,label\n", "holds no rows"),
-        ("a.jsonl", "\n\n", "holds no rows"),
-        ("a.json", "[]", "holds no rows"),
         ("a.txt", "\n \n", "holds no rows"),
     ],
 )
@@ -166,47 +156,21 @@ def test_quotes_in_tab_separated_text_are_characters(tmp_path):
         ("a.csv", "text;label;split\n" + "good, bad;1;train\n" * 3),
         ("a.csv", "text\tlabel\tsplit\n" + "good, bad\t1\ttrain\n" * 3),
         ("a.csv", 'text|label|split\n"good, bad"|1|train\n' + "good, bad|1|train\n" * 2),
-        ("a.json", {"version": 2, "data": [{"text": "good, bad", "label": 1}] * 3}),
-        ("a.json", {"text": ["good, bad"] * 3, "label": [1] * 3}),
     ],
 )
-def test_rows_are_found_behind_any_delimiter_and_in_any_json_object(tmp_path, name, content):
-    text = content if isinstance(content, str) else json.dumps(content, indent=1)
-    (tmp_path / name).write_text(text)
+def test_rows_are_found_behind_any_delimiter(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
     found = load_rows(str(tmp_path / name), split="train")
     row = {"text": "good, bad", "label": 1}
     assert {name: found[0][name] for name in row} == row
     assert len(found) == 2  # of three, one is held out
 
 
-@pytest.mark.parametrize(
-    ("files", "told"),
-    [
-        ({"a.csv": "text,label,text\nx,1,y\n"}, "several columns called `text`"),
-        ({"a.tsv": 'b\ta"\tb\ta"\nx\t1\ty\tz\n'}, 'columns called `b`, `a"`'),
-        ({"a.tsv": "text\tlabel\nx\t1\nbroken\n"}, "line 3 has 1 fields, the header 2"),
-        ({"a.jsonl": '{"text": "x"}\n{"a": ["y \\ud83d"]}\n'}, "row 2 holds half a character"),
-        ({"a.jsonl": '{"a": 1}\n{"a": {"b": -12345678901234567890}}\n'}, "row 2 .* 64 bits"),
-        ({"a.json": '[{"text": "x"},\n{"text": "\\udc00"}]'}, "row 2 holds half a character"),
-        (
-            {"a.json": '{"train": [{"a": 1}], "test": [{"a": 2}]}'},
-            "several lists of rows, train, t",
-        ),
-        ({"d/a.csv": "text\nx\n", "d/b.jsonl": '{"text": "y"}\n'}, "a.csv, b.jsonl, of which one"),
-        ({"d/a.csv": "text\nx\n", "d/b.tsv": "text\nx\n"}, "several kinds of files, a.csv, b.tsv"),
-        (
-            {"d/a.csv": "text\nx\n", "d/b.csv": "text;b\nx;1\n"},
-            r"several kinds of files, a.csv, b.csv, .*delimiter",
-        ),
-        ({"d/train.jsonl": '{"a": 1}\n{"a": 12345678901234567890}\n'}, "train.jsonl`, row 2"),
-    ],
-)
-def test_what_a_reader_would_lose_is_refused_with_the_cause(tmp_path, files, told):
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    with pytest.raises(RecipeError, match=f"^--dataset_name: .*{told}"):
-        load_rows(str(tmp_path / next(iter(files)).split("/")[0]), split="train")
+def test_a_folder_of_several_kinds_of_files_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("text\nx\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "y"}\n')
+    with pytest.raises(RecipeError, match=r"several kinds of files, a.csv, b.jsonl, of which one"):
+        load_rows(str(tmp_path), split="train")
 
 
 @pytest.mark.parametrize("held_out", ["val", "Test", "EVAL", " dev "])
@@ -220,10 +184,15 @@ def test_a_held_out_split_goes_by_any_usual_name(tmp_path, held_out, caplog):
     ]
 
 
-def test_a_file_in_another_encoding_and_a_missing_one_are_errors(tmp_path):
+def test_a_text_is_read_without_changing_a_character_and_another_encoding_is_an_error(tmp_path):
+    content = "\ufeffone\r\ntwo\n\tthree\x0b é e\u0301\r"
+    (tmp_path / "a.txt").write_bytes(content.encode())
+    assert read_text(tmp_path / "a.txt", "--text_file") == content
     (tmp_path / "a.csv").write_bytes("text\ncaf\u00e9\n".encode("latin-1"))
-    with pytest.raises(RecipeError, match="is not UTF-8 at byte 8"):
+    with pytest.raises(RecipeError, match=r"^--dataset_name: .*position 8.*Give a UTF-8"):
         load_rows(str(tmp_path / "a.csv"), split="train")
+    with pytest.raises(RecipeError, match=r"^--text_file: .*No such file.*Give"):
+        read_text(tmp_path / "no.txt", "--text_file")
     with pytest.raises(RecipeError, match=r"there is no file or folder `gone\.jsonl`"):
         load_rows("gone.jsonl", split="train")
 
@@ -239,14 +208,6 @@ def test_a_tenth_is_held_out_where_there_is_no_test_split_and_said_once(tmp_path
     assert "5 of its 50 rows are held out" in said
 
 
-def test_a_test_split_leaves_train_whole(tmp_path, caplog):
-    rows = numbered(4, split="train") + numbered(2, split="validation")
-    path = write_jsonl(tmp_path / "a.jsonl", rows)
-    assert load_rows(path, split="train").to_list() == rows[:4]
-    assert load_rows(path, split="test").to_list() == rows[4:]
-    assert caplog.records == []
-
-
 def test_a_split_that_is_not_there_and_too_few_rows_to_hold_out_are_errors(tmp_path):
     rows = numbered(2, split="train") + numbered(2, split="test")
     with pytest.raises(RecipeError, match=r"has no split `extra`. Its splits are: train, test"):
@@ -257,14 +218,13 @@ def test_a_split_that_is_not_there_and_too_few_rows_to_hold_out_are_errors(tmp_p
         load_rows(path, split="test")
 
 
-def test_a_folder_of_csv_files_is_read_as_on_the_hub(tmp_path, capfd):
+def test_a_folder_of_csv_files_is_read_as_on_the_hub(tmp_path):
     folder = tmp_path / "reviews"
     folder.mkdir()
     write_rows(folder / "train.csv", ROWS)
     write_rows(folder / "test.csv", numbered(2))
     assert load_rows(str(folder), split="train").to_list() == ROWS
     assert load_rows(str(folder), split="test").to_list() == numbered(2)
-    assert capfd.readouterr() == ("", "")  # no progress bars
     assert sorted(path.name for path in folder.iterdir()) == ["test.csv", "train.csv"]
 
 
@@ -280,9 +240,7 @@ def test_a_folder_of_parquet_shards_is_read_as_on_the_hub(tmp_path):
     write_rows(folder / "plain_text" / "train-00001-of-00002.parquet", ROWS[2:])
     write_rows(folder / "plain_text" / "test-00000-of-00001.parquet", numbered(2))
     assert load_rows(str(folder), split="train").to_list() == ROWS
-    assert load_rows(str(folder), split="test", config_name="plain_text").to_list() == numbered(2)
-    with pytest.raises(RecipeError, match="nope"):
-        load_rows(str(folder), split="test", config_name="nope")
+    assert load_rows(str(folder), split="test").to_list() == numbered(2)
 
 
 def test_a_folder_from_save_to_disk_is_read(tmp_path):
@@ -397,8 +355,6 @@ def test_max_prompts_draws_rows_from_all_over_the_data_set(tmp_path, tokenizer):
     assert max(int(text.split()[0]) for text in drawn) > 150
     assert drawn == draw(max_prompts=40, seed=0) != draw(max_prompts=40, seed=1)
     assert len(draw(max_prompts=1000)) == 199
-    with pytest.raises(RecipeError, match="max_prompts is 0"):
-        draw(max_prompts=0)
 
 
 @pytest.mark.parametrize(
@@ -418,8 +374,6 @@ def test_the_embedded_prompts_are_set_aside_from_what_models_learned(
     assert asked == [part]
     assert load_rows(None, split="train").to_list() == ROWS
     assert asked == [part, "train"]
-    with pytest.raises(RecipeError, match="have no split `extra`"):
-        load_rows(None, split="extra")
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no ../shared/data beside the repository")

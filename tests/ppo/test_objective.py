@@ -110,7 +110,7 @@ def test_unbiased_estimators_average_to_the_exact_kl(kind, distributions):
 
 def test_full_kl_is_the_sum_over_the_vocabulary(distributions):
     p, q = distributions
-    shifted = objective.full_kl(p + 3.0, q - 2.0)  # logits need not be normalised
+    shifted = objective.full_kl(p + 3.0, q - 2.0)  # logits need not be normalized
     assert float(shifted) == pytest.approx(exact_kl(p, q), abs=1e-6)
 
 

@@ -88,7 +88,6 @@ def make_run(folder, rows, text="fine"):
     run.config.write_text(
         "# A run of trl_recipes. To run it again\n# recipe: ppo_sentiment.py\n"
         "# started: 2026-01-02 03:04 UTC\n# python 3.12, trl 1.12.0\n"
-        "# worked out: mini_batch_size = 8\n"
         f"adap_kl_ctrl: true\ntarget: 6.0\nmodel_name_or_path: {json.dumps(text)}\n"
     )
     for row in rows:

@@ -2,7 +2,6 @@
 
 import asyncio
 import copy
-import fractions
 import functools
 import math
 import time
@@ -13,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_recipes.data import files
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards import Rewards
 
@@ -75,7 +73,7 @@ def test_a_sample_without_any_score_counts_zero_and_is_told_once(caplog):
     for _ in range(2):
         assert score(rewards)[0] == [0.0, 1.0, 0.0]
     (record,) = caplog.records
-    assert record.message.startswith("2 of 3 samples got None")
+    assert record.message == "Samples that got None from every reward function (some) count as 0."
 
 
 def test_columns_and_what_a_trainer_adds_arrive_under_their_names():
@@ -123,12 +121,7 @@ def test_every_kind_of_number_becomes_a_float(values):
         (math.nan, "nan"),
         (math.inf, "inf"),
         ("5", r"'5' \(str\)"),
-        ([1.0] * 3, "a list of 3 values"),
-        (torch.tensor([1.0, 2.0]), "a list of 2 values"),
-        (torch.ones(1, 2), r"\(Tensor\)"),
-        (1j, r"1j \(complex\)"),
-        pytest.param(10**5000, "a number of dozens of digits", id="long"),
-        (fractions.Fraction(10**40), "a number of dozens of digits"),
+        ([1.0] * 3, r"\[1.0, 1.0, 1.0\] \(list\)"),
         (-1e39, r"-1e\+39"),
     ],
 )
@@ -144,10 +137,9 @@ def test_a_value_that_is_no_finite_number_names_function_and_sample(value, told)
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ([1.0, 2.0], r"`<lambda>` returned 2 values for 3 .*'The film' .*' was good'"),
-        (None, "must return a list of 3 numbers"),
-        (1.0, "must return a list of 3 numbers"),
-        ({"score": 1.0}, "must return a list of 3 numbers"),
+        ([1.0, 2.0], "`<lambda>` returned 2 for 3 completions"),
+        (None, "returned None for 3 .*must return a list of 3 numbers"),
+        (1.0, "returned 1.0 for 3 .*must return a list of 3 numbers"),
     ],
 )
 def test_something_other_than_a_list_of_as_many_is_an_error(values, told):
@@ -170,12 +162,6 @@ def test_an_exception_names_function_and_line_without_calling_again():
         score(Rewards([length, broken]))
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert calls == [3]
-
-
-@pytest.mark.parametrize("builtin", [len, sorted, lambda completions, /, **_: [1.0]])
-def test_a_function_that_takes_arguments_by_place_alone_is_told(builtin):
-    with pytest.raises(RecipeError, match="takes an argument by its place alone"):
-        score(Rewards(builtin))
 
 
 def test_a_total_beyond_float32_is_an_error():
@@ -214,9 +200,7 @@ def test_what_a_function_changes_in_place_stays_its_own(change, texts):
     assert seen == [(PROMPTS, texts, IDS, [["a"], ["b", "c"], []])] * 3 == [given] * 3
 
 
-def test_a_column_never_replaces_what_the_trainer_gives_and_this_is_said_once(caplog, monkeypatch):
-    monkeypatch.setattr(files, "_said", set())
-
+def test_a_column_never_replaces_what_the_trainer_gives_and_this_is_said_once(caplog):
     def reward(completions, trainer_state, score):
         return [float(trainer_state)] * len(completions) if score else []
 
@@ -272,10 +256,11 @@ def test_check_finds_a_mistake_with_two_samples():
         calls.append((len(prompts), len(completions), len(completion_ids)))
         return [1.0] * len(prompts)
 
-    Rewards([counts, length]).check()
+    samples = (PROMPTS[:2], COMPLETIONS[:2], IDS[:2])
+    Rewards([counts, length]).check(*samples)
     assert calls == [(2, 2, 2)]
-    with pytest.raises(RecipeError, match="`<lambda>` returned 1 values for 2"):
-        Rewards([length, lambda completions: [1.0]]).check()
+    with pytest.raises(RecipeError, match="`<lambda>` returned 1 for 2"):
+        Rewards([length, lambda completions: [1.0]]).check(*samples)
 
 
 def test_check_leaves_out_what_is_not_ready_yet():
@@ -284,7 +269,7 @@ def test_check_leaves_out_what_is_not_ready_yet():
 
     later.ready = False
     rewards = Rewards([later, length])
-    rewards.check()
+    rewards.check(PROMPTS, COMPLETIONS, IDS)
     with pytest.raises(RecipeError, match="`later` raised AssertionError"):
         score(rewards)
 
@@ -333,11 +318,11 @@ def test_mistakes_of_asynchronous_functions_are_told_too():
 
     with pytest.raises(RecipeError, match="`broken` raised KeyError: 'label'"):
         score(Rewards([slow, broken]))
-    with pytest.raises(RecipeError, match=r"`<lambda>` returned a coroutine for sample 0.*gather"):
+    with pytest.raises(RecipeError, match=r"`<lambda>` returned <coroutine .* for sample 0"):
         score(Rewards(lambda completions: [slow([text]) for text in completions]))
 
 
-def test_metrics_are_called_and_never_optimised(caplog):
+def test_metrics_are_called_and_never_optimized(caplog):
     rewards = Rewards(length, metrics=[tokens, length])
     totals, raw = score(rewards)
     assert totals == [9.0, 6.0, 16.0]
@@ -345,27 +330,27 @@ def test_metrics_are_called_and_never_optimised(caplog):
     assert rewards.metric_names == ["tokens", "length_2"]
     assert rewards.weights == [1.0]
     score(Rewards(some, metrics=length))  # a metric does not hide what no reward scored
-    assert caplog.records[0].message.startswith("2 of 3 samples got None")
+    assert "got None from every reward function (some)" in caplog.records[0].message
 
 
-def test_normalised_values_are_optimised_and_raw_ones_stay():
+def test_normalized_values_are_optimized_and_raw_ones_stay():
     rewards = Rewards([length, tokens], [1.0, -2.0], metrics=length)
-    rewards.normalise({"length": (8.0, 2.0), "tokens": (2.0, 0.5)})
+    rewards.normalize({"length": (8.0, 2.0), "tokens": (2.0, 0.5)})
     totals, raw = score(rewards)
     assert totals == [0.5 - 0.0, -1.0 + 4.0, 4.0 - 4.0]
     assert raw["length"] == raw["length_2"] == [9.0, 6.0, 16.0]
     assert rewards.raw_totals(raw) == [9 - 4, 6 - 2, 16 - 6]
     rewards = Rewards(some)
-    rewards.normalise({"some": (0.5, 0.5)})
+    rewards.normalize({"some": (0.5, 0.5)})
     assert score(rewards)[0] == [0.0, 1.0, 0.0]  # None stays out
 
 
 @pytest.mark.parametrize("std", [0.0, math.nan])
 def test_a_function_without_spread_is_shifted_and_not_scaled(std, caplog):
     rewards = Rewards(length)
-    rewards.normalise({"length": (5.0, std)})
+    rewards.normalize({"length": (5.0, std)})
     assert score(rewards)[0] == [4.0, 1.0, 11.0]
-    assert "`length` gives all samples" in caplog.text
+    assert "`length` is equal on all samples" in caplog.text
 
 
 def test_conversations_pass_through_unchanged():

@@ -159,17 +159,13 @@ def test_spacy_is_doc_similarity(pipeline):
     assert len({round(value, 3) for value in values}) == 4
 
 
-def test_spacy_says_nothing_about_words_that_it_does_not_know(pipeline, recwarn):
-    reward = SimilarityReward(REFERENCE, pipeline, kind="spacy")
+def test_spacy_gives_0_for_unknown_words_and_loads_a_saved_pipeline(pipeline, tmp_path, recwarn):
+    pipeline.to_disk(tmp_path / "pipeline")
+    reward = SimilarityReward(REFERENCE, str(tmp_path / "pipeline"), kind="spacy")
     assert reward([""], ["zebra"]) == [0.0]
     assert not recwarn
-
-
-def test_a_saved_spacy_pipeline_is_loaded_by_its_folder(pipeline, tmp_path):
-    pipeline.to_disk(tmp_path / "pipeline")
-    by_folder = SimilarityReward(REFERENCE, str(tmp_path / "pipeline"), kind="spacy")
     ready = SimilarityReward(REFERENCE, pipeline, kind="spacy")
-    assert by_folder(PROMPTS, COMPLETIONS) == pytest.approx(ready(PROMPTS, COMPLETIONS))
+    assert reward(PROMPTS, COMPLETIONS) == pytest.approx(ready(PROMPTS, COMPLETIONS))
 
 
 def test_a_spacy_pipeline_without_vectors_is_refused():

@@ -117,7 +117,7 @@ def test_grpo_trains_on_our_functions(tiny_gpt2, parts, tmp_path):
     assert -1e6 < logged["reward"] < 1e6
 
 
-def test_metrics_and_normalisation_stand_in_every_row(tiny_gpt2, parts, tmp_path):
+def test_metrics_and_normalization_stand_in_every_row(tiny_gpt2, parts, tmp_path):
     rewards = [UppercaseReward(), LengthPenalty(3)]
     trainer = ppo(
         tiny_gpt2, parts[1], rewards, reward_norm="reference", max_steps=2,
@@ -127,7 +127,7 @@ def test_metrics_and_normalisation_stand_in_every_row(tiny_gpt2, parts, tmp_path
     trainer.train()
     first, second = load_stats(tmp_path)
     for name in ("uppercase", "length"):
-        shift, scale = trainer.rewards.normalisation[name]
+        shift, scale = trainer.rewards.normalization[name]
         assert [row[f"rewards/{name}/shift"] for row in (first, second)] == [shift] * 2
         assert [row[f"rewards/{name}/scale"] for row in (first, second)] == [scale] * 2
     for row in (first, second):
@@ -135,13 +135,13 @@ def test_metrics_and_normalisation_stand_in_every_row(tiny_gpt2, parts, tmp_path
         raw = row["rewards/uppercase/mean"] - row["rewards/length/mean"]
         assert row["env/reward_mean"] == pytest.approx(raw, abs=1e-6)
         assert row["rewards/length/mean"] >= 0
-    normalised = sum(
+    normalized = sum(
         weight * (first[f"rewards/{n}/mean"] - first[f"rewards/{n}/shift"])
         / first[f"rewards/{n}/scale"]
         for n, weight in (("uppercase", 1), ("length", -1))
     )  # fmt: skip
-    assert first["ppo/mean_scores"] == pytest.approx(normalised, abs=1e-4)
-    assert first["env/reward_mean"] != pytest.approx(normalised, abs=1e-3)
+    assert first["ppo/mean_scores"] == pytest.approx(normalized, abs=1e-4)
+    assert first["env/reward_mean"] != pytest.approx(normalized, abs=1e-3)
 
 
 def test_functions_of_the_configuration_stand_in_place_of_those_passed(tiny_gpt2, parts, tmp_path):
@@ -182,14 +182,14 @@ def test_conversations_reach_reward_functions_as_messages(tiny_gpt2, parts):
     assert completions == [[{"role": "assistant", "content": text}] for text in TEXTS]
 
 
-def test_a_resumed_run_normalises_as_it_began(tiny_gpt2, parts, tmp_path):
+def test_a_resumed_run_normalizes_as_it_began(tiny_gpt2, parts, tmp_path):
     def run(**settings):
         trainer = ppo(
             tiny_gpt2, parts[1], [UppercaseReward(), LengthPenalty(3)], reward_norm="reference",
             output_dir=str(tmp_path), **settings,
         )  # fmt: skip
         trainer.train()
-        return trainer.rewards.normalisation
+        return trainer.rewards.normalization
 
     began = run(max_steps=1, save_steps=1)
     assert run(max_steps=2, save_steps=1, seed=5, resume_from_checkpoint="true") == began

@@ -151,5 +151,5 @@ def test_tokens_are_weighed_and_one_too_few_is_told():
     totals, raw = rewards(["a", "b"], ["c d", "e"], ids)
     assert totals == [7.0, 6.0]
     assert rewards.by_token(raw) == [[2.0, 2.0], [2.0]]
-    with pytest.raises(RecipeError, match=r"list of 2 values for sample 1.* has 1 token"):
+    with pytest.raises(RecipeError, match=r"\[1.0, 1.0\] .list. for sample 1.* of 1 tokens"):
         Rewards(lambda completions, **_: [1.0, [1.0, 1.0]])(["a", "b"], ["c d", "e"], ids)

@@ -87,7 +87,7 @@ def test_a_classifier_stands_for_its_positive_label(tiny_gpt2, tmp_path):
 
 def test_a_classifier_with_several_labels_is_no_reward_model(tiny_gpt2, tmp_path):
     folder = build(tiny_gpt2, tmp_path / "two", 2)
-    with pytest.raises(RecipeError, match=r"has 2 labels .*SentimentReward"):
+    with pytest.raises(RecipeError, match=r"has 2 labels, .*SentimentReward"):
         RewardModelReward(folder)
 
 

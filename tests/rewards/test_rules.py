@@ -65,14 +65,6 @@ def test_conversations_are_judged_by_what_the_assistant_says(reward):
     assert ask(reward, [[{"role": "assistant", "content": "A FILM"}]]) == [1.0]
 
 
-def test_token_ids_by_hand():
-    assert penalize(LengthPenalty(4), [[1] * 5, [1] * 4, []]) == [1.0, 0.0, 0.0]
-    rising = [[1] * n for n in (3, 4, 5, 6, 7, 8, 20)]
-    assert penalize(LengthPenalty(4, soft=4), rising) == [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
-    repeated = [[1, 2, 1, 2, 1], [1, 2, 3], [1], []]
-    assert penalize(RepetitionPenalty(2), repeated) == [0.5, 0.0, 0.0, 0.0]
-
-
 @given(ids=IDS, n=st.integers(1, 4))
 def test_penalties_are_trls_measures(ids, n):
     overlong = get_soft_overlong_punishment(max_completion_len=8, soft_punish_cache=4)
@@ -86,12 +78,6 @@ def test_left_to_themselves_penalties_take_off():
     rewards = Rewards([LengthPenalty(1), RepetitionPenalty(1)])
     assert rewards([""], [""], [[1, 1]])[0] == [-1.5]
     assert rewards.names == ["length", "repetition"]
-
-
-@given(words=st.lists(st.sampled_from(["good", "bad", "film", "goodness"]), max_size=8))
-def test_keywords_as_found_by_splitting(words):
-    expected = sum(keyword in words for keyword in ("good", "film")) / 2
-    assert ask(KeywordReward(["good", "film"]), [" ".join(words)]) == [expected]
 
 
 @given(text=st.text(string.ascii_letters + string.digits + " .!", max_size=30))

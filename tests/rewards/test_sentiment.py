@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import time
 
 import pytest
 import torch
@@ -114,7 +113,7 @@ def test_logits_are_those_of_the_pipeline_in_any_order_and_batch(request, kind, 
     order = [3, 0, 4, 2, 1]
     prompts, completions = [PROMPTS[i] for i in order], [COMPLETIONS[i] for i in order]
     for batch_size in (1, 2, 3, 5):
-        reward = SentimentReward(folder, label=label, batch_size=batch_size, device="cpu")
+        reward = SentimentReward(folder, label=label, batch_size=batch_size)
         assert reward(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-5)
         shuffled = reward(prompts, completions)
         assert shuffled == pytest.approx([expected[i] for i in order], abs=1e-5)
@@ -126,8 +125,8 @@ def test_probabilities_are_those_of_the_pipeline_and_log_odds_follow(request, ki
     folder = request.getfixturevalue(kind)
     label = "POSITIVE" if kind == "roberta" else "good"
     expected = by_pipeline(folder, label)
-    probability = SentimentReward(folder, label=label, score="probability", device="cpu")
-    log_odds = SentimentReward(folder, label=label, score="log_odds", device="cpu")
+    probability = SentimentReward(folder, label=label, score="probability")
+    log_odds = SentimentReward(folder, label=label, score="log_odds")
     assert probability(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-6)
     assert log_odds(PROMPTS, COMPLETIONS) == pytest.approx(
         [math.log(p / (1 - p)) for p in expected], abs=1e-4
@@ -148,9 +147,9 @@ def test_the_pipelines_rule_for_other_problems_holds(own_roberta, problem):
     model.save_pretrained(tmp_path)
     if problem == "regression":
         with pytest.raises(RecipeError, match="regression"):
-            SentimentReward(str(tmp_path), score="probability", device="cpu")
+            SentimentReward(str(tmp_path), score="probability")
         return
-    reward = SentimentReward(str(tmp_path), score="probability", device="cpu")
+    reward = SentimentReward(str(tmp_path), score="probability")
     assert reward(PROMPTS, COMPLETIONS) == pytest.approx(
         by_pipeline(str(tmp_path), "POSITIVE"), abs=1e-6
     )
@@ -165,7 +164,7 @@ def test_a_model_that_cannot_pad_is_scored_one_by_one(tmp_path, gpt2, lost):
     else:
         model.config.pad_token_id = None
     save_classifier(tmp_path, model, tokenizer)
-    reward = SentimentReward(str(tmp_path), device="cpu")
+    reward = SentimentReward(str(tmp_path))
     assert reward.batch_size == 1
     assert reward(PROMPTS, COMPLETIONS) == pytest.approx(
         by_pipeline(gpt2, "POSITIVE", function_to_apply="none"), abs=1e-5
@@ -176,38 +175,36 @@ def test_a_ready_pipeline_is_taken_as_it_is(roberta):
     classifier = pipeline("text-classification", model=roberta, device="cpu")
     reward = SentimentReward(classifier)
     assert reward.model is classifier.model
-    assert reward(PROMPTS, COMPLETIONS) == SentimentReward(roberta, device="cpu")(
-        PROMPTS, COMPLETIONS
-    )
+    assert reward(PROMPTS, COMPLETIONS) == SentimentReward(roberta)(PROMPTS, COMPLETIONS)
 
 
 def test_long_texts_are_cut_to_what_the_model_takes(own_roberta, roberta):
     # 66 position embeddings of a RoBERTa hold 64 tokens, whatever its tokenizer says.
     build_tokenizer(10**30).save_pretrained(own_roberta[1])
     long = "x" * 500
-    reward = SentimentReward(str(own_roberta[1]), device="cpu")
+    reward = SentimentReward(str(own_roberta[1]))
     assert reward.max_length == 64
     assert reward([long], [" good"]) == pytest.approx(
-        SentimentReward(roberta, device="cpu")([long], [""]), abs=1e-6
+        SentimentReward(roberta)([long], [""]), abs=1e-6
     )
 
 
 def test_labels_are_found_by_name_in_any_case(roberta):
-    reward = SentimentReward(roberta, label="negative", device="cpu")
+    reward = SentimentReward(roberta, label="negative")
     assert (reward.label, reward.label_id) == ("NEGATIVE", 0)
     assert reward.__name__ == "sentiment_negative"
-    assert SentimentReward(roberta, name="mood", device="cpu").__name__ == "mood"
+    assert SentimentReward(roberta, name="mood").__name__ == "mood"
 
 
 def test_a_label_that_the_classifier_lacks_is_an_error_that_lists_its_labels(three_labels):
     told = rf"{three_labels}` has no label 'POSITIVE'\. Its labels are: bad, so so, good"
     with pytest.raises(RecipeError, match=told):
-        SentimentReward(three_labels, label="POSITIVE", device="cpu")
+        SentimentReward(three_labels, label="POSITIVE")
 
 
 def test_a_language_model_is_no_classifier(tiny_gpt2):
     with pytest.raises(RecipeError, match=r"is no text classifier .*GPT2LMHeadModel"):
-        SentimentReward(str(tiny_gpt2), device="cpu")
+        SentimentReward(str(tiny_gpt2))
 
 
 def lose_the_head(folder):
@@ -220,36 +217,23 @@ def lose_the_head(folder):
     ("damage", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "is not a model"),
-        (lambda folder: (folder / "config.json").write_text("{"), "could not be loaded"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "is damaged"),
         (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
         (lose_the_head, "lacks weights of its classifier"),
     ],
-    ids=["no config", "damaged config", "damaged weights", "no weights", "no head"],
+    ids=["no config", "damaged weights", "no weights", "no head"],
 )
 def test_a_damaged_folder_is_one_error_that_names_the_flag(own_roberta, damage, message):
     damage(own_roberta[1])
     with pytest.raises(RecipeError, match=f"^--reward_model: .*{message}"):
-        SentimentReward(str(own_roberta[1]), device="cpu")
+        SentimentReward(str(own_roberta[1]))
 
 
-@pytest.mark.parametrize("options", [{"score": "softmax"}, {"batch_size": 0}])
-def test_wrong_options_are_refused(roberta, options):
-    with pytest.raises(RecipeError, match="SentimentReward: "):
-        SentimentReward(roberta, device="cpu", **options)
+def test_an_unknown_score_is_refused(roberta):
+    with pytest.raises(RecipeError, match="SentimentReward: unknown score 'softmax'"):
+        SentimentReward(roberta, score="softmax")
 
 
 def test_the_embedded_classifier_is_the_default(monkeypatch, roberta):
     monkeypatch.setattr("trl_recipes.embedded.sentiment_classifier", lambda: roberta)
-    assert SentimentReward(device="cpu").model.name_or_path == roberta
-
-
-def test_64_short_texts_take_well_under_50_ms(roberta):
-    reward = SentimentReward(roberta, device="cpu")
-    texts = [f"The film number {i} was good" for i in range(64)]
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        reward.score_texts(texts)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.05
+    assert SentimentReward().model.name_or_path == roberta

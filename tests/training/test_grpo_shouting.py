@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_recipes import load_stats
 from trl_recipes.arguments import run_recipe
 from trl_recipes.callbacks import LossLog
-from trl_recipes.data.characters import divide_text, encode, read_text
+from trl_recipes.data.characters import divide_text, encode
+from trl_recipes.data.files import read_text
 from trl_recipes.data.tokenizers import character_tokenizer
 from trl_recipes.rewards import UppercaseReward
 from trl_recipes.training.characters import BaselineConfig, new_model
@@ -80,7 +81,7 @@ def test_every_stage_leaves_its_result(finished):
 
 
 def test_model_and_tokenizer_load_like_any_other(finished, text_file):
-    text = read_text(str(text_file))
+    text = read_text(text_file, "")
     for folder in (finished / "baseline" / "model", finished / "model"):
         tokenizer, model = (
             kind.from_pretrained(folder) for kind in (AutoTokenizer, AutoModelForCausalLM)
@@ -102,7 +103,7 @@ def test_the_baselines_losses_fall_and_are_those_of_the_held_out_text(finished, 
     # by hand: one window after another, one character after another
     model = AutoModelForCausalLM.from_pretrained(finished / "baseline" / "model")
     tokenizer = AutoTokenizer.from_pretrained(finished / "tokenizer")
-    _, text = divide_text(read_text(str(text_file)), 24, "")
+    _, text = divide_text(read_text(text_file, ""), 24, "")
     windows = encode(text, tokenizer)[: len(text) // 24 * 24].view(-1, 24)[:128]
     nats = []
     with torch.no_grad():

@@ -1,7 +1,6 @@
-"""A text as characters: read from a file, divided, cut into windows and prompts."""
+"""A text as characters: divided, cut into windows and prompts."""
 
 import random
-from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -12,35 +11,6 @@ from trl_recipes.data.tokenizers import starts_character
 from trl_recipes.errors import RecipeError
 
 HELD_OUT_FRACTION = 0.1  # of the text: its end
-_SOURCE = "--text_file"
-
-
-def read_text(path: str) -> str:
-    """Read a text file without changing a character of it, line ends included."""
-    file = Path(path).expanduser()
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError as error:
-        raise RecipeError(f"{_SOURCE}: there is no file `{file}`. Check the path.") from error
-    except OSError as error:
-        raise RecipeError(
-            f"{_SOURCE}: `{file}` could not be read ({error.strerror}). Give a text file in UTF-8."
-        ) from error
-    if not data.strip():
-        raise RecipeError(f"{_SOURCE}: `{file}` holds no text. Give a text file in UTF-8.")
-    if b"\0" in data:
-        raise RecipeError(
-            f"{_SOURCE}: `{file}` is no text: byte {data.index(0)} is 0, as in binary files or in "
-            "UTF-16. Give a text file in UTF-8."
-        )
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise RecipeError(
-            f"{_SOURCE}: `{file}` is not UTF-8 at byte {error.start}, line {line}. Save it as "
-            "UTF-8."
-        ) from error
 
 
 def divide_text(text: str, shortest: int, source: str | None) -> tuple[str, str]:
@@ -54,7 +24,7 @@ def divide_text(text: str, shortest: int, source: str | None) -> tuple[str, str]
     cut = line if cut - line < 1000 and line >= shortest else cut
     if cut < shortest:
         raise RecipeError(
-            f"{_SOURCE}: `{source}` has {len(text)} characters. One context to train on and one "
+            f"--text_file: `{source}` has {len(text)} characters. One context to train on and one "
             f"held out to measure on need {2 * shortest}. Give a longer text, or lower "
             f"--context_length ({shortest})."
         )

@@ -4,12 +4,11 @@ A conversation is a list of messages `{"role": ..., "content": ...}` that the mo
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from trl_recipes.errors import RecipeError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
 Text = str | list[Message]
@@ -51,12 +50,12 @@ def _content(content: Any) -> str:
 
 
 def are_conversations(values: Iterable[Any]) -> bool:
-    """Whether a column holds conversations; its first value that is not None tells."""
+    """Tell whether a column holds conversations, by its first value that is not None."""
     return is_conversation(next((value for value in values if value is not None), None))
 
 
 def encode_conversations(
-    values: Sequence[Any], order: Iterable[int], tokenizer: "PreTrainedTokenizerBase", where: str
+    values: Sequence[Any], order: Iterable[int], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> Iterator[tuple[int, list[int], str]]:
     """Encode conversations as TRL's GRPOTrainer does, up to where the assistant's answer begins.
 
@@ -66,12 +65,17 @@ def encode_conversations(
     if not getattr(tokenizer, "chat_template", None):
         raise RecipeError(
             f"{where} holds conversations, but the tokenizer `{tokenizer.name_or_path}` has no "
-            "chat template to turn them into text. Use a chat model, whose tokenizer has one; save "
-            "the tokenizer with a `chat_template` into the model's folder; or give texts."
+            "chat template to turn them into text. Use a chat model, whose tokenizer has one, or "
+            "give texts."
         )
     for row in order:
         messages = values[row]
-        _check_messages(messages, row, where)
+        known = messages is None or is_conversation(messages)
+        if not known or not all("role" in message for message in messages or []):
+            raise RecipeError(
+                f"{where}, row {row + 1} holds {messages!r:.80}, which is no conversation. Give a "
+                'list of messages such as {"role": "user", "content": "Hello."}.'
+            )
         if not messages or not plain_text(messages).strip():
             yield row, [], ""
             continue
@@ -80,7 +84,7 @@ def encode_conversations(
                 messages,
                 add_generation_prompt=True,
                 return_dict=False,
-                tokenizer_kwargs={"verbose": False},  # too long a one is told of elsewhere
+                tokenizer_kwargs={"verbose": False},  # load_prompts counts those that are too long
             )
         except Exception as error:  # a template is a program of its own and may raise anything
             raise RecipeError(
@@ -94,22 +98,3 @@ def shown(messages: Sequence[Message]) -> str:
     """Write a conversation that the assistant is to answer as text to look at."""
     lines = [f"{message['role']}: {plain_text([message])}\n" for message in messages]
     return "".join(lines) + "assistant: "
-
-
-def _check_messages(messages: Any, row: int, where: str) -> None:
-    """Every message has a role, and a content that is text, parts or nothing."""
-    place = f"{where}, row {row + 1}:"
-    form = 'Give a list of messages such as {"role": "user", "content": "Hello."}.'
-    if messages is not None and not is_conversation(messages):
-        raise RecipeError(
-            f"{place} {str(messages)[:60]!r} ({type(messages).__name__}) is no conversation. {form}"
-        )
-    for number, message in enumerate(messages or [], 1):
-        if not isinstance(message.get("role"), str):
-            raise RecipeError(f"{place} message {number} has no role ({message}). {form}")
-        content = message.get("content")
-        if not (content is None or isinstance(content, str) or is_conversation(content)):
-            raise RecipeError(
-                f"{place} message {number} has the content {content!r} "
-                f"({type(content).__name__}), which is no text. {form}"
-            )

@@ -6,12 +6,15 @@ import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets
+from torch import nn
 from torch.utils.data import default_collate
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from trl_recipes.data.conversations import (
     are_conversations,
@@ -19,21 +22,17 @@ from trl_recipes.data.conversations import (
     is_conversation,
     shown,
 )
-from trl_recipes.data.files import SOURCE, load_rows, make_dataset, say_once
+from trl_recipes.data.files import SOURCE, load_rows
 from trl_recipes.data.tokenizers import appended_tokens, check_characters, cut_length
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length
 from trl_recipes.settings import setting
 
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedTokenizerBase
+logger = logging.get_logger(__name__)
 
 # Before the name of a column whose place a column of the prompt takes; see `own_names`.
 OWN = "own "
 TEXT_COLUMNS = ("text", "prompt", "review", "sentence", "query")
-
-
 PROMPT = ("query", "prompt", "input_ids", "attention_mask")  # a prompt, in one form or another
 
 
@@ -50,13 +49,11 @@ class LengthSampler:
     def __init__(self, min_value: int, max_value: int, seed: int | None = None):
         if not 0 <= min_value < max_value:
             raise RecipeError(
-                f"LengthSampler: no length lies in [{min_value}, {max_value}), where the upper "
-                f"end is left out. Use 0 <= min_value < max_value; for the one length {min_value} "
-                f"use LengthSampler({min_value}, {min_value + 1}). In a recipe the two are "
-                "--min_prompt_length and one more than --max_prompt_length."
+                f"LengthSampler: no length lies in [{min_value}, {max_value}). Use 0 <= min_value "
+                "< max_value; in a recipe they are --min_prompt_length and one more than "
+                "--max_prompt_length."
             )
         self.values = list(range(min_value, max_value))
-        # without a seed: numpy's global generator, which a run seeds
         self._draw = (np.random if seed is None else np.random.default_rng(seed)).choice
 
     def __call__(self) -> int:
@@ -98,36 +95,32 @@ def _epoch_order(size: int, epoch: int, seed: int) -> list[int]:
 
 def load_prompts(
     dataset_name: str | None,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     *,
     split: str = "train",
     length_sampler: Callable[[], int],
     text_column: str | None = None,
-    config_name: str | None = None,
     max_prompts: int | None = None,
     seed: int = 0,
-    model: "nn.Module | None" = None,
+    model: nn.Module | None = None,
     response_length: int = 1,
-) -> "Dataset":
+) -> Dataset:
     """Make prompts from the beginnings of texts, or from whole conversations.
 
-    The rows are those of [`load_rows`] (of the embedded reviews, "train" means the part that is
-    set aside for prompts), at most `max_prompts` of them, drawn with `seed`. The texts stand in
-    `text_column`; when None, in `prompt` where that holds conversations, else in the first of
-    `TEXT_COLUMNS` that is there. A text is cut to `length_sampler()` tokens, at a whole character.
-    Conversations, in TRL's format, go through the tokenizer's chat template and are never cut: one
-    that leaves no room for `response_length` tokens in the model's context is left out, and
-    counted.
+    The rows are those of [`load_rows`] (of the embedded reviews, "train" means those set aside for
+    prompts), at most `max_prompts` of them, drawn with `seed`. `text_column` holds the texts; None
+    takes `prompt` where it holds conversations, else the first of `TEXT_COLUMNS` that is there. A
+    text is cut to `length_sampler()` tokens, at a whole character. Conversations, in TRL's format,
+    go through the tokenizer's chat template and are never cut: one that leaves no room for
+    `response_length` tokens in the model's context is left out, and counted.
 
-    Columns `query` (the prompt as text) and `input_ids` (its tokens) are added; conversations move
-    to `prompt`, where trainers and reward functions look for them. Further columns of these names
-    become `own query` and so on: reward functions get them by the names they had.
+    Adds the columns `query` (the prompt as text) and `input_ids` (its tokens); conversations move
+    to `prompt`. Further columns of these names become `own query` and so on: reward functions get
+    them by the names they had.
     """
-    if max_prompts is not None and max_prompts < 1:
-        raise RecipeError(f"max_prompts is {max_prompts}. Use 1 or more, or leave it out.")
     if dataset_name is None and split == "train":
         split = "prompts"
-    rows = load_rows(dataset_name, split=split, config_name=config_name)
+    rows = load_rows(dataset_name, split=split)
     name = dataset_name or "the embedded reviews"
     if text_column is None and holds_conversations(rows):
         text_column = "prompt"
@@ -182,13 +175,12 @@ def _first_fitting(
     if not kept:
         raise RecipeError(
             f"{SOURCE}: all {empty} prompts of {of} are empty after cutting. Give texts that are "
-            "not empty, or longer prompts (the shortest and longest length are flags of the "
-            "recipe)."
+            "not empty, or longer prompts (--min_prompt_length)."
         )
     if empty:
-        say_once(f"{empty} of {total} prompts of {of} are empty and left out.")
+        logger.warning_once(f"{empty} of {total} prompts of {of} are empty and left out.")
     if too_long:
-        say_once(f"{long}; they are left out.")
+        logger.warning_once(f"{long}; they are left out.")
     return kept
 
 
@@ -200,17 +192,15 @@ def own_names(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_form(given: Any, argument: str, stream: bool = False) -> None:
     """Refuse as a trainer's data set what gives no rows by number; a `stream` need not."""
-    kind, cause = type(given).__name__, None
+    wrong = None
     if isinstance(given, str | Path):
-        cause = f"the name {str(given)!r}. Load it with load_prompts({str(given)!r}, ...)"
+        wrong = f"the name {str(given)!r}. Load it with load_prompts({str(given)!r}, ...)"
     elif isinstance(given, dict):
-        cause = f"a {kind} of {', '.join(map(str, given))}. Pass one data set: that of a split, or "
-        cause += "`Dataset.from_dict(...)` of columns"
+        wrong = f"a dict of {', '.join(map(str, given))}. Pass one split, or Dataset.from_dict(...)"
     elif not (given is None or hasattr(given, "__len__")):
-        cause = f"a {kind}, which has no length: rows are taken by number, so that a resumed run "
-        cause += "sees the same ones. Pass `Dataset.from_list(list(rows))`"
-    if cause and not (stream and isinstance(given, IterableDataset)):
-        raise RecipeError(f"`{argument}` is {cause}.")
+        wrong = f"a {type(given).__name__}, which has no length. Pass Dataset.from_list(list(rows))"
+    if wrong and not (stream and isinstance(given, IterableDataset)):
+        raise RecipeError(f"`{argument}` is {wrong}.")
 
 
 def dataset_of(given: Any, argument: str, stream: bool = False) -> Any:
@@ -218,20 +208,23 @@ def dataset_of(given: Any, argument: str, stream: bool = False) -> Any:
     check_form(given, argument, stream)
     if given is None or isinstance(given, Dataset | IterableDataset):
         return given.with_format(None) if isinstance(given, Dataset) else given
-    try:
-        rows = [given[row] for row in range(len(given))]
-    except (TypeError, KeyError, NotImplementedError):
-        rows = [None]
-    wrong = next((row for row, entry in enumerate(rows) if not isinstance(entry, dict)), None)
-    if wrong is not None:
-        raise RecipeError(
-            f"`{argument}` is a {type(given).__name__} whose row {wrong + 1} is no dict. Give a "
-            "datasets.Dataset, or a list of dicts, with a column `prompt`."
-        )
+    rows = [given[row] for row in range(len(given))]
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise RecipeError(
+                f"`{argument}` is a {type(given).__name__} whose row {number} is no dict. Give a "
+                "datasets.Dataset, or a list of dicts, with a column `prompt`."
+            )
     plain = [{n: v.tolist() if hasattr(v, "tolist") else v for n, v in r.items()} for r in rows]
-    names = dict.fromkeys(name for row in plain for name in row)
-    columns = {name: [row.get(name) for row in plain] for name in names}
-    return make_dataset(columns, "the data set", f"`{argument}`")
+    columns = []
+    for name in dict.fromkeys(name for row in plain for name in row):
+        try:
+            columns.append(Dataset.from_dict({name: [row.get(name) for row in plain]}))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise RecipeError(
+                f"`{argument}`, column `{name}`: {error}. Give all values of a column one type."
+            ) from error
+    return concatenate_datasets(columns, axis=1)
 
 
 def prompt_column(names: Sequence[str], argument: str) -> str:
@@ -256,7 +249,7 @@ def check_prompts(values: Sequence[Any], where: str) -> None:
             )
 
 
-def as_prompts(given: Any, tokenizer: "PreTrainedTokenizerBase", model: "nn.Module") -> Dataset:
+def as_prompts(given: Any, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> Dataset:
     """Give a data set for PPO the columns that [`load_prompts`] makes, `query` and `input_ids`.
 
     Its `input_ids` are trained on, where it has them; else its column `prompt`, or `query`. A
@@ -290,20 +283,14 @@ def as_prompts(given: Any, tokenizer: "PreTrainedTokenizerBase", model: "nn.Modu
 def _check_ids(rows: Sequence[Any], size: int, where: str) -> None:
     """Hold prompts to token ids of the model's vocabulary of `size`, or name the row."""
     for number, ids in enumerate(rows, 1):
-        wrong = None
-        if not ids:
-            wrong = f"{'None' if ids is None else 'no tokens'}. Leave the row out, or fill it."
-        elif not all(isinstance(token, int) for token in ids):
-            wrong = f"{str(ids)[:60]}. Give a list of whole numbers."
-        elif min(ids) < 0 or max(ids) >= size:
-            outside = min(ids) if min(ids) < 0 else max(ids)
-            wrong = f"token id {outside}, outside the model's vocabulary of {size}. Is the "
-            wrong += "tokenizer the model's own?"
-        if wrong:
-            raise RecipeError(f"{where}, row {number} holds {wrong}")
+        if not ids or not all(isinstance(token, int) and 0 <= token < size for token in ids):
+            raise RecipeError(
+                f"{where}, row {number} holds {ids!r:.60}. Give one or more token ids below "
+                f"{size}, the size of the model's vocabulary."
+            )
 
 
-def column_of_ids(rows: Mapping[str, list], tokenizer: "PreTrainedTokenizerBase") -> str | None:
+def column_of_ids(rows: Mapping[str, list], tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Name the column of conversations, or of texts, whose tokens are in `input_ids`, if any."""
     ids = rows.get("input_ids")
     if not ids or not all(row and isinstance(row[0], int) and min(row) >= 0 for row in ids):
@@ -331,7 +318,7 @@ def _with_prompts(
     aside = {n: OWN + n for n in ("query", "prompt") if n in names and n not in of_prompt}
     dropped = [n for n in names if (n in PROMPT and n not in aside) or n in aside.values()]
     made = {} if conversations is None else {"prompt": conversations}
-    columns = make_dataset(made | {"query": queries, "input_ids": ids}, "the prompts")
+    columns = Dataset.from_dict(made | {"query": queries, "input_ids": ids})
     rest = rows.remove_columns(dropped).rename_columns(aside)
     return concatenate_datasets([rest, columns], axis=1) if rest.column_names else columns
 
@@ -347,8 +334,8 @@ class PromptArguments:
     eval_prompts: int = setting(256, "Held-out prompts to judge by.")
 
     def load(
-        self, split: str, tokenizer: "PreTrainedTokenizerBase", seed: int, **chosen: Any
-    ) -> "Dataset":
+        self, split: str, tokenizer: PreTrainedTokenizerBase, seed: int, **chosen: Any
+    ) -> Dataset:
         """Load all prompts of `train`, or `eval_prompts` of `test`; `chosen` as `load_prompts`."""
         return load_prompts(
             self.dataset_name,
@@ -362,13 +349,13 @@ class PromptArguments:
         )
 
 
-def holds_conversations(prompts: "Dataset") -> bool:
+def holds_conversations(prompts: Dataset) -> bool:
     """Whether the prompts of a data set are conversations rather than texts."""
     return "prompt" in prompts.column_names and are_conversations(prompts["prompt"][:])
 
 
 def one_prompt(
-    text: str, tokenizer: "PreTrainedTokenizerBase", copies: int = 1, chat: bool = False
+    text: str, tokenizer: PreTrainedTokenizerBase, copies: int = 1, chat: bool = False
 ) -> list[dict[str, Any]]:
     """Make rows, as those of [`load_prompts`], of one prompt to look at.
 
@@ -387,7 +374,7 @@ def one_prompt(
 def _beginnings(
     texts: Sequence[Any],
     order: list[int],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     where: str,
     length_sampler: Callable[[], int],
 ) -> Iterator[tuple[int, list[int], str]]:
@@ -398,7 +385,7 @@ def _beginnings(
 
 
 def _tokenize(
-    texts: Sequence[Any], order: list[int], tokenizer: "PreTrainedTokenizerBase", where: str
+    texts: Sequence[Any], order: list[int], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> Iterator[tuple[int, list[int]]]:
     """Row number and token ids of each text, in the given order, without an appended end."""
     for start in range(0, len(order), 1000):
@@ -422,7 +409,7 @@ def _text_column(columns: Sequence[str], wanted: str | None, shown: str) -> str:
     for name in (wanted,) if wanted is not None else TEXT_COLUMNS:
         if name in columns:
             return name
-    missing = f"`{wanted}`" if wanted is not None else "that is called " + " or ".join(TEXT_COLUMNS)
+    missing = f"`{wanted}`" if wanted is not None else "called " + " or ".join(TEXT_COLUMNS)
     raise RecipeError(
         f"--text_column: {shown} has no column {missing}. Its columns are: {', '.join(columns)}. "
         "Name the one that holds the texts."

@@ -1,7 +1,7 @@
 """Tokenizers made from texts: one whose tokens are characters, and byte-level BPE."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import regex
 from tokenizers import (
@@ -70,14 +70,10 @@ def train_tokenizer(
 def character_tokenizer(text: str) -> PreTrainedTokenizerFast:
     """Make a tokenizer of the characters that a text has, one token each.
 
-    Whatever is made of these characters comes back unchanged from encoding and decoding: line
-    breaks of every kind, tabs, combining marks, even the names of the special tokens. The tokens
-    stand in the order of their code points; behind them `<|endoftext|>` (bos and eos, as in GPT-2)
-    and `<|pad|>`, which no text contains. There is no token for unknown characters, because it
-    would lose them: encoding one fails. `check_characters` says which, and where.
+    Whatever is made of these characters comes back unchanged, even the names of the special tokens:
+    `<|endoftext|>` (bos and eos, as in GPT-2) and `<|pad|>`, which stand behind the characters in
+    the order of their code points. Encoding an unknown character fails; see `check_characters`.
     """
-    if not text:
-        raise RecipeError("The text to make a tokenizer of is empty. Give one with characters.")
     vocabulary = {character: token for token, character in enumerate(sorted(set(text)))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_NO_UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_ANY), behavior="isolated")
@@ -105,22 +101,15 @@ def check_characters(
     """Refuse a text with characters that a character tokenizer never saw."""
     if not is_character_tokenizer(tokenizer):
         return
-    known: dict[str, Any] = tokenizer.get_vocab()
+    known = {token for token in tokenizer.get_vocab() if len(token) == 1}
     for number, text in enumerate([texts] if isinstance(texts, str) else texts, 1):
-        unknown = sorted(set(text) - {token for token in known if len(token) == 1})
-        if not unknown:
-            continue
-        first = min(map(text.index, unknown))
-        line = text.count("\n", 0, first) + 1
-        column = first - text.rfind("\n", 0, first)
-        row = "" if isinstance(texts, str) else f"text {number}, "
-        shown = ", ".join(_shown(character) for character in unknown[:5])
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise RecipeError(
-            f"{where}: the characters {shown}{more} are not in the text that the tokenizer was "
-            f"made from; the first, {_shown(text[first])}, is in {row}line {line}, column {column}."
-            " Remove them, or train with a text that has them."
-        )
+        unknown = sorted(set(text) - known)
+        if unknown:
+            shown = ", ".join(f"{mark!r} (U+{ord(mark):04X})" for mark in unknown[:5])
+            raise RecipeError(
+                f"{where}: text {number} holds characters that the tokenizer was not made from: "
+                f"{shown}. Remove them, or train with a text that has them."
+            )
 
 
 def appended_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
@@ -135,8 +124,7 @@ def appended_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
 def cut_length(ids: Sequence[int], length: int, tokenizer: PreTrainedTokenizerBase) -> int:
     """Find how many tokens, at most `length`, end with a whole character.
 
-    A character has its marks with it, as people count them. Where the first one alone takes more
-    tokens, all of them are taken.
+    A character has its marks with it. Where the first one alone takes more tokens, all are taken.
     """
     if length < 1:
         return 0
@@ -158,8 +146,3 @@ def _ends_whole(ids: Sequence[int], end: int, tokenizer: PreTrainedTokenizerBase
 def starts_character(text: str, place: int) -> bool:
     """Whether a character begins at a place of a text, rather than a mark of the one before."""
     return place >= len(text) or len(regex.findall(r"\X", text[: place + 1][-32:])[-1]) == 1
-
-
-def _shown(character: str) -> str:
-    """A character with its code point, which tells apart those that look alike."""
-    return f"{character!r} (U+{ord(character):04X})"

@@ -30,7 +30,7 @@ from trl_recipes.models.packing import pad_rows
 from trl_recipes.models.sampling import generate_responses
 from trl_recipes.report.plots import plus_minus
 from trl_recipes.rewards import RewardFunc, Rewards
-from trl_recipes.rewards.text import reward_inputs
+from trl_recipes.rewards.base import reward_inputs
 from trl_recipes.run_folder import write_whole
 from trl_recipes.stats import distinct_n
 

@@ -24,7 +24,7 @@ from trl_recipes.describe import printable
 from trl_recipes.evaluation.compare import mean_interval
 from trl_recipes.models.loading import load_classifier
 from trl_recipes.report.plots import COLORS, DASHED, Picture, save_figure, style_axes
-from trl_recipes.rewards.models import batches_by_length, can_pad, local_device, longest_input
+from trl_recipes.rewards.models import can_pad, classifier_logits, local_device, longest_input
 from trl_recipes.run_folder import RunFolder, versions
 from trl_recipes.training.reward_data import Labeled, Pairs
 
@@ -162,22 +162,10 @@ def plot_reliability(
     return save_figure(figure, path)
 
 
-@torch.inference_mode()
 def _logits(model: Any, tokenizer: Any, texts: Sequence[str], special: bool = True) -> Tensor:
     """Logits (N, labels) on the CPU, of texts that are cut where the rewards cut them."""
-    logits = torch.zeros(len(texts), model.config.num_labels)
-    for batch in batches_by_length(texts, 64 if can_pad(model, tokenizer) else 1):
-        inputs = tokenizer(
-            [texts[index] for index in batch],
-            padding=len(batch) > 1,
-            padding_side="right",
-            truncation=True,
-            max_length=longest_input(model, tokenizer),
-            add_special_tokens=special,
-            return_tensors="pt",
-        ).to(model.device)
-        logits[batch] = model(**inputs).logits.float().cpu()
-    return logits
+    size, longest = 64 if can_pad(model, tokenizer) else 1, longest_input(model, tokenizer)
+    return classifier_logits(model, tokenizer, texts, size, longest, special)
 
 
 def _decisions(kind: str, right: Tensor, confidence: Tensor, margin: Tensor) -> Figures:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from transformers import DefaultFlowCallback
@@ -19,7 +18,7 @@ from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.sampling import generate_responses
 from trl_recipes.models.sharding import is_whole
 from trl_recipes.rewards.base import check_rewards
-from trl_recipes.rewards.scale import SAMPLES, wants_reference_norm
+from trl_recipes.rewards.scale import rows_to_measure, wants_reference_norm
 from trl_recipes.run_folder import check_disk
 
 CHECK_STEPS = 4  # the first one warms up; the others tell how long a step takes
@@ -72,9 +71,8 @@ def measure_rewards(trainer: Any) -> None:
             )
         return
     randomness = random_states()
-    order = np.random.default_rng(args.seed).permutation(len(trainer.train_dataset))
-    part = slice(trainer.accelerator.process_index, SAMPLES, trainer.accelerator.num_processes)
-    inputs = [trainer.train_dataset[row] for row in order[part].tolist()]
+    rows = rows_to_measure(len(trainer.train_dataset), args.seed, trainer.accelerator)
+    inputs = [trainer.train_dataset[row] for row in rows]
     prompts = [row["prompt"] for row in inputs]
     responses = generate_responses(
         policy,
@@ -94,8 +92,8 @@ def measure_rewards(trainer: Any) -> None:
     set_random_states(randomness)
     raw = {name: gather(values) for name, values in raw.items()}
     rewards.measure(raw, normalizes(trainer))
-    for row, name in enumerate(rewards.normalisation):
-        trainer.reward_weights[row] /= rewards.normalisation[name][1]
+    for row, name in enumerate(rewards.normalization):
+        trainer.reward_weights[row] /= rewards.normalization[name][1]
 
 
 def normalizes(trainer: Any) -> bool:

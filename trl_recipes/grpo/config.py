@@ -60,7 +60,6 @@ class GroupConfig(TrainingSettings):
 
     def _check(self) -> None:
         super()._check()
-        self._check_positive("num_iterations", "logging_steps")
         if self.num_generations < 2:
             raise RecipeError(
                 f"`num_generations` is {self.num_generations}. A response is judged against others "

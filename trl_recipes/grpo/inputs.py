@@ -33,7 +33,7 @@ from trl_recipes.models.loading import (
     load_run,
 )
 from trl_recipes.models.sharding import full_tensors
-from trl_recipes.rewards.text import made_up_completions
+from trl_recipes.rewards.base import made_up_completions
 
 # Columns that TRL reads where a row has them: as pictures, and to tell conversations from texts.
 _TRLS_OWN = ("completion", "image", "images", "messages", "chosen", "rejected")

@@ -53,7 +53,7 @@ class PPOCheckpoints:
                 "episode": self.state.episode,  # the position in the data follows from it
                 "kl_coef": self.kl_ctl.value,
                 "running": dict(vars(self.scaling.running)),
-                "normalisation": self.rewards.normalisation if self.rewards else {},
+                "normalization": self.rewards.normalization if self.rewards else {},
                 "trust_sampling": self.first_batch.trust_sampling,
                 "processes": self.accelerator.num_processes,
             },
@@ -69,8 +69,8 @@ class PPOCheckpoints:
         self.kl_ctl.value = own["kl_coef"]
         vars(self.scaling.running).update(own["running"])
         if self.rewards:
-            fixed = {name: tuple(moments) for name, moments in own["normalisation"].items()}
-            self.rewards.normalisation = fixed
+            fixed = {name: tuple(moments) for name, moments in own["normalization"].items()}
+            self.rewards.normalization = fixed
         self.first_batch.trust_sampling = own["trust_sampling"]
         self.first_batch.updated = self.first_batch.evaluated = state["step"] > 0
 

@@ -18,8 +18,7 @@ from trl_recipes.models.memory import kept_by
 from trl_recipes.ppo.models import ActorCritic, reference_is_start
 from trl_recipes.ppo.objective import Sum
 from trl_recipes.ppo.rollout import Evaluation, Rollout
-from trl_recipes.rewards.base import check_rewards
-from trl_recipes.rewards.text import made_up_completions, reward_inputs
+from trl_recipes.rewards.base import check_rewards, made_up_completions, reward_inputs
 from trl_recipes.run_folder import check_disk
 
 logger = logging.getLogger(__name__)
@@ -242,8 +241,8 @@ def check_before_training(trainer: Any) -> None:
     rows = dataset[:2]
     texts = made_up_completions(len(rows["query"]))
     prompts, completions, columns = reward_inputs(rows, texts, trainer.tokenizer)
-    extras = {"columns": columns, "trainer_state": trainer.state}
-    check_rewards(trainer.rewards, args.reward_once, prompts, completions, **extras)
+    samples = (prompts, completions, [[0, 1]] * len(prompts), columns)
+    check_rewards(trainer.rewards, args.reward_once, *samples, trainer_state=trainer.state)
     longest = max(len(ids) for ids in dataset["input_ids"])
     check_lengths(longest, args.response_length, trainer._policy())
     find_checkpoint(args)

@@ -256,7 +256,7 @@ class ClassicLoop(OverridableParts):
         if self.dataset is None:
             text = "No dataset was given: set `batch_size` to the number of samples of each `step`."
             warnings.warn(text, stacklevel=3)
-        elif len(self.dataset) < batch:
+        elif self.rewards is None and len(self.dataset) < batch:  # `train` refuses it
             warnings.warn(str(checks.too_few_prompts(len(self.dataset), batch)), stacklevel=3)
         if ref_model is not None and num_shared_layers is not None:
             text = "`num_shared_layers` means nothing with a reference model: no layer is shared."

@@ -209,11 +209,8 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
         self._unite("init_kl_coef", "kl_coef", default=0.2)
 
     def _check(self) -> None:
-        for name in ("forward_batch_size", "num_mini_batches"):
-            self._check_at_least_one(name)
         super()._check()
         self._check_choice("kl_penalty", KL_PENALTIES)
-        self._check_positive("target", "horizon", "ratio_threshold", "score_clip", "ppo_epochs")
         shortest = self.min_response_length
         if shortest is not None and not 1 <= shortest <= self.response_length:
             raise RecipeError(

@@ -9,8 +9,7 @@ from transformers import PreTrainedTokenizerBase, TrainerState
 
 from trl_recipes.models.packing import length_groups, pad_rows, tokens_of, unpack
 from trl_recipes.models.sampling import can_sample, generate_responses, sample_responses
-from trl_recipes.rewards.base import Rewards, score_part
-from trl_recipes.rewards.text import reward_inputs
+from trl_recipes.rewards.base import Rewards, reward_inputs, score_part
 
 
 class Rollout(NamedTuple):

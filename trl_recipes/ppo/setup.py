@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from peft import PeftModel, get_peft_model
@@ -44,7 +43,7 @@ from trl_recipes.ppo.models import (
     AutoModelForSeq2SeqLMWithValueHead,
     create_reference_model,
 )
-from trl_recipes.rewards.scale import SAMPLES, wants_reference_norm
+from trl_recipes.rewards.scale import rows_to_measure, wants_reference_norm
 
 
 def check_launch(config: PPOConfig, dataset: Any) -> None:
@@ -284,7 +283,7 @@ def both_can_pack(policy: nn.Module, reference: nn.Module) -> bool:
 
 def alarms(config: PPOConfig) -> Alarms:
     """Make the alarms that watch a run of this configuration."""
-    held_to = ("batch_size", "response_length", "min_response_length", "ratio_threshold")
+    held_to = ("batch_size", "response_length", "min_response_length")
     settings = {name: getattr(config, name) for name in held_to}
     stop_token = config.stop_token or config.stop_token_id
     steps = config.num_total_batches
@@ -299,11 +298,9 @@ def measure_rewards(trainer: Any) -> None:
     rewards, args = trainer.rewards, trainer.args
     ready = all(getattr(func, "ready", True) for func in rewards.reward_funcs)
     wanted = wants_reference_norm(args.reward_norm, rewards.reward_funcs)
-    if not (wanted and ready) or rewards.normalisation or find_checkpoint(args):
+    if not (wanted and ready) or rewards.normalization or find_checkpoint(args):
         return
-    order = np.random.default_rng(args.seed).permutation(len(trainer.prompts))
-    part = slice(trainer.accelerator.process_index, SAMPLES, trainer.accelerator.num_processes)
-    batch = trainer.prompts[order[part].tolist()]
+    batch = trainer.prompts[rows_to_measure(len(trainer.prompts), args.seed, trainer.accelerator)]
     _, responses = trainer.generate(
         [torch.as_tensor(ids, device=trainer.current_device) for ids in batch["input_ids"]],
         trainer._length_sampler(),
@@ -313,4 +310,4 @@ def measure_rewards(trainer: Any) -> None:
     )
     texts = trainer.tokenizer.batch_decode(responses, skip_special_tokens=True)
     _, raw = trainer._score([row.tolist() for row in responses], texts, batch)
-    rewards.measure({name: gather(values) for name, values in raw.items()}, normalise=True)
+    rewards.measure({name: gather(values) for name, values in raw.items()}, normalize=True)

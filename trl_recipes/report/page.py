@@ -133,7 +133,7 @@ def run_page(folder: str | os.PathLike) -> str:
             f"`{run}` holds no run: neither config.yaml nor all_stats.jsonl is there. Give the "
             "folder of a run."
         )
-    (header, derived), record = read_header(run), read_record(run)
+    header, record = read_header(run), read_record(run)
     settings = read_config(run) if run.config.is_file() else {}
     stats = load_stats(run.path) if read_rows(run.all_stats) else []
     sessions = record.get("sessions") or []
@@ -150,7 +150,6 @@ def run_page(folder: str | os.PathLike) -> str:
         header=header,
         settings=settings,
         chosen=[(n, "none" if v is None else v) for n, v in settings.items()],
-        derived=derived,
         record=record,
         algorithm=algorithm,
         rewards=rewards or settings.get("reward_funcs") or [],

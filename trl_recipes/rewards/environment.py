@@ -5,9 +5,10 @@ sample whole batches at once.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards.base import RewardFunc, Rewards
@@ -20,9 +21,6 @@ except ImportError as error:
         "TextGenerationEnv needs gymnasium. Install it with `pip install 'trl_recipes[gymnasium]'`."
     ) from error
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 class TextGenerationEnv(gymnasium.Env):
     """One episode is one response: each action appends a token, the reward comes at its end.
@@ -30,9 +28,8 @@ class TextGenerationEnv(gymnasium.Env):
     The episode is terminated by the end token, and truncated after `max_new_tokens` others; either
     way its last step gives the score of prompt plus response, every other step 0.
 
-    Observation: a dict of `input_ids`, shape (prompt + response tokens at most,), the tokens so far
-    at the left and `pad_token_id` after them, and `length`, how many are tokens. A length is needed
-    because a pad token may be a token of the text too.
+    Observation: a dict of `input_ids`, (longest prompt and response,), the tokens so far and
+    `pad_token_id` after them, and `length`, how many are tokens.
     Action: the id of the next token.
     Info: at the end `prompt`, `completion` and the raw value of each reward function.
 
@@ -46,22 +43,17 @@ class TextGenerationEnv(gymnasium.Env):
     def __init__(
         self,
         prompts: Sequence[str],
-        tokenizer: "PreTrainedTokenizerBase",
+        tokenizer: PreTrainedTokenizerBase,
         reward_funcs: RewardFunc | list[RewardFunc],
         *,
         max_new_tokens: int = 16,
         reward_weights: list[float] | None = None,
         columns: dict[str, Sequence[Any]] | None = None,
     ):
-        if max_new_tokens < 1:
-            raise RecipeError(f"max_new_tokens is {max_new_tokens}. Use 1 or more.")
         self.prompts, self.tokenizer = list(prompts), tokenizer
         self.prompt_ids = [tokenizer(text)["input_ids"] for text in self.prompts]
         if not self.prompts or not all(self.prompt_ids):
-            raise RecipeError(
-                f"TextGenerationEnv got {len(self.prompts)} prompts, of which "
-                f"{sum(not ids for ids in self.prompt_ids)} are empty. Give texts to continue."
-            )
+            raise RecipeError("TextGenerationEnv: `prompts` is empty, or one of them. Give texts.")
         self.rewards = Rewards(reward_funcs, reward_weights)
         self.columns = {name: list(values) for name, values in (columns or {}).items()}
         self.max_new_tokens = max_new_tokens
@@ -80,10 +72,7 @@ class TextGenerationEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start an episode from a prompt drawn, or from that of `options={"prompt": row}`.
-
-        Returns the observation of the prompt alone, and its row and text.
-        """
+        """Start an episode from a prompt drawn, or from that of `options={"prompt": row}`."""
         super().reset(seed=seed)
         drawn = int(self.np_random.integers(len(self.prompts)))
         self.row = (options or {}).get("prompt", drawn)
@@ -91,10 +80,7 @@ class TextGenerationEnv(gymnasium.Env):
         return self._observation(), {"row": self.row, "prompt": self.prompts[self.row]}
 
     def step(self, action: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Append the token of this id.
-
-        Returns observation, reward, whether the end token came, whether the response is full, info.
-        """
+        """Append the token of this id; the response ends with the end token, or when it is full."""
         if self.over:
             raise RecipeError("The episode is over or none was started. Call `reset` first.")
         if not self.action_space.contains(action):

@@ -10,7 +10,6 @@ A file of the user's runs only because the user names it there; nothing that com
 a data set is ever run.
 """
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -53,9 +52,8 @@ def load_reward_funcs(
 
     Each of `specs` is a function of the user's own, `module.path:function` or `file.py:function`;
     a kind of this package, such as `RepetitionPenalty`; a model with a classification head, a
-    folder or a hub name; or a mapping of one of the first two to its settings,
-    `{LengthPenalty: {max_length: 20}}`: a function of the user's then gets the settings and returns
-    the reward function. `source` is where they came from, for messages.
+    folder or a hub name; or a mapping of one of the first two to its settings: a function of the
+    user's then gets the settings and returns the reward function. `source` is for messages.
     """
     return [_load(spec, source) for spec in specs]
 
@@ -83,27 +81,20 @@ def rewards_of(
 
 
 def _load(spec: str | Mapping[str, Any], source: str) -> RewardFunc:
-    if not isinstance(spec, str) and (not isinstance(spec, Mapping) or len(spec) != 1):
+    named = {spec: None} if isinstance(spec, str) else spec
+    values = list(named.values()) if isinstance(named, Mapping) else []
+    if len(values) != 1 or not isinstance(values[0], Mapping | None):
         raise RecipeError(
             f"{source}: {spec!r} is no reward function. Write its name, or `name: {{setting: "
             "value}}`, one in each entry of the list."
         )
-    ((name, settings),) = [(spec, {})] if isinstance(spec, str) else spec.items()
-    if not isinstance(settings, Mapping | None):
-        raise RecipeError(
-            f"{source}: the settings of `{name}` are {settings!r}, not names and values."
-        )
-    settings = dict(settings or {})
+    ((name, settings),) = named.items()
     if ":" in name or name.endswith(".py"):
         own = _users_own(name, source)
-        return own if isinstance(spec, str) else _make(own, settings, name, source)
+        return own if isinstance(spec, str) else _make(own, settings or {}, name, source)
     if name in KINDS:
-        return _make(KINDS[name], settings, name, source)
-    if not isinstance(spec, str):
-        raise RecipeError(
-            f"{source}: there is no kind of reward `{name}`. There are: {', '.join(KINDS)}."
-        )
-    if "/" not in name and not Path(name).exists():
+        return _make(KINDS[name], settings or {}, name, source)
+    if not isinstance(spec, str) or ("/" not in name and not Path(name).exists()):
         raise RecipeError(
             f"{source}: `{name}` is neither a kind of reward ({', '.join(KINDS)}) nor a "
             "folder of a model. Give one of these, module.path:function or file.py:function."
@@ -111,15 +102,14 @@ def _load(spec: str | Mapping[str, Any], source: str) -> RewardFunc:
     return reward_of_model(name, source)
 
 
-def _make(maker: Any, settings: dict[str, Any], name: str, source: str) -> RewardFunc:
+def _make(maker: Any, settings: Mapping[str, Any], name: str, source: str) -> RewardFunc:
     parameters = inspect.signature(maker)
     try:
         parameters.bind(**settings)
     except TypeError as error:
-        known = ", ".join(parameters.parameters)
         raise RecipeError(
             f"{source}: `{name}` does not take the settings {settings} ({error}). It takes: "
-            f"{known}."
+            f"{', '.join(parameters.parameters)}."
         ) from error
     return maker(**settings)
 
@@ -129,18 +119,13 @@ def _users_own(spec: str, source: str) -> Any:
     place, name = (spec, "") if spec.endswith(".py") else spec.rpartition(":")[::2]
     is_file = place.endswith(".py")
     module = _file(Path(place).expanduser(), source) if is_file else _module(place, source)
-    if not hasattr(module, name):
+    function = getattr(module, name, None)
+    if not callable(function):
         own = module.__name__
         has = [k for k, v in vars(module).items() if getattr(v, "__module__", None) == own]
-        wrong = f"`{place}` has no function `{name}`"
-        if not name:
-            wrong = f"`{spec}` names a file and no function of it. Write `{place}:NAME`"
-        raise RecipeError(f"{source}: {wrong}. It has: {', '.join(has) or 'none'}.")
-    function = getattr(module, name)
-    if not callable(function):
         raise RecipeError(
-            f"{source}: `{spec}` is {function!r} ({type(function).__name__}), which cannot be "
-            "called. Name a function of prompts and completions."
+            f"{source}: `{place}` has no function `{name}`. Write `{place}:NAME`. It has: "
+            f"{', '.join(has) or 'none'}."
         )
     return function
 
@@ -151,8 +136,7 @@ def _file(path: Path, source: str) -> ModuleType:
             f"{source}: there is no file `{path}`. Check the path (relative paths start at "
             f"{Path.cwd()})."
         )
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = f"{path.stem}_{digest}"  # two files of one name are two modules
+    name = str(path.resolve())  # two files of one name are two modules
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -172,18 +156,14 @@ def _file(path: Path, source: str) -> ModuleType:
 
 def _module(name: str, source: str) -> ModuleType:
     here = str(Path.cwd())
-    added = here not in sys.path  # a recipe's own folder is there, the user's is not
-    if added:
+    if here not in sys.path:  # a recipe's own folder is there, the user's is not
         sys.path.append(here)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if not name or name.startswith(f"{error.name}.") or error.name == name:
+        if f"{name}.".startswith(f"{error.name}."):
             raise RecipeError(
                 f"{source}: there is no module `{name}`. Check its name; it is looked for among "
                 f"the installed ones and in {here}. A file is named with its ending: file.py:name."
             ) from error
         raise
-    finally:
-        if added:
-            sys.path.remove(here)

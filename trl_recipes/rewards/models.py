@@ -5,8 +5,10 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from torch.nn import functional as F
 
+from trl_recipes import embedded
 from trl_recipes.data.conversations import completion_texts, full_texts, is_conversation
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length, evaluating
@@ -17,11 +19,10 @@ from trl_recipes.models.packing import pad_rows
 class SentimentReward:
     """How much a text-classification model sees one label in prompt plus completion.
 
-    The numbers are those of the transformers pipeline with `top_k=None` (and
-    `function_to_apply="none"` for the logit), in batches of like lengths. `model` is None for the
-    embedded classifier, a folder or hub name, or a ready pipeline; `label` is in either letter
-    case. `score` is the label's raw "logit", its "probability" (0 to 1) or its "log_odds",
-    log(p / (1 - p)), in nats.
+    The numbers are those of the transformers pipeline with `top_k=None`, in batches of like
+    lengths. `model` is None for the embedded classifier, a folder or hub name, or a ready pipeline;
+    `label` is in either letter case. `score` is the label's raw "logit", its "probability" (0 to 1)
+    or its "log_odds", log(p / (1 - p)), in nats.
     """
 
     def __init__(
@@ -31,7 +32,6 @@ class SentimentReward:
         label: str = "POSITIVE",
         score: Literal["logit", "probability", "log_odds"] = "logit",
         batch_size: int = 64,
-        device: str | torch.device | None = None,
         name: str | None = None,
         trust_remote_code: bool = False,
     ):
@@ -39,21 +39,15 @@ class SentimentReward:
             raise RecipeError(
                 f"SentimentReward: unknown score {score!r}. Choose logit, probability or log_odds."
             )
-        if batch_size < 1:
-            raise RecipeError(f"SentimentReward: batch_size is {batch_size}. Use 1 or more.")
         if hasattr(model, "model") and hasattr(model, "tokenizer"):  # a ready pipeline
-            self.model, self.tokenizer = model.model, model.tokenizer
-            self.device = torch.device(device) if device is not None else model.device
+            self.model, self.tokenizer = model.model.eval(), model.tokenizer
         else:
-            if model is None:
-                from trl_recipes.embedded import sentiment_classifier
-
-                model = str(sentiment_classifier())
             self.model, self.tokenizer = load_classifier(
-                model, source="--reward_model", trust_remote_code=trust_remote_code
+                str(model or embedded.sentiment_classifier()),
+                source="--reward_model",
+                trust_remote_code=trust_remote_code,
             )
-            self.device = torch.device(device) if device is not None else local_device()
-        self.model.to(self.device).eval()
+            self.model.to(local_device()).eval()
         self.label_id = _label_id(self.model.config.id2label, label, self.model.name_or_path)
         self.label = self.model.config.id2label[self.label_id]
         if score != "logit" and self.model.config.problem_type == "regression":
@@ -70,25 +64,10 @@ class SentimentReward:
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], **kwargs: Any
     ) -> list[float]:
-        """Score each prompt plus completion."""
-        return self.score_texts(full_texts(prompts, completions))
-
-    @torch.inference_mode()
-    def score_texts(self, texts: Sequence[str]) -> list[float]:
-        """Score whole texts; what exceeds the model's maximum is cut off at the end."""
-
-        def score(batch: list[int]) -> list[float]:
-            inputs = self.tokenizer(
-                [texts[index] for index in batch],
-                padding=len(batch) > 1,
-                padding_side="right",  # absolute positions must start at the first token
-                truncation=True,
-                max_length=self.max_length,
-                return_tensors="pt",
-            ).to(self.device)
-            return self._scores(self.model(**inputs).logits.float()).tolist()
-
-        return _in_batches(texts, self.batch_size, score)
+        """Score each prompt plus completion; what exceeds the model's maximum is cut off."""
+        texts = full_texts(prompts, completions)
+        own = (self.model, self.tokenizer, texts, self.batch_size, self.max_length)
+        return self._scores(classifier_logits(*own)).tolist()
 
     def _scores(self, logits: torch.Tensor) -> torch.Tensor:
         """Turn logits, (B, labels), into scores, (B,)."""
@@ -108,12 +87,11 @@ class SentimentReward:
 class RewardModelReward:
     """What a scalar reward model says of prompt plus completion.
 
-    The model has a tokenizer of its own; it need not be the policy's. Texts are joined and get the
-    special tokens that this tokenizer gives every text (TRL's GRPOTrainer leaves them out, which
-    matters for BERT and its kin); conversations go through its chat template. A model whose
-    config.json says `reads_pairs` gets prompt and completion as a pair of texts. `model` is a
-    folder or hub name, or a ready model with a sequence-classification head, which stays where it
-    is unless `device` is given.
+    The model has a tokenizer of its own. Texts are joined and get the special tokens that it gives
+    every text (TRL's GRPOTrainer leaves them out, which matters for BERT and its kin);
+    conversations go through its chat template. A model whose config.json says `reads_pairs` gets
+    prompt and completion as a pair of texts. `model` is a folder or hub name, or a ready model with
+    a sequence-classification head.
     """
 
     def __init__(
@@ -122,7 +100,6 @@ class RewardModelReward:
         tokenizer: Any = None,
         *,
         batch_size: int = 32,
-        device: str | torch.device | None = None,
         name: str | None = None,
         trust_remote_code: bool = False,
     ):
@@ -131,15 +108,13 @@ class RewardModelReward:
             model, tokenizer = load_classifier(
                 model, source=source, trust_remote_code=trust_remote_code
             )
-            device = device or local_device()
+            model.to(local_device())
         elif tokenizer is None:
             tokenizer = load_tokenizer(model.name_or_path)
         if model.config.num_labels != 1:
-            labels = ", ".join(model.config.id2label[i] for i in sorted(model.config.id2label))
             raise RecipeError(
-                f"{source}: `{model.name_or_path}` has {model.config.num_labels} labels "
-                f"({labels}), a reward model has one. For a classifier use SentimentReward(model, "
-                "label=...)."
+                f"{source}: `{model.name_or_path}` has {model.config.num_labels} labels, a reward "
+                "model has one. For a classifier use SentimentReward(model, label=...)."
             )
         if tokenizer.pad_token_id is None:
             if tokenizer.eos_token_id is None:
@@ -149,8 +124,7 @@ class RewardModelReward:
                 )
             tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id  # the score is that of the last other
-        self.model = model.eval() if device is None else model.to(device).eval()
-        self.tokenizer = tokenizer
+        self.model, self.tokenizer = model.eval(), tokenizer
         self.reads_pairs = bool(getattr(model.config, "reads_pairs", False))
         self.batch_size = batch_size
         self.max_length = longest_input(model, tokenizer)
@@ -161,28 +135,21 @@ class RewardModelReward:
         self, prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any
     ) -> list[float]:
         """Score each prompt plus completion with the model's one logit, raw."""
-        conversations = bool(prompts) and is_conversation(prompts[0]) and not self.reads_pairs
-        texts = (self._rendered if conversations else full_texts)(prompts, completions)
-        firsts, seconds = completion_texts(prompts), completion_texts(completions)
+        if self.reads_pairs:
+            return self._score_pairs(completion_texts(prompts), completion_texts(completions))
+        chat = bool(prompts) and is_conversation(prompts[0])
+        texts = (self._rendered if chat else full_texts)(prompts, completions)
+        own = (self.model, self.tokenizer, texts, self.batch_size, self.max_length)
+        return classifier_logits(*own, special=not chat)[:, 0].tolist()  # templates bring theirs
 
+    def _score_pairs(self, firsts: list[str], seconds: list[str]) -> list[float]:
         def score(batch: list[int]) -> list[float]:
-            if self.reads_pairs:
-                pairs = [[part[index] for index in batch] for part in (firsts, seconds)]
-                inputs = encode_pairs(self.tokenizer, *pairs, self.max_length)
-            else:
-                inputs = self.tokenizer(
-                    [texts[index] for index in batch],
-                    padding=True,
-                    padding_side="right",  # absolute positions must start at the first token
-                    truncation=True,
-                    max_length=self.max_length,
-                    add_special_tokens=not conversations,  # a chat template brings its own
-                    return_tensors="pt",
-                )
+            pairs = [[part[index] for index in batch] for part in (firsts, seconds)]
+            inputs = encode_pairs(self.tokenizer, *pairs, self.max_length)
             inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
             return self.model(**inputs).logits[:, 0].float().tolist()
 
-        return _in_batches(texts, self.batch_size, score)
+        return _in_batches(full_texts(firsts, seconds), self.batch_size, score)
 
     def _rendered(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[str]:
         """Write conversations as texts, by the reward model's own chat template."""
@@ -201,12 +168,12 @@ class PerplexityReward:
     """Minus the perplexity of prompt plus completion under a causal language model.
 
     The perplexity is exp of the model's own loss on the text alone: minus the mean log-probability
-    of its tokens after the first. A text of one token is read after the model's begin token.
+    of its tokens after the first. A text of one token is read after the model's begin token. With
+    `log` it is minus the loss, in nats per token, where a few odd texts do not outweigh all others.
+    Alone it invites one dull sentence said again and again: add a `RepetitionPenalty`.
 
-    Alone it invites one dull sentence said again and again: add a `RepetitionPenalty`. `model` is
-    None for the embedded language model, a folder or hub name, or a ready model; it should not be
-    the one in training, or it judges itself. With `log` it is minus the loss, in nats per token,
-    where a few odd texts do not outweigh all others.
+    `model` is None for the embedded language model, a folder or hub name, or a ready model; it
+    should not be the one in training, or it judges itself.
     """
 
     def __init__(
@@ -216,15 +183,13 @@ class PerplexityReward:
         *,
         log: bool = False,
         batch_size: int = 32,
-        name: str | None = None,
         trust_remote_code: bool = False,
     ):
         self.model, self.tokenizer = language_model_of(
             model, tokenizer, "PerplexityReward", trust_remote_code=trust_remote_code
         )
-        self.log = log
-        self.batch_size = batch_size
-        self.__name__ = name or ("log_perplexity" if log else "perplexity")
+        self.log, self.batch_size = log, batch_size
+        self.__name__ = "log_perplexity" if log else "perplexity"
 
     @torch.inference_mode()
     def __call__(
@@ -275,7 +240,7 @@ def reward_of_model(model: Any, source: str) -> RewardModelReward | SentimentRew
         tokenizer = load_tokenizer(model.name_or_path)
     if model.config.num_labels == 1:
         return RewardModelReward(model, tokenizer)
-    return SentimentReward(SimpleNamespace(model=model, tokenizer=tokenizer, device=model.device))
+    return SentimentReward(SimpleNamespace(model=model, tokenizer=tokenizer))
 
 
 def language_model_of(
@@ -286,11 +251,9 @@ def language_model_of(
     `source` is where the name came from, for messages.
     """
     if model is None or isinstance(model, str) or hasattr(model, "__fspath__"):
-        if model is None:
-            from trl_recipes.embedded import language_model
-
-            model = language_model()
-        model, tokenizer = load_run(model, source=source, trust_remote_code=trust_remote_code)
+        model, tokenizer = load_run(
+            model or embedded.language_model(), source=source, trust_remote_code=trust_remote_code
+        )
         model.to(local_device())
     elif tokenizer is None:
         tokenizer = load_tokenizer(model.name_or_path)
@@ -303,8 +266,6 @@ def language_model_of(
 
 def local_device() -> torch.device:
     """Return the device of this process: its GPU, if there is one."""
-    from accelerate import PartialState
-
     return PartialState().device
 
 
@@ -324,6 +285,34 @@ def _in_batches(
         for index, value in zip(batch, score(batch), strict=True):
             scores[index] = value
     return scores
+
+
+@torch.inference_mode()
+def classifier_logits(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    batch_size: int,
+    max_length: int | None,
+    special: bool = True,
+) -> torch.Tensor:
+    """Compute the logits of texts on the CPU, (B, labels), in batches of like lengths.
+
+    Without `special`, texts bring their special tokens; beyond `max_length` tokens they are cut.
+    """
+    logits = torch.zeros(len(texts), model.config.num_labels)
+    for batch in batches_by_length(texts, batch_size):
+        inputs = tokenizer(
+            [texts[index] for index in batch],
+            padding=len(batch) > 1,
+            padding_side="right",  # absolute positions must start at the first token
+            truncation=True,
+            max_length=max_length,
+            add_special_tokens=special,
+            return_tensors="pt",
+        ).to(model.device)
+        logits[batch] = model(**inputs).logits.float().cpu()
+    return logits
 
 
 def encode_pairs(
@@ -366,13 +355,11 @@ def longest_input(model: Any, tokenizer: Any) -> int | None:
 
 
 def _label_id(id2label: dict[int, str], label: str, name: str) -> int:
-    by_name = {text: index for index, text in id2label.items()}
-    by_lower_name = {text.lower(): index for text, index in by_name.items()}
-    index = by_name.get(label, by_lower_name.get(str(label).lower()))
-    if index is None:
+    by_name = {text.lower(): index for index, text in id2label.items()}
+    if str(label).lower() not in by_name:
         labels = ", ".join(id2label[key] for key in sorted(id2label))
         raise RecipeError(
             f"--reward_model: the classifier `{name}` has no label {label!r}. Its labels are: "
             f"{labels}."
         )
-    return index
+    return by_name[str(label).lower()]

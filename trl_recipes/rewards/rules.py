@@ -6,10 +6,10 @@ where none is named. TRL's own trainers weigh everything 1 unless told: give the
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from trl_recipes.data.conversations import completion_texts
+from trl_recipes.data.files import read_text
 from trl_recipes.errors import RecipeError
 
 WORD = re.compile(r"[^\W\d_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}][^\W\d_]+)*")  # don't is one
@@ -24,7 +24,7 @@ class KeywordReward:
     [0.5, 0.5]
     """
 
-    def __init__(self, keywords: Sequence[str], *, name: str | None = None):
+    def __init__(self, keywords: Sequence[str]):
         keywords = [keywords] if isinstance(keywords, str) else list(keywords)
         if not keywords or not all(isinstance(k, str) and k.strip() for k in keywords):
             raise RecipeError(
@@ -38,7 +38,7 @@ class KeywordReward:
             )
             for k in keywords
         ]
-        self.__name__ = name or "keywords"
+        self.__name__ = "keywords"
 
     def __call__(self, completions: Sequence[Any], **kwargs: Any) -> list[float]:
         """Return each completion's share, 0 to 1."""
@@ -58,7 +58,7 @@ class RegexReward:
     [1.0, 0.0]
     """
 
-    def __init__(self, pattern: str, *, whole: bool = False, name: str | None = None):
+    def __init__(self, pattern: str, *, whole: bool = False):
         try:
             compiled = re.compile(pattern)
         except (re.error, TypeError) as error:
@@ -66,7 +66,7 @@ class RegexReward:
                 f"RegexReward: the pattern {pattern!r} cannot be read ({error}). Fix it."
             ) from error
         self.match = compiled.fullmatch if whole else compiled.search
-        self.__name__ = name or "regex"
+        self.__name__ = "regex"
 
     def __call__(self, completions: Sequence[Any], **kwargs: Any) -> list[float]:
         """Match each completion."""
@@ -82,8 +82,8 @@ class UppercaseReward:
     [1.0, 0.5, 0.0]
     """
 
-    def __init__(self, *, name: str | None = None):
-        self.__name__ = name or "uppercase"
+    def __init__(self):
+        self.__name__ = "uppercase"
 
     def __call__(self, completions: Sequence[Any], **kwargs: Any) -> list[float]:
         """Return each completion's share, 0 to 1."""
@@ -102,11 +102,11 @@ class KnownWordsReward:
     may have cut is left out.
     """
 
-    def __init__(self, text: str, *, name: str | None = None):
-        self.words = set(words_of(read_text(text, "KnownWordsReward:")))
+    def __init__(self, text: str):
+        self.words = set(words_of(text_of(text, "KnownWordsReward")))
         if not self.words:
             raise RecipeError("KnownWordsReward: the text has no words. Give one that has.")
-        self.__name__ = name or "known_words"
+        self.__name__ = "known_words"
 
     def __call__(self, completions: Sequence[Any], **kwargs: Any) -> list[float | None]:
         """Return each completion's share, 0 to 1; None for one without a whole word."""
@@ -135,7 +135,6 @@ class LengthPenalty:
         *,
         unit: Literal["tokens", "words", "characters"] = "tokens",
         soft: int = 0,
-        name: str | None = None,
     ):
         if unit not in ("tokens", "words", "characters"):
             raise RecipeError(
@@ -147,7 +146,7 @@ class LengthPenalty:
                     f"LengthPenalty: {option} is {value!r}. Use a whole number, 0 or more."
                 )
         self.max_length, self.unit, self.soft = max_length, unit, soft
-        self.__name__ = name or "length"
+        self.__name__ = "length"
 
     def __call__(
         self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **kwargs: Any
@@ -176,11 +175,11 @@ class RepetitionPenalty:
 
     default_weight = -1.0
 
-    def __init__(self, n: int = 3, *, name: str | None = None):
+    def __init__(self, n: int = 3):
         if not isinstance(n, int) or n < 1:
             raise RecipeError(f"RepetitionPenalty: n is {n!r}. Use a whole number, 1 or more.")
         self.n = n
-        self.__name__ = name or "repetition"
+        self.__name__ = "repetition"
 
     def __call__(self, completion_ids: Sequence[Sequence[int]], **kwargs: Any) -> list[float]:
         """Return each completion's penalty, below 1; 0 for what is shorter than n."""
@@ -216,14 +215,7 @@ def known_share(texts: Iterable[str], words: set[str]) -> float:
     return sum(word in words for word in found) / len(found) if found else float("nan")
 
 
-def read_text(text_or_file: str, source: str) -> str:
+def text_of(text_or_file: str, source: str) -> str:
     """Return the text itself, or what the .txt file holds that it names."""
-    if not isinstance(text_or_file, str) or not text_or_file.endswith(".txt"):
-        return text_or_file
-    try:
-        return Path(text_or_file).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"{source} `{text_or_file}` could not be read as text ({error}). Give a UTF-8 "
-            "text file, or the text itself."
-        ) from error
+    is_file = isinstance(text_or_file, str) and text_or_file.endswith(".txt")
+    return read_text(text_or_file, source) if is_file else text_or_file

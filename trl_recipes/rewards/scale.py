@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import NamedTuple
 
+import numpy as np
+from accelerate import Accelerator
+
 from trl_recipes.describe import printable
 from trl_recipes.rewards.models import SentimentReward
 
-SAMPLES = 256
+SAMPLES = 256  # of all processes together
 
 
 class Scale(NamedTuple):
@@ -35,6 +38,12 @@ def measure(values: Sequence[float | None]) -> Scale:
     if not known:
         return Scale(math.nan, math.nan, math.nan, math.nan, 0)
     return Scale(fmean(known), pstdev(known), min(known), max(known), len(known))
+
+
+def rows_to_measure(rows: int, seed: int, accelerator: Accelerator) -> list[int]:
+    """Draw the rows of a data set whose responses this process samples to measure rewards."""
+    order = np.random.default_rng(seed).permutation(rows)
+    return order[accelerator.process_index : SAMPLES : accelerator.num_processes].tolist()
 
 
 def wants_reference_norm(reward_norm: str, reward_funcs: Iterable[Callable]) -> bool:

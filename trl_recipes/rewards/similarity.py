@@ -8,15 +8,15 @@ from torch.nn import functional as F
 
 from trl_recipes.data.conversations import full_texts, plain_text
 from trl_recipes.errors import RecipeError
+from trl_recipes.models import hub
 from trl_recipes.models.forward import context_length, evaluating
 from trl_recipes.models.packing import pad_rows
 from trl_recipes.rewards.models import batches_by_length, language_model_of, local_device
-from trl_recipes.rewards.rules import read_text
+from trl_recipes.rewards.rules import text_of
 
 _SOURCE = "SimilarityReward"
 # Parts of a spaCy pipeline that have no say in Doc.similarity where there are word vectors.
 _IDLE_PIPES = ("tok2vec", "tagger", "parser", "senter", "attribute_ruler", "lemmatizer", "ner")
-
 
 Compare = Callable[[Sequence[str], Sequence[str]], list[float]]
 
@@ -41,7 +41,6 @@ class SimilarityReward:
         kind: Literal["hidden_states", "spacy", "sentence_transformers"] = "hidden_states",
         column: str | None = None,
         batch_size: int = 32,
-        name: str | None = None,
     ):
         if (reference_text is None) == (column is None):
             raise RecipeError(
@@ -49,7 +48,7 @@ class SimilarityReward:
                 "set's column of reference texts."
             )
         if reference_text is not None:
-            reference_text = read_text(reference_text, f"{_SOURCE}: the reference text")
+            reference_text = text_of(reference_text, f"{_SOURCE}, the reference text")
             _check_reference(reference_text, "`reference_text`")
         if kind == "spacy":
             self._compare = _with_spacy(model or "en_core_web_md", batch_size)
@@ -65,7 +64,7 @@ class SimilarityReward:
                 "sentence_transformers."
             )
         self.reference_text, self.column = reference_text, column
-        self.__name__ = name or "similarity"
+        self.__name__ = "similarity"
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
@@ -127,10 +126,8 @@ def _with_sentence_transformers(model: Any, batch_size: int) -> Compare:
             "install 'trl_recipes[sentence-transformers]'`."
         ) from error
     if isinstance(model, str) or hasattr(model, "__fspath__"):
-        from trl_recipes.models.hub import loading, resolve
-
-        name = resolve(str(model), "model", source=_SOURCE)
-        with loading(name, "model", source=_SOURCE):
+        name = hub.resolve(str(model), "model", source=_SOURCE)
+        with hub.loading(name, "model", source=_SOURCE):
             model = SentenceTransformer(
                 name, device=str(local_device()), model_kwargs={"use_safetensors": True}
             )

@@ -1,0 +1,208 @@
+"""The sentiment recipes as users run them; their mistakes stand in bad_inputs.py."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import trl
+import yaml
+from conftest import save_tiny_classifier
+from launching import ACCELERATE, RECIPES, run_warm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_recipes.arguments import run_recipe
+from trl_recipes.stats import load_stats
+
+LAUNCH = [ACCELERATE, "launch", "--num_processes", "1"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+TEXTS = ["The acting was wonderful and the plot kept me awake.", "A dull film, sadly."] * 30
+EMBEDDED = ["--mini_batch_size", "8", "--eval_prompts", "8", "--disable_tqdm", "true"]
+each = pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
+groups = pytest.mark.parametrize("kind", ["grpo", "rloo"])
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tiny_gpt2):
+    """Folders in the hub's format, as the classic set-up: GPT-2, RoBERTa, text and label."""
+    folder = tmp_path_factory.mktemp("models")
+    save_tiny_classifier(AutoTokenizer.from_pretrained(tiny_gpt2), folder / "classifier")
+    data = folder / "data"
+    data.mkdir()
+    for split in ("train", "test"):
+        rows = [{"text": f"{t} {i}", "label": i % 2} for i, t in enumerate(TEXTS)]
+        (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {
+        "--model_name_or_path": str(tiny_gpt2),
+        "--reward_model": str(folder / "classifier"),
+        "--dataset_name": str(data),
+    }
+
+
+def run(kind, words):
+    """Run a recipe in this process, as its last line does."""
+    path = RECIPES / f"{kind}_sentiment.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = getattr(module, f"{kind.upper()}Config")
+    run_recipe(module.main, module.SentimentArguments, config, module.ModelConfig, argv=words)
+
+
+def flags(kind, models, folder, **changes):
+    settings = models | {"--output_dir": str(folder), "--max_steps": "3", "--batch_size": "8"}
+    settings |= {"--eval_prompts": "8", "--response_length": "6", "--disable_tqdm": "true"}
+    settings |= {"--learning_rate": "1e-3"} | ({} if kind == "ppo" else {"--num_generations": "4"})
+    settings |= {f"--{name}": value for name, value in changes.items()}
+    return [word for pair in settings.items() for word in pair]
+
+
+@pytest.fixture(scope="module")
+def finished(models, tmp_path_factory):
+    """A run of each, laid beside each other, PPO's from the command line; and what that printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    command = [*LAUNCH, RECIPES / "ppo_sentiment.py", *flags("ppo", models, folder / "ppo")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for kind in ("grpo", "rloo"):
+        run(kind, flags(kind, models, folder / kind))
+    return folder, done.stdout
+
+
+def without_times(folder):
+    timed = ("time/", "step_time")
+    return [{k: v for k, v in r.items() if not k.startswith(timed)} for r in load_stats(folder)]
+
+
+@each
+def test_the_run_folder_holds_what_it_promises(kind, finished):
+    folder, told = finished[0] / kind, finished[1]
+    assert [row["step"] for row in load_stats(folder)] == [1, 2, 3]
+    assert all("env/reward_mean" in row and "objective/kl" in row for row in load_stats(folder))
+    assert (folder / "plots" / "training.png").stat().st_size > 10_000
+    samples = (folder / "samples.jsonl").read_text().splitlines()
+    assert len(samples) == (12 if kind == "ppo" else 6)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-3"]
+    model, info = AutoModelForCausalLM.from_pretrained(folder / "model", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert len(AutoTokenizer.from_pretrained(folder / "model")) <= model.config.vocab_size
+    assert (folder / "model" / "value_head.safetensors").is_file() is (kind == "ppo")
+    assert "3 steps, each of 8 responses, gone over 4 times" in told
+    assert "P(POSITIVE)" in told
+    assert str(finished[0] / "ppo" / "model") in told
+
+
+@each
+def test_its_config_runs_it_again_and_another_seed_differs(kind, finished, tmp_path):
+    first = finished[0] / kind
+    config = ["--config", str(first / "config.yaml"), "--eval_prompts", "2"]
+    run(kind, [*config, "--output_dir", str(tmp_path / "again")])
+    assert without_times(tmp_path / "again") == without_times(first)
+    run(kind, [*config, "--output_dir", str(tmp_path / "other"), "--seed", "1"])
+    assert without_times(tmp_path / "other") != without_times(first)
+
+
+@groups
+def test_a_check_says_what_it_takes_and_writes_nothing(kind, models, tmp_path, capsys):
+    run(kind, flags(kind, models, tmp_path / "run", check="true"))
+    said = capsys.readouterr().out
+    assert f"{kind.upper()} on GPT2LMHeadModel" in said
+    assert "3 steps, each of 8 responses, 4 to a prompt" in said
+    assert "The whole training will take about" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_compare_takes_any_two_runs(finished, tmp_path):
+    words = [str(finished[0] / "grpo"), str(finished[0] / "rloo"), "--max_prompts", "4"]
+    done = run_warm("compare.py", *words, "--output_dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "KL (nats/response)" in done.stdout
+    assert "rloo" in done.stdout
+
+
+def test_the_three_recipes_differ_in_the_algorithm_alone():
+    """The same flags of the recipe, and below `Trainer` the same text but for the names."""
+    parts = {}
+    for kind in ("ppo", "grpo", "rloo"):
+        text = (RECIPES / f"{kind}_sentiment.py").read_text()
+        parts[kind] = [
+            text.split(mark)[1].replace(kind.upper(), "X").replace(kind, "x")
+            for mark in ("@dataclass", "# Prompts")
+        ]
+    assert parts["ppo"][1] == parts["grpo"][1] == parts["rloo"][1]
+    first = {kind: part[0].split("# Models")[0] for kind, part in parts.items()}
+    assert first["ppo"] == first["grpo"] == first["rloo"]
+    assert parts["grpo"] == parts["rloo"]
+
+
+@groups
+def test_every_setting_of_trl_is_a_flag_and_help_explains_what_matters(kind, capsys):
+    for flag in ("--help", "--help_all"):
+        with pytest.raises(SystemExit):
+            run(kind, [flag])
+        text = capsys.readouterr().out
+        for name in ("num_generations", "beta", "num_iterations", "check"):
+            assert f"--{name} " in text
+    fields = dataclasses.fields(getattr(trl, f"{kind.upper()}Config"))
+    assert [field.name for field in fields if field.init and f"--{field.name}" not in text] == []
+
+
+def test_the_default_clips(tmp_path):
+    words = ["--max_steps", "2", "--batch_size", "64", "--output_dir", tmp_path / "run", *EMBEDDED]
+    done = run_warm("ppo_sentiment.py", *words, "--mini_batch_size", "16")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all(0.01 < row["ppo/policy/clipfrac"] < 0.5 for row in load_stats(tmp_path / "run"))
+
+
+def test_an_ablation_runs_each_variant_once(models, tmp_path):
+    few = {"mini_batch_size": "4", "min_response_length": "4", "learning_rate": "0.001"}
+    words = iter(flags("ppo", models, tmp_path, ppo_epochs="1", **few))
+    once = {name[2:]: yaml.safe_load(value) for name, value in zip(words, words, strict=True)}
+    variants = {"once": once, "no score clip": once | {"score_clip": None, "ppo_epochs": 2}}
+    (tmp_path / "few.yaml").write_text(json.dumps({"variants": variants}))
+    command = ["ppo_ablation.py", "--config", tmp_path / "few.yaml", "--seeds", "3"]
+    command += ["--output_dir", tmp_path / "runs"]
+    first, again = (run_warm(*command) for _ in range(2))
+    assert first.returncode == again.returncode == 0, first.stderr[-2000:]
+    assert first.stdout.count("seed3") == 2
+    assert again.stdout in first.stdout  # the table alone: nothing is run twice
+    for name, epochs in (("once", 1), ("no-score-clip", 2)):
+        folder = tmp_path / "runs" / f"{name}-seed3"
+        comparison = json.loads((folder / "comparison.json").read_text())
+        mean = comparison["models"][folder.name]["P(POSITIVE)"]["mean"]
+        assert f"| {name.replace('-', ' ')} | {mean:.3f} |" in first.stdout
+        config = (folder / "config.yaml").read_text()
+        assert f"ppo_epochs: {epochs}" in config
+        assert ("score_clip: null" in config) is (epochs == 2)
+
+
+def test_lora_trains_and_loads(models, tmp_path):
+    peft = ["--use_peft", "true", "--merge_adapter", "true"]
+    run("ppo", [*flags("ppo", models, tmp_path / "lora"), *peft])
+    assert (tmp_path / "lora" / "model" / "model.safetensors").is_file()
+
+
+def test_the_default_opens_no_network_socket(tmp_path):
+    """Every connect of the whole process is refused and noted; the run must not notice."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\n"
+        "def refuse(self, address):\n"
+        f"    open({str(tmp_path / 'reached')!r}, 'a').write(repr(address))\n"
+        "    raise OSError('refused')\n"
+        "socket.socket.connect = socket.socket.connect_ex = refuse\n"
+    )
+    words = ["--max_steps", "1", "--batch_size", "8", "--output_dir", tmp_path / "run", *EMBEDDED]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, RECIPES / "ppo_sentiment.py", *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=environment | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not (tmp_path / "reached").exists()
