@@ -194,14 +194,10 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
         return self.batch_size * (self.world_size or 1)
 
     def _read_log_with(self) -> None:
-        trackers = [self.log_with] if isinstance(self.log_with, str) else list(self.log_with)
-        given = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
-        if given not in ([], ["none"], trackers):
-            raise RecipeError(
-                f"`log_with` ({trackers}) and `report_to` ({given}) are two names of one thing "
-                "and differ. Give one of them."
-            )
-        self.report_to = trackers
+        both = (self.log_with, self.report_to)
+        ours, theirs = ([name] if isinstance(name, str) else [*(name or ())] for name in both)
+        self.log_with, self.report_to = ours, None if theirs in ([], ["none"]) else theirs
+        self._unite("log_with", "report_to")
 
     def _unite_names(self) -> None:
         super()._unite_names()

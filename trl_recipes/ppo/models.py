@@ -38,7 +38,8 @@ _LAYERS = ("transformer.h", "model.decoder.layers", "gpt_neox.layers", "model.la
 _SUMMARY = "v_head.summary."
 # What a value-head model answers as its language model does.
 _OF_LANGUAGE_MODEL = (
-    *("device", "dtype", "generation_config", "get_input_embeddings", "get_output_embeddings"),
+    *("device", "dtype", "generate", "generation_config"),
+    *("get_input_embeddings", "get_output_embeddings"),
     *("gradient_checkpointing_enable", "gradient_checkpointing_disable"),
     *("enable_input_require_grads", "prepare_inputs_for_generation", "resize_token_embeddings"),
 )
@@ -113,10 +114,6 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
         if not return_past_key_values:
             return result
         return (*result, output["cache" if "cache" in output else "past_key_values"])
-
-    def generate(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Sample token ids (B, L) as the language model does."""
-        return self.pretrained_model.generate(*args, **kwargs)
 
     @torch.no_grad()
     def compute_reward_score(

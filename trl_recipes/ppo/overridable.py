@@ -1,11 +1,9 @@
 """What subclasses of TRL 0.11's trainer call and override: the parts of `step`."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -18,16 +16,6 @@ from trl_recipes.ppo.statistics import UpdateStats, update_stats
 
 class OverridableParts:
     """The methods of TRL 0.11's trainer that `step` calls, so that overriding them works."""
-
-    @property
-    def is_peft_model(self) -> bool:
-        """Whether the policy is trained by an adapter."""
-        return isinstance(self._policy(), PeftModel)
-
-    @property
-    def optional_peft_ctx(self) -> Callable[[], AbstractContextManager]:
-        """A context in which an adapter's policy is its own reference model."""
-        return self._reference if self.ref_model is None else nullcontext
 
     def prepare_dataloader(self, dataset: Any, data_collator: Callable | None = None) -> DataLoader:
         """Make the loader of whole, shuffled batches of this process."""
