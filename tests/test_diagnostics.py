@@ -30,6 +30,7 @@ PPO_ROW = {
     "samples/distinct_2": 0.6,
 }
 LENGTH = "tokens/responses_len_mean"
+SAMPLER = "sampling/sampling_logp_difference/mean"
 
 
 def rows(count, **changes):
@@ -113,9 +114,10 @@ def test_a_run_without_kl_penalty_and_with_a_high_learning_rate_rings():
             ["0.1", "reward function"],
         ),
         ({"batch_size": 8}, {"samples/unique": 1 / 8}, RUNNING, ["all responses of a batch"]),
+        ({}, {SAMPLER: lambda i: 2.2 * (i > 1)}, 3, ["vLLM's log-probabilities are 2.2 nats"]),
         ({"min_response_length": None}, {LENGTH: 16.0}, RUNNING, ["16 tokens", "end token"]),
     ],
-    ids=["negative KL", "skipped", "equal scores", "equal responses", "full length"],
+    ids=["negative KL", "skipped", "equal scores", "equal responses", "vLLM", "full length"],
 )
 def test_an_alarm_of_ppo_rings_once_and_says_why(settings, changes, step, words):
     ((found, sentence),) = rung(ppo(**settings), rows(20, **changes))
@@ -190,6 +192,8 @@ def group_rows(count=12, **changes):
         ({"groups/equal": lambda step: float(step % 3 > 0)}, [], ""),
         ({"clip_ratio/region_mean": lambda step: 0.7}, ["clipping"], "70% of the probability"),
         ({"skipped_steps": lambda step: float(step == 12)}, ["skipped steps"], "not finite"),
+        ({SAMPLER: lambda step: 0.11}, ["vLLM"], "do not reach vLLM"),
+        ({SAMPLER: lambda step: 0.02}, [], ""),
         ({"tokens/masked_share": lambda step: 1.0}, ["all masked"], "mask_truncated_completions"),
         ({"samples/distinct_2": lambda step: 0.7 / step}, ["falling diversity"], "beta"),
         ({"samples/unique": lambda step: 1 / step}, ["falling diversity"], "distinct responses"),
@@ -204,7 +208,7 @@ def test_alarms_of_grpo_ring_on_their_state_alone(changes, rings, word):
     found = group_alarms(group_rows(**changes))
     assert list(found) == rings
     assert all(word in sentence and sentence.startswith("Step 12: ") for sentence in found.values())
-    assert group_alarms(group_rows(count=2, **changes)).keys() <= {"skipped steps"}
+    assert group_alarms(group_rows(count=2, **changes)).keys() <= {"skipped steps", "vLLM"}
 
 
 @pytest.mark.parametrize(("std", "times"), [(0.05, 1), (0.12, 1), (0.13, 0), (0.0, 0)])

@@ -31,6 +31,8 @@ CLIPPED = 0.5
 # Standard deviations of the score that the best policy may gain under a KL price, below which the
 # price drowns the reward.
 GAIN = 0.5
+# Nats a token between the log-probabilities of vLLM and the policy: bfloat16 makes a tenth of this.
+SAMPLING = 0.1
 # Part of the steps after which a score that follows the reward has risen.
 EARLY = 0.2
 
@@ -66,6 +68,12 @@ _FULL_LENGTH = (
     "with what the model learned), a reward that grows with length, or a response_length too short "
     "for a whole answer; where openings are all that is wanted, nothing is wrong (stop_token: null "
     "says so)."
+)
+_SAMPLER = "sampling/sampling_logp_difference/mean"
+_OTHER_SAMPLER = (
+    "vLLM's log-probabilities are {value:.2g} nats a token off the policy's. Usual causes: weights "
+    "that do not reach vLLM (another model on its server?), a server without `--logprobs-mode "
+    "processed_logprobs`, or weights that vLLM quantizes."
 )
 _SKIPPED_MINIBATCHES = (
     "{value:.0f} minibatch(es) skipped, because the mean probability ratio exceeded "
@@ -184,6 +192,7 @@ def ppo_alarms(
         "KL price": _kl_price(rows, "ppo/std_scores", "objective/kl_coef", "init_kl_coef"),
         "no rise": _no_rise(rows, steps, "init_kl_coef"),
         "negative KL": _negative_kl(rows),
+        "vLLM": _lasting(rows, _SAMPLER, lambda off: off > SAMPLING, _OTHER_SAMPLER, running=1),
         "skipped minibatches": _lasting(
             rows, "ppo/skipped_minibatches", lambda n: n > 0, _SKIPPED_MINIBATCHES, running=1
         ),
@@ -215,6 +224,7 @@ def group_alarms(
     found = {
         "KL price": _kl_price(rows, "reward_std", beta, "beta"),
         "no rise": _no_rise(rows, steps, "beta"),
+        "vLLM": _lasting(rows, _SAMPLER, lambda off: off > SAMPLING, _OTHER_SAMPLER, running=1),
         "equal groups": _lasting(rows, "groups/equal", lambda f: f >= 1, _EQUAL_GROUPS),
         "all masked": _lasting(rows, "tokens/masked_share", lambda f: f >= 1, _ALL_MASKED),
         "clipping": _lasting(rows, "clip_ratio/region_mean", lambda f: f > CLIPPED, _CLIPPING),

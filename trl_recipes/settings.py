@@ -34,10 +34,11 @@ for _range, _names in {
         "baseline_batch_size total_episodes lora_r n_layer n_head n_embd num_layers num_heads "
         "hidden_size pairs_per_text tokens batch evaluations query response epochs steps repeats "
         "processes batch_size mini_batch_size gradient_accumulation_steps forward_batch_size "
-        "num_mini_batches response_length ppo_epochs num_iterations"
+        "num_mini_batches response_length ppo_epochs num_iterations "
+        "vllm_tensor_parallel_size vllm_max_model_length"
     ),
     (ABOVE_ZERO, INFINITY): "temperature target horizon ratio_threshold score_clip logging_steps",
-    (0, 1): "reward_swapped gamma lam",
+    (0, 1): "reward_swapped gamma lam vllm_gpu_memory_utilization",
     (20, INFINITY): "reward_outputs",  # fewer are too few to learn from and to measure on
     (2, INFINITY): "context_length reward_context_length",
     (257, INFINITY): "vocab_size",  # 256 bytes and a special token
@@ -196,6 +197,12 @@ class TrainingSettings:
                 "`fp16` is refused: the probability ratio needs more than float16 resolves, and "
                 "AdamW on float16 weights turns to NaN. Use `bf16`, or leave both out for float32."
             )
+        for entry in () if self.use_vllm else dataclasses.fields(self):
+            if entry.name.startswith("vllm_") and getattr(self, entry.name) != entry.default:
+                raise RecipeError(
+                    f"`{entry.name}` is a setting of vLLM, which does not sample here. Set "
+                    f"`use_vllm` to true, or leave `{entry.name}` out."
+                )
 
     def _check_choice(self, name: str, allowed: Iterable[str]) -> None:
         if getattr(self, name) not in allowed:

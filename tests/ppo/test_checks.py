@@ -221,6 +221,22 @@ def test_modules_that_are_not_there_are_named_with_those_that_are(tiny_gpt2, nam
         with_lora(tiny_gpt2, *names)
 
 
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        ("t5", {}, "vLLM samples from causal models, and this one is an encoder-decoder"),
+        ("gpt2", {}, "vLLM loads the model by its name, and it has none"),
+        ("gpt2", {"vllm_mode": "server"}, "from GPU to GPU, and there is none: use colocate"),
+        ("by name", {}, "vLLM did not start. vLLM is not available"),
+    ],
+)
+def test_what_vllm_cannot_sample_from_is_refused(model, settings, message, tiny_gpt2, monkeypatch):
+    monkeypatch.setattr("trl.generation.vllm_generation.is_vllm_available", lambda: False)
+    policy = str(tiny_gpt2) if model == "by name" else ARCHITECTURES[model]()
+    with pytest.raises(RecipeError, match=f"`use_vllm`: .*{message}"):
+        PPOTrainer(PPOConfig(use_vllm=True, **settings), policy, None, Words())
+
+
 # Models that cannot be trained, or would draw at random
 
 EXPERTS = SMALL | {"num_local_experts": 4, "num_key_value_heads": 1}

@@ -12,6 +12,8 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from trl.generation.vllm_generation import VLLMGeneration
+from trl.trainer import grpo_trainer, rloo_trainer
 
 from trl_recipes.data.conversations import is_conversation, shown
 from trl_recipes.data.prompts import (
@@ -239,3 +241,13 @@ def writes_nothing(args: GroupConfig) -> Iterator[None]:
         yield
     finally:
         args.saves, args.log_completions = saves, log_completions
+
+
+@contextmanager
+def sampled_by(sampler: type[VLLMGeneration]) -> Iterator[None]:
+    """Let TRL's constructor start vLLM through this class in the place of its own."""
+    grpo_trainer.VLLMGeneration = rloo_trainer.VLLMGeneration = sampler
+    try:
+        yield
+    finally:
+        grpo_trainer.VLLMGeneration = rloo_trainer.VLLMGeneration = VLLMGeneration

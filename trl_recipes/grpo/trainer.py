@@ -46,6 +46,7 @@ from trl_recipes.models.sharding import (
     is_sharded,
     wrap_by_layer,
 )
+from trl_recipes.models.vllm_sampling import VLLMSampler
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.stats import append_alarms, append_samples, append_stats
@@ -131,6 +132,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
             inputs.named(policy, wanted=args.beta != 0 and not adapted),
             inputs.without_second_adapter(policy),
             inputs.writes_nothing(args),
+            inputs.sampled_by(VLLMSampler),
         ):
             super().__init__(
                 model=policy,
@@ -229,7 +231,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         model = unwrap_adapter(self.accelerator.unwrap_model(self.model))
         own, model.generation_config = model.generation_config, GenerationConfig()
         try:
-            with packed_weights(model):
+            with nullcontext() if self.use_vllm else packed_weights(model):
                 return super()._generate_single_turn(*args, **kwargs)
         finally:
             model.generation_config = own

@@ -1,7 +1,8 @@
 """The hand-written loop of TRL 0.11: `generate`, `step`, `log_stats`, and their quirks."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class ClassicLoop(OverridableParts):
             pad = defaults["pad_token_id"]
             return pad_rows(responses, pad, "right")[0] if single else responses
 
-        with self._gathered(), self._autocast():
+        with self._sampling():
             response = returned(self._sample(queries, limits, batch_size, settings))
         if not generate_ref_response:
             return response
@@ -132,14 +133,17 @@ class ClassicLoop(OverridableParts):
         tokens = {name: settings[name] for name in ("pad_token_id", "eos_token_id", "temperature")}
         if settings.keys() != {*tokens, "do_sample"} or not settings["do_sample"]:
             chosen = {"max_new_tokens": limits, "batch_size": batch_size} | settings
-            return generate_responses(self._policy(), queries, **chosen)
+            with self._gathered(), self._autocast():
+                return generate_responses(self._policy(), queries, **chosen)
         if self._drawn_from != self._weights_version():
             self._drawn.clear()
         responses = []
         size = batch_size or len(queries)
+        if self.vllm_generation is not None:  # which makes batches of its own
+            size = len(queries)
         for start in range(0, len(queries), size):
             part = [query.to(self.current_device) for query in queries[start : start + size]]
-            rollout = sample(self._policy(), part, limits[start : start + size], **tokens)
+            rollout = self._draw(part, limits[start : start + size], **tokens)
             responses += rollout.response_rows()
             if rollout.logprobs is not None and tokens["temperature"] == self.config.temperature:
                 known = zip(rollout.logprobs, rollout.hidden, strict=True)
@@ -149,6 +153,23 @@ class ClassicLoop(OverridableParts):
             self._drawn.pop(next(iter(self._drawn)))
         self._drawn_from = self._weights_version()
         return responses
+
+    @contextmanager
+    def _sampling(self) -> Iterator[None]:
+        """Make the policy ready to sample, for the time of the block, unless vLLM does."""
+        if self.vllm_generation is None:
+            with self._gathered(), self._autocast():
+                yield
+        else:
+            yield
+
+    def _draw(self, queries: list[Tensor], limits: list[int], **tokens: Any) -> Rollout:
+        """Draw one response to each query, by vLLM where the configuration says so."""
+        if self.vllm_generation is None:
+            return sample(self._policy(), queries, limits, **tokens)
+        drawn, logprobs = self.vllm_generation.sample(queries, limits, **tokens)
+        rollout = collate(queries, drawn, None, tokens["pad_token_id"])
+        return rollout._replace(sampling_logprobs=pad_sequence(logprobs, batch_first=True))
 
     def _weights_version(self) -> int:
         # grows with each change of a weight in place

@@ -124,6 +124,20 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
         None, "Taken from the score of a response without an end token (default: nothing)."
     )
 
+    # Sampling by vLLM, as in TRL's GRPOConfig; the server's settings, and those of vLLM beside us.
+    use_vllm: bool = setting(False, "Let vLLM sample the responses (docs/distributed.md).")
+    vllm_mode: str = setting("colocate", "vLLM in the training processes (colocate), or server.")
+    vllm_model_impl: str = setting("vllm", "Whose model code vLLM runs: vllm, transformers, auto.")
+    vllm_server_base_url: str | None = setting(None, "Server's address (default: host and port).")
+    vllm_server_host: str = setting("0.0.0.0", "Host of the vLLM server.")
+    vllm_server_port: int = setting(8000, "Port of the vLLM server.")
+    vllm_server_timeout: float = setting(240.0, "Seconds to wait for the vLLM server.")
+    vllm_group_port: int = setting(51216, "Port over which the vLLM server gets the weights.")
+    vllm_gpu_memory_utilization: float = setting(0.3, "Fraction of each GPU's memory for vLLM.")
+    vllm_max_model_length: int | None = setting(None, "vLLM's context (default: the model's).")
+    vllm_tensor_parallel_size: int = setting(1, "GPUs over which vLLM spreads one model.")
+    vllm_enable_sleep_mode: bool = setting(False, "Free vLLM's memory during the update.")
+
     # The objective.
     init_kl_coef: float | None = setting(None, "KL coefficient at the start (default 0.2).")
     kl_coef: float | None = setting(None, "TRL 1.12's name of init_kl_coef (default 0.2).")
@@ -207,6 +221,7 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
     def _check(self) -> None:
         super()._check()
         self._check_choice("kl_penalty", KL_PENALTIES)
+        self._check_choice("vllm_mode", ("colocate", "server"))
         shortest = self.min_response_length
         if shortest is not None and not 1 <= shortest <= self.response_length:
             raise RecipeError(

@@ -27,6 +27,7 @@ class Rollout(NamedTuple):
     # what was known when each token was drawn; None where the responses came from elsewhere
     logprobs: Tensor | None = None  # in nats, (B, R)
     hidden: Tensor | None = None  # the trunk's last hidden state before the token, (B, R, H)
+    sampling_logprobs: Tensor | None = None  # vLLM's, which are only compared, in nats, (B, R)
     token_scores: Tensor | None = None  # the part of the scores that stands at a token, (B, R)
 
     def with_masks_on_host(self) -> "Rollout":

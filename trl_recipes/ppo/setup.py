@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,20 @@ def prepare_accelerator(accelerator: Accelerator, policy: nn.Module) -> None:
     wrap_by_layer(policy, accelerator)
     if accelerator.is_fsdp2:
         accelerator.state.fsdp_plugin.mixed_precision_policy = None
+
+
+def start_vllm(trainer: Any) -> Any:
+    """Start the [`VLLMSampler`] that the configuration asks for, or find its server; else None."""
+    args = trainer.config
+    if not args.use_vllm:
+        return None
+    from trl_recipes.models.vllm_sampling import VLLMSampler  # imports vLLM
+
+    names = [entry.name for entry in fields(args) if entry.name.startswith("vllm_")]
+    settings = {name.removeprefix("vllm_"): getattr(args, name) for name in names}
+    settings["max_num_seqs"] = args.batch_size * args.vllm_tensor_parallel_size
+    settings["trust_remote_code"] = args.trust_remote_code
+    return VLLMSampler(trainer.policy_model, trainer.accelerator, trainer.tokenizer, **settings)
 
 
 def both_can_pack(policy: nn.Module, reference: nn.Module) -> bool:

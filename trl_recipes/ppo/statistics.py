@@ -47,6 +47,21 @@ def rollout_stats(
     }
 
 
+def sampling_stats(sampled: Tensor | None, logprobs: Tensor, mask: Tensor) -> dict[str, float]:
+    """Say under TRL's names how far vLLM's log-probabilities are from the policy's, each (B, R)."""
+    if sampled is None:
+        return {}
+    log_ratio = torch.cat(gather([(logprobs - sampled)[mask.bool()].cpu()]))
+    off, ratio = log_ratio.abs(), log_ratio.exp()
+    return {
+        "sampling/sampling_logp_difference/mean": off.mean().item(),
+        "sampling/sampling_logp_difference/max": off.max().item(),
+        "sampling/importance_sampling_ratio/min": ratio.min().item(),
+        "sampling/importance_sampling_ratio/mean": ratio.mean().item(),
+        "sampling/importance_sampling_ratio/max": ratio.max().item(),
+    }
+
+
 def length_stats(lengths_by_name: dict[str, Tensor], all_sum: Sum) -> dict[str, Tensor]:
     """Describe the lengths (B,) of queries and of responses, in tokens."""
     lengths = {name: values.float() for name, values in lengths_by_name.items()}

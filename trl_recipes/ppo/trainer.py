@@ -24,7 +24,7 @@ from trl_recipes.ppo import checks, classic, objective, setup
 from trl_recipes.ppo.checkpointing import PPOCheckpoints
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.models import ActorCritic
-from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets, sample, score
+from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets, score
 from trl_recipes.ppo.statistics import (
     ScoreScaling,
     UpdateStats,
@@ -33,6 +33,7 @@ from trl_recipes.ppo.statistics import (
     kl_controller,
     length_stats,
     rollout_stats,
+    sampling_stats,
     score_stats,
     to_plain,
     update_stats,
@@ -145,6 +146,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         self.current_device = accelerator.device
         self._bf16 = config.bf16 or accelerator.mixed_precision == "bf16"
         setup.prepare_accelerator(accelerator, self.policy_model)
+        self.vllm_generation = setup.start_vllm(self)
         self.create_optimizer_and_scheduler(config.num_total_batches)
         parts = [self.model, self.optimizer]
         if self.dataset is not None:
@@ -288,11 +290,10 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         defaults = self._generation_defaults()
         limit, sampler = defaults.pop("max_new_tokens"), self._length_sampler()
         limits = [sampler() if sampler else limit for _ in queries]
-        with self._gathered(), self._autocast():
-            rollout = sample(self._policy(), queries, limits, **defaults)
-        if self.config.trl_0_11_quirks and self.is_encoder_decoder:
-            return classic.without_first_token(rollout)
-        return rollout
+        with self._sampling():
+            rollout = self._draw(queries, limits, **defaults)
+        quirk = self.config.trl_0_11_quirks and self.is_encoder_decoder
+        return classic.without_first_token(rollout) if quirk else rollout
 
     def _length_sampler(self) -> LengthSampler | None:
         shortest = self.args.min_response_length
@@ -367,6 +368,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         }
         stats = {
             **rollout_stats(scores, evaluation, non_score_rewards, mask, kl_coef, self._all_sum),
+            **sampling_stats(rollout.sampling_logprobs, evaluation.logprobs, mask),
             **length_stats(lengths, self._all_sum),
             **average_updates(updates),
             "ppo/skipped_minibatches": skipped,
@@ -428,8 +430,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
     def _optimize(self, rollout: Rollout, targets: Targets, quirks: bool) -> tuple[list[dict], int]:
         """Run the epochs; returns statistics of each optimizer step and how many were skipped."""
         batch, step = self.config.batch_size, self.config.backward_batch_size
-        updates: list[dict] = []
-        verdicts: list[Tensor] = []
+        updates, verdicts = [], []
         self.model.train()
         for _ in range(self.config.ppo_epochs):
             order = torch.from_numpy(np.random.permutation(batch))  # noqa: NPY002  as TRL 0.11
