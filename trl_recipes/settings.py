@@ -198,11 +198,9 @@ class TrainingSettings:
                 "AdamW on float16 weights turns to NaN. Use `bf16`, or leave both out for float32."
             )
         for entry in () if self.use_vllm else dataclasses.fields(self):
-            if entry.name.startswith("vllm_") and getattr(self, entry.name) != entry.default:
-                raise RecipeError(
-                    f"`{entry.name}` is a setting of vLLM, which does not sample here. Set "
-                    f"`use_vllm` to true, or leave `{entry.name}` out."
-                )
+            name = entry.name
+            if name.startswith("vllm_") and getattr(self, name) != entry.default:
+                raise RecipeError(f"`{name}` is vLLM's. Set `use_vllm` to true, or leave it out.")
 
     def _check_choice(self, name: str, allowed: Iterable[str]) -> None:
         if getattr(self, name) not in allowed:

@@ -107,7 +107,7 @@ def test_two_names_of_one_thing_must_agree(classic, modern, value, other):
         ({"max_steps": 0}, "`max_steps` is 0"),
         ({"kl_penalty": "k2"}, "Unknown `kl_penalty` 'k2'. Choose one of: kl, abs, mse"),
         ({"trainable": "head"}, "Unknown `trainable` 'head'"),
-        ({"vllm_server_port": 8001}, "`vllm_server_port` is a setting of vLLM, which does not"),
+        ({"vllm_server_port": 8001}, "`vllm_server_port` is vLLM's. Set `use_vllm`"),
         ({"use_vllm": True, "vllm_mode": "both"}, "Unknown `vllm_mode` 'both'. Choose one of: co"),
         ({"min_response_length": 20}, "`min_response_length` .20. must lie between 1 and"),
         ({"fp16": True}, "`fp16` is refused: the probability ratio needs more"),

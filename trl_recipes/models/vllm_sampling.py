@@ -14,17 +14,10 @@ from trl_recipes.errors import RecipeError
 
 
 class VLLMSampler(VLLMGeneration):
-    """TRL's class, which a CPU can use too, and which leaves base weights and random states alone.
-
-    Its arguments are TRL's.
-    """
+    """TRL's class, that a CPU can use too, and that leaves base weights and random states alone."""
 
     def _init_vllm(self) -> None:
-        """Start vLLM or find its server.
-
-        Raises:
-            RecipeError: vLLM is not installed, its server not there, or the model not for it.
-        """
+        """Start vLLM, or find its server; a RecipeError says why it cannot."""
         reason = None
         if self.model.config.is_encoder_decoder:
             reason = "vLLM samples from causal models, and this one is an encoder-decoder"
@@ -38,7 +31,7 @@ class VLLMSampler(VLLMGeneration):
         randomness = random_states()  # vLLM seeds every generator of this process
         try:
             super()._init_vllm()
-        except (ImportError, OSError, ValueError) as error:
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise RecipeError(f"`use_vllm`: vLLM did not start. {error}") from error
         set_random_states(randomness)
 
@@ -74,17 +67,14 @@ class VLLMSampler(VLLMGeneration):
     def sample(
         self, queries: Sequence[Tensor], limits: Sequence[int], *, eos_token_id, temperature, **_
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Draw a response to each query from the policy as it is now: ids and log-probabilities.
-
-        vLLM has one limit for all rows: each is cut to its own, which is the same distribution.
-        """
+        """Draw a response to each query from the policy as it is now: ids and log-probabilities."""
         self.sync_weights()
         self.temperature = temperature
         self.max_completion_length = max(gather(list(limits)))  # a server samples for all processes
         self.generation_kwargs = {"ignore_eos": True, "stop_token_ids": eos_token_id or []}
         _, ids, logprobs, _ = self.generate([query.tolist() for query in queries], None, 1)
         device = queries[0].device
-        rows = list(zip(ids, logprobs, limits, strict=True))
+        rows = list(zip(ids, logprobs, limits, strict=True))  # drawn up to one limit for all
         responses = [torch.tensor(row[:limit], device=device) for row, _, limit in rows]
         # one number a token; None where vLLM has nan
         known = [[torch.nan if p is None else p for (p,) in row[:limit]] for _, row, limit in rows]

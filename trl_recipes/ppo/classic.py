@@ -139,8 +139,6 @@ class ClassicLoop(OverridableParts):
             self._drawn.clear()
         responses = []
         size = batch_size or len(queries)
-        if self.vllm_generation is not None:  # which makes batches of its own
-            size = len(queries)
         for start in range(0, len(queries), size):
             part = [query.to(self.current_device) for query in queries[start : start + size]]
             rollout = self._draw(part, limits[start : start + size], **tokens)

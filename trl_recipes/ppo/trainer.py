@@ -292,8 +292,9 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         limits = [sampler() if sampler else limit for _ in queries]
         with self._sampling():
             rollout = self._draw(queries, limits, **defaults)
-        quirk = self.config.trl_0_11_quirks and self.is_encoder_decoder
-        return classic.without_first_token(rollout) if quirk else rollout
+        if self.config.trl_0_11_quirks and self.is_encoder_decoder:
+            return classic.without_first_token(rollout)
+        return rollout
 
     def _length_sampler(self) -> LengthSampler | None:
         shortest = self.args.min_response_length
@@ -430,7 +431,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
     def _optimize(self, rollout: Rollout, targets: Targets, quirks: bool) -> tuple[list[dict], int]:
         """Run the epochs; returns statistics of each optimizer step and how many were skipped."""
         batch, step = self.config.batch_size, self.config.backward_batch_size
-        updates, verdicts = [], []
+        updates: list[dict] = []
+        verdicts: list[Tensor] = []
         self.model.train()
         for _ in range(self.config.ppo_epochs):
             order = torch.from_numpy(np.random.permutation(batch))  # noqa: NPY002  as TRL 0.11

@@ -1,0 +1,72 @@
+"""A short run of PPO, GRPO or RLOO sampled by vLLM: run.py KIND FOLDER [STEP SIGNAL] [resume]."""
+
+import functools
+import os
+import sys
+
+import trl.generation.vllm_generation as generation
+
+from trl_recipes import (
+    GRPOConfig,
+    GRPOTrainer,
+    PPOConfig,
+    PPOTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    RunStopped,
+    language_model,
+)
+
+KINDS = {
+    "ppo": (PPOConfig, PPOTrainer, {"ppo_epochs": 4, "mini_batch_size": 16, "vf_coef": 1.0}),
+    "grpo": (GRPOConfig, GRPOTrainer, {"num_generations": 8, "beta": 0.0}),
+    "rloo": (RLOOConfig, RLOOTrainer, {"num_generations": 8, "beta": 0.0}),
+}
+PROMPTS = ["The film", "A dull plot", "My brother", "The costumes are", "I liked", "Nobody", "It"]
+
+
+def trainer_of(kind, folder=None, reward=None, **settings):
+    """A trainer of the embedded language model that vLLM samples, compiled by nobody."""
+    if not isinstance(generation.LLM, functools.partial):
+        generation.LLM = functools.partial(generation.LLM, enforce_eager=True)
+    config_class, trainer_class, own = KINDS[kind]
+    settings = own | {"batch_size": 32, "learning_rate": 1e-3, "max_steps": 6} | settings
+    config = config_class(
+        output_dir=folder,
+        use_vllm=True,
+        save_steps=2,
+        disable_tqdm=True,
+        report_to="none",
+        **settings,
+    )
+    return trainer_class(
+        args=config,
+        model=str(language_model()),
+        reward_funcs=reward or letters,
+        train_dataset=[{"prompt": prompt} for prompt in PROMPTS * 2],
+    )
+
+
+def letters(completions, **_):
+    """How often the letter a stands in a completion."""
+    return [float(text.count("a")) for text in completions]
+
+
+def main(kind, folder, *words):
+    words, resume = list(words), "resume" in words
+
+    def reward(completions, trainer_state, **_):
+        if len(words) > 1 and trainer_state.global_step == int(words[0]):
+            os.kill(os.getpid(), int(words[1]))
+        return letters(completions)
+
+    trainer = trainer_of(kind, folder, reward, resume_from_checkpoint=resume or None)
+    trainer.train()
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except RunStopped as stopped:
+        sys.exit(stopped.exit_code)
