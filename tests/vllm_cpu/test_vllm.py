@@ -11,12 +11,14 @@ import torch
 import trl.generation.vllm_generation as generation
 from conftest import SENTENCES, byte_level_tokenizer
 from peft import LoraConfig
-from run import trainer_of
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+from vllm_run import SMALL, trainer_of
 
 from trl_recipes import PPOConfig, PPOTrainer
 from trl_recipes.stats import load_stats
+
+pytest.importorskip("vllm")
 
 OFF = "sampling/sampling_logp_difference/mean"
 ENDS = [0, 7, 8, 9]  # tokens
@@ -32,7 +34,7 @@ MODELS = {
 
 
 def classic(folder, **given):
-    config = PPOConfig(batch_size=8, response_length=12, temperature=0.7, use_vllm=True, bf16=False)
+    config = PPOConfig(batch_size=8, response_length=12, temperature=0.7, use_vllm=True)
     return PPOTrainer(config, str(folder), **given)
 
 
@@ -62,7 +64,7 @@ def logprobs_of(model, query, response):
 @pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
 @pytest.mark.parametrize("name", MODELS)
 def test_vllm_samples_from_the_policy_as_it_is_now(name, lora, tmp_path, monkeypatch):
-    whole = functools.partial(generation.LLM, dtype="float32", enforce_eager=True)  # as the policy
+    whole = functools.partial(generation.LLM, dtype="float32", **SMALL)  # as the policy
     monkeypatch.setattr(generation, "LLM", whole)
     saved(name, tmp_path)
     peft = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
@@ -114,7 +116,7 @@ def test_the_score_of_a_run_rises(kind):
 
 
 def run(*words):
-    script = Path(__file__).with_name("run.py")
+    script = Path(__file__).with_name("vllm_run.py")
     return subprocess.run([sys.executable, script, *map(str, words)], check=False).returncode
 
 

@@ -1,9 +1,10 @@
-"""A short run of PPO, GRPO or RLOO sampled by vLLM: run.py KIND FOLDER [STEP SIGNAL] [resume]."""
+"""A short run that vLLM samples: vllm_run.py KIND FOLDER [STEP SIGNAL] [resume]."""
 
 import functools
 import os
 import sys
 
+os.environ.update(VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_HOST_IP="127.0.0.1")
 import trl.generation.vllm_generation as generation
 
 from trl_recipes import (
@@ -13,22 +14,23 @@ from trl_recipes import (
     PPOTrainer,
     RLOOConfig,
     RLOOTrainer,
-    RunStopped,
     language_model,
 )
+from trl_recipes.errors import RunStopped
 
 KINDS = {
     "ppo": (PPOConfig, PPOTrainer, {"ppo_epochs": 4, "mini_batch_size": 16, "vf_coef": 1.0}),
     "grpo": (GRPOConfig, GRPOTrainer, {"num_generations": 8, "beta": 0.0}),
     "rloo": (RLOOConfig, RLOOTrainer, {"num_generations": 8, "beta": 0.0}),
 }
+SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 2**26}
 PROMPTS = ["The film", "A dull plot", "My brother", "The costumes are", "I liked", "Nobody", "It"]
 
 
 def trainer_of(kind, folder=None, reward=None, **settings):
-    """A trainer of the embedded language model that vLLM samples, compiled by nobody."""
+    """A trainer of the embedded language model, sampled by a small vLLM."""
     if not isinstance(generation.LLM, functools.partial):
-        generation.LLM = functools.partial(generation.LLM, enforce_eager=True)
+        generation.LLM = functools.partial(generation.LLM, **SMALL)
     config_class, trainer_class, own = KINDS[kind]
     settings = own | {"batch_size": 32, "learning_rate": 1e-3, "max_steps": 6} | settings
     config = config_class(
