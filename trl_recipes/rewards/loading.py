@@ -37,12 +37,10 @@ from trl_recipes.rewards.rules import (
 )
 from trl_recipes.rewards.similarity import SimilarityReward
 
-TEXT_REWARDS = (KeywordReward, KnownWordsReward, RegexReward, UppercaseReward)
-PENALTIES = (LengthPenalty, RepetitionPenalty)
-MODEL_REWARDS = (PerplexityReward, RewardModelReward, SentimentReward, SimilarityReward)
-KINDS: dict[str, Callable[..., RewardFunc]] = {
-    kind.__name__: kind for kind in (*TEXT_REWARDS, *PENALTIES, *MODEL_REWARDS)
-}
+_OF_TEXT = (KeywordReward, KnownWordsReward, RegexReward, UppercaseReward)
+_OF_TEXT += (LengthPenalty, RepetitionPenalty)
+_OF_MODELS = (PerplexityReward, RewardModelReward, SentimentReward, SimilarityReward)
+KINDS: dict[str, Callable[..., RewardFunc]] = {k.__name__: k for k in (*_OF_TEXT, *_OF_MODELS)}
 
 
 def load_reward_funcs(

@@ -230,8 +230,7 @@ class PerplexityReward:
 def reward_of_model(model: Any, source: str) -> RewardModelReward | SentimentReward:
     """Turn a model with a classification head, its name or folder, into a reward function.
 
-    One label gives the model's score, several the logit of POSITIVE. `source` is where the model
-    came from, for messages.
+    One label gives the model's score, several the logit of POSITIVE.
     """
     if isinstance(model, str):
         model, tokenizer = load_classifier(model, source=source)
@@ -246,10 +245,7 @@ def reward_of_model(model: Any, source: str) -> RewardModelReward | SentimentRew
 def language_model_of(
     model: Any, tokenizer: Any, source: str, *, trust_remote_code: bool = False
 ) -> tuple[Any, Any]:
-    """Return a causal language model (None: the embedded one) and its tokenizer, loaded if named.
-
-    `source` is where the name came from, for messages.
-    """
+    """Return a causal language model (None: the embedded one) and its tokenizer."""
     if model is None or isinstance(model, str) or hasattr(model, "__fspath__"):
         model, tokenizer = load_run(
             model or embedded.language_model(), source=source, trust_remote_code=trust_remote_code

@@ -18,8 +18,6 @@ WORD = re.compile(r"[^\W\d_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}][^\W\d_]+)*") 
 class KeywordReward:
     """Share of the keywords that a completion holds, as whole words, in either letter case.
 
-    White space in a keyword of several words stands for any white space.
-
     >>> KeywordReward(["plot", "C++"])(["The plot thickens.", "Plots in c++"])
     [0.5, 0.5]
     """
@@ -49,10 +47,7 @@ class KeywordReward:
 
 
 class RegexReward:
-    """1 where a regular expression is found in a completion, else 0.
-
-    The pattern has Python's syntax; start it with `(?i)` for either letter case and with `(?s)`
-    where a dot may be a new line. With `whole` it must match the whole completion.
+    """1 where a regular expression is found in a completion, or with `whole` is all of it, else 0.
 
     >>> RegexReward("[0-9]+", whole=True)(["42", "about 42"])
     [1.0, 0.0]
@@ -76,8 +71,6 @@ class RegexReward:
 class UppercaseReward:
     """Share of the letters of a completion that are upper case: how much it shouts.
 
-    Letters of scripts without case do not count. A completion without letters gets 0.
-
     >>> UppercaseReward()(["NO!", "No", "42"])
     [1.0, 0.5, 0.0]
     """
@@ -96,11 +89,7 @@ class UppercaseReward:
 
 
 class KnownWordsReward:
-    """Share of a completion's words that a text has, in either letter case.
-
-    `text` is the text, or the .txt file that holds it. A last word that the end of the completion
-    may have cut is left out.
-    """
+    """Share of a completion's words that a text, or a .txt file, has, in either letter case."""
 
     def __init__(self, text: str):
         self.words = set(words_of(text_of(text, "KnownWordsReward")))
@@ -119,9 +108,8 @@ class KnownWordsReward:
 class LengthPenalty:
     """1 where a completion is longer than `max_length`, else 0.
 
-    The `unit` is "tokens" (an end token counts), "words" (at white space) or "characters". With
-    `soft` the penalty rises evenly from 0, at `max_length`, to 1 over that many: it tells a policy
-    which way is shorter.
+    The `unit` is "tokens" (an end token counts), "words" or "characters". With `soft` the penalty
+    rises evenly from 0, at `max_length`, to 1 over that many.
 
     >>> LengthPenalty(2, unit="words", soft=4)(["a b", "a b c"], [[], []])
     [0.0, 0.25]
@@ -166,8 +154,7 @@ class LengthPenalty:
 class RepetitionPenalty:
     """Share of a completion's n-grams that it has used before: 0 where none comes twice.
 
-    The measure of `trl.rewards.get_repetition_penalty_reward`, positive (Yeo et al. 2025,
-    "Demystifying Long Chain-of-Thought Reasoning", appendix C.2). `n` counts tokens.
+    That of `trl.rewards.get_repetition_penalty_reward`, positive; `n` counts tokens.
 
     >>> RepetitionPenalty(2)([[1, 2, 1, 2, 1], [1, 2, 3]])  # of four pairs two are new
     [0.5, 0.0]

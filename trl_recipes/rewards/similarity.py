@@ -1,6 +1,8 @@
 """How close a text comes in meaning to a reference text."""
 
+import importlib
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -118,17 +120,11 @@ def _with_hidden_states(model: Any, tokenizer: Any, batch_size: int) -> Compare:
 
 
 def _with_sentence_transformers(model: Any, batch_size: int) -> Compare:
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise RecipeError(
-            f"{_SOURCE}: kind sentence_transformers needs that package. Install it with `pip "
-            "install 'trl_recipes[sentence-transformers]'`."
-        ) from error
+    library = _package("sentence_transformers")
     if isinstance(model, str) or hasattr(model, "__fspath__"):
         name = hub.resolve(str(model), "model", source=_SOURCE)
         with hub.loading(name, "model", source=_SOURCE):
-            model = SentenceTransformer(
+            model = library.SentenceTransformer(
                 name, device=str(local_device()), model_kwargs={"use_safetensors": True}
             )
 
@@ -141,13 +137,7 @@ def _with_sentence_transformers(model: Any, batch_size: int) -> Compare:
 
 
 def _with_spacy(pipeline: Any, batch_size: int) -> Compare:
-    try:
-        import spacy
-    except ImportError as error:
-        raise RecipeError(
-            f"{_SOURCE}: kind spacy needs that package. Install it with `pip install "
-            "'trl_recipes[spacy]'`, and a pipeline with `python -m spacy download en_core_web_md`."
-        ) from error
+    spacy = _package("spacy")
     if isinstance(pipeline, str) or hasattr(pipeline, "__fspath__"):
         try:
             pipeline = spacy.load(pipeline, exclude=list(_IDLE_PIPES))
@@ -175,6 +165,16 @@ def _with_spacy(pipeline: Any, batch_size: int) -> Compare:
         ]
 
     return compare
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise RecipeError(
+            f"{_SOURCE}: kind {name} needs that package. Install it with `pip install "
+            f"'trl_recipes[{name.replace('_', '-')}]'`."
+        ) from error
 
 
 def _cosines(
