@@ -43,18 +43,19 @@ def quiet(cls, folder, **settings):
     return cls(output_dir=str(folder), use_cpu=True, disable_tqdm=True, **settings)
 
 
+TOKENIZER = train_tokenizer(TEXTS, 300)
+
+
 @given(st.text())
 def test_a_tokenizer_gives_back_any_text(text):
-    tokenizer = train_tokenizer(TEXTS, 300)
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
 
 
 def test_the_tokenizer_of_a_language_model_is_like_gpt2():
-    tokenizer = train_tokenizer(TEXTS, 300)
-    assert tokenizer.pad_token is None
-    assert tokenizer.bos_token == tokenizer.eos_token == "<|endoftext|>"
-    assert tokenizer("<|endoftext|>")["input_ids"] == [tokenizer.eos_token_id]
-    assert len(tokenizer) <= 300
+    assert TOKENIZER.pad_token is None
+    assert TOKENIZER.bos_token == TOKENIZER.eos_token == "<|endoftext|>"
+    assert TOKENIZER("<|endoftext|>")["input_ids"] == [TOKENIZER.eos_token_id]
+    assert len(TOKENIZER) <= 300
 
 
 def test_the_tokenizer_of_a_classifier_ignores_case_and_the_first_word_is_like_others():
@@ -71,12 +72,11 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused():
 
 @pytest.mark.parametrize("context_length", [4, 7, 100])
 def test_windows_lose_no_token_and_each_text_ends_with_eos(context_length):
-    tokenizer = train_tokenizer(TEXTS, 300)
     for text in TEXTS:
-        windows = [r["input_ids"] for r in language_model_rows([text], tokenizer, context_length)]
+        windows = [r["input_ids"] for r in language_model_rows([text], TOKENIZER, context_length)]
         assert max(map(len, windows)) <= context_length
         joined = [*itertools.chain(*windows)]
-        expected = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        expected = [*TOKENIZER(text)["input_ids"], TOKENIZER.eos_token_id]
         # a last window of one token has nothing to predict and is left out
         assert joined == (expected[:-1] if len(expected) % context_length == 1 else expected)
 
