@@ -87,10 +87,8 @@ def main(args: AblationArguments) -> None:
     # Results
     lines = ["| " + " | ".join(["", *DIGITS]) + " |", "| --- |" + " ---: |" * len(DIGITS)]
     for name in chosen:
-        runs = []
-        for seed in args.seeds:
-            run = folder / f"{name.replace(' ', '-')}-seed{seed}"
-            runs.append(train(run, shared | variants[name] | {"seed": seed}))
+        settings, stem = shared | variants[name], name.replace(" ", "-")
+        runs = [train(folder / f"{stem}-seed{s}", settings | {"seed": s}) for s in args.seeds]
         cells = [cell(column, [run[column] for run in runs]) for column in DIGITS]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     (folder / "table.md").write_text("\n".join(lines) + "\n")
