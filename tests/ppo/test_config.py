@@ -26,6 +26,7 @@ PPO_DEFAULTS = (
     "ppo_custom_reward",
     "ppo_sentiment",
     "ppo_sentiment_imdb",
+    "ppo_sentiment_smollm2",
     "ppo_seq2seq",
     "rlhf",
 )
