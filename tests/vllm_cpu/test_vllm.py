@@ -85,7 +85,7 @@ def test_vllm_samples_from_the_policy_as_it_is_now(name, lora, tmp_path, monkeyp
             ends = [token in ENDS for token in response.tolist()]
             assert not any(ends[:-1])
             assert ends[-1] or len(response) == limits[row]
-        assert torch.stack(moved).mean() > 0.3
+        assert torch.stack(moved).mean() > 0.1
     after = dict(policy.named_parameters())
     assert all(torch.equal(value, after[n]) for n, value in frozen.items())
 

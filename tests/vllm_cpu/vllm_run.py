@@ -45,7 +45,7 @@ def trainer_of(kind, folder=None, reward=None, **settings):
         args=config,
         model=str(language_model()),
         reward_funcs=reward or letters,
-        train_dataset=[{"prompt": prompt} for prompt in PROMPTS * 2],
+        train_dataset=[{"prompt": prompt} for prompt in PROMPTS * 10],
     )
 
 
