@@ -8,8 +8,14 @@ import torch
 from architectures import ARCHITECTURES, VOCAB, Words
 from datasets import Dataset
 from torch.utils.data import TensorDataset
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorForLanguageModeling,
+    PreTrainedTokenizerFast,
+)
 
 from trl_recipes import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer, RecipeError
+from trl_recipes.ppo import classic
 
 SCORES = [torch.tensor(score) for score in (1.0, -1.0, 0.5, 2.0)]
 
@@ -202,17 +208,30 @@ def test_a_model_that_is_loaded_keeps_its_dtype(caplog):
     assert "`dtype` is for a model loaded by name" in caplog.text
 
 
-def test_rows_may_be_tuples():
+def test_rows_may_be_tuples_and_a_collator_of_the_training_may_pad():
     data = TensorDataset(torch.ones(8, 3).long(), torch.full((8, 2), 4))
     trainer = build(dataset=data)
     queries, responses = next(iter(trainer.dataloader))
     assert trainer.step(list(queries), list(responses), SCORES)["tokens/queries_len_mean"] == 3
 
 
-def test_a_data_set_smaller_than_a_batch_is_told():
-    with pytest.warns(UserWarning, match="has 3 prompts, fewer than one batch of 4"):
-        trainer = build(dataset=Dataset.from_dict({"input_ids": [[3, 4]] * 3}))
+def test_a_collator_of_the_training_pads_and_nothing_else(tokenizer, tiny_gpt2):
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
+    pads = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    given = (PPOConfig(batch_size=2), str(tiny_gpt2), None, tokenizer)
+    trainer = PPOTrainer(*given, training_data_collator=pads)
+    inputs = trainer.prepare_model_inputs(*[[torch.tensor([5, 6]), torch.tensor([7])]] * 2)
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+    cuts = lambda batch: {k: v[:, :1] for k, v in pads(batch).items()}  # noqa: E731
+    with pytest.raises(RecipeError, match="`training_data_collator` changes the tokens"):
+        PPOTrainer(*given, training_data_collator=cuts)
+
+
+def test_a_data_set_smaller_than_a_batch_is_told_when_it_is_gone_through():
+    trainer = build(dataset=Dataset.from_dict({"input_ids": [[3, 4]] * 3}))
     assert len(trainer.dataloader) == 0
+    with pytest.raises(RecipeError, match="has 3 prompts, fewer than one batch of 4"):
+        next(iter(trainer.dataloader))
 
 
 def test_trl_warns_and_so_do_we():
@@ -259,11 +278,23 @@ def test_a_loop_by_hand_neither_goes_on_in_a_folder_nor_loses_a_column(tmp_path)
     assert len((tmp_path / "run" / "all_stats.jsonl").read_text().splitlines()) == 1
 
 
-def test_model_and_tokenizer_go_to_the_hub(monkeypatch, tokenizer, tiny_gpt2):
+def test_what_is_saved_is_what_goes_to_the_hub(tmp_path, monkeypatch, tokenizer, tiny_gpt2):
+    class Hub:
+        def __init__(self, token):
+            assert token == "secret"
+
+        def create_repo(self, repo_id, **kwargs):
+            return type("Url", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_folder(self, repo_id, folder_path, commit_message, revision):
+            AutoModelForCausalLM.from_pretrained(folder_path)
+            PreTrainedTokenizerFast.from_pretrained(folder_path)
+            return f"{repo_id} {revision} {commit_message}"
+
+    monkeypatch.setattr(classic, "HfApi", Hub)
     trainer = PPOTrainer(PPOConfig(batch_size=2), str(tiny_gpt2), None, tokenizer)
-    parts, sent = [tokenizer, trainer.value_head_model], []
-    push = lambda self, name, **more: sent.append((self, name, more))  # noqa: E731
-    for part in parts:
-        monkeypatch.setattr(type(part), "push_to_hub", push)
-    trainer.push_to_hub("me/mine", private=True)
-    assert sent == [(part, "me/mine", {"private": True}) for part in parts]
+    sent = trainer.save_pretrained(
+        tmp_path / "mine", push_to_hub=True, token="secret", revision="v1", commit_message="end"
+    )
+    assert sent == "me/mine v1 end"
+    assert "AutoModelForCausalLMWithValueHead" in (tmp_path / "mine" / "README.md").read_text()

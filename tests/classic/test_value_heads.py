@@ -61,7 +61,27 @@ def where_the_model_was_converted(folder):
     torch.save(gpt2().state_dict() | HEAD, folder / "pytorch_model.bin")
 
 
-FORMS = [in_one_file, in_a_shard, beside_an_adapter, where_the_model_was_converted]
+def by_llama_factory(folder):
+    save_file(HEAD, folder / "value_head.safetensors")
+
+
+def by_old_llama_factory(folder):
+    torch.save(HEAD, folder / "value_head.bin")
+
+
+def wrapped_for_several_processes(folder):
+    torch.save({f"module.{key}": value for key, value in HEAD.items()}, folder / "value_head.bin")
+
+
+FORMS = [
+    in_one_file,
+    in_a_shard,
+    beside_an_adapter,
+    where_the_model_was_converted,
+    by_llama_factory,
+    by_old_llama_factory,
+    wrapped_for_several_processes,
+]
 
 
 @pytest.mark.parametrize("save", FORMS)
@@ -75,14 +95,15 @@ def test_every_form_in_which_a_value_head_was_saved_is_read(save, tmp_path):
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        ({"v_head.0.weight": WEIGHT}, "value head that was saved in .* does not fit"),
+        ({"v_head.0.weight": WEIGHT}, "`v_head` that was saved in .* does not fit"),
         ({"v_head.summary.weight": WEIGHT[:, :8], "v_head.summary.bias": BIAS}, "size mismatch"),
+        ({"scorer.weight": WEIGHT}, "does not fit this model"),
         ({"v_head.summary.weight": nn.Linear(2, 1)}, "holds more than tensors"),
     ],
 )
 def test_a_value_head_that_cannot_be_read_is_no_value_head_of_zeros(saved, message, tmp_path):
     gpt2().save_pretrained(tmp_path)
-    torch.save(saved, tmp_path / "pytorch_model.bin")
+    torch.save(saved, tmp_path / "value_head.bin")
     with pytest.raises(RecipeError, match=message):
         load(tmp_path)
 
@@ -105,6 +126,21 @@ def test_weights_have_the_names_of_the_language_model_and_go_back_under_them(tmp
 
 def load_random():
     return AutoModelForCausalLMWithValueHead.from_pretrained(gpt2(), v_head_init_strategy="normal")
+
+
+def test_a_subclass_names_its_heads(tmp_path):
+    class TwoHeads(AutoModelForCausalLMWithValueHead):
+        supported_modules = ("v_head", "q_head")
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.q_head = nn.Linear(32, 2)
+
+    model = TwoHeads.from_pretrained(gpt2())
+    model.save_pretrained(tmp_path)
+    again = TwoHeads.from_pretrained(str(tmp_path))
+    assert torch.equal(again.q_head.weight, model.q_head.weight)
+    assert not again.v_head.summary.weight.any()
 
 
 def test_old_names_of_loading_arguments_are_those_of_today(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from architectures import gpt2
 from datasets import Dataset
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
+from transformers import Adafactor
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError, load_run
 
@@ -134,6 +135,17 @@ def test_a_model_that_is_frozen_as_a_whole_is_told(kind):
         model = AutoModelForCausalLMWithValueHead.from_pretrained(model).requires_grad_(False)
     with pytest.raises(RecipeError, match="Every weight of the model is frozen"):
         build(kind, model)
+
+
+@all_three
+def test_an_optimizer_that_works_out_its_learning_rate_trains(kind):
+    model = gpt2()
+    before = model.lm_head.weight.clone()
+    trainer = build(kind, model, Adafactor(model.parameters(), lr=None))
+    trainer.train()
+    assert not torch.equal(model.lm_head.weight, before)
+    rate = "ppo/learning_rate" if kind == "ppo" else "learning_rate"
+    assert trainer.all_stats[-1][rate] > 0
 
 
 @all_three

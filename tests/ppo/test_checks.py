@@ -162,7 +162,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_before_training():
 
 def test_a_reference_that_should_agree_but_does_not_stops_the_run(trainer):
     log_ratio = torch.tensor([[0.0, 0.3]])
-    with pytest.raises(RecipeError, match=r"log-probabilities differ by 0.3.*Neither dropout nor"):
+    with pytest.raises(RecipeError, match=r"log-probabilities differ by 0.3.*Neither dropout, ch"):
         trainer.first_batch.check_kl(log_ratio)
     trainer.first_batch.check_kl(log_ratio * 1e-4)
 
@@ -284,3 +284,28 @@ def test_chance_is_off_by_whatever_name(config):
         trainer.model.train()  # as a user may call it
         stats = trainer.step(*rollout_of(trainer))
         assert stats["ppo/skipped_minibatches"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda logits, module: logits + torch.rand_like(logits), "draws at random"),
+        (lambda logits, module: logits * (1 + module.training), "In train mode the model computes"),
+        (lambda logits, module: logits + logits.mean((0, 1)), "does the model mix rows"),
+    ],
+    ids=["chance", "mode", "rows"],
+)
+def test_the_cause_of_a_first_batch_that_differs_is_named(change, cause):
+    trainer = build()
+    policy = trainer.policy_model
+    policy.train()
+    policy.register_forward_hook(
+        lambda module, _, output: _with_logits(output, change(output.logits, module))
+    )
+    with pytest.raises(RecipeError, match=cause):
+        trainer.first_batch.check_ratio(torch.ones(1, 1))
+
+
+def _with_logits(output, logits):
+    output.logits = logits
+    return output

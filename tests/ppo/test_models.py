@@ -99,5 +99,5 @@ def test_layers_that_are_shared_are_frozen_in_both():
     assert not any(".h.1." in name for name in shared)
     for name in shared:
         assert model.get_parameter(name).data_ptr() == reference.get_parameter(name).data_ptr()
-    with pytest.raises(RecipeError, match="GPT2LMHeadModel has no layer 9"):
-        create_reference_model(model, num_shared_layers=9)
+    with pytest.raises(RecipeError, match="Give `pattern`"):
+        create_reference_model(model, num_shared_layers=1, pattern="nowhere.{layer}")

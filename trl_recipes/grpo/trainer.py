@@ -128,6 +128,8 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         peft_config = adapters.select_trainable(policy, args.trainable, peft_config)
         adapted = peft_config is not None or isinstance(policy, PeftModel)
         own_forward = vars(unwrap_adapter(policy)).get("forward")
+        if "optimizers" in kwargs:
+            kwargs["optimizers"] = adapters.with_own_schedule(*kwargs["optimizers"])
         with (
             inputs.named(policy, wanted=args.beta != 0 and not adapted),
             inputs.without_second_adapter(policy),

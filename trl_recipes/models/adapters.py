@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.optimization import AdafactorSchedule
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import unwrap_adapter
@@ -77,6 +78,26 @@ def check_trained(model: nn.Module, optimizer: Any) -> None:
             "`optimizer` holds weights that are not this model's, or frozen ones alone: training "
             "would change nothing. Make it of the parameters of the model that you pass."
         )
+
+
+def with_own_schedule(optimizer: Any, scheduler: Any) -> tuple[Any, Any]:
+    """Leave the learning rate to an optimizer that works it out, such as `Adafactor(lr=None)`."""
+    groups = getattr(optimizer, "param_groups", ())
+    if scheduler is None and any(group["lr"] is None for group in groups):
+        scheduler = _OwnSchedule(optimizer)
+    return optimizer, scheduler
+
+
+class _OwnSchedule(AdafactorSchedule):
+    """Tells the learning rate that Adafactor has worked out for its last step."""
+
+    def get_lr(self) -> list[float]:
+        """One number a group; 0 before the first step."""
+        optimizer, rates = self.optimizer, []
+        for group in optimizer.param_groups:
+            state = optimizer.state.get(group["params"][0])
+            rates.append(float(optimizer._get_lr(group, state)) if state else 0.0)
+        return rates
 
 
 class StartModel:

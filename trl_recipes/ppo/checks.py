@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from trl_recipes.checkpointing import find_checkpoint, random_states, set_random_states
 from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.forward import context_length
+from trl_recipes.models.forward import (
+    context_length,
+    evaluating,
+    response_logits,
+    unwrap_adapter,
+)
 from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.memory import kept_by
 from trl_recipes.ppo.models import ActorCritic, reference_is_start
@@ -213,19 +218,37 @@ def count_skipped(verdicts: list[Tensor], threshold: float, not_finite: int) -> 
     return skipped, not_finite
 
 
+@torch.no_grad()
 def explain_mismatch(policy: nn.Module, reduced_precision: bool) -> str:
-    """Name the likely cause for one model's log-probabilities to differ between passes."""
-    for name, module in policy.named_modules():
-        if isinstance(module, nn.Dropout) and module.training and module.p:
-            return f"Dropout is on in `{name}`: set it to 0, or leave switching it off to us."
-    dtypes = {parameter.dtype for parameter in policy.parameters()} - {torch.float32}
+    """Name the first known cause for one model's log-probabilities to differ between passes."""
+    model = unwrap_adapter(policy)
+    dropouts = [name for name, m in policy.named_modules() if getattr(m, "p", 0) and _drops(m)]
+    if dropouts:
+        return f"Dropout is on in `{dropouts[0]}`: set it to 0, or leave switching it off to us."
+    ids = torch.arange(1, 49, device=model.device).remainder(model.config.vocab_size).view(4, 12)
+    ones = torch.ones_like(ids)
+    rows = (ids[:, :4], ones[:, :4], ids[:, 4:], ones[:, 4:])
+    once, again = response_logits(policy, *rows)[0], response_logits(policy, *rows)[0]
+    if not torch.equal(once, again):
+        return "The model draws at random: it gives one input two answers."
+    with evaluating(policy):
+        if not torch.equal(once, response_logits(policy, *rows)[0]):
+            return "In train mode the model computes something else than in eval mode."
+    dtypes = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
     if reduced_precision or dtypes:
         kind = "autocast" if reduced_precision else ", ".join(map(str, dtypes))
         return f"Precision: the model runs in {kind}. Try float32 (`bf16: false`)."
-    return (
-        "Neither dropout nor precision is the cause: does the model draw at random, mix "
-        "the rows of a batch, or compute something else in train mode? Or were weights changed?"
-    )
+    alone = response_logits(policy, *(row[:1] for row in rows))[0]
+    if (alone - once[: len(alone)]).abs().max() > ROUNDING:
+        return "A row's log-probabilities change with the rows beside it: does the model mix rows?"
+    ones[0, 6:] = 0  # two tokens of the response are left
+    if (alone[:2] - response_logits(policy, *rows)[0][:2]).abs().max() > ROUNDING:
+        return "Padding behind a row changes its log-probabilities: does the model look ahead?"
+    return "Neither dropout, chance, precision nor padding is the cause: were weights changed?"
+
+
+def _drops(module: nn.Module) -> bool:
+    return isinstance(module, nn.Dropout) and module.training
 
 
 def check_before_training(trainer: Any) -> None:

@@ -4,9 +4,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StopStringCriteria
@@ -257,26 +259,56 @@ class ClassicLoop(OverridableParts):
 
     # Saving
 
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Save policy, value head and tokenizer in the hub's format."""
+    def save_pretrained(
+        self, save_directory: str | Path, push_to_hub: bool = False, **hub: Any
+    ) -> str | None:
+        """Save policy, value head, tokenizer and a model card; `hub` is for `push_to_hub`."""
+        self._save_pretrained(save_directory)
+        if push_to_hub:
+            repo_id = hub.pop("repo_id", Path(save_directory).name)
+            return self.push_to_hub(repo_id, **hub)
+        return None
+
+    def _save_pretrained(self, save_directory: str | Path) -> None:
         self.save_model(str(save_directory))
+        self.create_model_card(save_directory)
 
-    def push_to_hub(self, repo_id: str, **upload: Any) -> str:
-        """Upload policy, value head and tokenizer to the hub; return the commit's address.
+    def push_to_hub(
+        self,
+        repo_id: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        **upload: Any,
+    ) -> str | None:
+        """Upload what `save_pretrained` writes to the hub, and return the commit's address.
 
-        `upload` is for transformers' `push_to_hub` (`private`, `token`, `revision`).
+        `repo_id` is by default `hub_model_id`, or the name of the run folder. `upload` goes to
+        `HfApi.upload_folder` (`commit_message`, `revision`, `create_pr`).
         """
-        self.tokenizer.push_to_hub(repo_id, **upload)
-        return str(self.value_head_model.push_to_hub(repo_id, **upload))
+        repo_id = repo_id or self.args.hub_model_id or Path(self.args.output_dir).name
+        api = HfApi(token=self.args.hub_token if token is None else token)
+        with TemporaryDirectory() as folder:
+            self._save_pretrained(folder)
+            if not self.accelerator.is_main_process:
+                return None
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **upload))
+
+    def create_model_card(self, path: str | Path, model_name: str = "TRL Model") -> None:
+        """Write a README.md for the model's page on the hub."""
+        if self.accelerator.is_main_process:
+            kind = type(self.value_head_model).__name__
+            Path(path).mkdir(parents=True, exist_ok=True)
+            (Path(path) / "README.md").write_text(
+                f"---\nlibrary_name: transformers\ntags: [trl_recipes, ppo]\n---\n\n# {model_name}"
+                f"\n\nTrained by PPO. `trl_recipes.{kind}` reads it with its value head.\n"
+            )
 
     def _check_classic(self, ref_model: nn.Module | None, num_shared_layers: int | None) -> None:
         """Warn where TRL 0.11 warned, and refuse what `step` would ignore."""
-        batch = self.config.global_batch_size
         if self.dataset is None:
             text = "No dataset was given: set `batch_size` to the number of samples of each `step`."
             warnings.warn(text, stacklevel=3)
-        elif self.rewards is None and len(self.dataset) < batch:  # `train` refuses it
-            warnings.warn(str(checks.too_few_prompts(len(self.dataset), batch)), stacklevel=3)
         if ref_model is not None and num_shared_layers is not None:
             text = "`num_shared_layers` means nothing with a reference model: no layer is shared."
             warnings.warn(text, stacklevel=3)
@@ -292,6 +324,13 @@ class ClassicLoop(OverridableParts):
                 f"{name} overrides how the KL becomes rewards, but with `kl_penalty='full'` it "
                 "comes ready from each forward pass. Choose another one."
             )
+        if self.training_data_collator is not None:
+            rows = self._padded([torch.arange(1, 4), torch.tensor([4])])
+            if rows["input_ids"][rows["attention_mask"].bool()].tolist() != [1, 2, 3, 4]:
+                raise RecipeError(
+                    "`training_data_collator` changes the tokens that it pads, which `step` does "
+                    "not do. Change them before `step`."
+                )
 
     def _collate(self, queries, responses, response_masks=None) -> Rollout:
         """Pad the batch; an encoder-decoder's start token moves out of the responses.
@@ -322,6 +361,26 @@ class ClassicLoop(OverridableParts):
     def _with_start_token(self, responses: list[Tensor]) -> list[Tensor]:
         start = decoder_start_token_id(self._policy().config)
         return [nn.functional.pad(response, (1, 0), value=start) for response in responses]
+
+
+class _TooFew:
+    """The loader of a data set that is smaller than a batch: empty, and an error to go through."""
+
+    def __init__(self, rows: int, batch_size: int):
+        self.rows, self.batch_size = rows, batch_size
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator:
+        raise checks.too_few_prompts(self.rows, self.batch_size)
+
+
+def loader_of(loaders: list, dataset: Any, batch_size: int) -> Any:
+    """Return the loader of a data set, if there is one, or what says that it is too small."""
+    if loaders and len(dataset) < batch_size:
+        return _TooFew(len(dataset), batch_size)
+    return loaders[0] if loaders else None
 
 
 def _contents(rollout: Rollout) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

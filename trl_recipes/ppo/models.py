@@ -4,7 +4,9 @@ import copy
 import json
 import logging
 import pickle
+import re
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,8 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
     transformers_parent_class: Any
     lm_head_namings = ("lm_head", "embed_out")
     supported_args = ("summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
+    supported_modules = ("v_head",)  # the heads that are saved beside the language model
+    supported_rm_modules = ("score",)
 
     def __init__(
         self,
@@ -81,11 +85,7 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
                 f"`v_head_init_strategy` is {v_head_init_strategy!r}: use 'normal', which alone "
                 "takes `v_head_initializer_range`, or leave both out."
             )
-        if getattr(pretrained_model, "get_output_embeddings", lambda: None)() is None:
-            raise RecipeError(
-                f"A {type(pretrained_model).__name__} has no language-model head, so it gives no "
-                f"logits. Load the model with {self.transformers_parent_class.__name__}."
-            )
+        self._check_language_model_head(pretrained_model)
         self.pretrained_model, self.config = pretrained_model, pretrained_model.config
         self.is_peft_model = isinstance(pretrained_model, PeftModel)
         self.supports_rm_adapter, self.rm_adapter_name = False, None
@@ -143,7 +143,7 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
         from 0, unless `v_head_init_strategy` is given (None is torch's own). `reward_adapter` names
         an adapter of a sequence classifier on the same model, for `compute_reward_score`.
         """
-        model, name, head = pretrained_model_name_or_path, None, {}
+        model, name, heads = pretrained_model_name_or_path, None, {}
         given = {key: kwargs.pop(key) for key in cls.supported_args if key in kwargs}
         peft_config = kwargs.pop("peft_config", None)
         reward_adapter = kwargs.pop("reward_adapter", None)
@@ -157,7 +157,7 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
             model = load_language_model(
                 name, *model_args, causal=causal, is_trainable=trainable, **kwargs
             )
-            head = find_value_head(name, **where)
+            heads = find_heads(name, cls.supported_modules, **where)
         else:
             dtypes = {kwargs.pop(name, None) for name in ("dtype", "torch_dtype")}
             if dtypes != {None}:
@@ -168,8 +168,7 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
                 model = prepare_model_for_kbit_training(model)
             model = get_peft_model(model, peft_config)
         model = cls(model, **given)
-        if head or "v_head_init_strategy" not in given:
-            model._load_value_head(head, name)
+        model._load_heads(heads, name, drawn="v_head_init_strategy" in given)
         if reward_adapter is not None:
             model._load_reward_adapter(reward_adapter, reward_adapter_name)
         return model
@@ -190,22 +189,36 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
         save_value_head(heads, save_directory)
 
     def heads(self) -> dict[str, Tensor]:
-        """Give the weights of the value head, under names such as `v_head.summary.weight`."""
-        return {f"v_head.{key}": value for key, value in self.v_head.state_dict().items()}
+        """Give the weights of the heads, under names such as `v_head.summary.weight`."""
+        heads = {module: getattr(self, module).state_dict() for module in self.supported_modules}
+        return {f"{m}.{key}": value for m, own in heads.items() for key, value in own.items()}
 
-    def _load_value_head(self, weights: dict[str, Tensor], name: str | None) -> None:
-        if not weights:
-            nn.init.zeros_(self.v_head.summary.weight)
-            nn.init.zeros_(self.v_head.summary.bias)
-            if name is not None:
-                logger.info("%s has no value head: a fresh one starts from 0.", name)
-            return
-        try:
-            self.v_head.load_state_dict({k.removeprefix("v_head."): v for k, v in weights.items()})
-        except RuntimeError as error:
+    def _check_language_model_head(self, model: nn.Module) -> None:
+        """Refuse a model that gives no logits."""
+        modules = {part for name, _ in model.named_modules() for part in name.split(".")}
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        if head is None and not modules & {*self.lm_head_namings}:
             raise RecipeError(
-                f"The value head that was saved in `{name}` does not fit this model: {error}"
-            ) from error
+                f"A {type(model).__name__} has no language-model head, so it gives no logits. Load "
+                f"the model with {self.transformers_parent_class.__name__}."
+            )
+
+    def _load_heads(self, weights: dict[str, Tensor], name: str | None, drawn: bool) -> None:
+        """Give heads the weights that were saved; a value head without any starts from 0."""
+        for module in self.supported_modules:
+            own = {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(f"{module}.")}
+            try:
+                if own:
+                    getattr(self, module).load_state_dict(own)
+            except RuntimeError as error:
+                raise RecipeError(
+                    f"The `{module}` that was saved in `{name}` does not fit this model: {error}"
+                ) from error
+            if module == "v_head" and not own and not drawn:
+                nn.init.zeros_(self.v_head.summary.weight)
+                nn.init.zeros_(self.v_head.summary.bias)
+                if name is not None:
+                    logger.info("%s has no value head: a fresh one starts from 0.", name)
 
     def _load_reward_adapter(self, adapter: str, name: str) -> None:
         """Load an adapter of a sequence classifier and the head saved with it, both frozen."""
@@ -214,11 +227,12 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
         adapter = resolve(adapter, "model", source="`reward_adapter`")
         check_adapter(adapter, "`reward_adapter`")
         saved = load_file(find_file(adapter, "adapter_model.safetensors"))
-        head = {k.rpartition(".")[2]: v for k, v in saved.items() if "score" in k.split(".")}
+        named = {*self.supported_rm_modules}
+        head = {k.rpartition(".")[2]: v for k, v in saved.items() if named & {*k.split(".")}}
         if "weight" not in head:
             raise RecipeError(
-                f"`reward_adapter`: `{adapter}` holds no head named score. Give the adapter of a "
-                "sequence classifier."
+                f"`reward_adapter`: `{adapter}` holds no head named {' or '.join(sorted(named))}. "
+                "Give the adapter of a sequence classifier."
             )
         self.pretrained_model.load_adapter(adapter, name, is_trainable=False)
         self.score = nn.Linear(*reversed(head["weight"].shape), bias="bias" in head)
@@ -269,41 +283,54 @@ def save_value_head(weights: dict[str, Tensor], folder: str | Path) -> None:
     save_file(weights, Path(folder) / VALUE_HEAD_FILE)
 
 
-def find_value_head(name: str, **where: Any) -> dict[str, Tensor]:
-    """Read the value head that was saved with a model, named as `v_head.summary.weight`.
+def head_key(key: str, modules: Sequence[str] = ("v_head",)) -> str | None:
+    """Name a weight from its head on (`v_head.summary.bias`), or None where it is of no head."""
+    found = re.fullmatch(rf"(module\.|pretrained_model\.)*(({'|'.join(modules)})\..+)", key)
+    return found and found[2]
 
-    It lies in a file of its own, or among the weights, as TRL 0.11 had it. `where` are the hub's
-    arguments. Of a pickle file nothing but tensors is read.
+
+def find_heads(name: str, modules: Sequence[str] = ("v_head",), **where: Any) -> dict[str, Tensor]:
+    """Read the heads that were saved with a model, under names such as `v_head.summary.weight`.
+
+    They lie in a file of their own, ours or LLaMA-Factory's, or among the weights, as TRL 0.11 had
+    it. `where` are the hub's arguments. Of a pickle file nothing but tensors is read.
     """
-    if file := find_file(name, VALUE_HEAD_FILE, **where):
-        return {_SUMMARY + key.removeprefix(_SUMMARY): t for key, t in load_file(file).items()}
+    for own in (VALUE_HEAD_FILE, "value_head.bin"):
+        if file := find_file(name, own, **where):
+            tensors = _read_tensors(file, lambda key: True)
+            return {head_key(key, modules) or _SUMMARY + key: t for key, t in tensors.items()}
     # TRL wrote the second beside an adapter; it also stays in a folder that was converted
     pickled = Path(name).is_dir() or find_file(name, "adapter_config.json", **where)
     for weights in ("model.safetensors", "pytorch_model.bin")[: 2 if pickled else 1]:
         files = [find_file(name, weights, **where)]
         if files == [None] and (index := find_file(name, f"{weights}.index.json", **where)):
             shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-            files = {shard for key, shard in shards.items() if key.startswith("v_head.")}
+            files = {shard for key, shard in shards.items() if head_key(key, modules)}
             files = [find_file(name, shard, **where) for shard in sorted(files)]
-        if head := {k: t for file in filter(None, files) for k, t in _value_head_in(file).items()}:
-            return head
+        heads: dict[str, Tensor] = {}
+        for file in filter(None, files):
+            tensors = _read_tensors(file, lambda key: head_key(key, modules))
+            heads |= {head_key(key, modules): tensor for key, tensor in tensors.items()}
+        if heads:
+            return heads
     return {}
 
 
-def _value_head_in(file: str) -> dict[str, Tensor]:
+def _read_tensors(file: str, wanted: Callable[[str], Any]) -> dict[str, Tensor]:
+    """Read the tensors of a file whose names are wanted."""
     if file.endswith(".safetensors"):
         with safe_open(file, framework="pt") as weights:
-            names = [name for name in weights.keys() if name.startswith("v_head.")]  # noqa: SIM118
-            return {name: weights.get_tensor(name) for name in names}
+            keys = filter(wanted, weights.keys())
+            return {key: weights.get_tensor(key) for key in keys}
     try:
         mapped = zipfile.is_zipfile(file)
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise RecipeError(
             f"`{file}` holds more than tensors, and unpickling that could run code. If a value "
             "head is in it, save that alone; otherwise remove the file."
         ) from error
-    return {key: tensor for key, tensor in tensors.items() if key.startswith("v_head.")}
+    return {key: tensor for key, tensor in weights.items() if wanted(key)}
 
 
 _NOT_TO_SHARD_APART = ("get_input_embeddings", "get_output_embeddings", "tie_weights")
@@ -395,10 +422,13 @@ def save_actor_critic(model: ActorCritic, folder: Path, writes: bool, merge_adap
         save_value_head(heads, folder)
 
 
-def create_reference_model(model: nn.Module, num_shared_layers: int | None = None) -> nn.Module:
+def create_reference_model(
+    model: nn.Module, num_shared_layers: int | None = None, pattern: str | None = None
+) -> nn.Module:
     """Copy a model, with or without a value head, and freeze the copy, in eval mode, as TRL did.
 
-    The first `num_shared_layers` layers are frozen and shared with the copy.
+    The first `num_shared_layers` layers are frozen and shared with the copy; `pattern` is the name
+    of a layer with `{layer}` in it, where TRL does not know the architecture.
     """
     reference = copy.deepcopy(model).requires_grad_(False).eval()
     for module in reference.modules():
@@ -408,18 +438,15 @@ def create_reference_model(model: nn.Module, num_shared_layers: int | None = Non
     if num_shared_layers is None:
         return reference
     names = [name for name, _ in model.named_parameters()]
-    for layers in _LAYERS:
-        first = f"{layers}.{num_shared_layers}"
+    for layers in (pattern,) if pattern else (f"{layers}.{{layer}}" for layers in _LAYERS):
+        first = layers.format(layer=num_shared_layers)
         found = [number for number, name in enumerate(names) if first in name]
         if found:
             for name in names[: found[0]]:
                 shared = model.get_parameter(name).requires_grad_(False)
                 reference.get_parameter(name).data = shared.data
             return reference
-    raise RecipeError(
-        f"`num_shared_layers`: {type(model).__name__} has no layer {num_shared_layers} by the "
-        "usual names. Leave it out."
-    )
+    raise RecipeError("The layers to share were not found by their names. Give `pattern`.")
 
 
 def reference_is_start(policy: nn.Module, ref_model: nn.Module) -> bool:

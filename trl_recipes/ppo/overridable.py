@@ -48,11 +48,14 @@ class OverridableParts:
         return self._padded(queries) | decoder
 
     def _padded(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
-        ids, mask = pad_rows(rows, self.tokenizer.pad_token_id, "right")
-        return {
-            "input_ids": ids.to(self.current_device),
-            "attention_mask": mask.to(self.current_device),
-        }
+        if self.training_data_collator is None:
+            ids, mask = pad_rows(rows, self.tokenizer.pad_token_id, "right")
+            batch = {"input_ids": ids, "attention_mask": mask}
+        else:
+            inputs = [{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in rows]
+            batch = self.training_data_collator(inputs)
+        names = ("input_ids", "attention_mask")
+        return {name: batch[name].to(self.current_device) for name in names}
 
     def batched_forward_pass(
         self,

@@ -26,6 +26,7 @@ from trl_recipes.models.adapters import (
     check_trained,
     keep_base,
     select_trainable,
+    with_own_schedule,
 )
 from trl_recipes.models.forward import can_pack, check_causal, switch_off_chance, unwrap_adapter
 from trl_recipes.models.loading import (
@@ -92,7 +93,8 @@ def pair_of(model: nn.Module, optimizer: Any, lr_scheduler: Any, optimizers: tup
     """Return optimizer and scheduler, given one by one or as transformers has them."""
     given = one_of("optimizer", optimizer, "optimizers[0]", optimizers[0])
     check_trained(model, given)
-    return given, one_of("lr_scheduler", lr_scheduler, "optimizers[1]", optimizers[1])
+    schedule = one_of("lr_scheduler", lr_scheduler, "optimizers[1]", optimizers[1])
+    return with_own_schedule(given, schedule)
 
 
 def model_and_tokenizer(

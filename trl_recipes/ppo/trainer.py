@@ -73,6 +73,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         data_collator: None keeps each column a list.
         num_shared_layers: this many first layers are frozen and shared with the reference.
         lr_scheduler: None makes the one that `lr_scheduler_type` names.
+        training_data_collator: pads for `prepare_model_inputs`; `step` pads for itself.
         reward_funcs: one reward function or several, for `train`; `reward_model` is TRL 1.12's
             name. Each weighs 1, penalties -1, unless `reward_weights` says otherwise.
         callbacks: further transformers callbacks.
@@ -97,6 +98,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         data_collator: Callable | None = None,
         num_shared_layers: int | None = None,
         lr_scheduler: Any = None,
+        training_data_collator: Callable | None = None,
         *,
         args: PPOConfig | None = None,
         reward_funcs: Callable | list[Callable] | None = None,
@@ -136,6 +138,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             )
         show_progress(self)
         self.config = config
+        self.training_data_collator = training_data_collator
         self._distribute()
         self._begin()
         self._check_classic(ref_model, num_shared_layers)
@@ -157,7 +160,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         self.lr_scheduler = AcceleratedScheduler(
             self.lr_scheduler, self.optimizer, step_with_optimizer=False
         )
-        self.dataloader = loaders[0] if loaders else None
+        self.dataloader = classic.loader_of(loaders, self.dataset, config.global_batch_size)
         if self.ref_model is not None:
             self.ref_model.to(self.current_device)
         if is_sharded(self.model):
