@@ -156,21 +156,47 @@ def test_quotes_in_tab_separated_text_are_characters(tmp_path):
         ("a.csv", "text;label;split\n" + "good, bad;1;train\n" * 3),
         ("a.csv", "text\tlabel\tsplit\n" + "good, bad\t1\ttrain\n" * 3),
         ("a.csv", 'text|label|split\n"good, bad"|1|train\n' + "good, bad|1|train\n" * 2),
+        ("a.json", {"version": 2, "data": [{"text": "good, bad", "label": 1}] * 3}),
+        ("a.json", {"text": ["good, bad"] * 3, "label": [1] * 3}),
     ],
 )
-def test_rows_are_found_behind_any_delimiter(tmp_path, name, content):
-    (tmp_path / name).write_text(content)
+def test_rows_are_found_behind_any_delimiter_and_in_any_json_object(tmp_path, name, content):
+    text = content if isinstance(content, str) else json.dumps(content, indent=1)
+    (tmp_path / name).write_text(text)
     found = load_rows(str(tmp_path / name), split="train")
     row = {"text": "good, bad", "label": 1}
     assert {name: found[0][name] for name in row} == row
     assert len(found) == 2  # of three, one is held out
 
 
-def test_a_folder_of_several_kinds_of_files_is_refused(tmp_path):
-    (tmp_path / "a.csv").write_text("text\nx\n")
-    (tmp_path / "b.jsonl").write_text('{"text": "y"}\n')
-    with pytest.raises(RecipeError, match=r"several kinds of files, a.csv, b.jsonl, of which one"):
-        load_rows(str(tmp_path), split="train")
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"a.csv": "text,label,text\nx,1,y\n"}, "several columns called `text`"),
+        ({"a.tsv": 'b\ta"\tb\ta"\nx\t1\ty\tz\n'}, 'columns called `b`, `a"`'),
+        ({"a.tsv": "text\tlabel\nx\t1\nbroken\n"}, "line 3 has 1 fields, the header 2"),
+        ({"a.jsonl": '{"text": "x"}\n{"a": ["y \\ud83d"]}\n'}, "row 2 holds half a character"),
+        ({"a.jsonl": '{"a": 1}\n{"a": {"b": -12345678901234567890}}\n'}, "row 2 .* 64 bits"),
+        ({"a.json": '[{"text": "x"},\n{"text": "\\udc00"}]'}, "row 2 holds half a character"),
+        (
+            {"a.json": '{"train": [{"a": 1}], "test": [{"a": 2}]}'},
+            "several lists of rows, train, t",
+        ),
+        ({"d/a.csv": "text\nx\n", "d/b.jsonl": '{"text": "y"}\n'}, "a.csv, b.jsonl, of which one"),
+        ({"d/a.csv": "text\nx\n", "d/b.tsv": "text\nx\n"}, "several kinds of files, a.csv, b.tsv"),
+        (
+            {"d/a.csv": "text\nx\n", "d/b.csv": "text;b\nx;1\n"},
+            r"several kinds of files, a.csv, b.csv, .*delimiter",
+        ),
+        ({"d/train.jsonl": '{"a": 1}\n{"a": 12345678901234567890}\n'}, "train.jsonl`, row 2"),
+    ],
+)
+def test_what_a_reader_would_lose_is_refused_with_the_cause(tmp_path, files, told):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    with pytest.raises(RecipeError, match=f"^--dataset_name: .*{told}"):
+        load_rows(str(tmp_path / next(iter(files)).split("/")[0]), split="train")
 
 
 @pytest.mark.parametrize("held_out", ["val", "Test", "EVAL", " dev "])

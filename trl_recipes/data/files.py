@@ -1,6 +1,8 @@
 """Data sets and their splits: a file, a folder, a name on the hub or the embedded reviews."""
 
 import csv
+import io
+import json
 import re
 import tempfile
 import warnings
@@ -16,6 +18,7 @@ from pandas.errors import ParserWarning
 from transformers.utils import logging
 
 from trl_recipes import embedded
+from trl_recipes.data.conversations import is_conversation
 from trl_recipes.errors import RecipeError
 from trl_recipes.models import hub
 
@@ -36,6 +39,9 @@ _READERS = {
 }
 # What only a program that writes csv leaves: a field in quotes, with quotes doubled in it.
 _QUOTED = re.compile(r'(?:^|\t)"(?:[^"\t\n]|"")*""(?:[^"\t\n]|"")*"(?:\t|$)', re.MULTILINE)
+# What may stand for half a character or a number of more than 64 bits in JSON.
+_SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|\d{19}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def load_rows(dataset_name: str | None, *, split: str = "train") -> Dataset:
@@ -100,45 +106,106 @@ def _read_file(path: Path) -> Dataset:
     if kind == "text":
         lines = text.removeprefix("\ufeff").split("\n")
         return Dataset.from_dict({"text": [line.rstrip() for line in lines if line.strip()]})
+    options = _options(path)
     with tempfile.TemporaryDirectory() as cache:
+        if path.suffix.lower() == ".json" and (rows := _object_rows(text, path)) is not None:
+            path = Path(cache, "rows.jsonl")
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         read = {"data_files": str(path), "cache_dir": cache, "keep_in_memory": True}
         try:
-            return datasets.load_dataset(kind, split="train", **read, **_options(path))
+            return datasets.load_dataset(kind, split="train", **read, **options)
         except ValueError as error:
             if "corresponds to no data" in str(error):
                 raise RecipeError(no_rows) from error
             raise
 
 
-def _folder_options(folder: Path) -> dict[str, Any]:
-    """Give the reader's options for a folder, whose files must be of one kind."""
-    files = [file for file in sorted(folder.rglob("*.*")) if file.suffix.lower() in _READERS]
-    files = [
-        f for f in files if f.suffix != ".txt" and not f.name.startswith(("dataset_info", "."))
-    ]
-    kinds = {_READERS[file.suffix.lower()]: file for file in files}
-    card = folder / "README.md"
-    if len(kinds) > 1 and not (card.is_file() and "data_files" in card.read_text("utf-8")):
+def _object_rows(text: str, path: Path) -> list[Any] | None:
+    """The rows inside a file that is one object: its list of objects, or its columns."""
+    whole = _json(text)
+    if not isinstance(whole, dict):
+        return None
+    lists = {name: values for name, values in whole.items() if isinstance(values, list) and values}
+    rows = [n for n, v in lists.items() if is_conversation(v) and "role" not in v[0]]
+    if len(rows) > 1:
         raise RecipeError(
-            f"{SOURCE}: the folder `{folder}` holds several kinds of files, "
-            f"{', '.join(file.name for file in kinds.values())}, of which one alone would be read. "
-            "Give files of one kind."
+            f"{SOURCE}: `{path}` holds several lists of rows, {', '.join(rows)}. Write a file of "
+            "each, and give the folder."
         )
-    return _options(files[0]) if len(kinds) == 1 else {}
+    if rows or len(lists) < len(whole) or len(set(map(len, lists.values()))) > 1:
+        return whole[rows[0]] if rows else None
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+
+
+def _folder_options(folder: Path) -> dict[str, Any]:
+    """Give the reader's options for a folder, whose files must be read alike."""
+    card, ways = folder / "README.md", {}
+    for file in sorted(folder.rglob("*.*")):
+        suffix, other = file.suffix.lower(), file.name.startswith(("dataset_info", "."))
+        if suffix in _READERS and suffix != ".txt" and not other:
+            options = _options(file)
+            ways.setdefault((_READERS[suffix], *options.values()), (file, options))
+    if len(ways) > 1 and not (card.is_file() and "data_files" in card.read_text("utf-8")):
+        found = ", ".join(file.name for file, _ in ways.values())
+        raise RecipeError(
+            f"{SOURCE}: the folder `{folder}` holds several kinds of files, {found}, of which one "
+            "alone would be read (the delimiter and the quotes count too). Give files of one kind."
+        )
+    return next(iter(ways.values()))[1] if len(ways) == 1 else {}
 
 
 def _options(path: Path) -> dict[str, Any]:
-    """Give the options by which a csv or tsv file loses nothing."""
+    """Refuse what a reader would lose of a file without a word, and give the reader's options."""
     suffix = path.suffix.lower()
-    if _READERS[suffix] != "csv":
+    kind = _READERS[suffix]
+    text = "" if kind == "parquet" else read_text(path, SOURCE)
+    if kind == "json" and _SUSPECT.search(text):
+        rows = _json(text) or [_json(line) for line in text.split("\n") if line.strip()]
+        for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
+            if fault := _fault(row):
+                raise RecipeError(f"{SOURCE}: `{path}`, row {number} holds {fault}")
+    if kind != "csv":
         return {}
-    text = read_text(path, SOURCE)
-    header = text.lstrip().partition("\n")[0]
+    lines = list(io.StringIO(text.lstrip("\ufeff\r\n"), newline=None))
+    header = lines[0] if lines else ""
     delimiter = "\t" if suffix == ".tsv" else next((m for m in ",;\t|" if m in header), ",")
     plain = suffix == ".tsv" and not _QUOTED.search(text)  # quotes are characters
     quoting = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+    names = next(csv.reader(lines, delimiter=delimiter, quoting=quoting), [])
+    if twice := [n for n in dict.fromkeys(names) if n and names.count(n) > 1]:
+        raise RecipeError(
+            f"{SOURCE}: `{path}` has several columns called `{'`, `'.join(twice)}`. Give "
+            "each column a name of its own."
+        )
+    for number, line in enumerate(lines if plain else [], 1):
+        if line.strip() and line.count("\t") < len(names) - 1:
+            raise RecipeError(
+                f"{SOURCE}: `{path}`, line {number} has {line.count(delimiter) + 1} fields, the "
+                f"header {len(names)}. Fix the line; a text of several lines goes into .csv or "
+                ".jsonl."
+            )
     # no value becomes a missing one, and no column an index
     return {"sep": delimiter, "quoting": quoting, "index_col": False, "keep_default_na": False}
+
+
+def _json(text: str) -> Any:
+    """What a text in JSON says; None for damaged text, of which the reader tells."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _fault(value: Any) -> str | None:
+    """What a data set cannot hold of a value, lists and dicts searched through."""
+    if isinstance(value, str) and _SURROGATE.search(value):
+        return "half a character (a lone surrogate, \\ud800 to \\udfff). Remove it."
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "a whole number of more than 64 bits. Write it as a text, or as 1e30."
+    if isinstance(value, list | dict):
+        inner = value.values() if isinstance(value, dict) else value
+        return next(filter(None, map(_fault, inner)), None)
+    return None
 
 
 @contextmanager
