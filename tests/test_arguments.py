@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
+from trl import ModelConfig
 
-from trl_recipes import arguments
+from trl_recipes import GRPOConfig, arguments
 from trl_recipes.arguments import parse_arguments, run_recipe
 from trl_recipes.errors import RecipeError
 
@@ -131,6 +132,15 @@ def test_a_wrong_command_line_is_told_in_one_line(argv, told):
     message = refused(*argv)
     assert [part for part in told if part not in message] == []
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("torch_dtype", "dtype"), ("evaluation-strategy", "eval_strategy")]
+)
+def test_a_flag_of_an_earlier_version_is_told_by_its_name_of_today(config, old, new):
+    for argv in (["--" + old, "auto"], ["--config", config(f"{old}: auto")]):
+        with pytest.raises(RecipeError, match=f"`.*{old}`.* It is called `(--)?{new}` now"):
+            parse_arguments(ModelConfig, GRPOConfig, argv=argv)
 
 
 @pytest.mark.parametrize(

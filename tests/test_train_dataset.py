@@ -231,16 +231,24 @@ def ppo_call(**arguments):
 def test_trls_own_call_of_ppo_is_taken_or_told():
     model = tiny()
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
-    made = ppo_call(reward_model=variety)
+    made = ppo_call(reward_model=variety, value_model=None, eval_dataset=None)
     made.train()
     assert made.rewards.names == ["variety"]
     with pytest.raises(RecipeError, match="`reward_funcs` and `reward_model` are two names of"):
         ppo_call(reward_funcs=variety, reward_model=len)
     with pytest.raises(RecipeError, match=r"`optimizer` and `optimizers.0.` are two names of one"):
         ppo_call(optimizer=object(), optimizers=(optimizer, None))
-    for name in ("value_model", "eval_dataset", "mistyped"):
-        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+    for name, told in {
+        "value_model": "a value head on the policy; leave it out",
+        "eval_dataset": "judge held-out prompts with `compare`",
+        "policy": "give it as `model`",
+        "ref_policy": "give it as `ref_model`",
+        "reward_processing_classes": r"RewardModelReward\(model, tokenizer\)",
+    }.items():
+        with pytest.raises(RecipeError, match=f"`{name}` is TRL's, and no argument here: .*{told}"):
             ppo_call(reward_funcs=variety, **{name: model})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mistyped'"):
+        ppo_call(mistyped=1)
     with pytest.raises(RecipeError, match="`eval_strategy` is 'steps', but PPO does not evaluate"):
         PPOTrainer(args=PPOConfig(eval_strategy="steps", eval_steps=1), model=model)
 

@@ -41,6 +41,13 @@ _HELP = {
     "resume_from_checkpoint": "Go on from a checkpoint: its folder, or true for the newest.",
 }
 _CONFIG_HELP = "YAML file with the same names as the flags; a flag wins over the file."
+# Flags of earlier versions, as many scripts write them, and what they are called now.
+_RENAMED = {
+    "torch_dtype": "dtype",
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "warmup_ratio": "warmup_steps",
+}
 # Lists whose entries may be `name: {setting: value}` in YAML; each has a loader that checks them.
 _WITH_SETTINGS = ("reward_funcs", "metrics")
 _SEE_HELP = "Run with --help to see the flags."
@@ -240,6 +247,8 @@ def _instead(name: str, parser: _Parser, prefix: str = "") -> str:
         reason = getattr(dataclass_type, "refused", {}).get(name)
         if reason is not None:
             return f"It is TRL's, and no setting here: {reason}."
+    if _RENAMED.get(name) in parser.flags:
+        return f"It is called `{prefix}{_RENAMED[name]}` now."
     near = difflib.get_close_matches(name, parser.flags, n=1)
     return f"Did you mean `{prefix}{near[0]}`? {_SEE_HELP}" if near else _SEE_HELP
 

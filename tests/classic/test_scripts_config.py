@@ -57,7 +57,7 @@ def test_a_dataclass_that_inherits_it_takes_the_classic_names(copied):
     assert (mine.weight, mine.doubled, mine.model_name, mine.total_ppo_epochs) == (1, 2, "m", 3)
     assert mine.optimize_device_cache
     assert pickle.loads(pickle.dumps(mine)).steps == 9
-    with pytest.raises(TypeError, match="world_size"):
+    with pytest.raises(RecipeError, match="`world_size` is TRL's"):
         Mine(world_size=2)
 
 

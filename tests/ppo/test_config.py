@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from trl_recipes import PPOConfig, RecipeError
+from trl_recipes.arguments import parse_arguments
+from trl_recipes.ppo.config import REFUSED
 
 
 def sizes(**given):
@@ -132,6 +134,14 @@ def test_options_without_meaning_warn_once_and_say_why(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         PPOConfig(steps=100)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_settings_of_trl_that_have_no_meaning_here_are_refused_by_both_ways(name):
+    with pytest.raises(RecipeError, match=f"`{name}` is TRL's, and no setting here: .*\\.$"):
+        PPOConfig(**{name: 1})
+    with pytest.raises(RecipeError, match=f"`--{name}`. It is TRL's, and no setting here: .*\\.$"):
+        parse_arguments(PPOConfig, argv=[f"--{name}", "1"])
 
 
 def test_labels_of_classic_scripts_can_be_read_back():

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
 
@@ -31,6 +31,25 @@ WITHOUT_MEANING = {
 }
 _NO_FLAGS = WITHOUT_MEANING | {"model_name": "on the command line it is --model_name_or_path"}
 
+# Settings of TRL 1.12's PPOConfig that are refused, and what to write in their place.
+REFUSED = {
+    "sft_model_path": "give the model as `model`, on the command line --model_name_or_path",
+    "reward_model_path": "name the model in `reward_funcs`, on the command line --reward_funcs",
+    "ds3_gather_for_generation": "PPO trains under FSDP2 (recipes/accelerate/fsdp2.yaml) in the "
+    "place of DeepSpeed, and always gathers",
+    "kl_estimator": "use `kl_penalty`, whose `kl` is k1",
+    "ref_adapter_name": "give the reference model as `ref_model`",
+    "model_adapter_name": "the active adapter is trained, so use `model.set_adapter`",
+    "num_sample_generations": "`log_samples` says how many samples are written at each step",
+    "micro_batch_size": "`mini_batch_size` is that of one process",
+    "local_batch_size": "use `batch_size`, which is that of one process",
+    "local_mini_batch_size": "use `mini_batch_size`, which is that of one process",
+    "world_size": "the launcher says how many processes there are",
+    "backward_batch_size": "it is mini_batch_size * gradient_accumulation_steps",
+    "global_batch_size": "it is batch_size times the number of processes",
+    "global_backward_batch_size": "it is backward_batch_size times the number of processes",
+}
+_TRUST = {"trust_remote_code": "give it to `from_pretrained`, and pass the model that this loads"}
 _told: set[str] = set()
 
 
@@ -58,6 +77,14 @@ class _ClassicNames:
     is_encoder_decoder: bool | None = _classic(None)
     is_peft_model: bool | None = _classic(None)
     optimize_cuda_cache: bool | None = _classic(None)
+
+    def __new__(cls, *args: Any, **given: Any) -> "PPOConfig":
+        """Refuse settings of TRL that are none here, by whatever subclass they are given."""
+        taken = {entry.name for entry in fields(cls) if entry.init}
+        for name, reason in (REFUSED | _TRUST).items():
+            if name in given.keys() - taken:
+                raise RecipeError(f"`{name}` is TRL's, and no setting here: {reason}.")
+        return super().__new__(cls)
 
     def __post_init__(self):
         for entry in fields(_ClassicNames):
@@ -92,7 +119,7 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
     `batch_size`), it says how many such passes make one batch, as there, and is turned into ours.
     """
 
-    refused: ClassVar[dict[str, str]] = _NO_FLAGS  # as flags
+    refused: ClassVar[dict[str, str]] = _NO_FLAGS | REFUSED  # told on the command line too
 
     # The batch: samples of one process.
     num_mini_batches: int | None = setting(

@@ -47,9 +47,27 @@ from trl_recipes.ppo.models import (
 )
 from trl_recipes.rewards.scale import rows_to_measure, wants_reference_norm
 
+# Arguments of TRL 1.12's PPOTrainer, and of older ones, that are refused, and what to do.
+_REFUSED = {
+    "value_model": "values come from a value head on the policy; leave it out",
+    "eval_dataset": "PPO does not evaluate while it trains; judge held-out prompts with `compare`",
+    "policy": "give it as `model`",
+    "ref_policy": "give it as `ref_model`",
+    "reward_processing_classes": "give `RewardModelReward(model, tokenizer)` in `reward_funcs`",
+}
 
-def check_launch(config: PPOConfig, dataset: Any) -> None:
-    """Refuse what is not a PPOConfig or data set, and launches that PPO cannot train in."""
+
+def check_launch(config: PPOConfig, dataset: Any, others: dict[str, Any]) -> None:
+    """Refuse arguments of another kind, and launches that this trainer cannot train in.
+
+    Raises:
+        TypeError: one of `others` is no argument of TRL's either.
+    """
+    for name, value in others.items():
+        if name not in _REFUSED:
+            raise TypeError(f"PPOTrainer got an unexpected keyword argument '{name}'")
+        if value is not None:
+            raise RecipeError(f"`{name}` is TRL's, and no argument here: {_REFUSED[name]}.")
     check_form(dataset, "train_dataset")
     if not isinstance(config, PPOConfig):
         raise RecipeError(
@@ -58,8 +76,7 @@ def check_launch(config: PPOConfig, dataset: Any) -> None:
         )
     if config.eval_strategy != "no":
         raise RecipeError(
-            f"`eval_strategy` is {config.eval_strategy.value!r}, but PPO does not evaluate in "
-            "training. Judge held-out prompts with `compare`."
+            f"`eval_strategy` is {config.eval_strategy.value!r}, but {_REFUSED['eval_dataset']}."
         )
     check_fsdp_loading()
     if config.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":

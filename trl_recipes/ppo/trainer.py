@@ -110,11 +110,12 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         metrics: Callable | list[Callable] | None = None,
         reward_model: nn.Module | str | None = None,
         optimizers: tuple = (None, None),
+        **others: Any,
     ):
         config = setup.one_of("config", config, "args", args) or PPOConfig()
         tokenizer = setup.one_of("tokenizer", tokenizer, "processing_class", processing_class)
         self.dataset = setup.one_of("dataset", dataset, "train_dataset", train_dataset)
-        setup.check_launch(config, self.dataset)
+        setup.check_launch(config, self.dataset, others)
         reward_funcs = setup.one_of("reward_funcs", reward_funcs, "reward_model", reward_model)
         config = own_copy(config)
         set_seed(config.seed)

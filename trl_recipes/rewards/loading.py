@@ -121,8 +121,9 @@ def _users_own(spec: str, source: str) -> Any:
     if not callable(function):
         own = module.__name__
         has = [k for k, v in vars(module).items() if getattr(v, "__module__", None) == own]
+        wrong = f"has no function `{name}`" if name else "names a file and no function of it"
         raise RecipeError(
-            f"{source}: `{place}` has no function `{name}`. Write `{place}:NAME`. It has: "
+            f"{source}: `{place}` {wrong}. Write `{place}:NAME`. It has: "
             f"{', '.join(has) or 'none'}."
         )
     return function
