@@ -4,6 +4,7 @@
     python recipes/benchmark.py --size tiny --repeats 1   # under a minute
     python recipes/benchmark.py --only ours               # where TRL (1.13 and newer) has no PPO
     python recipes/benchmark.py --only ours --processes 2 # the same batch by two processes
+    python recipes/benchmark.py --only ours --loop classic # generate and step by hand too
     python recipes/benchmark.py --only ours --shape verl  # Qwen2.5-0.5B's shape, on a GPU
     python recipes/benchmark.py --only ours --profile     # and what took the time of a step
 
@@ -48,6 +49,9 @@ class BenchmarkArguments:
     only: Literal["ours", "trl", "both"] = setting(
         "both", "Trainers: ours, trl (TRL's own, which TRL below 1.13 has) or both."
     )
+    loop: Literal["train", "classic"] = setting(
+        "train", "classic: a loop of generate and step by hand too, in front of ours."
+    )
     shortest: int | None = setting(
         None, "Ours alone: spread the lengths of responses evenly from here to --response."
     )
@@ -70,6 +74,7 @@ def main(args: BenchmarkArguments) -> None:
 
     # Trainer
     names = ["ours", "trl"] if args.only == "both" else [args.only]
+    names = ["classic", *names] if args.loop == "classic" else names
     say = partial(print, flush=True)
     results = run_in_turn(names, replace(work, profile=False), args.repeats, say)
 

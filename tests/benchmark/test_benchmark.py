@@ -259,8 +259,8 @@ def measured(folder, *flags):
 
 def test_the_recipe_measures_all_phases_and_draws_them(tmp_path):
     only = "both" if HAS_TRLS_PPO else "ours"
-    found = measured(tmp_path, "--only", only)
-    for name in ("ours", "trl") if HAS_TRLS_PPO else ("ours",):
+    found = measured(tmp_path, "--only", only, "--loop", "classic")
+    for name in ("classic", "ours", "trl") if HAS_TRLS_PPO else ("classic", "ours"):
         (run,) = found["runs"][name]
         (step,) = run["steps"]
         assert sum(step[phase] for phase in PHASES) == pytest.approx(step["step"])

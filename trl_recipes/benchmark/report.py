@@ -19,7 +19,8 @@ from trl_recipes.benchmark.worker import Result
 from trl_recipes.describe import markdown_table
 from trl_recipes.report.plots import COLORS, GREY, Picture, save_figure, style_axes
 
-NAMES = {"ours": "trl_recipes", "trl": f"TRL {importlib.metadata.version('trl')}"}
+NAMES = {"ours": "trl_recipes", "classic": "trl_recipes, generate and step"}
+NAMES["trl"] = f"TRL {importlib.metadata.version('trl')}"
 ROWS = dict(zip(PHASES, ("generation", "scoring", "forward passes", "update"), strict=True))
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft")
 PHASE_COLORS = dict(zip(PHASES, (COLORS[1], COLORS[3], COLORS[2], COLORS[0]), strict=True))
@@ -52,7 +53,7 @@ class Report:
 
     def ratios(self) -> dict[str, float]:
         """Return ours over TRL's in time and memory: the median over repeats, in pairs."""
-        if len(self.results) < 2:
+        if not {"ours", "trl"} <= set(self.results):
             return {}
         pairs = list(zip(self.results["ours"], self.results["trl"], strict=True))
         return {

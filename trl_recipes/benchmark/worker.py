@@ -34,7 +34,7 @@ from trl_recipes.describe import peak_memory
 from trl_recipes.distributed import let_go
 from trl_recipes.errors import RecipeError
 
-TrainerName = Literal["ours", "trl"]
+TrainerName = Literal["classic", "ours", "trl"]
 
 LEARNING_RATE = 1e-6  # small, so that no update is skipped as too large
 LAST_LINES = 15
@@ -207,10 +207,11 @@ def run(name: TrainerName, work: Workload) -> Result:
     up with; memory is that of all.
     """
     clock, profiled = Clock(work.device), Profile(work.device)
-    if name == "ours":
-        lengths = _run_ours(work, clock, [clock, profiled] if work.profile else [clock])
-    else:
+    if name == "trl":
         lengths = _run_trl(work, clock)
+    else:
+        callbacks = [clock, profiled] if work.profile else [clock]
+        lengths = _run_ours(work, clock, callbacks, by_hand=name == "classic")
     memory = peak_memory() * 1e9
     if work.processes > 1:
         memory = sum(gather_object([memory]))
@@ -219,7 +220,9 @@ def run(name: TrainerName, work: Workload) -> Result:
     return Result(timed, memory, tokens, _device_name(work.device), profiled.table)
 
 
-def _run_ours(work: Workload, clock: Clock, callbacks: list[TrainerCallback]) -> list[float]:
+def _run_ours(
+    work: Workload, clock: Clock, callbacks: list[TrainerCallback], by_hand: bool
+) -> list[float]:
     """Train with our trainer; the mean length of the responses of each step."""
 
     def length(completion_ids, **columns):
@@ -254,13 +257,31 @@ def _run_ours(work: Workload, clock: Clock, callbacks: list[TrainerCallback]) ->
         peft_config=models.lora_config(work),
         callbacks=callbacks,
     )
-    trainer.train()
+    if by_hand:
+        _loop_by_hand(trainer, work, clock)
+    else:
+        trainer.train()
     if any(row["ppo/skipped_minibatches"] for row in trainer.all_stats):
         raise RecipeError("An optimizer step was skipped, so less was done than is timed.")
     for step, row in zip(clock.steps, trainer.all_stats, strict=True):
-        step["generation"], step["scoring"] = row["time/generation"], row["time/scoring"]
+        if not by_hand:
+            step["generation"], step["scoring"] = row["time/generation"], row["time/scoring"]
         step["forward"] = row["time/ppo/forward_pass"]
     return [row["tokens/responses_len_mean"] for row in trainer.all_stats]
+
+
+def _loop_by_hand(trainer: PPOTrainer, work: Workload, clock: Clock) -> None:
+    """Train in the loop that a script of TRL 0.11 writes."""
+    clock.on_train_begin(None, None, None)
+    for _, batch in zip(range(work.steps + 1), trainer.dataloader, strict=False):
+        queries = batch["input_ids"]
+        with clock.phase("generation"):
+            responses = trainer.generate(queries, trainer._length_sampler(), return_prompt=False)
+        with clock.phase("scoring"):
+            batch["response"] = trainer.tokenizer.batch_decode(responses)
+            scores = [torch.tensor(float(len(response))) for response in responses]
+        trainer.log_stats(trainer.step(queries, responses, scores), batch, scores)
+        clock.on_step_end(None, None, None)
 
 
 def _run_trl(work: Workload, clock: Clock) -> list[float]:
