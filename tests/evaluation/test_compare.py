@@ -311,7 +311,7 @@ def test_a_missing_judge_is_left_out_and_said(run_folder, monkeypatch, caplog):
         ("compare.py", ["runs/none"], "`runs/none` holds no run"),
         ("generate.py", ["--prompt", ""], "--prompt is empty"),
         ("generate.py", ["--prompt", "a", "--max_new_tokens", "99"], "context holds 32"),
-        ("generate.py", ["--prompt", "a", "--temperature", "0"], "--temperature is 0.0"),
+        ("generate.py", ["--prompt", "a", "--temperature", "0"], "`temperature` is 0.0"),
     ],
     ids=["no run", "empty prompt", "too long", "temperature"],
 )

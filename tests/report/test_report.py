@@ -240,7 +240,7 @@ def test_the_page_says_what_was_trained_and_how_it_went(tmp_path):
     page = Page(write_report(run).read_text())
     told = ["Mean score rose from -0.8 to 1.9. It finished after 30 steps."]  # means of three
     told += ["ppo_sentiment.py", "fine (weight 0.5)", "Step 7: the KL is odd fine", "q1 fine"]
-    told += ["q30 fine", "mini_batch_size", "3 minutes", "2 GB", "2026-01-02", "trl 1.12.0"]
+    told += ["q30 fine", "3 minutes", "2 GB", "2026-01-02", "trl 1.12.0"]
     assert [words for words in [*told, "target 6", "outside"] if words not in page.text] == []
     assert "q2 fine" not in page.text  # neither the first step nor the last
     titles = ["Mean score", "KL from the reference", "KL coefficient", "Loss", "Clipped tokens"]

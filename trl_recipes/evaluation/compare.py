@@ -133,6 +133,17 @@ class Comparison:
             blocks.append("\n".join(lines))
         return "\n\n".join(blocks)
 
+    def with_scores(self, count: int = 3) -> str:
+        """Show the first prompts with each model's whole text and every measure of it."""
+        lines = []
+        for row, prompt in enumerate(self.prompts[:count]):
+            for result in self.results:
+                scores = (f"{n} {plus_minus(v[row], None)}" for n, v in result.scores.items())
+                text = " ".join(printable(prompt + result.responses[row]).split())
+                lines += [f"{printable(result.name)}: {text}", f"    {', '.join(scores)}"]
+            lines.append("")
+        return "\n".join(lines).rstrip()
+
     def to_dict(self) -> dict[str, Any]:
         """Collect all numbers and texts for JSON: summaries and what they were made from."""
         return {

@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from trl_recipes.describe import is_number, printable
+from trl_recipes.errors import RecipeError
 from trl_recipes.stats import steps_of
 
 # After Okabe and Ito, so that color-blind readers tell them apart; each stands out from white paper
@@ -251,10 +252,18 @@ def style_axes(axes: Axes, title: str, grid: str | None) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path | None) -> Figure:
-    """Save a figure where there is a path, making its folder, and give it back."""
-    if path is not None:
+    """Save a figure as PNG where there is a path, making its folder, and give it back."""
+    if path is None:
+        return figure
+    if Path(path).suffix.lower() != ".png":
+        raise RecipeError(f"`{path}`: pictures are PNG files. Give a name that ends in .png.")
+    try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=DPI)
+    except OSError as error:
+        raise RecipeError(
+            f"The picture `{path}` could not be written ({error.strerror}). Choose another place."
+        ) from error
     return figure
 
 
