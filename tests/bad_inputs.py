@@ -170,7 +170,7 @@ TEXT = {"text.txt": "A line of text that is long enough.\n" * 20}
 
 YAML = [
     bad("broken YAML", YAML_FILE, "line 2 | fix the file", a__yaml="runs: [a\n"),
-    bad("misspelt key", YAML_FILE, "`outpt` | a.yaml | `output`", a__yaml="outpt: a.png\n"),
+    bad("misspelled key", YAML_FILE, "`outpt` | a.yaml | `output`", a__yaml="outpt: a.png\n"),
     bad(
         "wrong type in YAML",
         GENERATE + "--config a.yaml",

@@ -122,7 +122,7 @@ def test_an_episode_ends_without_a_call_by_turns_or_by_length(environment):
     assert "<response>" not in history.text
 
 
-def test_rows_of_a_batch_do_not_depend_on_their_neighbours(environment):
+def test_rows_of_a_batch_do_not_depend_on_their_neighbors(environment):
     env = environment()
     queries = [env._tokens(text) for text in ("The acting", "I liked the music, but the")]
     together = env._generate_batched(queries)

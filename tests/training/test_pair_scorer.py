@@ -97,7 +97,7 @@ def test_scores_are_learned_and_given_back_by_the_saved_model(start, tmp_path):
     assert len(reward(["the film </s> was dull", "the film"], ["", "a </s> plot"])) == 2
 
 
-def test_preferences_are_learnt(start, tmp_path):
+def test_preferences_are_learned(start, tmp_path):
     rows = [
         {"source": source, "chosen": "the film was fine", "rejected": other}
         for source in TEXTS

@@ -330,7 +330,7 @@ def check_lengths(
 
 def model_kwargs(model_config: "ModelConfig") -> dict[str, Any]:
     """Turn TRL's model flags into arguments of `from_pretrained`."""
-    from trl import get_quantization_config  # takes seconds, which a misspelt flag need not wait
+    from trl import get_quantization_config  # takes seconds, which a misspelled flag need not wait
 
     kwargs = {
         "revision": model_config.model_revision,

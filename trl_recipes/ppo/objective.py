@@ -64,8 +64,8 @@ def masked_moments(
     counts = [mask.sum().float() for mask in masks]
     total, count = all_sum(torch.stack([torch.stack(totals), torch.stack(counts)]))
     means = total / count.clamp(min=1)
-    centred = [x - mean for x, mean in zip(values, means, strict=True)]
-    squares = [x.square().where(flag, 0).sum() for x, flag in zip(centred, flags, strict=True)]
+    centered = [x - mean for x, mean in zip(values, means, strict=True)]
+    squares = [x.square().where(flag, 0).sum() for x, flag in zip(centered, flags, strict=True)]
     mean_squares = all_sum(torch.stack(squares)) / count.clamp(min=1)
     return means, mean_squares * count / (count - 1).clamp(min=1)
 
