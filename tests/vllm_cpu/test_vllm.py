@@ -1,6 +1,7 @@
 """vLLM samples from the policy as it is, and a run that it samples rises, stops and resumes."""
 
 import functools
+import os
 import signal
 import subprocess
 import sys
@@ -117,7 +118,10 @@ def test_the_score_of_a_run_rises(kind):
 
 def run(*words):
     script = Path(__file__).with_name("vllm_run.py")
-    return subprocess.run([sys.executable, script, *map(str, words)], check=False).returncode
+    command = [sys.executable, script, *map(str, words)]
+    ours = {"MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE"}  # set by vLLM in here
+    own = {key: value for key, value in os.environ.items() if key not in ours}
+    return subprocess.run(command, env=own, check=False).returncode
 
 
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])

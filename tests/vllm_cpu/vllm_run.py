@@ -32,14 +32,13 @@ def trainer_of(kind, folder=None, reward=None, **settings):
     if not isinstance(generation.LLM, functools.partial):
         generation.LLM = functools.partial(generation.LLM, **SMALL)
     config_class, trainer_class, own = KINDS[kind]
-    settings = own | {"batch_size": 32, "learning_rate": 1e-3, "max_steps": 6} | settings
+    own = own | {"batch_size": 32, "learning_rate": 1e-3, "max_steps": 6, "use_vllm": True}
     config = config_class(
         output_dir=folder,
-        use_vllm=True,
         save_steps=2,
         disable_tqdm=True,
         report_to="none",
-        **settings,
+        **own | settings,
     )
     return trainer_class(
         args=config,
