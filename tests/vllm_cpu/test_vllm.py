@@ -13,8 +13,8 @@ import trl.generation.vllm_generation as generation
 from conftest import SENTENCES, byte_level_tokenizer
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
-from vllm_run import SMALL, trainer_of
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, Qwen2Config
+from vllm_run import PROMPTS, SMALL, trainer_of
 
 from trl_recipes import PPOConfig, PPOTrainer
 from trl_recipes.stats import load_stats
@@ -114,6 +114,28 @@ def test_the_score_of_a_run_rises(kind):
     print(kind, scores, [row.get(OFF) for row in rows])
     assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 0.5
     assert all(row[OFF] < 0.05 for row in rows if kind != "rloo")  # TRL's RLOO measures none
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_conversations_reach_vllm_through_the_template(kind, tmp_path):
+    saved("untied Llama", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}>"
+    tokenizer.save_pretrained(tmp_path)
+    seen = []
+
+    def reward(prompts, completions, completion_ids, **_):
+        seen.extend(zip(prompts, completions, completion_ids, strict=True))
+        return [float(len(ids)) for ids in completion_ids]
+
+    asked = [[{"role": "user", "content": text}] for text in PROMPTS]
+    trainer = trainer_of(kind, None, reward, str(tmp_path), asked, max_steps=2, response_length=8)
+    trainer.train()
+    assert all(row[OFF] < 0.05 for row in trainer.all_stats)
+    assert all(prompt in asked for prompt, _, _ in seen)
+    for _, (answer,), ids in seen[-2 * 32 :]:  # of the two steps
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        assert answer == {"role": "assistant", "content": text}
 
 
 def run(*words):

@@ -27,8 +27,8 @@ SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 2**26}
 PROMPTS = ["The film", "A dull plot", "My brother", "The costumes are", "I liked", "Nobody", "It"]
 
 
-def trainer_of(kind, folder=None, reward=None, **settings):
-    """A trainer of the embedded language model, sampled by a small vLLM."""
+def trainer_of(kind, folder=None, reward=None, model=None, prompts=PROMPTS, **settings):
+    """A trainer, of the embedded model unless told otherwise, that a small vLLM samples."""
     if not isinstance(generation.LLM, functools.partial):
         generation.LLM = functools.partial(generation.LLM, **SMALL)
     config_class, trainer_class, own = KINDS[kind]
@@ -42,9 +42,9 @@ def trainer_of(kind, folder=None, reward=None, **settings):
     )
     return trainer_class(
         args=config,
-        model=str(language_model()),
+        model=model or str(language_model()),
         reward_funcs=reward or letters,
-        train_dataset=[{"prompt": prompt} for prompt in PROMPTS * 10],
+        train_dataset=[{"prompt": prompt} for prompt in prompts * 10],
     )
 
 
