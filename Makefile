@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # A CPU build of torch where the index has one; on a GPU machine name its own: make demo TORCH=torch
 TORCH  ?= torch==2.13.0
 # Two processes of pytest, a file in one of them, for its fixtures; torch's own threads would fight over the cores.
-PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The oldest versions that pyproject.toml admits, and the tests that know them
 OLDEST := trl==1.12.0 transformers==5.20.0 accelerate==1.12.0 datasets==4.7.0 peft==0.21.2

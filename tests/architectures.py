@@ -1,5 +1,6 @@
 """Tiny models of many architectures, with random weights."""
 
+from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -31,6 +32,8 @@ from transformers import (
     T5ForConditionalGeneration,
     T5GemmaConfig,
 )
+
+from trl_recipes import PPOConfig, PPOTrainer
 
 VOCAB = 64
 SMALL = {
@@ -179,6 +182,19 @@ OTHERS = {
         )
     ),
 }
+
+
+def ppo_trainer(model, reward, data, folder=None, metrics=None, **config):
+    """A quiet PPOTrainer of a model whose tokens have no text; `data` are queries or columns."""
+    output = {} if folder is None else {"output_dir": str(folder)}
+    return PPOTrainer(
+        args=PPOConfig(**output, **config, disable_tqdm=True, report_to="none"),
+        model=model,
+        reward_funcs=reward,
+        metrics=metrics,
+        train_dataset=Dataset.from_dict(data if isinstance(data, dict) else {"input_ids": data}),
+        processing_class=Words(),
+    )
 
 
 class Words:

@@ -246,6 +246,7 @@ MODELS = [
 
 FOLDERS = [
     bad("output holds a run", PPO + "--output_dir run", "already holds | --overwrite", **ONE_RUN),
+    bad("output holds a model", LM + "--output_dir run", "already holds | --overwrite", **ONE_RUN),
     bad(
         "output holds something else",
         CLASSIFIER + "--output_dir a",
@@ -477,6 +478,7 @@ PPO --min_prompt_length 9 => [9, 9) | Use 0 <=
 PPO --report_to nope => report_to | nope | Install
 PPO --use_peft true --lora_target_modules nope => lora_target_modules | nope | c_attn
 GENERATE --prompt '' => --prompt is empty | at least one word
+GENERATE --temperature 0 => `temperature` is 0.0 | greater than 0
 GENERATE --max_new_tokens 99 => context holds 64 | Lower --max_new_tokens to
 PLOT --config no.yaml => --config | no.yaml | Check the path
 LM --dataset_name no.csv => `no.csv` | Check the path

@@ -22,6 +22,12 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+# First, so that two processes of pytest that take a file in turn end at about the same time.
+DEAREST = ("test_recipes_in_processes", "test_bad_inputs", "test_several_processes", "test_memory")
+DEAREST += ("test_grpo_shouting", "test_processes", "test_sentiment_recipes", "test_bad_ends")
+DEAREST += ("test_notebooks", "test_own_rewards", "test_sweep", "test_resume", "test_grpo_resume")
+DEAREST += ("test_sharded_groups", "test_benchmark", "test_rlhf", "test_ppo_seq2seq", "test_wheel")
+
 SENTENCES = [
     "The acting was wonderful and the plot kept me awake.",
     "A dull film with a terrible ending, sadly.",
@@ -30,6 +36,10 @@ SENTENCES = [
     "What a waste of a good camera and a fine cast!",
     "They filmed it in the rain, and it shows: beautiful.",
 ]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in DEAREST)
 
 
 @pytest.fixture(autouse=True)
@@ -80,9 +90,28 @@ def tokenizer_folder(tmp_path_factory):
     return folder
 
 
-def save_tiny_classifier(tokenizer, folder):
+def save_tiny_gpt2(folder):
+    """A GPT-2 of two layers and its tokenizer, in the hub's format; gives the tokenizer."""
+    tokenizer = byte_level_tokenizer(SENTENCES)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=2,
+        n_head=2,
+        n_embd=32,
+        n_positions=64,
+        vocab_size=len(tokenizer),
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return tokenizer
+
+
+def save_tiny_classifier(tokenizer, folder, positions=64):
     """A RoBERTa with random weights that tells NEGATIVE from POSITIVE, in the hub's format."""
-    tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, 60
+    tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, positions - 4
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = RobertaConfig(
@@ -91,7 +120,7 @@ def save_tiny_classifier(tokenizer, folder):
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=16,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         pad_token_id=tokenizer.pad_token_id,
         id2label={0: "NEGATIVE", 1: "POSITIVE"},
         label2id={"NEGATIVE": 0, "POSITIVE": 1},
@@ -109,20 +138,7 @@ def tokenizer(tokenizer_folder):
 def tiny_gpt2(tmp_path_factory):
     """Folder in the hub's format: a GPT-2 of two layers and its tokenizer."""
     folder = tmp_path_factory.mktemp("tiny_gpt2")
-    tokenizer = byte_level_tokenizer(SENTENCES)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=2,
-        n_head=2,
-        n_embd=32,
-        n_positions=64,
-        vocab_size=len(tokenizer),
-        initializer_range=0.2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    save_tiny_gpt2(folder)
     return folder
 
 

@@ -1,10 +1,9 @@
-"""Recipes as tests start them: forked from a warm interpreter, or in two processes."""
+"""Recipes as tests start them: forked from a warm interpreter, in one process or in two."""
 
 import functools
 import multiprocessing
 import os
 import runpy
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,14 +12,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import (
+    prepare_deepspeed_cmd_env,
+    prepare_multi_gpu_env,
+    prepare_simple_launcher_cmd_env,
+)
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 ACCELERATE = Path(sys.executable).with_name("accelerate")
 CONFIG = RECIPES / "accelerate" / "two_cpu_processes.yaml"
 LAUNCH = [ACCELERATE, "launch", "--config_file", CONFIG]  # as the README has it
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-PLAIN = "launch --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+PLAIN = "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
 PLAIN += " --main_process_port 0"
 FSDP = "--use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false"
 FSDP += " --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP"
@@ -34,19 +38,47 @@ WAYS = {
 WARMED = ("conftest", "torch", "transformers", "trl", "datasets", "peft", "accelerate")
 
 
+def parsed(*flags):
+    """The arguments of `accelerate launch`, with the values of its configuration file."""
+    args = launch_command_parser().parse_args([*map(str, flags), "recipe.py"])
+    args, defaults, _ = _validate_launch_command(args)
+    fields = defaults.deepspeed_config if defaults else {}
+    args.deepspeed_fields_from_accelerate_config = ",".join(fields)
+    return args
+
+
+def launcher_and_environment(args):
+    """As `accelerate launch` chooses the launcher, and what it gives to the processes."""
+    if args.use_deepspeed:
+        return "deepspeed", prepare_deepspeed_cmd_env(args)[1]
+    if args.use_fsdp or args.multi_gpu:
+        return "multi", prepare_multi_gpu_env(args)
+    return "simple", prepare_simple_launcher_cmd_env(args)[1]
+
+
 def launch(script, *words, way=None, timeout=300, **environment):
-    """What a script in two processes wrote to stderr; both must end well."""
-    command = LAUNCH if way is None else [ACCELERATE, *PLAIN.split(), *WAYS[way].split()]
-    done = subprocess.run(
-        [*command, script, *words],
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
+    """What a script in two processes wrote to stderr; both must end well.
+
+    They are forked, in the environment that `accelerate launch` gives; test_bad_ends.py launches.
+    """
+    args = parsed(*(LAUNCH[2:] if way is None else [*PLAIN.split(), *WAYS[way].split()]))
+    given = launcher_and_environment(args)[1] | {"OMP_NUM_THREADS": "1"} | environment
+    given |= {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": args.main_process_port}
+    both = [
+        Recipe(script, *words, environment=given | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in (0, 1)
+    ]
+    end = time.monotonic() + timeout
+    while any(one.process.is_alive() for one in both):
+        if time.monotonic() > end or any(one.process.exitcode for one in both):
+            break
+        time.sleep(0.02)
+    for one in both:
+        one.process.kill()  # who is still there waits for the other
+    done = [one.finish() for one in both]
+    told = "".join(one.stderr for one in done)
+    assert [one.returncode for one in done] == [0, 0], told[-3000:]
+    return told
 
 
 @functools.cache
@@ -62,8 +94,9 @@ def warm():
     return context
 
 
-def run_script(path, words, folder, outputs):
+def run_script(path, words, folder, outputs, environment):
     """Run a recipe in this process, as `python path words` in a folder would."""
+    os.environ.update(environment)
     os.chdir(folder)
     for number, place in enumerate((os.devnull, *outputs)):
         os.dup2(os.open(place, os.O_RDWR | os.O_CREAT), number)
@@ -71,13 +104,21 @@ def run_script(path, words, folder, outputs):
     runpy.run_path(str(path), run_name="__main__")
 
 
+def run_here(name, *words):
+    """Run a recipe in this process, as `python recipes/name words` does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *map(str, words)])
+        runpy.run_path(str(RECIPES / name), run_name="__main__")
+
+
 class Recipe:
     """A recipe that runs in a process of its own."""
 
-    def __init__(self, name, *words, cwd=ROOT):
+    def __init__(self, name, *words, cwd=ROOT, environment=None):
         self.folder = tempfile.TemporaryDirectory()
         self.outputs = [Path(self.folder.name, kind) for kind in ("out", "err")]
-        arguments = (RECIPES / name, [str(word) for word in words], cwd, self.outputs)
+        more = {key: str(value) for key, value in (environment or {}).items()}
+        arguments = (RECIPES / name, [str(word) for word in words], cwd, self.outputs, more)
         self.process = warm().Process(target=run_script, args=arguments)
         self.process.start()
 
@@ -101,6 +142,6 @@ class Recipe:
         return SimpleNamespace(returncode=self.process.exitcode, stdout=out, stderr=err)
 
 
-def run_warm(name, *words, cwd=ROOT):
+def run_warm(name, *words, **options):
     """Run a recipe to its end: what `subprocess.run` would return."""
-    return Recipe(name, *words, cwd=cwd).finish()
+    return Recipe(name, *words, **options).finish()

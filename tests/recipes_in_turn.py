@@ -3,7 +3,6 @@
 accelerate launch --config_file FILE tests/recipes_in_turn.py FOLDER
 """
 
-import importlib.util
 import json
 import os
 import random
@@ -11,16 +10,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import torch
-from conftest import SENTENCES, byte_level_tokenizer, save_tiny_classifier
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-)
+from conftest import save_tiny_classifier, save_tiny_gpt2
+from launching import run_here
 
-from trl_recipes.arguments import run_recipe
-
-RECIPES = Path(__file__).parents[1] / "recipes"
 SMALL = "--disable_tqdm true"
 SIZES = "--num_layers 1 --num_heads 2 --hidden_size 16 --vocab_size 300 --max_steps 4"
 RL = "--model_name_or_path {models}/gpt2 --dataset_name {models}/reviews.jsonl --max_steps 2"
@@ -53,14 +45,7 @@ RUNS = {
 
 def make_models(folder):
     """A GPT-2, a classifier, reviews and a text."""
-    tokenizer = byte_level_tokenizer(SENTENCES)
-    tokenizer.save_pretrained(folder / "gpt2")
-    torch.manual_seed(0)
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 64}
-    config = GPT2Config(vocab_size=len(tokenizer), initializer_range=0.2, **sizes, **ends)
-    GPT2LMHeadModel(config).save_pretrained(folder / "gpt2")
-    save_tiny_classifier(tokenizer, folder / "classifier")
+    save_tiny_classifier(save_tiny_gpt2(folder / "gpt2"), folder / "classifier")
     draw, words = random.Random(0), (("dull", "awful", "poor"), ("wonderful", "lovely", "great"))
     rows = [
         {"text": f"The acting was {draw.choice(words[i % 2])}, I think, {i}.", "label": i % 2}
@@ -77,16 +62,8 @@ def run(folder, *, names=RUNS):
     """Run recipes as their command lines do, each into a folder of its own."""
     for name in names:
         recipe, flags = RUNS[name]
-        spec = importlib.util.spec_from_file_location(recipe, RECIPES / f"{recipe}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[recipe] = module
-        spec.loader.exec_module(module)
-        parts = [module.main.__annotations__[key] for key in module.main.__annotations__]
-        types = [kind for kind in parts if kind is not None]
-        argv = f"{flags} {SMALL} --output_dir {folder}/{name}".format(models=folder / "models")
-        configs = RECIPES / "configs" / f"{recipe}.yaml"
-        default = recipe if configs.is_file() else None
-        run_recipe(module.main, *types, argv=argv.split(), default_config=default)
+        words = f"{flags} {SMALL} --output_dir {folder}/{name}".format(models=folder / "models")
+        run_here(f"{recipe}.py", *words.split())
 
 
 def main(folder):

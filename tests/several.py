@@ -14,17 +14,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 import torch
-from architectures import ARCHITECTURES, VOCAB, Words
+from architectures import ARCHITECTURES, VOCAB, ppo_trainer
 from conftest import SENTENCES
-from datasets import Dataset
 from safetensors.torch import save_file
-from tiny_grpo import build, prompts, weights
+from tiny_grpo import build, prompts, weights, without_times
 
-from trl_recipes import PPOConfig, PPOTrainer, RecipeError
+from trl_recipes import RecipeError
 from trl_recipes import distributed as processes
 from trl_recipes.errors import RunStopped
 from trl_recipes.rewards import Rewards
 from trl_recipes.rewards.base import score_part
+from trl_recipes.stats import load_stats
 from trl_recipes.training.classifier import ClassifierSizes
 from trl_recipes.training.fit import PretrainConfig
 from trl_recipes.training.language_model import LanguageModelSizes, train_language_model
@@ -74,8 +74,10 @@ def update(kind, folder, **settings):
     found = weights(trainer)
     with torch.no_grad():
         found["logits"] = trainer.accelerator.unwrap_model(trainer.model)(PROBE).logits
-    rows = [{k: v for k, v in row.items() if "time" not in k} for row in trainer.all_stats]
-    return found, {"rows": rows, "seen": seen[1:]}  # the first were made up to check the reward
+    return found, {
+        "rows": without_times(trainer.all_stats),
+        "seen": seen[1:],
+    }  # the first were made up to check the reward
 
 
 def spell(completions, words, **_):
@@ -110,31 +112,10 @@ def counted(function, calls):
 def ppo(rewards, steps=STEPS, metrics=None, folder=None, columns=None, **settings):
     torch.manual_seed(0)
     model = ARCHITECTURES["gpt2"]()
-    size = GLOBAL_BATCH // PROCESSES // 2
-    config = PPOConfig(
-        **{
-            "batch_size": size,
-            "ppo_epochs": 1,
-            "learning_rate": 3e-3,
-            "response_length": 6,
-            "save_steps": 2,
-            "reward_norm": "none",
-            "output_dir": None if folder is None else str(folder),
-        }
-        | settings,
-        max_steps=steps,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    queries = torch.randint(2, VOCAB, (40, 3)).tolist()
-    return PPOTrainer(
-        args=config,
-        model=model,
-        reward_funcs=rewards,
-        metrics=metrics,
-        train_dataset=Dataset.from_dict({"input_ids": queries} | (columns or {})),
-        processing_class=Words(),
-    )
+    chosen = {"batch_size": GLOBAL_BATCH // PROCESSES // 2, "ppo_epochs": 1, "learning_rate": 3e-3}
+    chosen |= {"response_length": 6, "save_steps": 2, "reward_norm": "none", "max_steps": steps}
+    data = {"input_ids": torch.randint(2, VOCAB, (40, 3)).tolist()} | (columns or {})
+    return ppo_trainer(model, rewards, data, folder, metrics=metrics, **chosen | settings)
 
 
 def group(kind, rewards, metrics=None, **settings):
@@ -158,8 +139,7 @@ def once(kind, folder):
         else:
             trainer = group(kind, functions[:2], metrics=functions[2:], **settings)
         trainer.train()
-        rows = [{k: v for k, v in row.items() if "time" not in k} for row in trainer.all_stats]
-        told[name] = {"rows": rows, "calls": calls}
+        told[name] = {"rows": without_times(trainer.all_stats), "calls": calls}
     return {}, told
 
 
@@ -236,9 +216,7 @@ def resumed(kind, folder):
             trainer.train()
         model = trainer.accelerator.unwrap_model(trainer.model).state_dict()
         found |= {f"{name}.{key}": value.clone() for key, value in model.items()}
-        stats = path / "all_stats.jsonl"
-        rows = [json.loads(line) for line in stats.read_text().splitlines()] if RANK == 0 else []
-        told[name] = [{k: v for k, v in row.items() if "time" not in k} for row in rows]
+        told[name] = without_times(load_stats(path)) if RANK == 0 else []
     return found, told
 
 

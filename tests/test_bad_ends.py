@@ -2,14 +2,13 @@
 
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import ends_badly
 import pytest
 import recipes_in_turn
-from launching import ENVIRONMENT, LAUNCH
+from launching import LAUNCH, RECIPES, Recipe, run_warm
 
 SLOW = pytest.mark.slow
 MEMORY = "OutOfMemoryError: tried to allocate 20 GiB"
@@ -28,14 +27,7 @@ WORD = "error: The connection to another process was lost"
 def test_the_end_of_one_is_the_end_of_all(how, meanwhile, message, told, tmp_path):
     script = Path(ends_badly.__file__)
     flags = ["--how", how, "--meanwhile", meanwhile, "--output_dir", tmp_path]
-    done = subprocess.run(
-        [*LAUNCH, script, *flags],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    done = run_warm(*LAUNCH, script, *flags)
     took = time.time() - float((tmp_path / "when").read_text())
     assert done.returncode != 0
     assert took < 10
@@ -48,21 +40,15 @@ def test_the_launcher_told_to_stop_leaves_a_checkpoint_to_go_on_from(tmp_path):
     recipes_in_turn.make_models(tmp_path / "models")
     recipe, flags = recipes_in_turn.RUNS["grpo"]
     flags = flags.format(models=tmp_path / "models").replace("--max_steps 2", "--max_steps 9999")
-    script = recipes_in_turn.RECIPES / f"{recipe}.py"
+    script = RECIPES / f"{recipe}.py"
     flags = flags.replace("--save_steps 1", "--save_steps 9999") + " --disable_tqdm true"
-    process = subprocess.Popen(
-        [*LAUNCH, script, *flags.split(), "--output_dir", tmp_path / "run"],
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    launcher = Recipe(*LAUNCH, script, *flags.split(), "--output_dir", tmp_path / "run")
     rows = tmp_path / "run" / "all_stats.jsonl"
-    while not (rows.is_file() and rows.stat().st_size):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=30)
-    assert process.returncode != 0
+    launcher.wait_until(lambda: rows.is_file() and rows.stat().st_size)
+    launcher.send_signal(signal.SIGTERM)
+    done = launcher.finish()
+    told = done.stderr
+    assert done.returncode != 0
     assert told.count("SIGTERM: finishing this step, then saving.") == 1
     assert told.count("--resume_from_checkpoint true") == 1
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()

@@ -7,16 +7,10 @@ import re
 import shlex
 
 import pytest
-import torch
 from bad_inputs import BAD_INPUTS, rows
+from conftest import save_tiny_classifier
 from launching import RECIPES, run_warm
-from transformers import (
-    AutoTokenizer,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 # What else may stand on stderr: transformers' progress bars, its remarks on a model's files, and
 # its table of weights that do not fit.
@@ -31,27 +25,12 @@ def models(tmp_path_factory, tiny_gpt2):
     """One folder a model, in the hub's format; made once."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2)
-    tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.model_max_length = 60
+    save_tiny_classifier(tokenizer, folder / "classifier")
+    tokenizer.save_pretrained(folder / "t5")
     sizes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    torch.manual_seed(0)
-    classifier = RobertaConfig(
-        **sizes,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=64,
-        id2label={0: "NEGATIVE", 1: "POSITIVE"},
-        label2id={"NEGATIVE": 0, "POSITIVE": 1},
-    )
-    t5 = T5Config(
-        **sizes, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, decoder_start_token_id=0
-    )
-    RobertaForSequenceClassification(classifier).save_pretrained(folder / "classifier")
+    sizes |= {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2}
+    t5 = T5Config(**sizes, decoder_start_token_id=0)
     T5ForConditionalGeneration(t5).save_pretrained(folder / "t5")
-    for name in ("classifier", "t5"):
-        tokenizer.save_pretrained(folder / name)
     return {"gpt2": tiny_gpt2, "classifier": folder / "classifier", "t5": folder / "t5"}
 
 

@@ -4,13 +4,12 @@ import json
 import logging
 import os
 import re
-import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import recipes_in_turn
-from launching import launch
+from launching import launch, run_here
 from transformers import AutoConfig
 
 from trl_recipes import distributed as processes
@@ -80,7 +79,6 @@ def test_only_the_main_process_writes(folders):
     "name", ["compare", "compare_algorithms", "generate", "plot", "benchmark", "train_classifier"]
 )
 def test_what_trains_nothing_is_done_by_the_main_process_alone(name, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [name, "--no_such_flag"])
     monkeypatch.setattr("trl_recipes.arguments._OTHERS_WAIT_SECONDS", 0)
     monkeypatch.setattr("os._exit", sys.exit)
     settings = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
@@ -88,7 +86,7 @@ def test_what_trains_nothing_is_done_by_the_main_process_alone(name, monkeypatch
     for key, value in settings.items():  # the last two would be set, and stay
         monkeypatch.setenv(key, value)
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(recipes_in_turn.RECIPES / f"{name}.py"), run_name="__main__")
+        run_here(f"{name}.py", "--no_such_flag")
     trains = name.startswith("train")
     assert end.value.code == (2 if trains else 0)
     assert ("Unknown flag" in capsys.readouterr().err) is trains

@@ -1,26 +1,25 @@
 """The sentiment recipes as users run them; their mistakes stand in bad_inputs.py."""
 
 import dataclasses
-import importlib.util
+import io
 import json
 import os
 import subprocess
-import sys
+from contextlib import redirect_stdout
 
 import pytest
 import trl
 import yaml
 from conftest import save_tiny_classifier
-from launching import ACCELERATE, RECIPES, run_warm
+from launching import ACCELERATE, RECIPES, run_here, run_warm
+from tiny_grpo import without_times
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_recipes.arguments import run_recipe
 from trl_recipes.stats import load_stats
 
 LAUNCH = [ACCELERATE, "launch", "--num_processes", "1"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 TEXTS = ["The acting was wonderful and the plot kept me awake.", "A dull film, sadly."] * 30
-EMBEDDED = ["--mini_batch_size", "8", "--eval_prompts", "8", "--disable_tqdm", "true"]
 each = pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
 groups = pytest.mark.parametrize("kind", ["grpo", "rloo"])
 
@@ -43,13 +42,7 @@ def models(tmp_path_factory, tiny_gpt2):
 
 
 def run(kind, words):
-    """Run a recipe in this process, as its last line does."""
-    path = RECIPES / f"{kind}_sentiment.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = getattr(module, f"{kind.upper()}Config")
-    run_recipe(module.main, module.SentimentArguments, config, module.ModelConfig, argv=words)
+    run_here(f"{kind}_sentiment.py", *words)
 
 
 def flags(kind, models, folder, **changes):
@@ -62,19 +55,13 @@ def flags(kind, models, folder, **changes):
 
 @pytest.fixture(scope="module")
 def finished(models, tmp_path_factory):
-    """A run of each, laid beside each other, PPO's from the command line; and what that printed."""
+    """A run of each, laid beside each other; and what PPO's printed."""
     folder = tmp_path_factory.mktemp("runs")
-    command = [*LAUNCH, RECIPES / "ppo_sentiment.py", *flags("ppo", models, folder / "ppo")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with redirect_stdout(io.StringIO()) as printed:
+        run("ppo", flags("ppo", models, folder / "ppo"))
     for kind in ("grpo", "rloo"):
         run(kind, flags(kind, models, folder / kind))
-    return folder, done.stdout
-
-
-def without_times(folder):
-    timed = ("time/", "step_time")
-    return [{k: v for k, v in r.items() if not k.startswith(timed)} for r in load_stats(folder)]
+    return folder, printed.getvalue()
 
 
 @each
@@ -95,14 +82,15 @@ def test_the_run_folder_holds_what_it_promises(kind, finished):
     assert str(finished[0] / "ppo" / "model") in told
 
 
-@each
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
 def test_its_config_runs_it_again_and_another_seed_differs(kind, finished, tmp_path):
     first = finished[0] / kind
     config = ["--config", str(first / "config.yaml"), "--eval_prompts", "2"]
     run(kind, [*config, "--output_dir", str(tmp_path / "again")])
-    assert without_times(tmp_path / "again") == without_times(first)
+    again, other = tmp_path / "again", tmp_path / "other"
+    assert without_times(load_stats(again)) == without_times(load_stats(first))
     run(kind, [*config, "--output_dir", str(tmp_path / "other"), "--seed", "1"])
-    assert without_times(tmp_path / "other") != without_times(first)
+    assert without_times(load_stats(other)) != without_times(load_stats(first))
 
 
 @groups
@@ -150,13 +138,6 @@ def test_every_setting_of_trl_is_a_flag_and_help_explains_what_matters(kind, cap
     assert [field.name for field in fields if field.init and f"--{field.name}" not in text] == []
 
 
-def test_the_default_clips(tmp_path):
-    words = ["--max_steps", "2", "--batch_size", "64", "--output_dir", tmp_path / "run", *EMBEDDED]
-    done = run_warm("ppo_sentiment.py", *words, "--mini_batch_size", "16")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert all(0.01 < row["ppo/policy/clipfrac"] < 0.5 for row in load_stats(tmp_path / "run"))
-
-
 def test_an_ablation_runs_each_variant_once(models, tmp_path):
     few = {"mini_batch_size": "4", "min_response_length": "4", "learning_rate": "0.001"}
     words = iter(flags("ppo", models, tmp_path, ppo_epochs="1", **few))
@@ -185,8 +166,8 @@ def test_lora_trains_and_loads(models, tmp_path):
     assert (tmp_path / "lora" / "model" / "model.safetensors").is_file()
 
 
-def test_the_default_opens_no_network_socket(tmp_path):
-    """Every connect of the whole process is refused and noted; the run must not notice."""
+def test_the_default_clips_and_opens_no_network_socket(tmp_path):
+    """From the command line. Every connect is refused and noted; the run must not notice."""
     (tmp_path / "sitecustomize.py").write_text(
         "import socket\n"
         "def refuse(self, address):\n"
@@ -194,15 +175,18 @@ def test_the_default_opens_no_network_socket(tmp_path):
         "    raise OSError('refused')\n"
         "socket.socket.connect = socket.socket.connect_ex = refuse\n"
     )
-    words = ["--max_steps", "1", "--batch_size", "8", "--output_dir", tmp_path / "run", *EMBEDDED]
+    words = ["--max_steps", "2", "--batch_size", "64", "--mini_batch_size", "16"]
+    words += ["--eval_prompts", "8", "--disable_tqdm", "true", "--output_dir", tmp_path / "run"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     done = subprocess.run(
-        [sys.executable, RECIPES / "ppo_sentiment.py", *words],
+        [*LAUNCH, RECIPES / "ppo_sentiment.py", *words],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
-        env=environment | {"PYTHONPATH": str(tmp_path)},
+        env=environment | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{RECIPES.parent}"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "P(POSITIVE)" in done.stdout
     assert not (tmp_path / "reached").exists()
+    assert all(0.01 < row["ppo/policy/clipfrac"] < 0.5 for row in load_stats(tmp_path / "run"))

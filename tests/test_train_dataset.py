@@ -19,6 +19,7 @@ from trl_recipes.data.prompts import as_prompts
 from trl_recipes.distributed import print_main
 
 every = pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
+both = pytest.mark.parametrize("kind", ["ppo", "grpo"])  # RLOO's data take the door of GRPO's
 TEMPLATE = "{% for m in messages %}w1 {{ m['content'] }} {% endfor %}w9"
 TEXTS = [f"w{i} w3 w{i + 1}" for i in range(2, 10)]
 OTHER = [f"w{i}" for i in range(2, 10)]
@@ -59,7 +60,7 @@ def seen(kind, data):
     return rows
 
 
-@every
+@both
 @pytest.mark.parametrize(
     ("columns", "kept"),
     [
@@ -88,7 +89,7 @@ def test_only_the_prompt_is_trained_on_and_all_else_reaches_rewards(kind, column
         assert trained == ids(f"w1 {t} w9" if prompts is TALKS else t for t in TEXTS)
 
 
-@every
+@both
 @pytest.mark.parametrize("column", ["text", "prompt", "messages"])
 def test_a_files_own_columns_reach_rewards_by_the_names_they_had(kind, column, tmp_path):
     own = {name: [f"{name} {i}" for i in range(8)] for name in ("query", "prompt", "input_ids")}
@@ -119,7 +120,7 @@ class Rows(torch.utils.data.Dataset):
 LIST = [{"prompt": text} for text in TEXTS]
 
 
-@every
+@both
 @pytest.mark.parametrize(
     ("data", "refused"),
     [
@@ -152,7 +153,7 @@ def test_a_stream_has_no_numbers_for_ppo_and_is_read_by_grpo():
     assert {row["prompts"] for row in seen("grpo", stream)} <= set(TEXTS)
 
 
-@every
+@both
 @pytest.mark.parametrize(
     ("column", "values", "told"),
     [
@@ -181,7 +182,7 @@ def test_token_ids_that_cannot_be_trained_on_name_their_row(rows, told):
         trainer("ppo", Dataset.from_dict({"input_ids": rows})).train()
 
 
-@every
+@both
 @pytest.mark.parametrize("ending", ["$A <end>", "w1 $A w2 <end>"])
 def test_no_prompt_ends_in_what_a_tokenizer_appends(kind, ending):
     made = trainer(kind, LIST)

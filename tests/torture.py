@@ -17,35 +17,16 @@ import time
 from pathlib import Path
 
 import torch
-from conftest import SENTENCES, byte_level_tokenizer
+from conftest import SENTENCES, save_tiny_classifier, save_tiny_gpt2
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from tiny_grpo import without_times
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ppo_sentiment.py"
 
 
 def make_models(folder):
     """A tiny policy and classifier, and prompts; returns the flags that name them."""
-    tokenizer = byte_level_tokenizer(SENTENCES)
-    sizes = {"vocab_size": len(tokenizer), "initializer_range": 0.2}
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    torch.manual_seed(0)
-    config = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=64, **sizes, **ids)
-    GPT2LMHeadModel(config).save_pretrained(folder / "policy")
-    tokenizer.save_pretrained(folder / "policy")
-    tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, 64
-    config = BertConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        pad_token_id=tokenizer.pad_token_id,
-        id2label={0: "NEGATIVE", 1: "POSITIVE"},
-        label2id={"NEGATIVE": 0, "POSITIVE": 1},
-        **sizes,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder / "classifier")
-    tokenizer.save_pretrained(folder / "classifier")
+    save_tiny_classifier(save_tiny_gpt2(folder / "policy"), folder / "classifier")
     rows = [{"text": f"{SENTENCES[i % 6]} {i}", "label": i % 2} for i in range(60)]
     (folder / "data").mkdir()
     for split in ("train", "test"):
@@ -124,7 +105,7 @@ def torture(flags, output_dir, kills, seed=0):
 def result(output_dir):
     """Weights and statistics, times aside."""
     lines = (output_dir / "all_stats.jsonl").read_text().splitlines()
-    rows = [{k: v for k, v in json.loads(x).items() if not k.startswith("time/")} for x in lines]
+    rows = without_times(map(json.loads, lines))
     weights = [
         load_file(output_dir / "model" / f"{x}.safetensors") for x in ("model", "value_head")
     ]

@@ -5,11 +5,12 @@ import json
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
+from types import SimpleNamespace
 
 import matplotlib.image
 import pytest
 import torch
-from launching import run_warm
+from launching import run_here, run_warm
 from torch.utils.flop_counter import FlopCounterMode
 
 from trl_recipes import RecipeError
@@ -247,19 +248,29 @@ def test_a_trl_without_its_ppo_is_told_before_anything_runs(only):
 # All of it
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Workers are forked from a warm interpreter, which saves them the imports."""
+
+    def run(command, env, **_):
+        return run_warm(worker.__file__, *command[-2:], environment=env)
+
+    monkeypatch.setattr(worker, "subprocess", SimpleNamespace(run=run, DEVNULL=None))
+
+
 def measured(folder, *flags):
     """The numbers that the recipe writes for a tiny step."""
     words = ["--size", "tiny", "--batch", 4, "--response", 4, "--epochs", 2]
     words += ["--steps", 1, "--repeats", 1, "--output_dir", folder, *flags]
-    done = run_warm("benchmark.py", *words)
-    assert done.returncode == 0, done.stderr[-2500:]
-    assert (folder / "table.md").read_text().splitlines()[0] in done.stdout
+    run_here("benchmark.py", *words)
     return json.loads((folder / "results.json").read_text())
 
 
-def test_the_recipe_measures_all_phases_and_draws_them(tmp_path):
+@pytest.mark.usefixtures("forked")
+def test_the_recipe_measures_all_phases_and_draws_them(tmp_path, capsys):
     only = "both" if HAS_TRLS_PPO else "ours"
     found = measured(tmp_path, "--only", only, "--loop", "classic")
+    assert (tmp_path / "table.md").read_text().splitlines()[0] in capsys.readouterr().out
     for name in ("classic", "ours", "trl") if HAS_TRLS_PPO else ("classic", "ours"):
         (run,) = found["runs"][name]
         (step,) = run["steps"]
@@ -279,6 +290,7 @@ def test_two_processes_share_a_batch(tmp_path):
     assert run["memory"] > 400e6  # two interpreters
 
 
+@pytest.mark.usefixtures("forked")
 def test_lengths_may_differ_in_several_passes_and_a_step_be_profiled():
     work = replace(WORK, batch=4, shortest=2, passes=2, steps=1, profile=True)
     run = run_worker("ours", work)

@@ -303,21 +303,3 @@ def test_a_missing_judge_is_left_out_and_said(run_folder, monkeypatch, caplog):
     # two labels: the probabilities of both add up to one
     (other,) = SentimentReward(reward, label="NEGATIVE", score="probability")(["a"], [" film"])
     assert measures["P(POSITIVE)"](["a"], [" film"]) == pytest.approx([1 - other])
-
-
-@pytest.mark.parametrize(
-    ("name", "words", "message"),
-    [
-        ("compare.py", ["runs/none"], "`runs/none` holds no run"),
-        ("generate.py", ["--prompt", ""], "--prompt is empty"),
-        ("generate.py", ["--prompt", "a", "--max_new_tokens", "99"], "context holds 32"),
-        ("generate.py", ["--prompt", "a", "--temperature", "0"], "`temperature` is 0.0"),
-    ],
-    ids=["no run", "empty prompt", "too long", "temperature"],
-)
-def test_mistakes_end_with_one_message(run_folder, name, words, message):
-    model = ["--model", "start"] if name == "generate.py" else []
-    done = run_warm(name, *words, *model, cwd=run_folder)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr

@@ -1,6 +1,5 @@
 """recipes/compare_algorithms.py: equal budgets, figures as in the files, nothing run twice."""
 
-import importlib.util
 import io
 import json
 import os
@@ -16,17 +15,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import save_tiny_classifier
-from launching import run_script, warm
+from launching import run_here, run_script, warm
 from matplotlib.image import imread
 from transformers import AutoTokenizer
 
-from trl_recipes.arguments import run_recipe
 from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.evaluation import sweep
 from trl_recipes.evaluation.sweep import Run, SweepRun, Task, make_runs, read_json, run_all
 from trl_recipes.evaluation.sweep_results import Results, load_results, plot_results
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "compare_algorithms.py"
 TEXTS = ["The acting was wonderful and the plot kept me awake.", "A dull film, sadly."] * 30
 BUDGET, BATCH, RESPONSE = 200, 8, 6
 OWN = {"ppo": {"save_steps": 3}, "grpo": {"num_generations": 4, "save_steps": 3}}
@@ -56,14 +53,12 @@ def flags(tmp_path_factory, tiny_gpt2):
 
 
 def recipe(flags, folder, **changes):
-    """Run the recipe's main in this process; its runs have processes of their own."""
-    spec = importlib.util.spec_from_file_location("compare_algorithms", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    """Run the recipe in this process; its runs have processes of their own."""
     chosen = flags | {"--output_dir": folder} | {f"--{k}": v for k, v in changes.items()}
-    argv = [str(word) for pair in chosen.items() for word in pair]
-    run_recipe(module.main, module.SweepArguments, module.Task, argv=argv)
+    started = SimpleNamespace(Popen=WarmProcess, DEVNULL=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "subprocess", started)
+        run_here("compare_algorithms.py", *(word for pair in chosen.items() for word in pair))
 
 
 def lines(path):
@@ -79,7 +74,7 @@ class WarmProcess:
     """A run's process as `subprocess.Popen` starts it, but forked from a warm interpreter."""
 
     def __init__(self, command, stdout, **_):
-        script = (sweep.__file__, command[-2:], Path.cwd(), [stdout.name] * 2)
+        script = (sweep.__file__, command[-2:], Path.cwd(), [stdout.name] * 2, {})
         self.process = warm().Process(target=run_script, args=script)
         self.process.start()
         self.kill = self.process.kill
@@ -94,9 +89,7 @@ class WarmProcess:
 def compared(flags, tmp_path_factory):
     """A comparison of one seed, and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "algorithms"
-    started = SimpleNamespace(Popen=WarmProcess, DEVNULL=None)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(sweep, "subprocess", started)
+    with redirect_stdout(io.StringIO()) as printed:
         recipe(flags, folder)
     return folder, printed.getvalue()
 
@@ -158,11 +151,8 @@ def test_the_table_says_what_the_files_say(compared):
     assert imread(folder / "algorithms.png").std() > 0.05
 
 
-def test_finished_runs_are_not_run_again_and_other_settings_are_refused(
-    compared, flags, monkeypatch, capsys
-):
+def test_finished_runs_are_not_run_again_and_other_settings_are_refused(compared, flags, capsys):
     before = {path: path.stat().st_mtime_ns for path in compared[0].glob("*-seed0/**/*")}
-    monkeypatch.setattr(sweep, "COMMAND", ("false",))
     recipe(flags, compared[0])
     assert "begun" not in capsys.readouterr().out
     with pytest.raises(SystemExit):

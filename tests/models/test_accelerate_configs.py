@@ -6,12 +6,7 @@ import psutil
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import (
-    prepare_deepspeed_cmd_env,
-    prepare_multi_gpu_env,
-    prepare_simple_launcher_cmd_env,
-)
+from launching import launcher_and_environment, parsed
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "recipes" / "accelerate"
@@ -63,24 +58,6 @@ PROMISED = {
 }
 
 
-def parsed(path, *more):
-    """Accelerate's launch arguments with the file's values."""
-    args = launch_command_parser().parse_args(["--config_file", str(path), *more, "recipe.py"])
-    args, defaults, _ = _validate_launch_command(args)
-    fields = defaults.deepspeed_config
-    args.deepspeed_fields_from_accelerate_config = ",".join(fields)
-    return args
-
-
-def launcher_and_environment(args):
-    """As `accelerate launch` chooses the launcher, and what it gives to the processes."""
-    if args.use_deepspeed:
-        return "deepspeed", prepare_deepspeed_cmd_env(args)[1]
-    if args.use_fsdp or args.multi_gpu:
-        return "multi", prepare_multi_gpu_env(args)
-    return "simple", prepare_simple_launcher_cmd_env(args)[1]
-
-
 @pytest.fixture
 def eight_cores(monkeypatch):
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8)
@@ -99,7 +76,7 @@ def test_accelerate_reads_each_file_and_starts_what_it_promises(name):
     path = FOLDER / f"{name}.yaml"
     processes, launcher, environment = PROMISED[name]
     load_config_from_file(str(path))  # raises where a key is unknown
-    args = parsed(path, "--main_process_ip", "10.0.0.1", "--machine_rank", "3")
+    args = parsed("--config_file", path, "--main_process_ip", "10.0.0.1", "--machine_rank", "3")
     found, given = launcher_and_environment(args)
     assert found == launcher
     assert args.num_processes == processes
@@ -116,13 +93,13 @@ def test_no_line_of_a_file_is_dead(name, tmp_path):
     lines = [(key,) for key in values if not isinstance(values[key], dict)]
     sections = {key: value for key, value in values.items() if isinstance(value, dict)}
     lines += [(key, inner) for key, section in sections.items() for inner in section]
-    known = vars(parsed(FOLDER / f"{name}.yaml"))
+    known = vars(parsed("--config_file", FOLDER / f"{name}.yaml"))
 
     def outcome(settings):
         path = tmp_path / "changed.yaml"
         path.write_text(yaml.safe_dump(settings))
         try:
-            args = parsed(path)
+            args = parsed("--config_file", path)
         except (ValueError, TypeError) as error:
             return str(error)
         kept = (args.num_machines, args.num_processes, args.main_process_port, args.use_cpu)

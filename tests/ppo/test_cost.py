@@ -4,10 +4,8 @@ from collections import Counter
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, UNUSUAL, VOCAB, Words
-from datasets import Dataset
+from architectures import ARCHITECTURES, UNUSUAL, VOCAB, ppo_trainer
 
-from trl_recipes import PPOConfig, PPOTrainer
 from trl_recipes.models import sampling
 from trl_recipes.models.sampling import can_sample
 
@@ -17,21 +15,10 @@ BATCH, QUERY, LONGEST, EPOCHS = 8, 3, 6, 2
 def trainer_of(name, **settings):
     torch.manual_seed(0)
     queries = torch.randint(2, VOCAB, (4 * BATCH, QUERY)).tolist()
-    config = PPOConfig(
-        **{"batch_size": BATCH, "ppo_epochs": EPOCHS, "response_length": LONGEST} | settings,
-        min_response_length=None,
-        stop_token=None,
-        max_steps=2,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    return PPOTrainer(
-        args=config,
-        model=(ARCHITECTURES | UNUSUAL)[name](),
-        reward_funcs=lambda completions, **_: [float(len(text) % 5) for text in completions],
-        train_dataset=Dataset.from_dict({"input_ids": queries}),
-        processing_class=Words(),
-    )
+    chosen = {"batch_size": BATCH, "ppo_epochs": EPOCHS, "response_length": LONGEST}
+    chosen |= {"min_response_length": None, "stop_token": None, "max_steps": 2}
+    reward = lambda completions, **_: [float(len(text) % 5) for text in completions]  # noqa: E731
+    return ppo_trainer((ARCHITECTURES | UNUSUAL)[name](), reward, queries, **chosen | settings)
 
 
 def counted(trainer):

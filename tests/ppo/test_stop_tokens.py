@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
-from architectures import VOCAB, Words, gpt2
-from datasets import Dataset
+from architectures import VOCAB, gpt2, ppo_trainer
 
-from trl_recipes import PPOConfig, PPOTrainer, RecipeError
+from trl_recipes import RecipeError
 
 TURN = 7  # ends a turn, beside 0, which ends a text
 QUERIES = [[5, 6], [8], [9, 10, 11], [12]] * 8
@@ -20,17 +19,9 @@ def build(**config):
     weight = model.lm_head.weight.data
     weight[0] += 0.3  # make the end token likely
     weight[TURN] = weight[0]
-    return PPOTrainer(
-        args=PPOConfig(
-            **{"batch_size": 32, "response_length": 12, "min_response_length": None, "max_steps": 1}
-            | config,
-            disable_tqdm=True,
-        ),
-        model=model,
-        reward_funcs=lambda completions, **_: [1.0] * len(completions),
-        train_dataset=Dataset.from_dict({"input_ids": QUERIES}),
-        processing_class=Words(),
-    )
+    chosen = {"batch_size": 32, "response_length": 12, "min_response_length": None, "max_steps": 1}
+    same = lambda completions, **_: [1.0] * len(completions)  # noqa: E731
+    return ppo_trainer(model, same, QUERIES, **chosen | config)
 
 
 def responses_of(trainer):
@@ -55,16 +46,7 @@ def test_the_tokens_that_end_a_response(config, stops):
 
 
 @pytest.mark.parametrize("config", [{}, {"stop_token": None}, {"stop_token_id": 9}])
-def test_the_generation_config_is_saved_as_the_start_model_had_it(config, tmp_path):
-    trainer = build(**config)
-    trainer.train()
-    trainer.save_model(str(tmp_path))
-    saved = json.loads((tmp_path / "generation_config.json").read_text())
-    assert saved["eos_token_id"] == [0, TURN]
-
-
-@pytest.mark.parametrize("config", [{}, {"stop_token": None}, {"stop_token_id": 9}])
-def test_the_penalty_is_taken_from_a_response_without_an_end_token(config):
+def test_a_response_without_an_end_token_is_penalized_and_the_model_keeps_its_own(config, tmp_path):
     trainer = build(missing_eos_penalty=1.5, **config)
     ends = config.get("stop_token_id", TURN)
     responses = [[5, ends], [5, 6], [ends, 6, 5], [6]] * 8
@@ -75,6 +57,9 @@ def test_the_penalty_is_taken_from_a_response_without_an_end_token(config):
     row = trainer.all_stats[0]
     assert row["env/reward_mean"] == 1.0  # of the raw scores
     assert row["ppo/mean_scores"] < 1.0
+    trainer.save_model(str(tmp_path))
+    saved = json.loads((tmp_path / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [0, TURN]
 
 
 def test_a_stop_token_outside_the_vocabulary_is_refused():

@@ -13,11 +13,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cpu_as_gpu  # noqa: F401
-from architectures import ARCHITECTURES, VOCAB, Words
-from datasets import Dataset
+from architectures import ARCHITECTURES, VOCAB, ppo_trainer
 from safetensors.torch import save_file
 
-from trl_recipes import PPOConfig, PPOTrainer
 from trl_recipes.models.sharding import full_tensors
 
 
@@ -28,7 +26,12 @@ def different_words(completions, **_):
 def trainer_of(folder, name, steps, settings):
     processes = int(os.environ.get("WORLD_SIZE", 1))
     torch.manual_seed(0)
-    config = PPOConfig(
+    model = ARCHITECTURES[name]()
+    return ppo_trainer(
+        model,
+        different_words,
+        torch.randint(2, VOCAB, (9, 3)).tolist(),
+        folder,
         batch_size=8 // processes,
         mini_batch_size=2,
         gradient_accumulation_steps=4 // processes,
@@ -36,19 +39,9 @@ def trainer_of(folder, name, steps, settings):
         learning_rate=1e-3,
         response_length=6,
         min_response_length=2,
-        output_dir=str(folder),
         save_steps=2,
         max_steps=steps,
-        report_to="none",
-        disable_tqdm=True,
         **settings,
-    )
-    return PPOTrainer(
-        args=config,
-        model=ARCHITECTURES[name](),
-        reward_funcs=different_words,
-        train_dataset=Dataset.from_dict({"input_ids": torch.randint(2, VOCAB, (9, 3)).tolist()}),
-        processing_class=Words(),
     )
 
 

@@ -205,7 +205,7 @@ def two_runs(tmp_path):
     return tmp_path
 
 
-def test_the_recipe_draws_runs_where_told_and_says_which_is_missing(two_runs):
+def test_the_recipe_draws_runs_where_told(two_runs):
     both = ("runs/ppo-good", "runs/ppo-bad", "--output", "new/both.png")
     done = run_warm("plot.py", *both, cwd=two_runs)
     assert (done.returncode, done.stdout) == (0, "new/both.png\n"), done.stderr
@@ -215,7 +215,3 @@ def test_the_recipe_draws_runs_where_told_and_says_which_is_missing(two_runs):
     written = "runs/ppo-good/plots/training.png\nruns/ppo-good/report.html\n"
     assert (done.returncode, done.stdout) == (0, written), done.stderr
     assert "target 6" in (two_runs / "runs/ppo-good/report.html").read_text()
-    done = run_warm("plot.py", "runs/ppo-god", cwd=two_runs)
-    assert done.returncode == 2
-    assert "No statistics at runs/ppo-god" in done.stderr
-    assert "Traceback" not in done.stderr

@@ -1,27 +1,16 @@
-"""Recipes of several stages, loaded into this process, and what they leave."""
+"""What recipes of several stages leave."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from tiny_grpo import without_times
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-
-
-def load_recipe(name):
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+from trl_recipes import load_stats
 
 
 def rows_of(folder):
-    rows = [json.loads(line) for line in (folder / "all_stats.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+    return without_times(load_stats(folder))
 
 
 def result_of(folder):

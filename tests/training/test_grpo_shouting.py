@@ -7,11 +7,11 @@ import signal
 
 import pytest
 import torch
-from chains import assert_same_weights, contents, load_recipe, result_of
+from chains import assert_same_weights, contents, result_of
+from launching import run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_recipes import load_stats
-from trl_recipes.arguments import run_recipe
 from trl_recipes.callbacks import LossLog
 from trl_recipes.data.characters import divide_text, encode
 from trl_recipes.data.files import read_text
@@ -29,11 +29,9 @@ WORDS += [word for name, value in SIZES.items() for word in (f"--{name}", str(va
 
 def launch(text_file, folder, *more):
     """The recipe as its command line runs it, in this process; its exit code."""
-    recipe = load_recipe("grpo_shouting")
-    types = (recipe.ShoutingArguments, recipe.BaselineConfig, recipe.GRPOConfig)
-    argv = ["--text_file", str(text_file), "--output_dir", str(folder), *WORDS, *more]
+    files = ["--text_file", text_file, "--output_dir", folder]
     try:
-        run_recipe(recipe.main, *types, argv=argv, default_config="grpo_shouting")
+        run_here("grpo_shouting.py", *files, *WORDS, *more)
     except SystemExit as end:
         return end.code
     return 0

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from chains import assert_same_weights, contents, load_recipe, result_of, rows_of
+from chains import assert_same_weights, contents, result_of, rows_of
+from launching import run_here
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
-
-from trl_recipes.arguments import run_recipe
 
 TINY = """--hidden_size 16 --num_layers 1 --num_heads 2 --pretrain_steps 8 --pretrain_batch_size 8
  --reward_outputs 40 --reward_steps 4 --reward_batch_size 8 --max_steps 2 --batch_size 8
@@ -17,11 +16,7 @@ MODELS = ("model", "pretrained/model", "reward_model/model")
 
 
 def run(folder, *more):
-    module = load_recipe("ppo_seq2seq")
-    names = ("PairArguments", "StageArguments", "Seq2SeqSizes", "PPOConfig", "ModelConfig")
-    argv = [*TINY.split(), "--output_dir", str(folder), *more]
-    types = [getattr(module, name) for name in names]
-    run_recipe(module.main, *types, argv=argv, default_config="ppo_seq2seq")
+    run_here("ppo_seq2seq.py", *TINY.split(), "--output_dir", folder, *more)
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +99,16 @@ def test_lora_own_rewards_and_a_length_a_query(tmp_path):
     assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
 
 
-def test_compare_and_generate_take_the_run(finished, tmp_path, monkeypatch, capsys):
-    compare, generate = load_recipe("compare"), load_recipe("generate")
-    argv = ["--runs", str(finished), "--output_dir", str(tmp_path / "out"), "--max_prompts", "4"]
-    run_recipe(compare.main, compare.CompareArguments, argv=argv)
+def test_compare_and_generate_take_the_run(finished, tmp_path, capsys):
+    out = ["--output_dir", tmp_path / "out"]
+    run_here("compare.py", finished, *out, "--max_prompts", 4)
     table = capsys.readouterr().out
     assert all(name in table for name in ("learned", "rewrite_quality", "subjects_kept"))
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert found["n"] == 4
     assert found["models"]["reference"]["kl"]["mean"] == pytest.approx(0, abs=1e-4)
-    argv = ["--model", str(finished), "--prompt", "The plot was dull.", "--max_new_tokens", "6"]
-    run_recipe(generate.main, generate.GenerateArguments, argv=argv)
+    prompt = ["--prompt", "The plot was dull."]
+    run_here("generate.py", "--model", finished, *prompt, "--max_new_tokens", 6)
     told = capsys.readouterr().out
     assert "the run's reward model" in told
     assert "The plot was dull." not in told  # a rewrite stands in the place of its source
