@@ -35,7 +35,7 @@ WAYS = {
     "ZeRO-2": "--use_deepspeed --zero_stage 2",
     "ZeRO-3": "--use_deepspeed --zero_stage 3 --zero3_save_16bit_model true",
 }
-WARMED = ("conftest", "torch", "transformers", "trl", "datasets", "peft", "accelerate")
+WARMED = ("tiny_models", "torch", "transformers", "trl", "datasets", "peft", "accelerate")
 
 
 def parsed(*flags):

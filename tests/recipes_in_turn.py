@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import save_tiny_classifier, save_tiny_gpt2
 from launching import run_here
+from tiny_models import save_tiny_classifier, save_tiny_gpt2
 
 SMALL = "--disable_tqdm true"
 SIZES = "--num_layers 1 --num_heads 2 --hidden_size 16 --vocab_size 300 --max_steps 4"

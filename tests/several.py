@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 import torch
 from architectures import ARCHITECTURES, VOCAB, ppo_trainer
-from conftest import SENTENCES
 from safetensors.torch import save_file
 from tiny_grpo import build, prompts, weights, without_times
+from tiny_models import SENTENCES
 
 from trl_recipes import RecipeError
 from trl_recipes import distributed as processes

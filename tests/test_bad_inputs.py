@@ -8,8 +8,8 @@ import shlex
 
 import pytest
 from bad_inputs import BAD_INPUTS, rows
-from conftest import save_tiny_classifier
 from launching import RECIPES, run_warm
+from tiny_models import save_tiny_classifier
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 # What else may stand on stderr: transformers' progress bars, its remarks on a model's files, and

@@ -10,9 +10,9 @@ from contextlib import redirect_stdout
 import pytest
 import trl
 import yaml
-from conftest import save_tiny_classifier
 from launching import ACCELERATE, RECIPES, run_here, run_warm
 from tiny_grpo import without_times
+from tiny_models import save_tiny_classifier
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_recipes.stats import load_stats

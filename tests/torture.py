@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 import torch
-from conftest import SENTENCES, save_tiny_classifier, save_tiny_gpt2
 from safetensors.torch import load_file
 from tiny_grpo import without_times
+from tiny_models import SENTENCES, save_tiny_classifier, save_tiny_gpt2
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ppo_sentiment.py"
 

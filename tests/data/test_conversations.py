@@ -6,8 +6,8 @@ import datasets
 import pytest
 import torch
 import trl
-from conftest import SENTENCES, byte_level_tokenizer, save_tiny_classifier
 from launching import run_here
+from tiny_models import SENTENCES, byte_level_tokenizer, save_tiny_classifier
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,

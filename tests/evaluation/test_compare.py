@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from conftest import save_tiny_classifier
 from launching import run_warm
+from tiny_models import save_tiny_classifier
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import save_tiny_classifier
 from launching import run_here, run_script, warm
 from matplotlib.image import imread
+from tiny_models import save_tiny_classifier
 from transformers import AutoTokenizer
 
 from trl_recipes.errors import RecipeError, RunStopped

@@ -6,11 +6,11 @@ import re
 
 import pytest
 import torch
-from conftest import SENTENCES, byte_level_tokenizer
 from datasets import Dataset
 from launching import run_warm
 from peft import LoraConfig
 from tiny_grpo import build
+from tiny_models import SENTENCES, byte_level_tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from trl_recipes import RecipeError, load_run

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import trl.generation.vllm_generation as generation
-from conftest import SENTENCES, byte_level_tokenizer
 from peft import LoraConfig
 from safetensors.torch import load_file
+from tiny_models import SENTENCES, byte_level_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, Qwen2Config
 from vllm_run import PROMPTS, SMALL, trainer_of
 
