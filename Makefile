@@ -11,7 +11,8 @@ PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 
 # The oldest versions that pyproject.toml admits, and the tests that know them
 OLDEST := trl==1.12.0 transformers==5.20.0 accelerate==1.12.0 datasets==4.7.0 peft==0.21.2
-OLDEST_TESTS := $(addprefix tests/ppo/test_,golden.py trainer.py models.py cost.py) tests/grpo/test_grpo.py
+OLDEST_TESTS := $(addprefix tests/ppo/test_,golden.py trainer.py saved_and_generated.py models.py cost.py) \
+	$(addprefix tests/grpo/test_,grpo.py group_runs.py)
 
 REAL := $(VENV)/real
 

@@ -60,11 +60,6 @@ def tokenizer(chat_model):
     return AutoTokenizer.from_pretrained(chat_model)
 
 
-@pytest.fixture(autouse=True)
-def on_its_own(monkeypatch, tmp_path):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 def write(path, rows, test=ROWS[:2]):
     """The rows as train and others as test, in one file or a folder of save_to_disk."""
     parts = {"train": datasets.Dataset.from_list(rows), "test": datasets.Dataset.from_list(test)}

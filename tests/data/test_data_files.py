@@ -1,16 +1,14 @@
-"""data: every kind of file, splits, prompts, and the errors for each way to get them wrong."""
+"""Every kind of file, its splits, and the error for each way to get them wrong."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import regex
 import torch
-from tokenizers import processors
 
 from trl_recipes.data.files import load_rows, read_text
-from trl_recipes.data.prompts import LengthSampler, collator, load_prompts
+from trl_recipes.data.prompts import LengthSampler, collator
 from trl_recipes.errors import RecipeError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -20,11 +18,6 @@ ROWS = [
     {"text": 'He said "no", then left.', "label": 0},
     {"text": "Caf\u00e9 scenes\u2028and rain.", "label": 1},
 ]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write_jsonl(path, rows):
@@ -286,134 +279,3 @@ def test_a_folder_without_data_or_with_damaged_data_is_an_error(tmp_path):
     with pytest.raises(RecipeError, match="could not be read") as error:
         load_rows(str(folder), split="train")
     assert "\n" not in str(error.value)
-
-
-def test_a_prompt_is_the_first_tokens_of_its_text(tmp_path, tokenizer):
-    path = write_jsonl(tmp_path / "a.jsonl", all_train(ROWS))
-    lengths = iter([2, 5, 3])
-    prompts = load_prompts(path, tokenizer, length_sampler=lambda: next(lengths))
-    assert prompts["label"][:] == [1, 0, 1]
-    for row, length, prompt in zip(ROWS, [2, 5, 3], prompts, strict=True):
-        assert prompt["input_ids"] == tokenizer.encode(row["text"])[:length]
-        assert len(prompt["input_ids"]) == length
-        assert prompt["query"] == tokenizer.decode(prompt["input_ids"])
-        assert prompt["text"] == row["text"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "电影很好看我喜欢",
-        "👍🏽👨‍👩‍👧🇩🇪🇫🇷 ok",
-        "e\u0301a\u0300\u0327 n\u0303o",
-        "a\u0301",
-        "नमस्ते फिल्म",
-    ],
-    ids=["chinese", "emoji", "marks", "one mark", "hindi"],
-)
-def test_a_prompt_is_cut_at_whole_characters(tmp_path, tokenizer, text):
-    path = write_jsonl(tmp_path / "a.jsonl", all_train([{"text": text}]))
-    characters = regex.findall(r"\X", text)
-    starts = ["".join(characters[:count]) for count in range(1, len(characters) + 1)]
-    sizes = [len(tokenizer(start)["input_ids"]) for start in starts]
-    for length in range(1, sizes[-1] + 2):
-        (prompt,) = load_prompts(path, tokenizer, length_sampler=lambda: length)  # noqa: B023
-        fitting = [start for start, size in zip(starts, sizes, strict=True) if size <= length]
-        assert prompt["query"] == (fitting or starts)[-1 if fitting else 0]
-        assert tokenizer(prompt["query"])["input_ids"] == prompt["input_ids"]
-
-
-@pytest.mark.parametrize("ending", ["$A <|endoftext|>", "<s> $A <|endoftext|> <s>"])
-def test_a_prompt_never_ends_in_a_token_that_the_tokenizer_appends(tmp_path, tokenizer, ending):
-    tokenizer.add_special_tokens({"bos_token": "<s>"})
-    special = [(t, tokenizer.convert_tokens_to_ids(t)) for t in ("<s>", "<|endoftext|>")]
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=ending, special_tokens=special
-    )
-    rows = [{"text": text} for text in ("good", "a good film <|endoftext|>")]
-    path = write_jsonl(tmp_path / "a.jsonl", all_train(rows))
-    prompts = load_prompts(path, tokenizer, length_sampler=lambda: 99)
-    for row, ids in zip(rows, prompts["input_ids"], strict=True):
-        begin = tokenizer("<s>", add_special_tokens=False)["input_ids"] * ending.startswith("<s>")
-        assert ids == begin + tokenizer(row["text"], add_special_tokens=False)["input_ids"]
-
-
-def test_empty_prompts_are_left_out_and_counted(tmp_path, tokenizer, caplog):
-    rows = [{"text": text} for text in ["", "good", None, "  \n", "bad"]]
-    path = write_jsonl(tmp_path / "a.jsonl", all_train(rows))
-    prompts = load_prompts(path, tokenizer, length_sampler=LengthSampler(8, 9))
-    assert prompts["query"][:] == ["good", "bad"]
-    assert "3 of 5 prompts" in caplog.text
-
-
-@pytest.mark.parametrize("texts", [["", " "], ["good", "bad"]], ids=["no text", "no length"])
-def test_all_prompts_empty_after_cutting_is_an_error(tmp_path, tokenizer, texts):
-    path = write_jsonl(tmp_path / "a.jsonl", all_train([{"text": t} for t in texts]))
-    with pytest.raises(RecipeError, match=r"all 2 prompts .* are empty after cutting"):
-        load_prompts(path, tokenizer, length_sampler=lambda: 0)
-
-
-def test_a_missing_text_column_is_an_error_that_lists_the_columns(tmp_path, tokenizer):
-    path = write_jsonl(tmp_path / "a.jsonl", [{"body": "x", "stars": 1}] * 20)
-    for column in (None, "review"):
-        with pytest.raises(RecipeError, match="Its columns are: body, stars") as error:
-            load_prompts(path, tokenizer, length_sampler=lambda: 2, text_column=column)
-        assert "--text_column" in str(error.value)
-    assert len(load_prompts(path, tokenizer, length_sampler=lambda: 2, text_column="body")) == 18
-
-
-def test_a_column_of_numbers_is_no_text(tmp_path, tokenizer):
-    path = write_jsonl(tmp_path / "a.jsonl", numbered(20))
-    with pytest.raises(RecipeError, match=r"row 1 of .*column `label` holds .* which is no text"):
-        load_prompts(path, tokenizer, length_sampler=lambda: 2, text_column="label")
-
-
-def test_max_prompts_draws_rows_from_all_over_the_data_set(tmp_path, tokenizer):
-    rows = [{"text": f"{i} films"} for i in range(200)]
-    rows[7]["text"] = ""
-    path = write_jsonl(tmp_path / "a.jsonl", all_train(rows))
-
-    def draw(**options):
-        return load_prompts(path, tokenizer, length_sampler=lambda: 9, **options)["text"][:]
-
-    drawn = draw(max_prompts=40)
-    assert len(drawn) == len(set(drawn)) == 40
-    assert max(int(text.split()[0]) for text in drawn) > 150
-    assert drawn == draw(max_prompts=40, seed=0) != draw(max_prompts=40, seed=1)
-    assert len(draw(max_prompts=1000)) == 199
-
-
-@pytest.mark.parametrize(
-    ("split", "part"), [("train", "prompts"), ("test", "heldout"), ("heldout", "heldout")]
-)
-def test_the_embedded_prompts_are_set_aside_from_what_models_learned(
-    monkeypatch, tokenizer, split, part
-):
-    asked = []
-
-    def reviews(name):
-        asked.append(name)
-        return ROWS
-
-    monkeypatch.setattr("trl_recipes.embedded.reviews", reviews)
-    assert len(load_prompts(None, tokenizer, split=split, length_sampler=lambda: 3)) == 3
-    assert asked == [part]
-    assert load_rows(None, split="train").to_list() == ROWS
-    assert asked == [part, "train"]
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="no ../shared/data beside the repository")
-@pytest.mark.parametrize(
-    ("file", "train", "test"),
-    [("movie_reviews/reviews.jsonl", 1800, 200), ("rt_polarity/sentences.jsonl", 9596, 1066)],
-)
-def test_real_reviews_are_read_whole(tokenizer, file, train, test):
-    path = str(SHARED / file)
-    assert (len(load_rows(path, split="train")), len(load_rows(path, split="test"))) == (
-        train,
-        test,
-    )
-    prompts = load_prompts(
-        path, tokenizer, split="test", length_sampler=LengthSampler(2, 9, seed=0), max_prompts=50
-    )
-    assert {len(ids) for ids in prompts["input_ids"]} == set(range(2, 9))
