@@ -59,9 +59,10 @@ def launcher_and_environment(args):
 def launch(script, *words, way=None, timeout=300, **environment):
     """What a script in two processes wrote to stderr; both must end well.
 
-    They are forked, in the environment that `accelerate launch` gives; test_bad_ends.py launches.
+    They are forked, in the environment that `accelerate launch` gives; test_bad_ends.py and
+    test_two_hosts.py start the launcher itself.
     """
-    args = parsed(*(LAUNCH[2:] if way is None else [*PLAIN.split(), *WAYS[way].split()]))
+    args = parsed(*(["--config_file", CONFIG] if way is None else f"{PLAIN} {WAYS[way]}".split()))
     given = launcher_and_environment(args)[1] | {"OMP_NUM_THREADS": "1"} | environment
     given |= {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": args.main_process_port}
     both = [
