@@ -170,20 +170,8 @@ def test_steps_that_are_never_finite_end_the_run(tmp_path):
     assert checkpoints_in(tmp_path / "run" / "checkpoints")[0].name == "checkpoint-2"
 
 
-@pytest.fixture(scope="module")
-def recipe_flags(tmp_path_factory):
-    return torture.make_models(tmp_path_factory.mktemp("torture"))
-
-
-@pytest.fixture(scope="module")
-def calm(recipe_flags, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("calm") / "run"
-    finish(start(recipe_flags, folder))
-    return folder
-
-
 def start(flags, folder, *more):
-    return Recipe("ppo_sentiment.py", *flags, "--max_steps", 60, "--output_dir", folder, *more)
+    return Recipe("ppo_sentiment.py", *flags, "--output_dir", folder, *more)
 
 
 def finish(recipe, code=0):
@@ -193,22 +181,24 @@ def finish(recipe, code=0):
 
 
 @pytest.mark.slow
-def test_a_run_survives_being_killed_again_and_again(recipe_flags, calm, tmp_path):
-    struck = torture.torture(
-        [*recipe_flags, "--max_steps", "60"], tmp_path / "run", kills=5, seed=1
-    )
+def test_a_run_survives_being_killed_again_and_again(tmp_path):
+    flags = [*torture.make_models(tmp_path), "--max_steps", "60"]
+    finish(start(flags, tmp_path / "calm"))
+    struck = torture.torture(flags, tmp_path / "run", kills=5, seed=1)
     assert struck >= 1  # in the middle of writing a checkpoint
-    torture.assert_same(calm, tmp_path / "run")
+    torture.assert_same(tmp_path / "calm", tmp_path / "run")
 
 
-def test_a_signal_saves_and_says_how_to_go_on(recipe_flags, calm, tmp_path):
-    folder = tmp_path / "run"
-    recipe = start(recipe_flags, folder, "--save_steps", 50)
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path):
+    flags = [*torture.make_models(tmp_path), "--max_steps", "20", "--save_steps", "50"]
+    calm, folder = tmp_path / "calm", tmp_path / "run"
+    finish(start(flags, calm))
+    recipe = start(flags, folder)
     recipe.wait_until(lambda: torture.rows_in(folder) >= 3)
     recipe.send_signal(signal.SIGINT)
     output = finish(recipe, code=128 + signal.SIGINT)
     assert "Stopped by SIGINT after step" in output
     assert "the same command with --resume_from_checkpoint true" in output
     assert "Traceback" not in output
-    finish(start(recipe_flags, folder, "--save_steps", 50, "--resume_from_checkpoint", "true"))
+    finish(start(flags, folder, "--resume_from_checkpoint", "true"))
     torture.assert_same(calm, folder)
