@@ -36,6 +36,7 @@ def test_the_end_of_one_is_the_end_of_all(how, meanwhile, message, told, tmp_pat
     assert "gloo" not in done.stderr  # what the end looks like from the other process
 
 
+@SLOW  # that one process which is told ends all, test_several_processes.py holds
 def test_the_launcher_told_to_stop_leaves_a_checkpoint_to_go_on_from(tmp_path):
     recipes_in_turn.make_models(tmp_path / "models")
     recipe, flags = recipes_in_turn.RUNS["grpo"]
