@@ -171,10 +171,7 @@ def test_quantized_weights_are_held_to_what_they_resolve(weights):
     ("kind", "model"),
     [
         (AutoModelForCausalLMWithValueHead, GPT2Model(GPT2Config(n_embd=32, n_layer=1, n_head=2))),
-        (
-            AutoModelForSeq2SeqLMWithValueHead,
-            T5Model(TINY_T5),
-        ),
+        (AutoModelForSeq2SeqLMWithValueHead, T5Model(TINY_T5)),
         (AutoModelForCausalLMWithValueHead, nn.Linear(2, 2)),
     ],
 )

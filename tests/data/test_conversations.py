@@ -8,10 +8,7 @@ import torch
 import trl
 from launching import run_here
 from tiny_models import SENTENCES, byte_level_tokenizer, save_tiny_classifier
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-)
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from trl_recipes import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RecipeError, load_prompts
 from trl_recipes.data.conversations import encode_conversations, full_texts, plain_text

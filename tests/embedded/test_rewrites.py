@@ -5,13 +5,7 @@ import json
 
 import pytest
 
-from trl_recipes.embedded.rewrites import (
-    SPLITS,
-    read,
-    rewrite_quality,
-    rewrites,
-    subjects_kept,
-)
+from trl_recipes.embedded.rewrites import SPLITS, read, rewrite_quality, rewrites, subjects_kept
 
 SOURCE = "The plot was dull and Anna Bell was terrible."  # two subjects, in a bad mood
 

@@ -38,9 +38,7 @@ def comparison():
         return ModelResult(name, ["x"] * n, [[1]] * n, {"score": scores}, [0.0] * n, [1.0] * n)
 
     return Comparison(
-        ["p"] * 4,
-        [model("reference", [0, 1, 2, 1.0]), model("ppo-good", [3, 3, 4, None])],
-        seed=0,
+        ["p"] * 4, [model("reference", [0, 1, 2, 1.0]), model("ppo-good", [3, 3, 4, None])], seed=0
     )
 
 

@@ -56,10 +56,7 @@ def save_classifier(folder, model, tokenizer):
 
 COMMON = {"vocab_size": 260, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES = {**COMMON, "hidden_size": 32, "intermediate_size": 64, "initializer_range": 0.3}
-LABELS = {
-    "id2label": {0: "NEGATIVE", 1: "POSITIVE"},
-    "label2id": {"NEGATIVE": 0, "POSITIVE": 1},
-}
+LABELS = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
 
 
 @pytest.fixture(scope="module")
