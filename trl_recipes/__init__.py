@@ -24,10 +24,9 @@ _NAMES = {
     "evaluation.judges": ("sentiment_measures", "trained_measures"),
     "grpo": ("GRPOConfig", "GRPOTrainer", "RLOOConfig", "RLOOTrainer"),
     "core": ("set_seed",),
-    "models.best_of_n": ("BestOfNSampler",),
     "text_environment": ("TextEnvironment", "TextHistory"),
     "models.loading": ("load_run", "load_tokenizer", "model_kwargs"),
-    "models.sampling": ("generate_responses",),
+    "models.sampling": ("BestOfNSampler", "generate_responses"),
     "ppo": (
         "AutoModelForCausalLMWithValueHead",
         "AutoModelForSeq2SeqLMWithValueHead",

@@ -18,10 +18,10 @@ from .grpo import GRPOConfig as GRPOConfig
 from .grpo import GRPOTrainer as GRPOTrainer
 from .grpo import RLOOConfig as RLOOConfig
 from .grpo import RLOOTrainer as RLOOTrainer
-from .models.best_of_n import BestOfNSampler as BestOfNSampler
 from .models.loading import load_run as load_run
 from .models.loading import load_tokenizer as load_tokenizer
 from .models.loading import model_kwargs as model_kwargs
+from .models.sampling import BestOfNSampler as BestOfNSampler
 from .models.sampling import generate_responses as generate_responses
 from .ppo import AutoModelForCausalLMWithValueHead as AutoModelForCausalLMWithValueHead
 from .ppo import AutoModelForSeq2SeqLMWithValueHead as AutoModelForSeq2SeqLMWithValueHead

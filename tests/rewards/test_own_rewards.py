@@ -11,7 +11,6 @@ from launching import run_warm
 from transformers import AutoTokenizer
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError, Rewards, SentimentReward
-from trl_recipes.rewards.scale import wants_reference_norm
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
 SHORT = ["--max_steps", "2", "--batch_size", "8", "--eval_prompts", "8", "--save_steps", "0"]
@@ -72,10 +71,10 @@ def test_by_default_all_but_a_lone_sentiment_logit_is_normalized():
     logit, probability = SentimentReward(), SentimentReward(score="probability")
     mine = tiny_grpo.variety
     for functions, norm in (([logit], False), ([probability], True), ([mine], True)):
-        assert wants_reference_norm("auto", functions) == norm
-    assert wants_reference_norm("auto", [logit, mine])
-    assert not wants_reference_norm("none", [mine])
-    assert wants_reference_norm("reference", [logit])
+        assert Rewards(functions).wants_reference_norm("auto") == norm
+    assert Rewards([logit, mine]).wants_reference_norm("auto")
+    assert not Rewards([mine]).wants_reference_norm("none")
+    assert Rewards([logit]).wants_reference_norm("reference")
 
 
 def ppo(folder, reward, **settings):

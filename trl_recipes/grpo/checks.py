@@ -13,12 +13,11 @@ from trl_recipes.distributed import gather
 from trl_recipes.errors import RecipeError
 from trl_recipes.grpo.config import RLOOConfig
 from trl_recipes.grpo.inputs import made_up_sample
-from trl_recipes.models.forward import unwrap_adapter
+from trl_recipes.models.forward import temporarily, unwrap_adapter
 from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.sampling import generate_responses
 from trl_recipes.models.sharding import is_whole
-from trl_recipes.rewards.base import check_rewards
-from trl_recipes.rewards.scale import rows_to_measure, wants_reference_norm
+from trl_recipes.rewards.base import check_rewards, rows_to_measure
 from trl_recipes.run_folder import check_disk
 
 CHECK_STEPS = 4  # the first one warms up; the others tell how long a step takes
@@ -58,8 +57,8 @@ def measure_rewards(trainer: Any) -> None:
     standard deviation divides its weight. A resumed run takes its checkpoint's weights.
     """
     args, rewards = trainer.args, trainer.rewards
-    own = wants_reference_norm(args.reward_norm, rewards.reward_funcs)
-    if not own or rewards.scales or find_checkpoint(args):
+    wanted = rewards.wants_reference_norm(args.reward_norm)
+    if not wanted or rewards.scales or find_checkpoint(args):
         return
     policy = trainer.accelerator.unwrap_model(trainer.model)
     loops = any(getattr(trainer, n, None) for n in ("tools", "environments", "rollout_func"))
@@ -99,37 +98,30 @@ def measure_rewards(trainer: Any) -> None:
 def normalizes(trainer: Any) -> bool:
     """Whether rewards are normalized; by default not in GRPO, which compares within groups."""
     norm, rloo = trainer.args.reward_norm, isinstance(trainer.args, RLOOConfig)
-    return norm == "reference" or (
-        rloo and wants_reference_norm(norm, trainer.rewards.reward_funcs)
-    )
+    return norm == "reference" or (rloo and trainer.rewards.wants_reference_norm(norm))
 
 
 def dry_run(trainer: Any, steps_callback: type) -> str:
-    """Try the first steps of `train`, write nothing, and restore everything.
-
-    Returns what was checked, and the time and memory that the whole run will take.
-    """
+    """Try the first steps of `train`, write nothing, restore everything; say what was found."""
     check_before_training(trainer)
-    steps = trainer._number_of_steps()
+    steps, handler = trainer._number_of_steps(), trainer.callback_handler
     reference = [] if trainer.ref_model is None else trainer.ref_model.parameters()
     changed = [p for p in trainer.model.parameters() if p.requires_grad] + list(reference)
-    before = [parameter.detach().clone() for parameter in changed]
-    randomness, listeners = random_states(), trainer.callback_handler.callbacks
-    lent = {"max_steps": min(CHECK_STEPS, steps), "save_strategy": "no", "eval_strategy": "no"}
-    lent |= {"logging_steps": 1, "resume_from_checkpoint": None}
-    own = {name: getattr(trainer.args, name) for name in lent}
-    trainer._trying, trainer.log_completions = True, False
+    before, randomness = [parameter.detach().clone() for parameter in changed], random_states()
+    few = {"max_steps": min(CHECK_STEPS, steps), "save_strategy": "no", "eval_strategy": "no"}
+    few |= {"logging_steps": 1, "resume_from_checkpoint": None}
     kept = (DefaultFlowCallback, steps_callback)  # neither trackers nor bars
-    trainer.callback_handler.callbacks = [c for c in listeners if isinstance(c, kept)]
-    vars(trainer.args).update(lent)
+    listeners = [listener for listener in handler.callbacks if isinstance(listener, kept)]
     try:
-        trainer._train()
+        with (
+            temporarily(trainer.args, **few),
+            temporarily(handler, callbacks=listeners),
+            temporarily(trainer, _trying=True, log_completions=False),
+        ):
+            trainer._train()
         seconds = [row["step_time"] for row in trainer.all_stats]
         sample = trainer._samples and tuple(column[0] for column in trainer._samples)
     finally:
-        vars(trainer.args).update(own)
-        trainer.callback_handler.callbacks = listeners
-        trainer.log_completions = trainer.args.log_completions
         trainer.optimizer = trainer.lr_scheduler = None
         trainer._forget()
         trainer._metrics["train"].clear()

@@ -49,7 +49,7 @@ class GroupConfig(TrainingSettings):
 
     @property
     def groups(self) -> int:
-        """Prompts of one sampled batch, over all processes."""
+        """Count the prompts of one sampled batch, over all processes."""
         return self.generation_batch_size // self.num_generations
 
     def _unite_names(self) -> None:

@@ -12,8 +12,6 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
-from trl.generation.vllm_generation import VLLMGeneration
-from trl.trainer import grpo_trainer, rloo_trainer
 
 from trl_recipes.data.conversations import is_conversation, shown
 from trl_recipes.data.prompts import (
@@ -27,7 +25,7 @@ from trl_recipes.data.prompts import (
 from trl_recipes.data.tokenizers import is_character_tokenizer
 from trl_recipes.errors import RecipeError
 from trl_recipes.grpo.config import GroupConfig
-from trl_recipes.models.forward import unwrap_adapter
+from trl_recipes.models.forward import temporarily, unwrap_adapter
 from trl_recipes.models.hub import is_gguf
 from trl_recipes.models.loading import (
     check_language_model,
@@ -35,7 +33,7 @@ from trl_recipes.models.loading import (
     load_run,
 )
 from trl_recipes.models.sharding import full_tensors
-from trl_recipes.rewards.base import made_up_completions
+from trl_recipes.rewards.base import MADE_UP
 
 # Columns that TRL reads where a row has them: as pictures, and to tell conversations from texts.
 _TRLS_OWN = ("completion", "image", "images", "messages", "chosen", "rejected")
@@ -83,9 +81,8 @@ def group_tokenizer(
 def count_positions(model: nn.Module) -> None:
     """Number a model's positions from the first token that is not padding.
 
-    TRL's forward pass over a batch padded on the left gives a mask and no positions, and a model
-    with position embeddings, such as GPT-2, then counts the padding: its log-probabilities are not
-    those that `generate` sampled with, and depend on the longest prompt beside them.
+    TRL gives a mask and no positions; GPT-2 and its kin then count the padding, so that
+    log-probabilities are not those of sampling, and depend on the longest prompt beside them.
     """
 
     def with_positions(module, args, kwargs):
@@ -102,11 +99,8 @@ def count_positions(model: nn.Module) -> None:
 
 
 def copy_weights(policy: nn.Module, reference: nn.Module) -> None:
-    """Give the reference model the weights that the policy has now.
-
-    TRL loads the reference by the policy's name, which says nothing of another revision, of weights
-    that were changed since, or of tokens that were added.
-    """
+    """Give the reference model the weights that the policy has now."""
+    # TRL loads it by the policy's name, which tells of no revision, change or added token
     size = policy.get_input_embeddings().weight.shape[0]
     if reference.get_input_embeddings().weight.shape[0] != size:
         reference.resize_token_embeddings(size, mean_resizing=False)
@@ -146,7 +140,7 @@ def made_up_sample(rows: Dataset, processing_class: Any) -> dict[str, list]:
     """Make two samples of the first rows, to try the reward functions on, named as TRL does."""
     few = rows[:2]
     prompts = few.pop("prompt")
-    texts = made_up_completions(len(prompts))
+    texts = list(MADE_UP[: len(prompts)])
     if is_character_tokenizer(processing_class):  # which may not know every letter of English
         texts = prompts
     completions = texts
@@ -168,7 +162,7 @@ def named(model: nn.Module, wanted: bool) -> Iterator[None]:
     if not wanted or (own and not is_gguf(Path(own))):
         yield
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, temporarily(model.config, _name_or_path=folder):
         # every process needs the same files, and transformers saves in the main one alone
         once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
         state = {n: t for n, t in model.state_dict(keep_vars=True).items() if n in once}
@@ -176,11 +170,7 @@ def named(model: nn.Module, wanted: bool) -> Iterator[None]:
         save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
-        model.config._name_or_path = folder
-        try:
-            yield
-        finally:
-            model.config._name_or_path = own
+        yield
 
 
 def evaluation_rows(given: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -228,26 +218,3 @@ def without_second_adapter(policy: nn.Module) -> Iterator[None]:
             policy.delete_adapter("ref")
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def writes_nothing(args: GroupConfig) -> Iterator[None]:
-    """Keep TRL's constructor from making folders before all was found fit for training."""
-    saves, log_completions = args.saves, args.log_completions
-    args.saves = False
-    if getattr(args, "log_completions_hub_repo", None) is None:
-        args.log_completions = False
-    try:
-        yield
-    finally:
-        args.saves, args.log_completions = saves, log_completions
-
-
-@contextmanager
-def sampled_by(sampler: type[VLLMGeneration]) -> Iterator[None]:
-    """Let TRL's constructor start vLLM through this class in the place of its own."""
-    grpo_trainer.VLLMGeneration = rloo_trainer.VLLMGeneration = sampler
-    try:
-        yield
-    finally:
-        grpo_trainer.VLLMGeneration = rloo_trainer.VLLMGeneration = VLLMGeneration

@@ -22,11 +22,6 @@ class GroupScoring:
     """Calls the reward functions in TRL's place, as a mixin of its trainers."""
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
-        """Call the reward functions as TRL does, and note what the batch looks like.
-
-        Done here, so that an error in one process is told in all, and because TRL would call them
-        in every process.
-        """
         started = time.perf_counter()
         raw = self._score(inputs, prompts, completions, completion_ids_list)
         values = torch.tensor([raw[name] for name in self.rewards.names], dtype=torch.float32)
@@ -58,7 +53,6 @@ class GroupScoring:
         return extras
 
     def _note(self, name: str, value: float) -> None:
-        """Add a value to those that TRL averages and logs."""
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
     def _note_batch(self, raw, prompts, completions, ids, by_function: Tensor) -> None:
@@ -66,8 +60,10 @@ class GroupScoring:
 
         `by_function` holds what each reward function gave, (all B, functions).
         """
-        weights = torch.tensor(self.rewards.weights)
-        totals, all_ids = weighted_totals(by_function, weights), gather(list(ids))
+        weights = torch.tensor(self.rewards.weights, device=by_function.device)
+        totals = (by_function * weights).nansum(1)  # nan where no function scored
+        totals = totals.masked_fill(by_function.isnan().all(1), torch.nan)
+        all_ids = gather(list(ids))
         texts = [plain_text(completion) for completion in completions]
         metrics = {name: gather(raw[name]) for name in self.rewards.metric_names}
         found = batch_statistics(totals, self.num_generations, gather(texts), all_ids, metrics)
@@ -84,12 +80,6 @@ class GroupScoring:
         scores = totals[first : first + len(prompts)].tolist()
         few = slice(0, self.num_generations * self.args.log_samples, self.num_generations)
         self._samples = ([plain_text(prompt) for prompt in prompts[few]], texts[few], scores[few])
-
-
-def weighted_totals(by_function: Tensor, weights: Tensor) -> Tensor:
-    """Sum the values of reward functions, (B, functions), to (B,); nan where none scored."""
-    totals = (by_function * weights.to(by_function.device)).nansum(1)
-    return totals.masked_fill(by_function.isnan().all(1), torch.nan)
 
 
 def batch_statistics(

@@ -18,6 +18,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, set_seed
+from trl.trainer import grpo_trainer, rloo_trainer
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from trl_recipes.callbacks import own_copy, show_progress, train_or_stop
@@ -30,22 +31,17 @@ from trl_recipes.grpo import checks, inputs
 from trl_recipes.grpo.checkpointing import GroupCheckpoints, Place, begin_epoch
 from trl_recipes.grpo.config import GroupConfig, GRPOConfig, RLOOConfig
 from trl_recipes.grpo.scoring import GroupScoring
-from trl_recipes.models import adapters
+from trl_recipes.models import adapters, sharding
 from trl_recipes.models.forward import (
     check_causal,
     forward_arguments,
     switch_off_chance,
+    temporarily,
     train_without_chance,
     unwrap_adapter,
 )
 from trl_recipes.models.memory import set_malloc_thresholds
 from trl_recipes.models.sampling import ignores_padding, packed_weights
-from trl_recipes.models.sharding import (
-    check_fsdp_loading,
-    full_tensor,
-    is_sharded,
-    wrap_by_layer,
-)
 from trl_recipes.models.vllm_sampling import VLLMSampler
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.run_folder import RunFolder
@@ -116,7 +112,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         args = self.config_class() if args is None else args
         inputs.check_arguments(args, self.config_class, train_dataset, kwargs)
         args = own_copy(args)
-        check_fsdp_loading()
+        sharding.check_fsdp_loading()
         set_seed(args.seed)
         policy = inputs.causal_model(model, args.trust_remote_code)
         self._saved_settings = copy.deepcopy(unwrap_adapter(policy).generation_config)
@@ -130,11 +126,14 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         own_forward = vars(unwrap_adapter(policy)).get("forward")
         if "optimizers" in kwargs:
             kwargs["optimizers"] = adapters.with_own_schedule(*kwargs["optimizers"])
+        shows = getattr(args, "log_completions_hub_repo", None) is not None and args.log_completions
         with (
             inputs.named(policy, wanted=args.beta != 0 and not adapted),
             inputs.without_second_adapter(policy),
-            inputs.writes_nothing(args),
-            inputs.sampled_by(VLLMSampler),
+            # no folder is made before all was found fit for training
+            temporarily(args, saves=False, log_completions=shows),
+            temporarily(grpo_trainer, VLLMGeneration=VLLMSampler),
+            temporarily(rloo_trainer, VLLMGeneration=VLLMSampler),
         ):
             super().__init__(
                 model=policy,
@@ -191,7 +190,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
                 inputs.copy_weights(policy, reference)
 
     def _forget(self) -> None:
-        """Reset everything but the weights to before the first step."""
+        # everything but the weights is as before the first step
         self.all_stats: list[dict[str, Any]] = []
         self.state, self.control = TrainerState(), TrainerControl()
         self.state.is_world_process_zero = self.is_world_process_zero()
@@ -215,7 +214,6 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
     # What TRL calls: what it does is its own, what goes in and what is seen of it is ours
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        """Give TRL's sampler, and keep it to begin epochs with."""
         self._sampler = super()._get_train_sampler(dataset)
         return self._sampler
 
@@ -231,13 +229,11 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         """Sample from the policy itself: the model's own generation settings are set aside."""
         started = time.perf_counter()
         model = unwrap_adapter(self.accelerator.unwrap_model(self.model))
-        own, model.generation_config = model.generation_config, GenerationConfig()
-        try:
-            with nullcontext() if self.use_vllm else packed_weights(model):
-                return super()._generate_single_turn(*args, **kwargs)
-        finally:
-            model.generation_config = own
-            self._note("time/generation", time.perf_counter() - started)
+        packed = nullcontext() if self.use_vllm else packed_weights(model)
+        with packed, temporarily(model, generation_config=GenerationConfig()):
+            drawn = super()._generate_single_turn(*args, **kwargs)
+        self._note("time/generation", time.perf_counter() - started)
+        return drawn
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -250,11 +246,8 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         compute_aux_loss=False,
         **images: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Compute log-probabilities and entropies of completions, (B, T), as TRL does.
-
-        On a CPU from plain logits: the head that TRL >= 1.15 fuses with them is for GPUs, and takes
-        five times as long there.
-        """
+        """Compute log-probabilities and entropies of completions, (B, T), as TRL does."""
+        # on a CPU from plain logits: TRL >= 1.15's fused head takes five times as long there
         policy = unwrap_adapter(self.accelerator.unwrap_model(model))
         if self.args.disable_dropout:
             train_without_chance(self.accelerator.unwrap_model(model))
@@ -299,7 +292,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
             _set_forward(policy, own)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as TRL does, also before and after training."""
+        """Evaluate as TRL does, also outside of training."""
         with nullcontext() if self.is_in_train else self._with_fused_head():
             return super().evaluate(*args, **kwargs)
 
@@ -320,7 +313,6 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
             self._record(logs)
 
     def _record(self, logs: dict[str, Any]) -> None:
-        """Keep the row of a step, and write it to disk at once."""
         row = {"step": self.state.global_step, "episode": self._episodes}
         row["tokens/generated"] = self._generated
         row |= {key: value for key, value in logs.items() if isinstance(value, int | float)}
@@ -344,11 +336,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         """Train for `max_steps` steps, with rows, samples and checkpoints in the run folder.
 
         It goes on from the checkpoint given, from the newest whole one (True), or as `args` say.
-
-        Raises:
-            RecipeError: something is not fit for training, a reward function failed, or gradients
-                stopped being finite.
-            RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
+        Raises RunStopped where SIGTERM or Ctrl-C came, and a checkpoint was written.
         """
         lengths = checks.check_before_training(self)
         if resume_from_checkpoint is not None:
@@ -356,13 +344,12 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         if checks.normalizes(self):
             checks.measure_rewards(self)
         train = functools.partial(self._train, **kwargs)
-        wrap_by_layer(self.model, self.accelerator)
+        sharding.wrap_by_layer(self.model, self.accelerator)
         if self.args.saves:
             about = {
                 "algorithm": self._name,
                 "about": checks.description(self, lengths),
-                "rewards": dict(zip(self.rewards.names, self.rewards.weights, strict=True)),
-                "metrics": self.rewards.metric_names,
+                **self.rewards.about(),
             }
             return train_or_stop(self, train=train, about=about)
         if self.args.resume_from_checkpoint:
@@ -384,10 +371,11 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
 
     def _skip_if_not_finite(self) -> None:
         """Skip a step whose gradient is not finite; several in a row end the run."""
-        if self.is_deepspeed_enabled or (self.is_fsdp_enabled and not is_sharded(self.model)):
+        old_fsdp = self.is_fsdp_enabled and not sharding.is_sharded(self.model)
+        if self.is_deepspeed_enabled or old_fsdp:
             return  # gradients are not here
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        finite = bool(full_tensor(nn.utils.get_total_norm(gradients)).isfinite())
+        finite = bool(sharding.full_tensor(nn.utils.get_total_norm(gradients)).isfinite())
         self._not_finite = 0 if finite else self._not_finite + 1
         self._note("skipped_steps", float(not finite))
         if not finite:
@@ -409,10 +397,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         return checks.description(self, lengths)
 
     def check(self) -> str:
-        """Try the first steps of `train`, write nothing, and restore everything.
-
-        Returns what was checked, and the time and memory that the whole run will take.
-        """
+        """Try the first steps of `train`, write nothing, restore everything; say what was found."""
         return checks.dry_run(self, _Steps)
 
     def _end_tokens(self) -> list[int]:
@@ -435,11 +420,7 @@ class GRPOTrainer(GroupTrainer, trl.GRPOTrainer):
         return result
 
     def compute_loss(self, model, inputs, *args: Any, **kwargs: Any) -> Any:
-        """Compute TRL's loss, and note the KL of a response as PPO does.
-
-        It is noted where a sampled batch is gone over for the first time; later the policy is
-        another one.
-        """
+        """Compute TRL's loss, and note the KL of a response, when a batch is used first."""
         self._logps = None  # a loss that computes none (Liger's) leaves it so
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         reference, mask = inputs.get("ref_per_token_logps"), inputs["completion_mask"]
@@ -458,11 +439,8 @@ class RLOOTrainer(GroupTrainer, trl.RLOOTrainer):
     config_class = RLOOConfig
 
     def _generate_and_score_completions(self, inputs: list) -> dict:
-        """Let TRL sample and score a batch, and note the KL of a response as PPO does.
-
-        TRL has just averaged the log-ratio over all tokens of the batch, so that times tokens over
-        responses is its sum over a response, averaged over responses.
-        """
+        """Let TRL sample and score a batch, and note the KL of a response as PPO does."""
+        # TRL has averaged the log-ratio over all tokens: times tokens over responses it is the KL
         batch = super()._generate_and_score_completions(inputs)
         kls = self._metrics["train"].get("kl")
         if self.model.training and kls:

@@ -154,10 +154,7 @@ def save_policy(policy: nn.Module, folder: Path, merge_adapter: bool) -> None:
 
 
 def save_trained(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Save the model that transformers' Trainer has trained, gathered, and its tokenizer.
-
-    Every process calls this; the main one writes.
-    """
+    """Save the model that transformers' Trainer has trained, gathered, in the main process."""
     writes = trainer.is_world_process_zero()
     model = full_model(trainer.accelerator.unwrap_model(trainer.model), keep=writes)
     if writes:

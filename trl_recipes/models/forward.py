@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,21 @@ def unwrap_adapter(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode for the time of the block.
+def temporarily(owner: Any, **values: Any) -> Iterator[None]:
+    """Set attributes of an object for the time of the block, and put its own back."""
+    own = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(owner, name, value)
 
-    Train mode with gradient checkpointing would switch the cache off.
-    """
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode for the block; train mode may switch its cache off."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -61,10 +72,9 @@ def response_logits(
     """Compute logits (N, V) and last hidden states (N, H) of N response tokens, as the model does.
 
     Queries are (B, Q), responses (B, R) without a decoder's start token. The head runs on response
-    tokens alone: not on queries, not on padding. A causal model's sequences are query and response
-    without a gap, padded only behind their end, where causality hides the padding and neither mask
-    nor positions need to know of it; or packed into few lines, where [`can_pack`] allows it. Masks
-    may lie on the host: then nothing here waits for a GPU.
+    tokens alone. A causal model's rows are padded only behind their end, where causality hides the
+    padding, or packed into few lines, where [`can_pack`] allows it. Masks may lie on the host: then
+    nothing here waits for a GPU.
     """
     language_model = unwrap_adapter(model)
     if language_model.config.is_encoder_decoder:
@@ -94,10 +104,7 @@ def response_logits(
 
 
 def _causal_inputs(queries, query_mask, responses, response_mask, pack) -> tuple[dict, Tensor]:
-    """Query and response of each row side by side, and the places that predict the response.
-
-    The last response token predicts nothing that is asked for, and stays out.
-    """
+    """Put query and response of each row side by side; give the places that predict the latter."""
     device = queries.device
     start = query_mask.sum(1, keepdim=True)
     inner = response_mask[:, 1:].bool()  # moved by one: a row's tokens but for one
@@ -135,16 +142,14 @@ def _encoder_decoder_inputs(language_model, queries, query_mask, responses) -> d
 
 
 def _pick(states: Tensor, places: Tensor) -> Tensor:
-    """States (B, L, H) at places counted through all rows, (N, H)."""
     return states.flatten(0, 1)[places]
 
 
 def can_pack(model: nn.Module) -> bool:
     """Whether a model keeps packed sequences apart, by their positions alone.
 
-    transformers lets attention end where `position_ids` start anew, for the models whose masks it
-    makes itself. The model is asked, not a list of names: changing the first sequence of a line
-    must not change a bit of the second, and each must come out as it does alone.
+    The model is asked, not a list of names: changing the first sequence of a line must not change a
+    bit of the second, and each must come out as it does alone.
     """
     language_model = unwrap_adapter(model)
     config = language_model.config
@@ -172,10 +177,7 @@ def can_pack(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def check_causal(model: nn.Module) -> None:
-    """Refuse a causal model whose predictions of a token see the tokens behind it.
-
-    XLNet, XLM and BERT without `is_decoder` do; the model is asked, not a list of names.
-    """
+    """Refuse a causal model that sees tokens behind the one it predicts, as XLNet and BERT do."""
     language_model = unwrap_adapter(model)
     if language_model.config.is_encoder_decoder:
         return

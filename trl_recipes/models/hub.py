@@ -52,7 +52,12 @@ def resolve(
         if kind == "dataset":
             return str(path)
         if is_gguf(path):
-            return _gguf_file(path, source)
+            if importlib.util.find_spec("gguf") is None:
+                raise RecipeError(
+                    f"{source}: `{path}` is a GGUF file, which needs a package: `pip install "
+                    "'trl_recipes[gguf]'`."
+                )
+            return str(path)
         folder = _model_folder(path, source)
         _check_weights(folder, source)
         return str(folder)
@@ -69,16 +74,6 @@ def resolve(
 def is_gguf(path: Path) -> bool:
     """Whether a path is a GGUF file, as llama.cpp, Ollama and LM Studio keep models."""
     return path.suffix.lower() == ".gguf" and path.is_file()
-
-
-def _gguf_file(path: Path, source: str) -> str:
-    """Give the path of a GGUF file that can be read here."""
-    if importlib.util.find_spec("gguf") is None:
-        raise RecipeError(
-            f"{source}: `{path}` is a GGUF file, which needs a package: `pip install "
-            "'trl_recipes[gguf]'`."
-        )
-    return str(path)
 
 
 @contextlib.contextmanager
@@ -118,11 +113,7 @@ def loading(
 
 @contextlib.contextmanager
 def _full_weights() -> Iterator[None]:
-    """Load all of a model's weights in each process.
-
-    Under DeepSpeed's ZeRO-3 transformers spreads every model that it loads over the processes, also
-    reward models, which nobody gathers again.
-    """
+    """Load all weights in each process, also under ZeRO-3, which would spread reward models too."""
     from transformers.integrations import deepspeed
 
     spread = deepspeed._hf_deepspeed_config_weak_ref

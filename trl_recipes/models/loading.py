@@ -42,9 +42,8 @@ def load_run(
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Load a language model in eval mode, its adapter included, and its tokenizer.
 
-    `path` is a run folder, a model folder, a GGUF file or a hub name; `source` says in messages
-    where it came from; `kwargs` go to `from_pretrained`, and `trust_remote_code` counts for the
-    tokenizer too.
+    `path` is a run folder, a model folder, a GGUF file or a hub name; `kwargs` are
+    `from_pretrained`'s.
     """
     trusted = {"trust_remote_code": kwargs.get("trust_remote_code", False)}
     tokenizer = load_tokenizer(path, source=source, **trusted)

@@ -46,9 +46,8 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def set_malloc_thresholds() -> None:
     """Let the C library, where it is glibc, keep large blocks for the next tensor.
 
-    By default it returns them to the system at once, and the system hands out zeroed pages again
-    for the gradients and logits of every update: a tenth of a step on the CPU with GPT-2 small, a
-    third with small models. The peak stays the same.
+    It returns them to the system by default, which hands out zeroed pages again: a tenth of a step
+    on the CPU with GPT-2 small, a third with small models. The peak stays the same.
     """
     if sys.platform != "linux":
         return

@@ -7,14 +7,9 @@ from torch import Tensor
 
 
 def pad_rows(rows: Sequence[Tensor], pad_token_id: int, side: str) -> tuple[Tensor, Tensor]:
-    """Stack B sequences; ids and mask (1 at tokens, 0 in gaps) have shape (B, longest).
+    """Stack B sequences, padded on the "left" or "right": ids and mask of tokens, (B, longest).
 
-    The mask comes from the lengths, so padding may use any token id; `side` is "left" or "right".
-
-    >>> pad_rows([torch.tensor([5, 6]), torch.tensor([7])], 0, "left")
-    (tensor([[5, 6],
-            [0, 7]]), tensor([[1, 1],
-            [0, 1]]))
+    The mask comes from the lengths, so padding may use any token id.
     """
     device = rows[0].device
     lengths = torch.tensor([len(row) for row in rows], device=device)
@@ -38,10 +33,7 @@ def tokens_of(ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def unpack(values: Tensor, mask: Tensor) -> Tensor:
-    """Put one value per token, row after row, back where the mask is 1: (N,) to (B, R).
-
-    Gaps hold 0; the gradient flows to `values`.
-    """
+    """Put one value per token (N,), row after row, where the mask (B, R) is 1; gaps hold 0."""
     places = token_places(mask, values.device)
     return values.new_zeros(mask.numel()).index_copy(0, places, values).view(mask.shape)
 
@@ -71,11 +63,7 @@ def length_groups(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
 
 
 def bin_pack(lengths: Sequence[int]) -> list[list[int]]:
-    """Pack rows into few lines of the longest row's length: the rows of each line.
-
-    First fit in falling order takes at most 11/9 of the fewest possible lines, and one (Johnson
-    1973).
-    """
+    """Pack rows into few lines of the longest's length: first fit, falling order (Johnson 1973)."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     lines: list[list[int]] = []
     left: list[int] = []  # tokens that still fit each line

@@ -1,20 +1,28 @@
 """Sample responses from a model's whole distribution, with what training needs of each token."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    set_seed,
+)
 from transformers.pytorch_utils import Conv1D
 
+from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import (
     evaluating,
     forward_arguments,
     response_logits,
+    temporarily,
     unwrap_adapter,
 )
 from trl_recipes.models.packing import pad_rows
@@ -55,19 +63,17 @@ def generate_responses(
     aside: a log-probability is only that of the sampled token when nothing bends the distribution.
 
     Args:
-        model: transformers causal or encoder-decoder model, or the PEFT model around one.
-        queries: token ids, each of shape (query length,).
-        pad_token_id: fills the gaps; attention masks hide it.
-        eos_token_id: ends a response, as any of several does; None never ends one early.
-        max_new_tokens: most tokens of a response: one number, or one per query.
-        temperature: of the sampling distribution.
-        do_sample: False takes the most likely token each time.
-        batch_size: queries generated together; None takes all.
-        **generation_kwargs: what else transformers' `generate` takes.
+    model: transformers causal or encoder-decoder model, or the PEFT model around one.
+    queries: token ids, each of shape (query length,).
+    pad_token_id: fills the gaps; attention masks hide it.
+    eos_token_id: ends a response, as any of several does; None never ends one early.
+    max_new_tokens: most tokens of a response: one number, or one per query.
+    temperature: of the sampling distribution.
+    do_sample: False takes the most likely token each time.
+    batch_size: queries generated together; None takes all.
+    **generation_kwargs: what else transformers' `generate` takes.
 
-    Returns:
-        The sampled tokens on the model's device, each of shape (response length,): with the ending
-        one, and without query, padding or a decoder's start token.
+    Returns responses of shape (length,), without query, padding or a decoder's start token.
     """
     device = next(model.parameters()).device
     limits = [max_new_tokens] * len(queries) if isinstance(max_new_tokens, int) else max_new_tokens
@@ -97,10 +103,7 @@ def generate_responses(
 
 
 def can_sample(model: nn.Module) -> bool:
-    """Whether [`sample_responses`] can decode with this model step by step.
-
-    It needs a cache whose rows can be taken out; the state of Mamba and its kin is none.
-    """
+    """Whether [`sample_responses`] can decode step by step: the cache's rows can be taken out."""
     language_model = unwrap_adapter(model)
     cached = CACHES & forward_arguments(language_model) and not language_model._is_stateful
     return bool(cached) and _row_is_as_alone(model, stepping=True)
@@ -121,10 +124,7 @@ def _fit_together(model: nn.Module, queries: Sequence[Tensor]) -> list[list[int]
 
 @torch.no_grad()
 def _row_is_as_alone(model: nn.Module, stepping: bool) -> bool:
-    """Test whether a padded row, or its next step on a cache, gets the logits that it gets alone.
-
-    The model is asked, not a list of names, and once: the answer is kept with it.
-    """
+    """Test, once, whether a padded row, or its next step on a cache, has the logits of it alone."""
     language_model = unwrap_adapter(model)
     known = vars(language_model).setdefault("_row_is_as_alone", {})
     if stepping in known:
@@ -263,21 +263,18 @@ def _generate(
     ids, mask = pad_rows(queries, settings.pad_token_id, side)
     before = 1 if encoder_decoder else ids.shape[1]
     settings.max_new_tokens = int(lengths.max())
-    language_model.generation_config = GenerationConfig(
+    bare = GenerationConfig(
         decoder_start_token_id=own.decoder_start_token_id, bos_token_id=own.bos_token_id
     )
     ends_at = _RowLengths(before, lengths, stopping_criteria)
-    try:
-        with evaluating(language_model):
-            output = language_model.generate(
-                ids,
-                attention_mask=mask,
-                generation_config=settings,
-                stopping_criteria=StoppingCriteriaList([ends_at]),
-                **called,
-            )
-    finally:
-        language_model.generation_config = own
+    with evaluating(language_model), temporarily(language_model, generation_config=bare):
+        output = language_model.generate(
+            ids,
+            attention_mask=mask,
+            generation_config=settings,
+            stopping_criteria=StoppingCriteriaList([ends_at]),
+            **called,
+        )
     sampled = output[:, before:]
     ends = _ends(sampled, ends_at.lengths, settings.eos_token_id)
     return [row[:end] for row, end in zip(sampled, ends.tolist(), strict=True)]
@@ -293,14 +290,73 @@ def _ends(sampled: Tensor, lengths: Tensor, eos_token_id) -> Tensor:
     return torch.minimum(lengths, first)
 
 
+class BestOfNSampler:
+    """Samples `sample_size` responses to each query and keeps the `n_candidates` best.
+
+    TRL 0.11's class. `queries_to_scores` is called once a query with the decoded texts, query
+    included, and returns one number each; `length_sampler` draws the most new tokens.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        queries_to_scores: Callable[[list[str]], Sequence[float]],
+        length_sampler: Callable[[], int],
+        sample_size: int = 4,
+        seed: int | None = None,
+        n_candidates: int = 1,
+        generation_config: GenerationConfig | None = None,
+    ):
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise RecipeError(f"`tokenizer` must be a tokenizer, got {type(tokenizer).__name__}.")
+        if not hasattr(model, "generate"):
+            raise RecipeError(f"`model` must be able to generate, got {type(model).__name__}.")
+        if not 0 < n_candidates <= sample_size:
+            raise RecipeError(
+                f"`n_candidates` ({n_candidates}) must lie between 1 and `sample_size` "
+                f"({sample_size})."
+            )
+        if seed is not None:
+            set_seed(seed)
+        self.model, self.tokenizer = model, tokenizer
+        self.queries_to_scores, self.length_sampler = queries_to_scores, length_sampler
+        self.sample_size, self.n_candidates = sample_size, n_candidates
+        self.gen_config = generation_config
+
+    def generate(
+        self,
+        tokenized_query: list[int] | Tensor | list[Tensor] | list[list[int]],
+        skip_special_tokens: bool = True,
+        device: str | torch.device | None = None,
+        **generation_kwargs,
+    ) -> list[list[str]]:
+        """Texts of the best responses to each query, best first."""
+        single = isinstance(tokenized_query[0], int) or (
+            isinstance(tokenized_query, Tensor) and tokenized_query.dim() == 1
+        )
+        best = []
+        for query in [tokenized_query] if single else tokenized_query:
+            queries = torch.as_tensor(query, device=device).reshape(1, -1)
+            generated = self.model.generate(
+                queries.repeat(self.sample_size, 1),
+                attention_mask=torch.ones_like(queries).repeat(self.sample_size, 1),
+                max_new_tokens=self.length_sampler(),
+                generation_config=self.gen_config,
+                **generation_kwargs,
+            )
+            texts = self.tokenizer.batch_decode(generated, skip_special_tokens=skip_special_tokens)
+            scores = torch.as_tensor(self.queries_to_scores(texts), dtype=torch.float32)
+            best.append([texts[i] for i in scores.topk(self.n_candidates).indices])
+        return best
+
+
 @contextmanager
 def packed_weights(model: nn.Module) -> Iterator[None]:
     """Let a model multiply with weights as oneDNN lays them out, within the block.
 
-    A matrix product with a few rows spends most of its time on laying the weight out for the
-    processor, anew in each call: with 16 rows, GPT-2 small's take a third of the time on weights
-    laid out once. The copies take as much memory as the weights, have autocast's precision, and
-    must not be trained. Elsewhere than on a CPU, and without oneDNN, nothing is changed.
+    Laying a weight out takes most of a matrix product with a few rows, in each call anew. The
+    copies have autocast's precision, and must not be trained. Without oneDNN nothing is changed.
     """
     layers = [layer for layer in model.modules() if _gains(layer)]
     if sum(layer.weight.numel() for layer in layers) > MOST:

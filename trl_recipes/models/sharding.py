@@ -76,17 +76,11 @@ def set_fsdp_root(model: nn.Module) -> None:
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
 
 
-def shard(model: nn.Module) -> None:
-    """Leave each process a part of a model that is used within [`gathered`] alone."""
-    fully_shard(model)
-
-
 @contextmanager
 def gathered(model: nn.Module, reshard_after_forward: bool = True) -> Iterator[nn.Module]:
     """Give each process all of a model's weights within the block, which must not train.
 
-    Sampling calls a model once a token, and calls parts of it; gathered once, the weights travel
-    once a rollout instead of once a token. Every process must enter the block.
+    The weights travel once a rollout instead of once a token. Every process must enter the block.
     """
     shards = [module for module in model.modules() if is_sharded(module)]
     for module in shards:

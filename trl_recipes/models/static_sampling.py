@@ -60,10 +60,7 @@ def uniform(*shape: int, device: torch.device) -> Tensor:
 
 
 def draw(probabilities: Tensor, points: Tensor) -> Tensor:
-    """Take one token per row, (B, 1): where a uniform number falls in the cumulative distribution.
-
-    `torch.multinomial` draws a random number for each token of the vocabulary in place of one.
-    """
+    """Take a token per row, (B, 1): where a uniform number falls in the cumulative distribution."""
     cumulative = probabilities.to(points.dtype).cumsum(1)
     tokens = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
     return tokens.clamp(max=cumulative.shape[1] - 1)
@@ -121,8 +118,8 @@ def sample_static(
 ) -> Samples:
     """Draw responses as `sample_responses` does, all rows to the end of the longest.
 
-    On CUDA the third token is captured and every later one replayed; elsewhere nothing is captured.
-    Under autocast the weights are held in its precision meanwhile, and not cast at each token.
+    On CUDA the third token is captured and every later one replayed. Under autocast the weights are
+    held in its precision meanwhile, and not cast at each token.
     """
     device = queries[0].device
     language_model = unwrap_adapter(model)
@@ -240,10 +237,7 @@ def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], No
 
 @contextmanager
 def _generator_aside(device: torch.device) -> Iterator[None]:
-    """Swap the generator's state for a copy: a failed capture would leave it unusable.
-
-    No token draws from it: the numbers of all tokens are drawn before the first.
-    """
+    """Swap the generator's state for a copy: a failed capture would leave it unusable."""
     generator = torch.cuda.default_generators[device.index]
     own = generator.graphsafe_get_state()
     generator.graphsafe_set_state(generator.clone_state())

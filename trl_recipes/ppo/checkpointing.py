@@ -32,7 +32,7 @@ class PPOCheckpoints:
 
     @functools.cached_property
     def prompts(self) -> Dataset:
-        """The prompts of `train`, with token ids, whatever form they were given in."""
+        """Tokenize the prompts of `train`, whatever form they were given in."""
         return as_prompts(self.dataset, self.tokenizer, self._policy())
 
     def _next_batch(self) -> dict[str, list]:

@@ -23,7 +23,7 @@ from trl_recipes.models.memory import kept_by
 from trl_recipes.ppo.models import ActorCritic, reference_is_start
 from trl_recipes.ppo.objective import Sum
 from trl_recipes.ppo.rollout import Evaluation, Rollout
-from trl_recipes.rewards.base import check_rewards, made_up_completions, reward_inputs
+from trl_recipes.rewards.base import MADE_UP, check_rewards, reward_inputs
 from trl_recipes.run_folder import check_disk
 
 logger = logging.getLogger(__name__)
@@ -132,8 +132,7 @@ def check_reference(model: nn.Module, ref_model: nn.Module) -> None:
 class FirstBatchCheck:
     """Compares sampling, forward passes and reference before the first update.
 
-    `trust_sampling` says whether log-probabilities from sampling equal those of a forward pass;
-    None until the first batch has shown it.
+    `trust_sampling` says whether log-probabilities from sampling equal those of a forward pass.
     """
 
     def __init__(
@@ -189,10 +188,7 @@ class FirstBatchCheck:
 
 
 def judge_step(means: dict[str, Tensor], norm: Tensor, threshold: float) -> Tensor:
-    """Judge a gradient before it is applied, without waiting for the device.
-
-    Returns whether loss and norm are finite, whether to take the step, ratio and norm, (4,).
-    """
+    """Judge a gradient before it is applied: finite, to be taken, ratio and norm, (4,)."""
     finite = torch.isfinite(norm) & torch.isfinite(means["loss/policy"])
     healthy = finite & (means["ratio"] <= threshold)
     return torch.stack([finite, healthy, means["ratio"], norm])
@@ -262,7 +258,7 @@ def check_before_training(trainer: Any) -> None:
     if len(dataset) < args.global_batch_size:
         raise too_few_prompts(len(dataset), args.batch_size)
     rows = dataset[:2]
-    texts = made_up_completions(len(rows["query"]))
+    texts = MADE_UP[: len(rows["query"])]
     prompts, completions, columns = reward_inputs(rows, texts, trainer.tokenizer)
     samples = (prompts, completions, [[0, 1]] * len(prompts), columns)
     check_rewards(trainer.rewards, args.reward_once, *samples, trainer_state=trainer.state)
@@ -285,18 +281,6 @@ def description(trainer: Any) -> str:
     lengths = [len(ids) for ids in trainer.prompts["input_ids"]]
     steps = trainer.args.num_total_batches
     return describe_run("PPO", trainer, trainer._actor_critic(), lengths, steps)
-
-
-def about(trainer: Any) -> dict[str, Any]:
-    """Give what the record of a run says of it."""
-    config, rewards = trainer.config, trainer.rewards
-    return {
-        "algorithm": "PPO",
-        "about": description(trainer),
-        "rewards": dict(zip(rewards.names, rewards.weights, strict=True)),
-        "metrics": rewards.metric_names,
-        "kl_target": config.target if config.adap_kl_ctrl else None,
-    }
 
 
 def dry_run(trainer: Any) -> str:

@@ -63,14 +63,12 @@ class ClassicLoop(OverridableParts):
         """Sample responses to token ids: of one query, shape (query length,), or of a list.
 
         `length_sampler` draws the most new tokens of each response; `batch_size` of them are
-        generated together, by default all. Further arguments are those of transformers' `generate`
-        and none is needed; one that bends the distribution is warned about, one that does not fit
-        what is returned is refused.
+        generated together, by default all. What else transformers' `generate` takes is passed on,
+        warned about where it bends the distribution, or refused.
 
         Returns a tensor (1, length) for one query, a list of 1-D tensors for a list; a pair of
         these with `generate_ref_response`. An encoder-decoder's responses begin with its start
-        token, as `step` expects them; others with their query where `return_prompt`. With
-        `num_return_sequences` each query's responses follow one another.
+        token, as `step` expects them; others with their query where `return_prompt`.
         """
         single = isinstance(query_tensor, Tensor)
         defaults = self._generation_defaults()
@@ -176,11 +174,7 @@ class ClassicLoop(OverridableParts):
         return sum(parameter._version for parameter in self._policy().parameters())
 
     def _recall(self, rollout: Rollout) -> Rollout:
-        """Restore what `generate` knew of each token, if it drew all of these responses.
-
-        The same tokens after the same query have the same log-probabilities while no weight has
-        changed. Processes agree, since those that hold parts of a model run it together.
-        """
+        """Restore what `generate` knew of these tokens, if it drew them all from these weights."""
         known = [self._drawn.get(key) for key in _contents(rollout)]
         stale = self._drawn_from != self._weights_version() or any(x is None for x in known)
         self._drawn.clear()
@@ -196,16 +190,11 @@ class ClassicLoop(OverridableParts):
         scores: list[Tensor],
         response_masks: list[Tensor] | None = None,
     ) -> dict[str, Any]:
-        """Train on one batch of sampled responses.
+        """Train on one batch of sampled responses, and return statistics under TRL 0.11.4's keys.
 
-        Args:
-            queries: token ids, each of shape (query length,).
-            responses: token ids, each of shape (response length,), as `generate` returns them.
-            scores: one number each.
-            response_masks: 1 at response tokens to train on, else 0; None trains on all of them.
-
-        Returns:
-            Statistics under the keys of TRL 0.11.4; `trl_recipes.stats.STAT_KEYS` explains them.
+        Queries and responses are token ids of shape (length,), as `generate` returns them, scores
+        one number each. Of a response the tokens with a 1 in `response_masks` are trained on, by
+        default all.
         """
         queries, responses, scores, response_masks = self._step_safety_checker(
             self.config.batch_size, queries, responses, scores, response_masks
@@ -224,8 +213,7 @@ class ClassicLoop(OverridableParts):
     ) -> None:
         """Log what `step` returned to the run folder and to trackers.
 
-        `stats` gets `env/reward_mean` and `env/reward_std` of the raw scores `rewards`; the
-        `columns_to_log` of `batch` are written with the samples.
+        `stats` gets mean and deviation of the raw scores `rewards`; the samples `columns_to_log`.
         """
         missing = [name for name in columns_to_log if name not in {*batch, "query", "response"}]
         if missing:
@@ -282,8 +270,7 @@ class ClassicLoop(OverridableParts):
     ) -> str | None:
         """Upload what `save_pretrained` writes to the hub, and return the commit's address.
 
-        `repo_id` is by default `hub_model_id`, or the name of the run folder. `upload` goes to
-        `HfApi.upload_folder` (`commit_message`, `revision`, `create_pr`).
+        `upload` goes to `HfApi.upload_folder` (`commit_message`, `revision`, `create_pr`).
         """
         repo_id = repo_id or self.args.hub_model_id or Path(self.args.output_dir).name
         api = HfApi(token=self.args.hub_token if token is None else token)
@@ -333,10 +320,7 @@ class ClassicLoop(OverridableParts):
                 )
 
     def _collate(self, queries, responses, response_masks=None) -> Rollout:
-        """Pad the batch; an encoder-decoder's start token moves out of the responses.
-
-        One whose start token a slice has cut off is all response.
-        """
+        """Pad the batch; a decoder's start token, if it is there, moves out of the responses."""
         masks = response_masks
         if self.is_encoder_decoder:
             start = decoder_start_token_id(self._policy().config)
@@ -384,7 +368,6 @@ def loader_of(loaders: list, dataset: Any, batch_size: int) -> Any:
 
 
 def _contents(rollout: Rollout) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Token ids of each query and response."""
     ids = (rollout.queries, rollout.query_mask, rollout.responses, rollout.response_mask)
     rows = zip(*(x.tolist() for x in ids), strict=True)
     return [(tuple(q[: sum(nq)]), tuple(r[: sum(nr)])) for q, nq, r, nr in rows]
@@ -406,8 +389,6 @@ def complete_settings(
     """Complete the arguments of `generate`, and warn where they change the distribution.
 
     Returns what `generate_responses` takes, with `num_return_sequences` and maybe `max_length`.
-    The neutral arguments of the classic walkthrough (`min_length=-1, top_k=0.0, top_p=1.0,
-    eos_token_id=-1`) do nothing.
     """
     given = _without_config(given)
     tokenizer = given.pop("tokenizer", tokenizer)

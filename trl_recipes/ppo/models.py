@@ -19,16 +19,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import PushToHubMixin
 
 from trl_recipes.errors import RecipeError
+from trl_recipes.models import loading
 from trl_recipes.models.adapters import StartModel, save_policy
 from trl_recipes.models.forward import response_logits, train_without_chance, unwrap_adapter
 from trl_recipes.models.hub import resolve
-from trl_recipes.models.loading import (
-    WHERE,
-    check_adapter,
-    find_file,
-    load_language_model,
-    present_names,
-)
 from trl_recipes.models.packing import tokens_of
 from trl_recipes.models.sharding import full_model, full_tensor, full_tensors
 from trl_recipes.ppo import objective
@@ -138,10 +132,10 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """Load a language model, in float32 unless `dtype` says otherwise, and its value head.
 
-        Takes a hub name, a folder, or a transformers or PEFT model; `peft_config`, the value head's
-        arguments of TRL, and options of the transformers class. A head that was never saved starts
-        from 0, unless `v_head_init_strategy` is given (None is torch's own). `reward_adapter` names
-        an adapter of a sequence classifier on the same model, for `compute_reward_score`.
+        Takes a hub name, a folder, or a transformers or PEFT model. A head that was never saved
+        starts from 0, unless `v_head_init_strategy` is given (None is torch's own).
+        `reward_adapter` names an adapter of a sequence classifier on the same model, for
+        `compute_reward_score`.
         """
         model, name, heads = pretrained_model_name_or_path, None, {}
         given = {key: kwargs.pop(key) for key in cls.supported_args if key in kwargs}
@@ -150,11 +144,11 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
         reward_adapter_name = kwargs.pop("reward_adapter_name", "reward_adapter")
         trainable = kwargs.pop("is_trainable", True)
         if isinstance(model, str | Path):
-            kwargs = present_names(kwargs)
-            where = {key: kwargs[key] for key in WHERE if key in kwargs}
+            kwargs = loading.present_names(kwargs)
+            where = {key: kwargs[key] for key in loading.WHERE if key in kwargs}
             name = resolve(str(model), "model", token=kwargs.get("token"))
             causal = cls.transformers_parent_class is AutoModelForCausalLM
-            model = load_language_model(
+            model = loading.load_language_model(
                 name, *model_args, causal=causal, is_trainable=trainable, **kwargs
             )
             heads = find_heads(name, cls.supported_modules, **where)
@@ -225,8 +219,8 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
         if not self.is_peft_model:
             raise RecipeError("`reward_adapter` needs a PEFT model. Give `peft_config` too.")
         adapter = resolve(adapter, "model", source="`reward_adapter`")
-        check_adapter(adapter, "`reward_adapter`")
-        saved = load_file(find_file(adapter, "adapter_model.safetensors"))
+        loading.check_adapter(adapter, "`reward_adapter`")
+        saved = load_file(loading.find_file(adapter, "adapter_model.safetensors"))
         named = {*self.supported_rm_modules}
         head = {k.rpartition(".")[2]: v for k, v in saved.items() if named & {*k.split(".")}}
         if "weight" not in head:
@@ -296,17 +290,17 @@ def find_heads(name: str, modules: Sequence[str] = ("v_head",), **where: Any) ->
     it. `where` are the hub's arguments. Of a pickle file nothing but tensors is read.
     """
     for own in (VALUE_HEAD_FILE, "value_head.bin"):
-        if file := find_file(name, own, **where):
+        if file := loading.find_file(name, own, **where):
             tensors = _read_tensors(file, lambda key: True)
             return {head_key(key, modules) or _SUMMARY + key: t for key, t in tensors.items()}
     # TRL wrote the second beside an adapter; it also stays in a folder that was converted
-    pickled = Path(name).is_dir() or find_file(name, "adapter_config.json", **where)
+    pickled = Path(name).is_dir() or loading.find_file(name, "adapter_config.json", **where)
     for weights in ("model.safetensors", "pytorch_model.bin")[: 2 if pickled else 1]:
-        files = [find_file(name, weights, **where)]
-        if files == [None] and (index := find_file(name, f"{weights}.index.json", **where)):
+        files = [loading.find_file(name, weights, **where)]
+        if files == [None] and (index := loading.find_file(name, f"{weights}.index.json", **where)):
             shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
             files = {shard for key, shard in shards.items() if head_key(key, modules)}
-            files = [find_file(name, shard, **where) for shard in sorted(files)]
+            files = [loading.find_file(name, shard, **where) for shard in sorted(files)]
         heads: dict[str, Tensor] = {}
         for file in filter(None, files):
             tensors = _read_tensors(file, lambda key: head_key(key, modules))
@@ -387,24 +381,24 @@ class ActorCritic(nn.Module):
     ) -> tuple:
         """Compute log-probability, entropy and value of the N response tokens, row after row.
 
-        Queries and their mask are (B, Q), responses and theirs (B, R). Returns three times (N,), in
-        nats and in score, and float32 logits (N, V) over the temperature, or None: they stay in
-        here, so that nothing makes a copy of them. Called as the user's value-head model is, it
-        returns what that does.
+        Returns three times (N,), in nats and in score, and float32 logits (N, V) over the
+        temperature, or None: they stay in here, so that nothing copies them. Called as the user's
+        value-head model is, it returns what that does.
         """
         rows = (queries, query_mask, responses, response_mask)
         if response_mask is None:
             return self.value_head_model(*(x for x in rows if x is not None), **classic)
-        logits, hidden = response_logits(self.policy, *rows, pack=self.pack)
+        logits, hidden = self.logits_of(*rows)
         labels = tokens_of(responses, response_mask)
         with torch.autocast(logits.device.type, enabled=False):
             logprobs, entropy = objective.logprobs_and_entropy(logits, labels, temperature)
             shown = logits.float() / temperature if with_logits else None
         return logprobs, entropy, self.values_of(hidden), shown
 
-    def logits_of(self, reference: nn.Module, *rows: Tensor) -> Tensor:
-        """Compute a reference's logits (N, V) instead of the policy's."""
-        return response_logits(reference, *rows, pack=self.pack)[0]
+    def logits_of(self, *rows: Tensor, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """Run the policy, or its reference, on rows: logits (N, V) and hidden states (N, H)."""
+        model = self.policy if model is None else model
+        return response_logits(model, *rows, pack=self.pack)
 
     def values_of(self, hidden: Tensor) -> Tensor:
         """Compute the values (...) of the trunk's last hidden states (..., H), in float32."""

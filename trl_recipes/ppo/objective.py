@@ -28,27 +28,14 @@ CHUNK_CPU, CHUNK_GPU = 2**17, 2**25
 
 
 def local(total: Tensor) -> Tensor:
-    """Return the sum of one process as it is, (...)."""
+    """Return the sum of one process as it is. Same shape."""
     return total
 
 
 def masked_mean(values: Tensor, mask: Tensor, all_sum: Sum = local) -> Tensor:
-    """Average the unmasked elements to a scalar; 0 where nothing is unmasked.
-
-    >>> masked_mean(torch.tensor([[1.0, 2.0], [3.0, 90.0]]), torch.tensor([[1, 1], [1, 0]]))
-    tensor(2.)
-    """
+    """Average the unmasked elements to a scalar; 0 where nothing is unmasked."""
     total, count = all_sum(torch.stack([values.where(mask.bool(), 0).sum(), mask.sum().float()]))
     return total / count.clamp(min=1)
-
-
-def masked_var(values: Tensor, mask: Tensor, all_sum: Sum = local) -> Tensor:
-    """Compute the unbiased variance of the unmasked elements, a scalar; 0 for fewer than two.
-
-    >>> masked_var(torch.tensor([1.0, 3.0, 90.0]), torch.tensor([1, 1, 0]))  # (1 + 1) / (2 - 1)
-    tensor(2.)
-    """
-    return masked_moments([values], [mask], all_sum)[1][0]
 
 
 def masked_moments(
@@ -56,9 +43,9 @@ def masked_moments(
 ) -> tuple[Tensor, Tensor]:
     """Compute mean (K,) and unbiased variance (K,) of each of K tensors, each of its own shape.
 
-    A mean is 0 where nothing is unmasked, a variance where fewer than two elements are. Two sums
-    over processes are taken in all: each makes all of them meet, however little it adds up.
+    A mean is 0 where nothing is unmasked, a variance where fewer than two elements are.
     """
+    # two sums over processes in all: each makes all of them meet, however little it adds up
     flags = [mask.bool() for mask in masks]
     totals = [x.where(flag, 0).sum() for x, flag in zip(values, flags, strict=True)]
     counts = [mask.sum().float() for mask in masks]
@@ -73,45 +60,32 @@ def masked_moments(
 def masked_whiten(
     values: Tensor, mask: Tensor, shift_mean: bool = True, all_sum: Sum = local
 ) -> Tensor:
-    """Scale the unmasked elements to variance 1 and, with `shift_mean`, mean 0; same shape.
-
-    Masked positions become 0. Whitening of rewards keeps the mean.
-
-    >>> masked_whiten(torch.tensor([1.0, 2.0, 3.0, 90.0]), torch.tensor([1, 1, 1, 0]))
-    tensor([-1.,  0.,  1.,  0.])
-    """
+    """Scale the unmasked elements to variance 1 and, with `shift_mean`, mean 0. Same shape."""
     (mean,), (variance,) = masked_moments([values], [mask], all_sum)
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
     return (whitened if shift_mean else whitened + mean).where(mask.bool(), 0)
 
 
 def whiten_with_padding(
-    rewards: Tensor, mask: Tensor, padding: Tensor, all_sum: Sum = local
-) -> Tensor:
-    """Whiten token rewards (B, R) without shifting their mean, as TRL 0.11.4 did it: padding too.
+    rewards: Tensor, values: Tensor, mask: Tensor, padding: Tensor, all_sum: Sum = local
+) -> tuple[Tensor, Tensor]:
+    """Whiten token rewards (B, R) as TRL 0.11.4 did, which whitened padding too; keep their mean.
 
-    There, a masked position's reward of 0 is whitened like any other, and generalized advantages
-    carry what comes of it back into the response. The figures of TRL 0.11.4 depend on it. `padding`
-    counts the padded positions behind each response, (B,); the result is wider by the most of them.
-    Source: TRL 0.11.4 `compute_advantages`.
+    `padding` counts the padded positions behind each response, (B,). Returns rewards, and values
+    with 0 there, wider by the most of them. Source: TRL 0.11.4 `compute_advantages`.
     """
     (mean,), (variance,) = masked_moments([rewards], [mask], all_sum)
     scale = torch.rsqrt(variance + 1e-8)
-    wide = F.pad(rewards, (0, int(padding.max())))
+    wide, values = (F.pad(x, (0, int(padding.max()))) for x in (rewards, values))
     positions = torch.arange(wide.shape[1], device=rewards.device)
     length = mask.shape[1] - mask.flip(1).argmax(1)  # up to the last token that counts
     whitened = (wide - mean) * scale + mean
-    return whitened.where(positions < (length + padding)[:, None], 0)
+    return whitened.where(positions < (length + padding)[:, None], 0), values
 
 
 def logprobs_from_logits(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
-    """Compute the log-probability of each label, (N,) in nats, from logits (N, V).
-
-    In float32, in chunks: no second tensor of the logits' size is made.
-
-    >>> logprobs_from_logits(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).exp()
-    tensor([0.5000])
-    """
+    """Compute the log-probability of each label, (N,) in nats, from logits (N, V)."""
+    # in float32, in chunks: no second tensor of the logits' size is made
     parts = [
         part.gather(1, picked.unsqueeze(1)).squeeze(1) - part.logsumexp(1)
         for _, part, picked in _chunks(temperature, logits, labels)
@@ -134,10 +108,6 @@ def logprobs_and_entropy(
     """Compute log-probability of each label, with gradient, and entropy, without; (N,) in nats.
 
     Like [`logprobs_from_logits`]; the backward pass overwrites the logits with their gradient.
-
-    >>> _, entropy = logprobs_and_entropy(torch.zeros(1, 4), torch.tensor([1]))
-    >>> entropy.exp()  # four tokens alike
-    tensor([4.])
     """
     return _LogprobsAndEntropy.apply(logits, labels, temperature)
 
@@ -179,12 +149,6 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
     `kind` is "kl" (log ratio, unbiased), "abs" (its magnitude), "mse" (half its square) or "k3"
     (unbiased and never negative); another raises ValueError. Source: Schulman, "Approximating KL
     Divergence" (2020), where kl is k1 and mse is k2.
-
-    >>> logprobs, ref_logprobs = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-2.0, -1.5]])
-    >>> kl_penalty(logprobs, ref_logprobs, "kl")
-    tensor([[ 1.0000, -0.5000]])
-    >>> kl_penalty(logprobs, ref_logprobs, "abs")
-    tensor([[1.0000, 0.5000]])
     """
     log_ratio = logprobs - ref_logprobs
     if kind == "kl":
@@ -199,11 +163,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
 
 
 def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
-    """Compute KL(policy || reference) (...) exactly, over the whole vocabulary (..., V), in nats.
-
-    >>> full_kl(torch.zeros(1, 4), torch.zeros(1, 4))
-    tensor([0.])
-    """
+    """Compute KL(policy || reference), (...) in nats, over the whole vocabulary (..., V)."""
     return F.kl_div(
         ref_logits.log_softmax(-1), logits.log_softmax(-1), log_target=True, reduction="none"
     ).sum(-1)
@@ -216,10 +176,6 @@ def token_rewards(
 
     Takes scores (B,), KL and mask (B, R) with at least one 1 in each row. Returns rewards (B, R)
     and the KL part alone (B, R). Source: Ziegler et al. 2019, eq. 2; TRL 0.11.4 `compute_rewards`.
-
-    >>> kl, mask = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[1, 1, 0]])
-    >>> token_rewards(torch.tensor([5.0]), kl, 0.5, mask)[0]
-    tensor([[-0.5000,  4.0000,  0.0000]])
     """
     non_score_rewards = (-kl_coef * kl).where(mask.bool(), 0)
     positions = torch.arange(mask.shape[1], device=mask.device)
@@ -235,14 +191,10 @@ def generalized_advantages(
     """Compute generalized advantages (B, R), not whitened, and returns (B, R).
 
     A_t = sum_k (gamma lam)^k delta_{t+k},  delta_t = r_t + gamma V_{t+1} - V_t, with V = 0 after
-    the end. Rewards and values are (B, R) and 0 at masked positions. Written as a product with a
-    triangular matrix, so there is no loop over tokens. Source: Schulman et al. 2016, eq. 16; TRL
-    0.11.4 `compute_advantages`.
-
-    >>> rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]])
-    >>> generalized_advantages(rewards, values, gamma=1.0, lam=0.5)  # deltas are 0 and 0.5
-    (tensor([[0.2500, 0.5000]]), tensor([[0.7500, 1.0000]]))
+    the end. Rewards and values are (B, R) and 0 at masked positions. Source: Schulman et al. 2016,
+    eq. 16.
     """
+    # a product with a triangular matrix, so that there is no loop over tokens
     next_values = F.pad(values[:, 1:], (0, 1))
     deltas = rewards + gamma * next_values - values
     steps = torch.arange(rewards.shape[1], device=rewards.device)
@@ -277,11 +229,6 @@ def ppo_losses(
     The ratio is clipped to 1 plus or minus `cliprange`, values to the old ones plus or minus
     `cliprange_value`. Losses carry a gradient, ratio and clip indicators none. Source: Schulman et
     al. 2017, eq. 7; TRL 0.11.4 `PPOTrainer.loss`.
-
-    >>> zero, one = torch.zeros(1, 1), torch.ones(1, 1)
-    >>> losses = ppo_losses(one.log() + 1, zero, zero, zero, one, one, 0.2, 0.2)
-    >>> losses.policy, losses.ratio  # the ratio is e, and counts as 1.2
-    (tensor([[-1.2000]]), tensor([[2.7183]]))
     """
     ratio = (logprobs - old_logprobs).exp()
     unclipped = -advantages * ratio

@@ -66,7 +66,7 @@ class OverridableParts:
         return_logits: bool = False,
         response_masks: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Run a value-head model on sequences of B rows and L tokens, as TRL 0.11.4 laid them out.
+        """Run a value-head model on B rows of L tokens, as TRL 0.11.4 laid them out.
 
         Returns log-probabilities, logits if asked for, values and the mask of response tokens, each
         (B, L - 1) and of the token that comes next. An encoder-decoder's first is left out.
@@ -130,17 +130,17 @@ class OverridableParts:
     def _advantages(
         self, rollout: Rollout, rewards: Tensor, values: Tensor, quirks: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Call `compute_advantages`, or do as TRL 0.11.4 did with padding."""
-        config, mask = self.config, rollout.loss_mask
+        config, mask, all_sum = self.config, rollout.loss_mask, self._all_sum
         if not (config.whiten_rewards and quirks) or self._overrides("compute_advantages"):
             return self.compute_advantages(values, rewards, mask)
         padded = rollout.response_mask.sum(1) if self.is_encoder_decoder else rollout.lengths()
-        padding = self.accelerator.gather(padded).max() - padded
-        values = values * mask
-        advantages, returns = advantages_with_padding(
-            rewards, values, mask, padding, config.gamma, config.lam, self._all_sum
+        padding, width = self.accelerator.gather(padded).max() - padded, mask.shape[1]
+        rewards, values = objective.whiten_with_padding(
+            rewards, values * mask, mask, padding, self._all_sum
         )
-        return values, objective.masked_whiten(advantages, mask, True, self._all_sum), returns
+        estimates = objective.generalized_advantages(rewards, values, config.gamma, config.lam)
+        advantages, returns, values = (x[:, :width] for x in (*estimates, values))
+        return values, objective.masked_whiten(advantages, mask, True, all_sum), returns
 
     def loss(
         self,
@@ -176,7 +176,6 @@ class OverridableParts:
     def _own_loss(
         self, rows: Rollout, old: Targets, logits: Tensor, values: Tensor, token_count: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute what one forward pass adds to a subclass's `loss` and to its statistics."""
         mask = rows.loss_mask
         share = mask.sum() / token_count
         whole = logits.new_zeros(*mask.shape, logits.shape[-1])
@@ -194,23 +193,3 @@ class OverridableParts:
         """Whether a subclass or the user has replaced our method of that name."""
         method = getattr(self, name, None)
         return getattr(method, "__func__", method) is not getattr(OverridableParts, name, None)
-
-
-def advantages_with_padding(
-    rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    padding: Tensor,
-    gamma: float,
-    lam: float,
-    all_sum: objective.Sum,
-) -> tuple[Tensor, Tensor]:
-    """Compute advantages and returns (B, R) as TRL 0.11.4 did with `whiten_rewards`.
-
-    There, padding is whitened too; `padding` is how much each response had, (B,).
-    """
-    rewards = objective.whiten_with_padding(rewards, mask, padding, all_sum)
-    width = values.shape[1]
-    values = nn.functional.pad(values, (0, rewards.shape[1] - width))
-    advantages, returns = objective.generalized_advantages(rewards, values, gamma, lam)
-    return advantages[:, :width], returns[:, :width]

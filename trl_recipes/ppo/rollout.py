@@ -1,15 +1,13 @@
 """Rollout: what one batch of sampled responses carries from sampling to the last epoch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, TrainerState
 
 from trl_recipes.models.packing import length_groups, pad_rows, tokens_of, unpack
 from trl_recipes.models.sampling import can_sample, generate_responses, sample_responses
-from trl_recipes.rewards.base import Rewards, reward_inputs, score_part
 
 
 class Rollout(NamedTuple):
@@ -32,8 +30,9 @@ class Rollout(NamedTuple):
 
     def with_masks_on_host(self) -> "Rollout":
         """Fetch the masks of queries and responses, so that no pass over rows waits for a GPU."""
-        masks = {"query_mask": self.query_mask.cpu(), "response_mask": self.response_mask.cpu()}
-        return self._replace(**masks)
+        return self._replace(
+            query_mask=self.query_mask.cpu(), response_mask=self.response_mask.cpu()
+        )
 
     def rows(self, indices: Tensor) -> "Rollout":
         """Pick sequences to run a model on, and cut the columns that only others needed."""
@@ -108,10 +107,7 @@ def collate(
     loss_masks: Sequence[Tensor] | None,
     pad_token_id: int,
 ) -> Rollout:
-    """Pad sequences of token ids into a [`Rollout`]; without loss masks every token is trained on.
-
-    Each has a shape of its own, (length,); responses come without a decoder's start token.
-    """
+    """Pad token ids, each (length,), into a [`Rollout`]; by default every token is trained on."""
     query_ids, query_mask = pad_rows(queries, pad_token_id, side="right")
     response_ids, response_mask = pad_rows(responses, pad_token_id, side="right")
     loss_mask = response_mask
@@ -139,21 +135,3 @@ def sample(
     ids, mask = pad_rows(queries, pad_token_id, side="right")
     drawn, drawn_mask, logprobs, hidden = samples
     return Rollout(ids, mask, drawn, drawn_mask, drawn_mask, logprobs, hidden)
-
-
-def score(
-    rewards: Rewards,
-    responses: list[list[int]],
-    texts: list[str],
-    batch: Mapping[str, list],
-    tokenizer: PreTrainedTokenizerBase,
-    once: bool,
-    trainer_state: TrainerState,
-) -> tuple[list[float], dict[str, list]]:
-    """Score a batch's texts: one score per response, and the values of each reward function.
-
-    `once` lets the main process call the functions for all processes.
-    """
-    prompts, completions, columns = reward_inputs(batch, texts, tokenizer)
-    inputs = (prompts, completions, responses, columns)
-    return score_part(rewards, once, *inputs, trainer_state=trainer_state)

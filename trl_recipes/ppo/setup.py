@@ -21,20 +21,8 @@ from trl_recipes.data.prompts import check_form
 from trl_recipes.diagnostics import Alarms, ppo_alarms
 from trl_recipes.distributed import gather
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.adapters import (
-    StartModel,
-    check_trained,
-    keep_base,
-    select_trainable,
-    with_own_schedule,
-)
+from trl_recipes.models import adapters, loading
 from trl_recipes.models.forward import can_pack, check_causal, switch_off_chance, unwrap_adapter
-from trl_recipes.models.loading import (
-    check_language_model,
-    fitting_tokenizer,
-    load_config,
-    load_language_model,
-)
 from trl_recipes.models.memory import set_malloc_thresholds
 from trl_recipes.models.sharding import check_fsdp_loading, wrap_by_layer
 from trl_recipes.ppo.checks import check_reference
@@ -45,7 +33,7 @@ from trl_recipes.ppo.models import (
     AutoModelForSeq2SeqLMWithValueHead,
     create_reference_model,
 )
-from trl_recipes.rewards.scale import rows_to_measure, wants_reference_norm
+from trl_recipes.rewards.base import rows_to_measure
 
 # Arguments of TRL 1.12's PPOTrainer, and of older ones, that are refused, and what to do.
 _REFUSED = {
@@ -58,11 +46,7 @@ _REFUSED = {
 
 
 def check_launch(config: PPOConfig, dataset: Any, others: dict[str, Any]) -> None:
-    """Refuse arguments of another kind, and launches that this trainer cannot train in.
-
-    Raises:
-        TypeError: one of `others` is no argument of TRL's either.
-    """
+    """Refuse what this trainer cannot train with; raises TypeError for an unknown argument."""
     for name, value in others.items():
         if name not in _REFUSED:
             raise TypeError(f"PPOTrainer got an unexpected keyword argument '{name}'")
@@ -109,9 +93,9 @@ def one_of(first_name: str, first: Any, second_name: str, second: Any) -> Any:
 def pair_of(model: nn.Module, optimizer: Any, lr_scheduler: Any, optimizers: tuple) -> tuple:
     """Return optimizer and scheduler, given one by one or as transformers has them."""
     given = one_of("optimizer", optimizer, "optimizers[0]", optimizers[0])
-    check_trained(model, given)
+    adapters.check_trained(model, given)
     schedule = one_of("lr_scheduler", lr_scheduler, "optimizers[1]", optimizers[1])
-    return with_own_schedule(given, schedule)
+    return adapters.with_own_schedule(given, schedule)
 
 
 def model_and_tokenizer(
@@ -120,17 +104,17 @@ def model_and_tokenizer(
     """Load or wrap a model so that it has a value head, and load its tokenizer if none is given."""
     wrapped = model
     if isinstance(model, str | Path):
-        wrapped = _class_for(load_config(model)).from_pretrained(model)
+        wrapped = _class_for(loading.load_config(model)).from_pretrained(model)
     elif not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise RecipeError(
             f"`model` must be a name, a folder, or a language model, got {type(model).__name__}."
         )
     else:
         inner = unwrap_adapter(getattr(model, "pretrained_model", model))
-        check_language_model(inner.config, type(inner).__name__)
+        loading.check_language_model(inner.config, type(inner).__name__)
         if not hasattr(model, "v_head"):
             wrapped = _class_for(model.config).from_pretrained(model)
-    return wrapped, fitting_tokenizer(tokenizer, model, wrapped.pretrained_model)
+    return wrapped, loading.fitting_tokenizer(tokenizer, model, wrapped.pretrained_model)
 
 
 def _class_for(config: Any) -> type:
@@ -174,14 +158,14 @@ def build_models(
     The reference of an adapter is None: the policy as it is now.
     """
     policy = value_head_model.pretrained_model
-    peft_config = select_trainable(policy, config.trainable, peft_config)
+    peft_config = adapters.select_trainable(policy, config.trainable, peft_config)
     if num_shared_layers is not None:  # before they are shared
         to_float32(policy, keep_frozen=False)
     if ref_model is None and num_shared_layers is not None:
         ref_model = create_reference_model(policy, num_shared_layers)
     elif ref_model is not None:
         if isinstance(ref_model, str | Path):
-            ref_model = load_language_model(ref_model, source="`ref_model`")
+            ref_model = loading.load_language_model(ref_model, source="`ref_model`")
         ref_model = getattr(ref_model, "pretrained_model", ref_model)
         check_reference(policy, ref_model)
     if peft_config is not None:
@@ -192,10 +176,10 @@ def build_models(
     # the user's own object saves what was trained
     value_head_model.pretrained_model = policy
     value_head_model.is_peft_model = is_peft_model
-    keep_base(policy)
+    adapters.keep_base(policy)
     actor_critic = ActorCritic(value_head_model)
     if ref_model is None:
-        actor_critic.start = StartModel(policy)
+        actor_critic.start = adapters.StartModel(policy)
     spare_embedding_gradient(policy)
     for model in filter(None, (actor_critic, ref_model)):
         switch_off_chance(model)
@@ -224,8 +208,7 @@ def as_transformers_expects(
 ) -> Iterator[None]:
     """Work out the number of steps, and undo what transformers' constructor should not do.
 
-    It would create the run folder before everything is checked, and switch the model's cache off
-    for good, in what is saved too. `dataset` is None where the caller has a loader of their own.
+    It would create the run folder before all is checked, and switch the cache off in what is saved.
     """
     batch = config.global_batch_size
     if config.max_steps > 0:
@@ -247,10 +230,7 @@ def as_transformers_expects(
 
 
 def pass_cost(policy: nn.Module, device_type: str) -> int:
-    """Estimate what one forward and backward pass costs besides its tokens, in tokens.
-
-    It decides how finely rows are split by length, and nothing else.
-    """
+    """Estimate what a forward and backward pass costs besides its tokens, in tokens."""
     # adding up gradients takes as long as a few dozen tokens, whatever the model's size; starting
     # the kernels takes a fixed time: more tokens, the smaller the model and the faster the device
     started = 2e8 if device_type == "cpu" else 3e11  # parameters times tokens, measured
@@ -266,10 +246,7 @@ def fuse_activations(model: nn.Module) -> None:
 
 
 def spare_embedding_gradient(model: nn.Module) -> None:
-    """Add the few rows of a tied embedding's gradient to that of the head.
-
-    Autograd would fill a second tensor of the vocabulary's size with zeros, and add all of it.
-    """
+    """Add a tied embedding's few rows of gradient to the head's, without a tensor of zeros."""
     if PartialState().num_processes > 1:  # what averages gradients takes no sparse ones
         return
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -331,8 +308,8 @@ def measure_rewards(trainer: Any) -> None:
     """
     rewards, args = trainer.rewards, trainer.args
     ready = all(getattr(func, "ready", True) for func in rewards.reward_funcs)
-    wanted = wants_reference_norm(args.reward_norm, rewards.reward_funcs)
-    if not (wanted and ready) or rewards.normalization or find_checkpoint(args):
+    wanted = ready and rewards.wants_reference_norm(args.reward_norm)
+    if not wanted or rewards.normalization or find_checkpoint(args):
         return
     batch = trainer.prompts[rows_to_measure(len(trainer.prompts), args.seed, trainer.accelerator)]
     _, responses = trainer.generate(

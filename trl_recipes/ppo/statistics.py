@@ -201,13 +201,7 @@ def to_plain(stats: dict) -> dict:
 
 
 class FixedKLController:
-    """Keeps the KL coefficient as it is.
-
-    >>> controller = FixedKLController(0.2)
-    >>> controller.update(current=12.0, n_steps=1000)
-    >>> controller.value
-    0.2
-    """
+    """Keeps the KL coefficient as it is."""
 
     def __init__(self, kl_coef: float):
         self.value = kl_coef
@@ -221,11 +215,6 @@ class AdaptiveKLController:
 
     `horizon` is the number of episodes over which it adapts. Source: Ziegler et al. 2019
     (arXiv:1909.08593), section 2.2; TRL 0.11.4 `AdaptiveKLController`.
-
-    >>> controller = AdaptiveKLController(0.2, target=6.0, horizon=10000)
-    >>> controller.update(current=12.0, n_steps=1000)  # 20 % per horizon, at most
-    >>> round(controller.value, 6)
-    0.204
     """
 
     def __init__(self, init_kl_coef: float, target: float, horizon: float):
@@ -251,13 +240,6 @@ class RunningMoments:
 
     Source: Chan et al. 1979 (merging variances); TRL 0.11.4 `RunningMoments`, whose start values
     (mean 0, variance 1 with next to no weight) it keeps.
-
-    >>> import torch
-    >>> moments = RunningMoments()
-    >>> moments.update(torch.tensor([1.0, 2.0]))
-    >>> moments.update(torch.tensor([3.0]))
-    >>> moments.mean, moments.std
-    (2.0, 1.0)
     """
 
     def __init__(self):

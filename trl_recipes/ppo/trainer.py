@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from accelerate.logging import get_logger
 from accelerate.scheduler import AcceleratedScheduler
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
@@ -19,31 +21,19 @@ from trl_recipes.callbacks import own_copy, show_progress, train_or_stop
 from trl_recipes.checkpointing import random_states, set_random_states
 from trl_recipes.data.prompts import LengthSampler, collator
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.sharding import full_tensor, gathered, is_sharded, set_fsdp_root, shard
-from trl_recipes.ppo import checks, classic, objective, setup
+from trl_recipes.models.sharding import full_tensor, gathered, is_sharded, set_fsdp_root
+from trl_recipes.ppo import checks, classic, objective, setup, statistics
 from trl_recipes.ppo.checkpointing import PPOCheckpoints
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.models import ActorCritic
-from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets, score
-from trl_recipes.ppo.statistics import (
-    ScoreScaling,
-    UpdateStats,
-    average_updates,
-    diversity,
-    kl_controller,
-    length_stats,
-    rollout_stats,
-    sampling_stats,
-    score_stats,
-    to_plain,
-    update_stats,
-    write_row,
-)
-from trl_recipes.rewards.loading import rewards_of
+from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets
+from trl_recipes.rewards import reward_inputs, rewards_of, score_part
 
 logger = get_logger(__name__)
 
 NOT_FINITE_ENDS = 3  # optimizer steps in a row without a finite gradient
+# What a step takes time for, one after the other, behind the scaling of scores.
+PHASES = ("forward_pass", "compute_rewards", "compute_advantages", "optimize_step", "calc_stats")
 
 
 class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
@@ -64,22 +54,14 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         config: settings; `args` is its other name.
         model: hub name, folder, transformers or PEFT model, or a model with a value head.
         ref_model: reference model of the KL penalty; None is the model as it is now.
-        tokenizer: the model's tokenizer, by default loaded by its name; `processing_class` is its
-            other name.
-        dataset: prompts, a `Dataset` or a list of dicts, with a column `prompt` of texts or
-            conversations, or token ids in `input_ids`; `train_dataset` is its other name. None: the
-            caller has a loader of their own.
-        optimizer: None makes AdamW with `learning_rate`.
-        data_collator: None keeps each column a list.
+        tokenizer: by default loaded by the model's name; `processing_class` is its other name.
+        dataset: prompts, a `Dataset` or a list of dicts, in a column `prompt` of texts or
+            conversations or in `input_ids`; `train_dataset` is its other name.
         num_shared_layers: this many first layers are frozen and shared with the reference.
-        lr_scheduler: None makes the one that `lr_scheduler_type` names.
         training_data_collator: pads for `prepare_model_inputs`; `step` pads for itself.
         reward_funcs: one reward function or several, for `train`; `reward_model` is TRL 1.12's
             name. Each weighs 1, penalties -1, unless `reward_weights` says otherwise.
-        callbacks: further transformers callbacks.
-        peft_config: trains an adapter instead of the full model.
         metrics: functions like `reward_funcs` that are called and logged, and never optimized.
-        optimizers: `optimizer` and `lr_scheduler`, as transformers has them.
 
     Differs from TRL 0.11.4 on purpose: position ids are explicit, so a row's figures do not depend
     on its neighbors' padding; dropout is 0; means over tokens weigh tokens, not micro-batches; an
@@ -167,14 +149,14 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         if is_sharded(self.model):
             set_fsdp_root(self.model)
             if self.ref_model is not None:
-                shard(self.ref_model)
+                fully_shard(self.ref_model)  # which is used within `gathered` alone
 
     def _begin(self) -> None:
         """Set what changes in the course of a run to where a run begins."""
         config = self.config
         self.state.episode = 0
-        self.kl_ctl = kl_controller(config)
-        self.scaling = ScoreScaling(config, self._all_sum)
+        self.kl_ctl = statistics.kl_controller(config)
+        self.scaling = statistics.ScoreScaling(config, self._all_sum)
         self.all_stats: list[dict] = []
         self.alarms = setup.alarms(config)
         policy = self._policy()
@@ -190,7 +172,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             self._actor_critic().pack = setup.both_can_pack(policy, reference)
 
     def get_train_dataloader(self) -> DataLoader | None:
-        """The loader of `dataset`, or None."""
+        """Return the loader of `dataset`, or None."""
         return self.dataloader
 
     # Training
@@ -199,22 +181,21 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         """Train for `max_steps` steps: rollout, score, step, log; with checkpoints on the way.
 
         It goes on from the checkpoint given, from the newest whole one (True), or as the
-        configuration says.
-
-        Raises:
-            RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
+        configuration says. Raises RunStopped where SIGTERM or Ctrl-C came, and a checkpoint was
+        written.
         """
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = resume_from_checkpoint
         checks.check_before_training(self)
         self._begin_in_folder(by_hand=False)
-        if self.args.saves:
-            train_or_stop(self, train=self._train, about=checks.about(self))
-        else:
+        if not self.args.saves:
             self._train()
+            return
+        about = {"algorithm": "PPO", "about": checks.description(self)} | self.rewards.about()
+        about["kl_target"] = self.config.target if self.config.adap_kl_ctrl else None
+        train_or_stop(self, train=self._train, about=about)
 
     def _train(self, resume_from_checkpoint: str | None = None) -> None:
-        """Run the loop from its start, or from a checkpoint on."""
         self.state.max_steps = self.args.num_total_batches
         self.state.compute_steps(self.args, self.state.max_steps)
         self.state.num_train_epochs = self.args.total_episodes / len(self.prompts)
@@ -222,7 +203,9 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             self._resume(resume_from_checkpoint)
         setup.measure_rewards(self)
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
-        while not self._is_over():
+        while self.state.global_step < self.state.max_steps:
+            if self.control.should_training_stop:  # a callback may ask to end
+                break
             randomness = random_states()
             batch = self._next_batch()
             try:
@@ -246,16 +229,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
                 self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
 
-    def _is_over(self) -> bool:
-        # a callback may ask to end, as transformers lets it
-        done = self.state.global_step >= self.state.max_steps
-        return done or self.control.should_training_stop
-
     def _collect(self, batch: dict[str, list]) -> tuple[Rollout, Tensor, dict[str, Any]]:
-        """Sample responses and score them: rollout, scores (B,) and statistics of both.
-
-        The texts of queries and responses and the raw scores go into the batch.
-        """
+        """Sample responses and score them: rollout, scores (B,), statistics; texts join `batch`."""
         started = self._clock()
         rollout = self._rollout(batch["input_ids"])
         generated = self._clock()
@@ -263,24 +238,31 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             batch["query"] = self.tokenizer.batch_decode(
                 batch["input_ids"], skip_special_tokens=True
             )
-        responses = self._response_ids(rollout)
+        rows = rollout.response_rows()
+        rows = self._with_start_token(rows) if self.is_encoder_decoder else rows
+        responses = [row.tolist() for row in rows]
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         scores, by_function = self._score(responses, texts, batch)
         batch["response"] = texts
         batch["score"] = self.rewards.raw_totals(by_function)
         stats = {
-            **self._score_stats(batch["score"], by_function),
+            **statistics.score_stats(
+                batch["score"],
+                by_function,
+                self.current_device,
+                self._all_sum,
+                self.rewards.metric_names,
+            ),
             **self.rewards.normalization_stats(),
-            **diversity(responses, batch["response"]),
+            **statistics.diversity(responses, batch["response"]),
             "time/generation": generated - started,
             "time/scoring": self._clock() - generated,
         }
-        rows = self.rewards.by_token(by_function)
-        rollout = rollout.with_token_scores(rows, skip=self.is_encoder_decoder)
+        by_token = self.rewards.by_token(by_function)
+        rollout = rollout.with_token_scores(by_token, skip=self.is_encoder_decoder)
         return rollout, torch.tensor(scores), stats
 
     def _train_on(self, rollout: Rollout, scores: Tensor, stats: dict[str, Any]) -> dict[str, Any]:
-        """Take one step, and complete the statistics of its rollout."""
         stats |= self._step(rollout, scores, quirks=bool(self.config.trl_0_11_quirks))
         phases = ("time/generation", "time/scoring", "time/ppo/total")
         stats["time/generation_share"] = stats["time/generation"] / sum(map(stats.get, phases))
@@ -312,12 +294,6 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             "temperature": self.config.temperature,
         }
 
-    def _response_ids(self, rollout: Rollout) -> list[list[int]]:
-        """Token ids of the responses; an encoder-decoder's begin with its start token."""
-        rows = rollout.response_rows()
-        rows = self._with_start_token(rows) if self.is_encoder_decoder else rows
-        return [row.tolist() for row in rows]
-
     def _ended(self, rollout: Rollout) -> Tensor:
         """Whether each response holds an end token, (B,)."""
         stops = self.stop_token_ids or setup.eos_token_ids(self.tokenizer, self._policy())
@@ -327,13 +303,10 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
     def _score(
         self, responses: list[list[int]], texts: list[str], batch: dict[str, list]
     ) -> tuple[list[float], dict[str, list]]:
-        """Call the reward functions with text, as TRL's GRPOTrainer does."""
+        prompts, completions, columns = reward_inputs(batch, texts, self.tokenizer)
+        samples = (prompts, completions, responses, columns)
         once = self.args.reward_once
-        return score(self.rewards, responses, texts, batch, self.tokenizer, once, self.state)
-
-    def _score_stats(self, scores: list[float], by_function: dict[str, list]) -> dict[str, float]:
-        names = self.rewards.metric_names
-        return score_stats(scores, by_function, self.current_device, self._all_sum, names)
+        return score_part(self.rewards, once, *samples, trainer_state=self.state)
 
     # Step: evaluate, advantages, optimize
 
@@ -342,52 +315,51 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
 
         `quirks` computes what TRL 0.11.4 computed where it was wrong; see the configuration.
         """
-        started = self._clock()
+        times = [self._clock()]
         kl_coef, mask = self.kl_ctl.value, rollout.loss_mask
         scores = self.scaling(scores.to(self.current_device), self._ended(rollout))
 
-        clock = self._clock()
+        times.append(self._clock())
         hosted = rollout.with_masks_on_host()
         with self._gathered():
             evaluation = self._evaluate(hosted)
-        timing = {"time/ppo/forward_pass": self._clock() - clock}
 
-        clock = self._clock()
+        times.append(self._clock())
         rewards, non_score_rewards, kl = self._token_rewards(rollout, scores, evaluation)
         evaluation = evaluation._replace(kl=kl)
-        timing["time/ppo/compute_rewards"] = self._clock() - clock
 
-        clock = self._clock()
+        times.append(self._clock())
         estimates = self._advantages(rollout, rewards, evaluation.values, quirks)
         targets = Targets(evaluation.logprobs, *estimates)
-        timing["time/ppo/compute_advantages"] = self._clock() - clock
 
-        clock = self._clock()
+        times.append(self._clock())
         updates, skipped = self._optimize(hosted, targets, quirks)
-        timing["time/ppo/optimize_step"] = self._clock() - clock
 
-        clock = self._clock()
+        times.append(self._clock())
         lengths = {
             "queries": rollout.query_mask.sum(1),
             "responses": rollout.response_mask.sum(1) + self.is_encoder_decoder,  # its start token
         }
         stats = {
-            **rollout_stats(scores, evaluation, non_score_rewards, mask, kl_coef, self._all_sum),
-            **sampling_stats(rollout.sampling_logprobs, evaluation.logprobs, mask),
-            **length_stats(lengths, self._all_sum),
-            **average_updates(updates),
+            **statistics.rollout_stats(
+                scores, evaluation, non_score_rewards, mask, kl_coef, self._all_sum
+            ),
+            **statistics.sampling_stats(rollout.sampling_logprobs, evaluation.logprobs, mask),
+            **statistics.length_stats(lengths, self._all_sum),
+            **statistics.average_updates(updates),
             "ppo/skipped_minibatches": skipped,
             "ppo/learning_rate": self.optimizer.param_groups[0]["lr"],
         }
-        stats = to_plain(stats)
-        timing["time/ppo/calc_stats"] = self._clock() - clock
+        stats = statistics.to_plain(stats)
+        times.append(self._clock())
 
         self.kl_ctl.update(stats["objective/kl"], self.config.global_batch_size)
         self.lr_scheduler.step()
         if self.config.optimize_device_cache and torch.cuda.is_available():
             torch.cuda.empty_cache()
-        timing["time/ppo/total"] = self._clock() - started
-        return stats | timing
+        phases = zip(PHASES, pairwise(times[1:]), strict=True)
+        spent = {f"time/ppo/{name}": end - start for name, (start, end) in phases}
+        return stats | spent | {"time/ppo/total": self._clock() - times[0]}
 
     @torch.no_grad()
     def _evaluate(self, rollout: Rollout) -> Evaluation:
@@ -407,7 +379,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             place = (indices.to(self.current_device), slice(rows.responses.shape[1]))
             labels = rows.labels()
             with self._autocast(), self._reference() as reference:
-                ref_logits = actor_critic.logits_of(reference, *rows[:4])
+                ref_logits = actor_critic.logits_of(*rows[:4], model=reference)[0]
             of_labels = objective.logprobs_from_logits(ref_logits, labels, temperature)
             ref_logprobs[place] = rows.unpack(of_labels)
             if known:
@@ -425,10 +397,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         return evaluation
 
     def _passes(self, rollout: Rollout, indices: Tensor, size: int) -> list[Tensor]:
-        """Split rows into forward passes of at most `size`; of like length, where none share.
-
-        Processes that hold parts of a model need as many passes each: they split alike.
-        """
+        # processes that hold parts of a model need as many passes each: they split alike
         alike = self._actor_critic().pack or is_sharded(self.model)
         return rollout.passes(indices, size, None if alike else self._pass_cost)
 
@@ -444,7 +413,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
                 there = indices.to(self.current_device, non_blocking=True)
                 means, ratios = self._backward(indices, there, rollout, targets)
                 verdicts.append(self._apply_gradients(means, quirks))
-                stats = update_stats(
+                stats = statistics.update_stats(
                     means,
                     Targets(*(target[there] for target in targets)),
                     rollout.loss_mask[there],
@@ -469,7 +438,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         """
         config = self.config
         token_count = self._all_sum(rollout.loss_mask[there].sum().float())
-        collected, own = UpdateStats(self._all_sum), {}
+        collected, own = statistics.UpdateStats(self._all_sum), {}
         passes = self._passes(rollout, indices, config.mini_batch_size)
         for number, rows_of_pass in enumerate(passes):
             rows = rollout.rows(rows_of_pass)
@@ -524,10 +493,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
     def _record(
         self, stats: dict[str, Any], batch: dict[str, list], columns: Sequence[str] = ()
     ) -> None:
-        """Keep the row, write it to disk at once, and hand it to the callbacks.
-
-        Samples have query, response and score, and further `columns` of the batch.
-        """
+        """Keep the row, write it to disk, samples too, and hand it to the callbacks."""
         row = {"step": self.state.global_step, "episode": self.state.episode}
         row |= {key: value for key, value in stats.items() if not isinstance(value, np.ndarray)}
         self.all_stats.append(row)
@@ -537,7 +503,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         if self.args.should_save:
             columns = dict.fromkeys(("query", "response", "score", *columns))
             samples = {name: batch[name][: self.args.log_samples] for name in columns}
-            write_row(Path(self.args.output_dir), row, alarms, samples)
+            statistics.write_row(Path(self.args.output_dir), row, alarms, samples)
         self.log({key: value for key, value in row.items() if key != "step"})
 
     # Before training
@@ -549,12 +515,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         return checks.description(self)
 
     def check(self) -> str:
-        """Try the first steps of `train`, write nothing, and restore everything.
-
-        Every check of a first batch is made: reward functions, ratio 1, KL 0 to a reference that is
-        the start model. Afterwards the trainer is as it was before. Returns what was checked, and
-        the time and memory that the whole run will take.
-        """
+        """Try the first steps of `train`, write nothing, restore everything; say what was found."""
         return checks.dry_run(self)
 
     # What several phases use

@@ -21,9 +21,12 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
-from typing import Any
+from statistics import fmean, pstdev
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -32,13 +35,14 @@ from trl_recipes.data.prompts import PROMPT, own_names
 from trl_recipes.describe import printable
 from trl_recipes.distributed import broadcast_from_main, gather, process_index, raise_on_all
 from trl_recipes.errors import RecipeError
-from trl_recipes.rewards.models import reward_of_model
-from trl_recipes.rewards.scale import Scale, describe_scales, measure
+from trl_recipes.rewards.models import SentimentReward, reward_of_model
 
 RewardFunc = Callable[..., list[float | None]]
 Raw = Mapping[str, Sequence[float | None]]  # what each function gave, by its name
 
 _LARGEST = float(torch.finfo(torch.float32).max)  # scores are trained on in float32
+MEASURED = 256  # samples of the start model, of all processes together
+MADE_UP = (" was a joy to watch.", " made no sense at all.")  # to try reward functions on
 
 logger = logging.get_logger(__name__)
 
@@ -51,6 +55,16 @@ class TokenRewards(float):
         total = super().__new__(cls, math.fsum(tokens))
         total.tokens = list(tokens)
         return total
+
+
+class Scale(NamedTuple):
+    """What one reward function gave on samples, in its own unit; nan where it gave nothing."""
+
+    mean: float
+    std: float
+    least: float
+    most: float
+    count: int
 
 
 class Rewards:
@@ -94,7 +108,7 @@ class Rewards:
         `trainer_state`, go to every function as they are. Returns the weighted sum of (normalized)
         values for each sample, where None counts as nothing, and the raw values by name.
         """
-        arguments = _arguments(prompts, completions, completion_ids, columns, extras)
+        arguments = _arguments(prompts, completions, completion_ids, columns, **extras)
         raw = _checked_calls(self.by_name, arguments)
         if any(all(raw[name][row] is None for name in self.names) for row in range(len(prompts))):
             logger.warning_once(
@@ -109,42 +123,34 @@ class Rewards:
             )
         return totals, raw
 
-    def check(
-        self,
-        prompts: Sequence[Text],
-        completions: Sequence[Text],
-        completion_ids: Sequence[Sequence[int]],
-        columns: Mapping[str, Sequence[Any]] | None = None,
-        **extras: Any,
-    ) -> None:
-        """Call every function once, as a batch does, so that a mistake shows before training.
-
-        One whose attribute `ready` is false, such as that of a model trained later, is left out.
-        """
+    def check(self, *samples: Any, **extras: Any) -> None:
+        """Call every function that is `ready` once, so that a mistake shows before training."""
         ready = {n: func for n, func in self.by_name.items() if getattr(func, "ready", True)}
-        _checked_calls(ready, _arguments(prompts, completions, completion_ids, columns, extras))
+        _checked_calls(ready, _arguments(*samples, **extras))
 
     def raw_totals(self, raw: Raw) -> list[float]:
         """Weigh and add the raw values that a call returned, without normalization."""
         return self._weighted(raw, {})
+
+    def about(self) -> dict[str, Any]:
+        """Give what the record of a run says of its rewards."""
+        weights = dict(zip(self.names, self.weights, strict=True))
+        return {"rewards": weights, "metrics": self.metric_names}
+
+    # On samples of the start model. PPO and RLOO weigh the score against a KL price in nats, and
+    # one price fits every reward only where rewards have one unit: their deviation on these.
+
+    def wants_reference_norm(self, reward_norm: str) -> bool:
+        """Whether rewards are normalized: as told, or unless all are sentiment logits (`auto`)."""
+        # the defaults of the KL coefficients were found for these logits
+        logits = (isinstance(f, SentimentReward) and f.score == "logit" for f in self.reward_funcs)
+        return reward_norm == "reference" or (reward_norm == "auto" and not all(logits))
 
     def measure(self, raw: Raw, normalize: bool) -> None:
         """Keep what each function gave on samples of the start model, and normalize by it."""
         self.scales = {name: measure(raw[name]) for name in self.names}
         if normalize:
             self.normalize(self.scales)
-
-    def described(self) -> str:
-        """Say what was measured, and how it is optimized."""
-        return f" {describe_scales(self.scales, bool(self.normalization))}" if self.scales else ""
-
-    def normalization_stats(self) -> dict[str, float]:
-        """Give shift and scale of each normalized function, the same at every step."""
-        return {
-            f"rewards/{name}/{part}": value
-            for name, moments in self.normalization.items()
-            for part, value in zip(("shift", "scale"), moments, strict=True)
-        }
 
     def normalize(self, moments: Mapping[str, tuple[float, float]]) -> None:
         """Optimize (value - mean) / std of each function from now on; raw values stay as they are.
@@ -159,6 +165,31 @@ class Rewards:
             shift = mean if math.isfinite(mean) else 0.0
             self.normalization[name] = (shift, std if usable else 1.0)
 
+    def described(self) -> str:
+        """Say what each function gave on the start model, in its own unit, and how it is taken."""
+        if not self.scales:
+            return ""
+        each = [
+            f"{printable(name)}: mean {s.mean:.4g}, standard deviation {s.std:.3g}, from "
+            f"{s.least:.4g} to {s.most:.4g}"
+            for name, s in self.scales.items()
+        ]
+        count, norm, taken = max(s.count for s in self.scales.values()), "none", "as it is"
+        if self.normalization:
+            norm, taken = "reference", "less its mean, over its standard deviation"
+        return (
+            f" Rewards on {count} samples of the start model: {'; '.join(each)}. Each is optimized "
+            f"{taken} (reward_norm: {norm})."
+        )
+
+    def normalization_stats(self) -> dict[str, float]:
+        """Give shift and scale of each normalized function, the same at every step."""
+        return {
+            f"rewards/{name}/{part}": value
+            for name, moments in self.normalization.items()
+            for part, value in zip(("shift", "scale"), moments, strict=True)
+        }
+
     def by_token(self, raw: Raw) -> list[list[float]] | None:
         """Weigh the rewards that were given token by token, for each response; None without any."""
         rows: list[list[float]] = [[] for _ in raw[self.names[0]]]
@@ -171,7 +202,12 @@ class Rewards:
 
     def for_trl(self) -> list[RewardFunc]:
         """Return the functions as TRL's trainers take them: named as here, checked at each call."""
-        return [_for_trl(self.by_name[name], name) for name in self.names]
+        functions = []
+        for name in self.names:
+            func = {name: self.by_name[name]}
+            functions.append(lambda func=func, **given: _checked_calls(func, given).popitem()[1])
+            functions[-1].__name__ = name
+        return functions
 
     def _weighted(self, raw: Raw, normalization: Mapping[str, tuple[float, float]]) -> list[float]:
         parts = []
@@ -179,6 +215,20 @@ class Rewards:
             shift, scale = normalization.get(name, (0.0, 1.0))
             parts.append([0.0 if v is None else weight * (v - shift) / scale for v in raw[name]])
         return [math.fsum(sample) for sample in zip(*parts, strict=True)]
+
+
+def measure(values: Sequence[float | None]) -> Scale:
+    """Summarize what a reward function gave; None counts for nothing."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    if not known:
+        return Scale(*[math.nan] * 4, 0)
+    return Scale(fmean(known), pstdev(known), min(known), max(known), len(known))
+
+
+def rows_to_measure(rows: int, seed: int, accelerator: Accelerator) -> list[int]:
+    """Draw the rows of a data set whose responses this process samples to measure rewards."""
+    order = np.random.default_rng(seed).permutation(rows)
+    return order[accelerator.process_index : MEASURED : accelerator.num_processes].tolist()
 
 
 # What functions are called with
@@ -202,66 +252,50 @@ def reward_inputs(
     return prompts, completions, columns
 
 
-def made_up_completions(count: int) -> list[str]:
-    """Make one or two completions up, to try reward functions on."""
-    return [" was a joy to watch.", " made no sense at all."][:count]
-
-
 def score_part(
-    rewards: Rewards,
-    once: bool,
-    prompts: Sequence[Text],
-    completions: Sequence[Text],
-    completion_ids: Sequence[Sequence[int]],
-    columns: Mapping[str, Sequence[Any]],
-    **extras: Any,
+    rewards: Rewards, once: bool, *samples: Any, **extras: Any
 ) -> tuple[list[float], dict[str, list[float | None]]]:
-    """Score this process's part of a batch; an error in one process is raised in all.
+    """Score this process's part of a batch, as a call of `rewards` with all four arguments does.
 
-    With `once` the main process calls the functions, once, with the whole batch in the order of the
-    processes. Returns what a call of `rewards` does, for the part.
+    An error in one process is raised in all. With `once` the main process calls the functions,
+    once, with the whole batch in the order of the processes.
     """
     if not once:
-        call = functools.partial(rewards, prompts, completions, completion_ids, columns, **extras)
-        return raise_on_all(call)
-    parts = gather([(list(prompts), list(completions), list(completion_ids), dict(columns))])
-    texts = ([row for part in parts for row in part[place]] for place in range(3))
+        return raise_on_all(functools.partial(rewards, *samples, **extras))
+    *texts, columns = samples
+    parts = gather([(*map(list, texts), dict(columns))])
+    whole = ([row for part in parts for row in part[place]] for place in range(3))
     joined = {name: [value for part in parts for value in part[3][name]] for name in columns}
-    scores, raw = broadcast_from_main(functools.partial(rewards, *texts, joined, **extras))
-    mine = part_of(len(prompts))
+    scores, raw = broadcast_from_main(functools.partial(rewards, *whole, joined, **extras))
+    first = sum(len(part[0]) for part in parts[: process_index()])
+    mine = slice(first, first + len(texts[0]))
     return scores[mine], {name: values[mine] for name, values in raw.items()}
-
-
-def part_of(count: int) -> slice:
-    """Return the place of this process's part, of `count` entries, in the whole batch."""
-    before = gather([count])[: process_index()]
-    return slice(sum(before), sum(before) + count)
 
 
 def check_rewards(rewards: Rewards, once: bool, *samples: Any, **extras: Any) -> None:
     """Call `rewards.check` in each process or, with `once`, in the main one alone."""
-    (broadcast_from_main if once else raise_on_all)(
-        functools.partial(rewards.check, *samples, **extras)
-    )
+    call = functools.partial(rewards.check, *samples, **extras)
+    (broadcast_from_main if once else raise_on_all)(call)
 
 
 def _arguments(
     prompts: Sequence[Text],
     completions: Sequence[Text],
     completion_ids: Sequence[Sequence[int]],
-    columns: Mapping[str, Sequence[Any]] | None,
-    extras: Mapping[str, Any],
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    **extras: Any,
 ) -> dict[str, Any]:
     """Collect what reward functions may ask for; a column never replaces the texts or extras."""
     texts = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
-    given = {name: list(values) for name, values in texts.items()} | dict(extras)
-    for name in sorted((columns or {}).keys() & given.keys()):
+    given = {name: list(values) for name, values in texts.items()} | extras
+    columns = {name: list(values) for name, values in (columns or {}).items()}
+    for name in sorted(columns.keys() & given.keys()):
         logger.warning_once(
             "The data set's column `%s` does not reach reward functions: the trainer gives them "
             "something else by this name. Rename the column if they need it.",
             name,
         )
-    return {name: list(values) for name, values in (columns or {}).items()} | given
+    return columns | given
 
 
 def _chosen_arguments(
@@ -307,16 +341,7 @@ def _checked_calls(
     if pending:
         work = asyncio.run_coroutine_threadsafe(_await_all(pending, arguments), _event_loop())
         returned |= zip(pending, work.result(), strict=True)
-    samples = [arguments[key] for key in ("prompts", "completions", "completion_ids")]
-    return {name: _checked_values(returned[name], name, *samples) for name in functions}
-
-
-def _for_trl(func: RewardFunc, name: str) -> RewardFunc:
-    def checked(**arguments: Any) -> list[float | None]:
-        return _checked_calls({name: func}, arguments)[name]
-
-    checked.__name__ = name
-    return checked
+    return {name: _checked_values(returned[name], name, arguments) for name in functions}
 
 
 @contextmanager
@@ -396,43 +421,36 @@ def _checked_weights(
     return [float(weight) for weight in weights]
 
 
-def _checked_values(
-    values: Any,
-    name: str,
-    prompts: Sequence[Text],
-    completions: Sequence[Text],
-    completion_ids: Sequence[Sequence[int]],
-) -> list[float | None]:
+def _checked_values(values: Any, name: str, arguments: Mapping[str, Any]) -> list[float | None]:
     """Return the values of one function as a list of B floats or None."""
     if hasattr(values, "tolist"):  # numpy arrays and tensors
         values = values.tolist()
-    if not isinstance(values, list | tuple) or len(values) != len(prompts):
+    wanted = len(arguments["prompts"])
+    if not isinstance(values, list | tuple) or len(values) != wanted:
         count = len(values) if isinstance(values, list | tuple) else f"{values!r:.80}"
         raise RecipeError(
-            f"Reward function `{name}` returned {count} for {len(prompts)} completions. It must "
-            f"return a list of {len(prompts)} numbers (or None), one a completion."
+            f"Reward function `{name}` returned {count} for {wanted} completions. It must return "
+            f"a list of {wanted} numbers (or None), one a completion."
         )
-    rows = zip(values, prompts, completions, completion_ids, strict=True)
-    return [_checked(name, index, *row) for index, row in enumerate(rows)]
+    return [_checked(value, name, arguments, row) for row, value in enumerate(values)]
 
 
-def _checked(
-    name: str, index: int, value: Any, prompt: Text, completion: Text, ids: Sequence[int]
-) -> float | None:
+def _checked(value: Any, name: str, arguments: Mapping[str, Any], row: int) -> float | None:
     """Return the value of one sample, a number or one for each token, as a float or None."""
     if value is None:
         return None
     if hasattr(value, "tolist"):
         value = value.tolist()
-    if isinstance(value, list | tuple) and len(value) == len(ids):
-        tokens = [_checked(name, index, one, prompt, completion, ids) for one in value]
-        return TokenRewards([0.0 if one is None else one for one in tokens])
+    length = len(arguments["completion_ids"][row])
+    if isinstance(value, list | tuple) and len(value) == length:
+        return TokenRewards([_checked(one, name, arguments, row) or 0.0 for one in value])
     if not isinstance(value, numbers.Real) or not abs(value) <= _LARGEST:
+        prompt, completion = (_shown(arguments[key][row]) for key in ("prompts", "completions"))
         raise RecipeError(
             f"Reward function `{name}` returned {value!r:.80} ({type(value).__name__}) for sample "
-            f"{index}: prompt {_shown(prompt)}, completion {_shown(completion)} of {len(ids)} "
-            "tokens. It must return a finite number that float32 holds, a list of one for each "
-            "token, or None to leave the sample out."
+            f"{row}: prompt {prompt}, completion {completion} of {length} tokens. It must return a "
+            "finite number that float32 holds, a list of one for each token, or None to leave the "
+            "sample out."
         )
     return float(value)
 

@@ -20,38 +20,25 @@ from types import ModuleType
 from typing import Any
 
 from trl_recipes.errors import RecipeError
+from trl_recipes.rewards import models, rules
 from trl_recipes.rewards.base import RewardFunc, Rewards
-from trl_recipes.rewards.models import (
-    PerplexityReward,
-    RewardModelReward,
-    SentimentReward,
-    reward_of_model,
-)
-from trl_recipes.rewards.rules import (
-    KeywordReward,
-    KnownWordsReward,
-    LengthPenalty,
-    RegexReward,
-    RepetitionPenalty,
-    UppercaseReward,
-)
 from trl_recipes.rewards.similarity import SimilarityReward
 
-_OF_TEXT = (KeywordReward, KnownWordsReward, RegexReward, UppercaseReward)
-_OF_TEXT += (LengthPenalty, RepetitionPenalty)
-_OF_MODELS = (PerplexityReward, RewardModelReward, SentimentReward, SimilarityReward)
+_OF_TEXT = (rules.KeywordReward, rules.KnownWordsReward, rules.RegexReward, rules.UppercaseReward)
+_OF_TEXT += (rules.LengthPenalty, rules.RepetitionPenalty)
+_OF_MODELS = (models.PerplexityReward, models.RewardModelReward, models.SentimentReward)
+_OF_MODELS += (SimilarityReward,)
 KINDS: dict[str, Callable[..., RewardFunc]] = {k.__name__: k for k in (*_OF_TEXT, *_OF_MODELS)}
 
 
 def load_reward_funcs(
     specs: Sequence[str | Mapping[str, Any]], *, source: str = "--reward_funcs"
 ) -> list[RewardFunc]:
-    """Turn names into reward functions.
+    """Turn names into reward functions; `source` is for messages.
 
-    Each of `specs` is a function of the user's own, `module.path:function` or `file.py:function`;
-    a kind of this package, such as `RepetitionPenalty`; a model with a classification head, a
-    folder or a hub name; or a mapping of one of the first two to its settings: a function of the
-    user's then gets the settings and returns the reward function. `source` is for messages.
+    Each is `module.path:function` or `file.py:function`; a kind of this package; a model with a
+    classification head; or a mapping of one of the first two to its settings, from which a function
+    of the user's makes the reward function.
     """
     return [_load(spec, source) for spec in specs]
 
@@ -97,7 +84,7 @@ def _load(spec: str | Mapping[str, Any], source: str) -> RewardFunc:
             f"{source}: `{name}` is neither a kind of reward ({', '.join(KINDS)}) nor a "
             "folder of a model. Give one of these, module.path:function or file.py:function."
         )
-    return reward_of_model(name, source)
+    return models.reward_of_model(name, source)
 
 
 def _make(maker: Any, settings: Mapping[str, Any], name: str, source: str) -> RewardFunc:

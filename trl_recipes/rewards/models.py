@@ -1,5 +1,6 @@
 """Rewards with a model behind them: sentiment, a reward model's score, perplexity."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -42,12 +43,10 @@ class SentimentReward:
         if hasattr(model, "model") and hasattr(model, "tokenizer"):  # a ready pipeline
             self.model, self.tokenizer = model.model.eval(), model.tokenizer
         else:
-            self.model, self.tokenizer = load_classifier(
-                str(model or embedded.sentiment_classifier()),
-                source="--reward_model",
-                trust_remote_code=trust_remote_code,
-            )
-            self.model.to(local_device()).eval()
+            model = str(model or embedded.sentiment_classifier())
+            options = {"source": "--reward_model", "trust_remote_code": trust_remote_code}
+            self.model, self.tokenizer = with_tokenizer(model, None, load_classifier, **options)
+            self.model.eval()
         self.label_id = _label_id(self.model.config.id2label, label, self.model.name_or_path)
         self.label = self.model.config.id2label[self.label_id]
         if score != "logit" and self.model.config.problem_type == "regression":
@@ -104,13 +103,8 @@ class RewardModelReward:
         trust_remote_code: bool = False,
     ):
         source = "RewardModelReward"
-        if isinstance(model, str) or hasattr(model, "__fspath__"):
-            model, tokenizer = load_classifier(
-                model, source=source, trust_remote_code=trust_remote_code
-            )
-            model.to(local_device())
-        elif tokenizer is None:
-            tokenizer = load_tokenizer(model.name_or_path)
+        options = {"source": source, "trust_remote_code": trust_remote_code}
+        model, tokenizer = with_tokenizer(model, tokenizer, load_classifier, **options)
         if model.config.num_labels != 1:
             raise RecipeError(
                 f"{source}: `{model.name_or_path}` has {model.config.num_labels} labels, a reward "
@@ -232,11 +226,7 @@ def reward_of_model(model: Any, source: str) -> RewardModelReward | SentimentRew
 
     One label gives the model's score, several the logit of POSITIVE.
     """
-    if isinstance(model, str):
-        model, tokenizer = load_classifier(model, source=source)
-        model.to(local_device())
-    else:
-        tokenizer = load_tokenizer(model.name_or_path)
+    model, tokenizer = with_tokenizer(model, None, load_classifier, source=source)
     if model.config.num_labels == 1:
         return RewardModelReward(model, tokenizer)
     return SentimentReward(SimpleNamespace(model=model, tokenizer=tokenizer))
@@ -246,17 +236,23 @@ def language_model_of(
     model: Any, tokenizer: Any, source: str, *, trust_remote_code: bool = False
 ) -> tuple[Any, Any]:
     """Return a causal language model (None: the embedded one) and its tokenizer."""
-    if model is None or isinstance(model, str) or hasattr(model, "__fspath__"):
-        model, tokenizer = load_run(
-            model or embedded.language_model(), source=source, trust_remote_code=trust_remote_code
-        )
-        model.to(local_device())
-    elif tokenizer is None:
-        tokenizer = load_tokenizer(model.name_or_path)
+    model = model or embedded.language_model()
+    options = {"source": source, "trust_remote_code": trust_remote_code}
+    model, tokenizer = with_tokenizer(model, tokenizer, load_run, **options)
     if model.config.is_encoder_decoder:
         raise RecipeError(
             f"{source}: `{model.name_or_path}` is an encoder-decoder. Give a causal language model."
         )
+    return model, tokenizer
+
+
+def with_tokenizer(model: Any, tokenizer: Any, load: Callable, **options: Any) -> tuple[Any, Any]:
+    """Load a model and its tokenizer by name, or the tokenizer alone beside a ready model."""
+    if isinstance(model, str | os.PathLike):
+        model, tokenizer = load(model, **options)
+        model.to(local_device())
+    elif tokenizer is None:
+        tokenizer = load_tokenizer(model.name_or_path)
     return model, tokenizer
 
 

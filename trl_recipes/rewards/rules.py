@@ -79,13 +79,12 @@ class UppercaseReward:
         self.__name__ = "uppercase"
 
     def __call__(self, completions: Sequence[Any], **kwargs: Any) -> list[float]:
-        """Return each completion's share, 0 to 1."""
-        return [self._share(text) for text in completion_texts(completions)]
-
-    def _share(self, text: str) -> float:
-        upper = sum(character.isupper() for character in text)
-        cased = upper + sum(character.islower() for character in text)
-        return upper / cased if cased else 0.0
+        """Measure each completion, 0 to 1; what has no letters gets 0."""
+        shares = []
+        for text in completion_texts(completions):
+            upper, lower = sum(map(str.isupper, text)), sum(map(str.islower, text))
+            shares.append(upper / (upper + lower) if upper + lower else 0.0)
+        return shares
 
 
 class KnownWordsReward:
@@ -170,28 +169,20 @@ class RepetitionPenalty:
 
     def __call__(self, completion_ids: Sequence[Sequence[int]], **kwargs: Any) -> list[float]:
         """Return each completion's penalty, below 1; 0 for what is shorter than n."""
-        return [self._share(list(ids)) for ids in completion_ids]
-
-    def _share(self, ids: list[int]) -> float:
-        ngrams = [tuple(ids[i : i + self.n]) for i in range(len(ids) - self.n + 1)]
-        return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+        penalties = []
+        for ids in completion_ids:
+            ngrams = list(zip(*(ids[start:] for start in range(self.n)), strict=False))
+            penalties.append(1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0)
+        return penalties
 
 
 def words_of(text: str) -> list[str]:
-    """List the words of a text, case aside: runs of letters, with apostrophes inside them.
-
-    >>> words_of("Don't SHOUT, 3 times")
-    ["don't", 'shout', 'times']
-    """
+    """List the words of a text, case aside: runs of letters, with apostrophes inside them."""
     return [word.casefold() for word in WORD.findall(text)]
 
 
 def whole_words(text: str) -> list[str]:
-    """List the words of a text without a last one that may be cut.
-
-    >>> whole_words("It was go"), whole_words("It was good.")
-    (['it', 'was'], ['it', 'was', 'good'])
-    """
+    """List the words of a text without a last one that may be cut ("go" of "going")."""
     words = words_of(text)
     return words[:-1] if text[-1:].isalpha() else words
 

@@ -71,10 +71,7 @@ class SimilarityReward:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
-        """Compare each prompt plus completion with its reference text.
-
-        A text that the model knows no word of gets 0.
-        """
+        """Compare each prompt plus completion with its reference; 0 without a known word."""
         texts = full_texts(prompts, completions)
         if self.column is None:
             return self._compare(texts, [self.reference_text] * len(texts))
