@@ -53,8 +53,8 @@ def description(trainer: Any, lengths: list[int]) -> str:
 def measure_rewards(trainer: Any) -> None:
     """Measure rewards on samples of the start model, and weigh them by it where asked, once.
 
-    Responses to one prompt are compared with each other: a function's mean cancels out, and its
-    standard deviation divides its weight. A resumed run takes its checkpoint's weights.
+    Responses to one prompt are compared: a function's mean cancels out, its deviation divides its
+    weight. A resumed run takes its checkpoint's weights.
     """
     args, rewards = trainer.args, trainer.rewards
     wanted = rewards.wants_reference_norm(args.reward_norm)

@@ -14,11 +14,10 @@ from trl_recipes.settings import TrainingSettings, divide_exactly, setting
 class GroupConfig(TrainingSettings):
     """What GRPOConfig and RLOOConfig share beyond [`TrainingSettings`].
 
-    Where both names of one thing are given (`response_length` and `max_completion_length`,
-    `mini_batch_size` and `per_device_train_batch_size`) they must agree; afterwards both hold the
-    value. `batch_size` counts the responses of one process in a step, so there are `batch_size`
-    over `num_generations` prompts per step; written the way of TRL (`per_device_train_batch_size`
-    and `gradient_accumulation_steps` without `batch_size`), it is their product.
+    Where both names of one thing are given (`response_length` and `max_completion_length`) they
+    must agree; afterwards both hold the value. `batch_size` counts the responses of one process in
+    a step, to `batch_size` over `num_generations` prompts; written the way of TRL, it is the
+    product of `per_device_train_batch_size` and `gradient_accumulation_steps`.
     """
 
     num_generations: int = setting(

@@ -27,11 +27,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.grpo.config import GroupConfig
 from trl_recipes.models.forward import temporarily, unwrap_adapter
 from trl_recipes.models.hub import is_gguf
-from trl_recipes.models.loading import (
-    check_language_model,
-    fitting_tokenizer,
-    load_run,
-)
+from trl_recipes.models.loading import check_language_model, fitting_tokenizer, load_run
 from trl_recipes.models.sharding import full_tensors
 from trl_recipes.rewards.base import MADE_UP
 
@@ -110,9 +106,8 @@ def copy_weights(policy: nn.Module, reference: nn.Module) -> None:
 def prompt_rows(rows: Any, argument: str, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Give a data set the column `prompt` that TRL reads: its own, or else `query`.
 
-    Where it has `input_ids`, too, the prompt is the column that they are the tokens of, as in PPO.
-    Other columns reach reward functions under their own names, which `own_names` restores where TRL
-    would take them for something else.
+    Beside `input_ids` it is the column that they are the tokens of. Other columns reach reward
+    functions under their own names, which `own_names` restores where TRL reads them otherwise.
     """
     rows = dataset_of(rows, argument, stream=True)
     if rows is None:
@@ -200,10 +195,9 @@ def check_arguments(
 
 @contextmanager
 def without_second_adapter(policy: nn.Module) -> Iterator[None]:
-    """Undo what TRL's constructor does to a PEFT model for the reference's sake.
+    """Undo what TRL's constructor does to a PEFT model for a reference; ours is [`StartModel`].
 
-    It adds a copy of the adapter, which PEFT refuses beside trained biases, and so freezes all that
-    is not an adapter's. [`StartModel`] is the reference here.
+    It adds a copy of the adapter, and freezes all that is not an adapter's.
     """
     if not isinstance(policy, PeftModel):
         yield

@@ -56,10 +56,7 @@ class GroupScoring:
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
     def _note_batch(self, raw, prompts, completions, ids, by_function: Tensor) -> None:
-        """Note what a sampled batch looks like, and keep a response of each of the first groups.
-
-        `by_function` holds what each reward function gave, (all B, functions).
-        """
+        """Note what a sampled batch looks like, and keep a response of each of the first groups."""
         weights = torch.tensor(self.rewards.weights, device=by_function.device)
         totals = (by_function * weights).nansum(1)  # nan where no function scored
         totals = totals.masked_fill(by_function.isnan().all(1), torch.nan)

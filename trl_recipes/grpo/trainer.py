@@ -78,18 +78,15 @@ class _Steps(TrainerCallback):
 class GroupTrainer(GroupScoring, GroupCheckpoints):
     """What our GRPOTrainer and RLOOTrainer add to TRL's, whose algorithms stay as they are.
 
-    `model` is a hub name, a folder, or a causal transformers or PEFT model; without
-    `processing_class` the tokenizer is loaded by its name. `train_dataset` holds prompts, as
-    `load_prompts` gives them or as TRL wants them: a column `prompt` of texts or conversations.
-    Further columns reach reward functions. `metrics` are functions like `reward_funcs` that are
-    logged and never optimized; `reward_weights` are 1 where none are given, and -1 for penalties.
-    `all_stats` holds a row for each logged step, with all that TRL logs.
+    `train_dataset` holds prompts, in a column `prompt` of texts or conversations; further columns
+    reach reward functions. `metrics` are functions like `reward_funcs` that are logged and never
+    optimized; `reward_weights` are 1 where none are given, and -1 for penalties.
 
-    Differs from TRL's: the reference model has the very weights that the policy starts with, where
-    TRL loads them by the model's name; the model's own generation settings are set aside; positions
-    are explicit, so that a row's log-probabilities do not depend on its neighbors' padding; the
-    order of prompts follows from seed and epoch, so that it is the same after a resume; on a CPU
-    log-probabilities come from plain logits; TRL is told of no run.
+    Differs from TRL's: the reference has the very weights that the policy starts with, where TRL
+    loads them by the model's name; the model's own generation settings are set aside; positions are
+    explicit, so that a row's log-probabilities do not depend on its neighbors' padding; the order
+    of prompts follows from seed and epoch, so that it is the same after a resume; TRL is told of no
+    run.
     """
 
     config_class: type[GroupConfig]

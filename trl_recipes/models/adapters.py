@@ -27,8 +27,7 @@ LORA = re.compile(r"\.lora_(embedding_)?(?P<matrix>[AB])\.")
 def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None) -> Any:
     """Freeze what is not to be trained; return the configuration of a new adapter, if any.
 
-    `trainable` is "all", "attention" (the attention projections of the full model) or "lora";
-    `peft_config` goes with "all" or "lora".
+    `trainable` is "all", "attention" (its projections, of the full model) or "lora".
     """
     adapted = isinstance(policy, PeftModel)
     for config in (peft_config, *(policy.peft_config.values() if adapted else ())):
@@ -103,9 +102,9 @@ class _OwnSchedule(AdafactorSchedule):
 class StartModel:
     """The model that a policy with an adapter is before training, for its reference.
 
-    A new LoRA adapter does nothing yet: switching it off gives the start model. What the switch
-    leaves on (biases, embeddings trained whole), and all of an adapter that does something already,
-    is kept in copies that take the places of the trained weights for a while.
+    Switching a new LoRA adapter off gives it. What the switch leaves on (biases, embeddings trained
+    whole), and all of an adapter that does something already, is kept in copies that take the
+    places of the trained weights for a while.
     """
 
     def __init__(self, policy: PeftModel):

@@ -30,16 +30,12 @@ _VALUE_HEAD = "value_head.safetensors"
 
 
 def resolve(
-    name: str | Path,
-    kind: Kind,
-    *,
-    source: str | None = None,
-    token: str | bool | None = None,
+    name: str | Path, kind: Kind, *, source: str | None = None, token: str | bool | None = None
 ) -> str:
     """Find a model or a data set, before anything slow is done with it: a path, or a hub name.
 
-    A run folder becomes the `model` folder in it. `source` says in messages where the name came
-    from; None is the usual flag.
+    A run folder becomes the `model` folder in it; `source` says in messages where the name came
+    from.
     """
     source = source or _FLAGS[kind]
     if not isinstance(name, str | os.PathLike) or not str(name).strip():

@@ -45,8 +45,7 @@ def check_embeddings(model: nn.Module, accelerator: Accelerator) -> None:
 def wrap_by_layer(model: nn.Module, accelerator: Accelerator) -> None:
     """Tell accelerate which layers FSDP2 is to wrap one by one, unless its configuration does.
 
-    What accelerate 1.15 finds out itself fails for a model that names a module around its input
-    embeddings too (ModernBERT), and is kept for the next model that the process trains.
+    What accelerate 1.15 finds out itself fails for ModernBERT, and is kept for the next model.
     """
     if not accelerator.is_fsdp2 or "FSDP_TRANSFORMER_CLS_TO_WRAP" in os.environ:
         return

@@ -168,11 +168,6 @@ class PPOCheckpoints:
             )
 
     def _stop_not_finite(self) -> NoReturn:
-        """End a run whose optimizer steps keep failing.
-
-        Raises:
-            RecipeError: always.
-        """
         if self.args.saves:
             self._save_checkpoint()
         raise RecipeError(

@@ -12,12 +12,7 @@ from torch import Tensor, nn
 from trl_recipes.checkpointing import find_checkpoint, random_states, set_random_states
 from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.forward import (
-    context_length,
-    evaluating,
-    response_logits,
-    unwrap_adapter,
-)
+from trl_recipes.models.forward import context_length, evaluating, response_logits, unwrap_adapter
 from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.memory import kept_by
 from trl_recipes.ppo.models import ActorCritic, reference_is_start
@@ -195,10 +190,7 @@ def judge_step(means: dict[str, Tensor], norm: Tensor, threshold: float) -> Tens
 
 
 def count_skipped(verdicts: list[Tensor], threshold: float, not_finite: int) -> tuple[int, int]:
-    """Warn of each optimizer step that was skipped.
-
-    Returns how many were, and how many in a row, `not_finite` before them, were not finite.
-    """
+    """Warn of skipped optimizer steps; count them, and those in a row that were not finite."""
     skipped = 0
     for finite, healthy, ratio, norm in torch.stack(verdicts).tolist():
         not_finite = 0 if finite else not_finite + 1

@@ -111,12 +111,11 @@ class _ClassicNames:
 class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
     """Settings of [`PPOTrainer`]: those of TRL 0.11, and every field of `TrainingArguments`.
 
-    Where both names of one thing are given (`ppo_epochs` and `num_ppo_epochs`, `init_kl_coef` and
-    `kl_coef`, `mini_batch_size` and `per_device_train_batch_size`, `log_with` and `report_to`) they
-    must agree; afterwards both hold the value. Batch sizes count samples of one process, as in TRL
-    0.11; `gradient_accumulation_steps` is the number of forward and backward passes that make one
-    optimizer step. Written the way of TRL 1.12 (`per_device_train_batch_size` without
-    `batch_size`), it says how many such passes make one batch, as there, and is turned into ours.
+    Where both names of one thing are given (`ppo_epochs` and `num_ppo_epochs`) they must agree;
+    afterwards both hold the value. Batch sizes count samples of one process, and
+    `gradient_accumulation_steps` the passes that make one optimizer step, as in TRL 0.11. Written
+    the way of TRL 1.12 (`per_device_train_batch_size` without `batch_size`), it says how many
+    passes make one batch, and is turned into ours.
     """
 
     refused: ClassVar[dict[str, str]] = _NO_FLAGS | REFUSED  # told on the command line too
@@ -257,11 +256,7 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
             )
 
     def _resolve_batch(self) -> None:
-        """Work out batch, optimizer step and forward pass from whichever sizes were given.
-
-        With `per_device_train_batch_size` alone, accumulation makes the batch, as in TRL 1.12, and
-        not the optimizer step.
-        """
+        """Work out batch, optimizer step and forward pass from whichever sizes were given."""
         accumulate = self.gradient_accumulation_steps or 1
         forward_batch_size = self.forward_batch_size
         self._unite("mini_batch_size", "forward_batch_size")

@@ -236,10 +236,9 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
 
 
 class AutoModelForCausalLMWithValueHead(_ValueHeadModel):
-    """A causal language model with a value head.
+    """A causal language model with a value head: TRL 0.11's class, with a plain model folder.
 
-    TRL 0.11's class, except that the value head is saved in a file of its own, so that the model
-    folder is a plain one, and that a fresh value head starts from 0.
+    A fresh value head starts from 0, and is saved in a file of its own.
     """
 
     transformers_parent_class = AutoModelForCausalLM
@@ -287,7 +286,7 @@ def find_heads(name: str, modules: Sequence[str] = ("v_head",), **where: Any) ->
     """Read the heads that were saved with a model, under names such as `v_head.summary.weight`.
 
     They lie in a file of their own, ours or LLaMA-Factory's, or among the weights, as TRL 0.11 had
-    it. `where` are the hub's arguments. Of a pickle file nothing but tensors is read.
+    it. Of a pickle file nothing but tensors is read.
     """
     for own in (VALUE_HEAD_FILE, "value_head.bin"):
         if file := loading.find_file(name, own, **where):
@@ -333,8 +332,8 @@ _NOT_TO_SHARD_APART = ("get_input_embeddings", "get_output_embeddings", "tie_wei
 class ActorCritic(nn.Module):
     """A language model and a value head that share one run of the trunk.
 
-    `pack` says whether short sequences stand in one line; set where the policy can do so. What else
-    is asked of it, the user's value-head model answers, as it was `trainer.model` in TRL 0.11.
+    `pack` says whether short sequences stand in one line. What else is asked of it, the user's
+    value-head model answers.
     """
 
     def __init__(self, value_head_model: nn.Module):
@@ -421,8 +420,8 @@ def create_reference_model(
 ) -> nn.Module:
     """Copy a model, with or without a value head, and freeze the copy, in eval mode, as TRL did.
 
-    The first `num_shared_layers` layers are frozen and shared with the copy; `pattern` is the name
-    of a layer with `{layer}` in it, where TRL does not know the architecture.
+    The first `num_shared_layers` layers, named as `pattern` with `{layer}` in it, are frozen and
+    shared.
     """
     reference = copy.deepcopy(model).requires_grad_(False).eval()
     for module in reference.modules():

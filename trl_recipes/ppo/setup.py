@@ -153,10 +153,7 @@ def build_models(
     num_shared_layers: int | None,
     peft_config: Any,
 ) -> tuple[ActorCritic, nn.Module | None]:
-    """Put policy and value head into one model, fit for training, and its reference beside it.
-
-    The reference of an adapter is None: the policy as it is now.
-    """
+    """Put policy and value head into one model, fit for training, with a reference (or None)."""
     policy = value_head_model.pretrained_model
     peft_config = adapters.select_trainable(policy, config.trainable, peft_config)
     if num_shared_layers is not None:  # before they are shared
@@ -255,11 +252,7 @@ def spare_embedding_gradient(model: nn.Module) -> None:
 
 
 def prepare_accelerator(accelerator: Accelerator, policy: nn.Module) -> None:
-    """Refuse float16, and configure how a model is spread over the processes.
-
-    Under FSDP2 weights are gathered and gradients averaged in float32; autocast alone is where
-    bfloat16 begins.
-    """
+    """Refuse float16, and configure how a model is spread over the processes."""
     if accelerator.mixed_precision == "fp16":
         raise RecipeError(
             "float16 mixed precision is refused: the probability ratio needs more than it "
@@ -302,10 +295,7 @@ def alarms(config: PPOConfig) -> Alarms:
 
 
 def measure_rewards(trainer: Any) -> None:
-    """Measure rewards on samples of the start model where they are to be normalized, once.
-
-    A resumed run takes what its checkpoint holds; a reward that is not learned yet comes later.
-    """
+    """Measure rewards on samples of the start model where they are to be normalized, once."""
     rewards, args = trainer.rewards, trainer.args
     ready = all(getattr(func, "ready", True) for func in rewards.reward_funcs)
     wanted = ready and rewards.wants_reference_norm(args.reward_norm)

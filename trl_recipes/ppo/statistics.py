@@ -24,10 +24,7 @@ def rollout_stats(
     kl_coef: float,
     all_sum: Sum,
 ) -> dict[str, Tensor | float]:
-    """Describe a batch before it is trained on: scores (B,), everything else (B, R).
-
-    KL and entropy are sums over a sequence, in nats, averaged over sequences.
-    """
+    """Describe a batch before it is trained on: scores (B,), everything else (B, R)."""
     ones = torch.ones_like(scores)
     kl_dist = (evaluation.kl * mask).sum(1)
     entropy = (-evaluation.logprobs * mask).sum(1)
@@ -138,11 +135,7 @@ class UpdateStats:
 
 
 def update_stats(
-    means: dict[str, Tensor],
-    targets: Targets,
-    mask: Tensor,
-    vf_coef: float,
-    all_sum: Sum,
+    means: dict[str, Tensor], targets: Targets, mask: Tensor, vf_coef: float, all_sum: Sum
 ) -> dict[str, Tensor]:
     """Describe one optimizer step, whose targets and mask are (B, R)."""
     averages, variances = masked_moments(

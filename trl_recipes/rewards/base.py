@@ -71,9 +71,9 @@ class Rewards:
     """Several weighted reward functions as one.
 
     A model with a classification head, or its name, stands for the score that it gives. A function
-    weighs 1, or its `default_weight` (-1 for the penalties of this package), unless told otherwise.
-    `metrics` are called and logged and never optimized. All go by their `__name__`, made distinct
-    with `_2`, `_3`, ...; `normalization` holds shift and scale of each after `normalize`.
+    weighs 1, or its `default_weight`. `metrics` are called and logged and never optimized. All go
+    by their `__name__`, made distinct with `_2`, `_3`, ...; `normalization` holds shift and scale
+    of each.
     """
 
     def __init__(

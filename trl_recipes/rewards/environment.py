@@ -25,16 +25,11 @@ except ImportError as error:
 class TextGenerationEnv(gymnasium.Env):
     """One episode is one response: each action appends a token, the reward comes at its end.
 
-    The episode is terminated by the end token, and truncated after `max_new_tokens` others; either
-    way its last step gives the score of prompt plus response, every other step 0.
-
-    Observation: a dict of `input_ids`, (longest prompt and response,), the tokens so far and
-    `pad_token_id` after them, and `length`, how many are tokens.
-    Action: the id of the next token.
-    Info: at the end `prompt`, `completion` and the raw value of each reward function.
-
-    `reward_funcs` and `reward_weights` are as the trainers take them; `columns` are further ones of
-    the data set for the reward functions, with an entry for each prompt.
+    The episode is terminated by the end token, and truncated after `max_new_tokens` others; its
+    last step gives the score, every other step 0. Observation: a dict of `input_ids`, (longest
+    prompt and response,), padded with `pad_token_id`, and `length`, how many are tokens. Action:
+    the id of the next token. Info: at the end `prompt`, `completion` and the raw value of each
+    reward function. `columns` are further ones of the data set, with an entry for each prompt.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  Gymnasium's own form

@@ -51,8 +51,7 @@ def rewards_of(
 ) -> Rewards | None:
     """Collect reward functions and metrics of a trainer; None where there is no reward function.
 
-    The configuration's `reward_funcs` and `reward_weights` stand in place of those passed, its
-    `metrics` beside them.
+    Those that the configuration names stand in place of those passed, its `metrics` beside them.
     """
     if config.reward_funcs:
         reward_funcs, reward_weights = load_reward_funcs(config.reward_funcs), None

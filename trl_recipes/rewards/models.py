@@ -20,10 +20,9 @@ from trl_recipes.models.packing import pad_rows
 class SentimentReward:
     """How much a text-classification model sees one label in prompt plus completion.
 
-    The numbers are those of the transformers pipeline with `top_k=None`, in batches of like
-    lengths. `model` is None for the embedded classifier, a folder or hub name, or a ready pipeline;
-    `label` is in either letter case. `score` is the label's raw "logit", its "probability" (0 to 1)
-    or its "log_odds", log(p / (1 - p)), in nats.
+    The numbers are those of the transformers pipeline with `top_k=None`. `model` is None for the
+    embedded classifier, a folder or hub name, or a ready pipeline. `score` is the label's raw
+    "logit", its "probability" (0 to 1) or its "log_odds", log(p / (1 - p)), in nats.
     """
 
     def __init__(
@@ -86,11 +85,10 @@ class SentimentReward:
 class RewardModelReward:
     """What a scalar reward model says of prompt plus completion.
 
-    The model has a tokenizer of its own. Texts are joined and get the special tokens that it gives
-    every text (TRL's GRPOTrainer leaves them out, which matters for BERT and its kin);
-    conversations go through its chat template. A model whose config.json says `reads_pairs` gets
-    prompt and completion as a pair of texts. `model` is a folder or hub name, or a ready model with
-    a sequence-classification head.
+    Texts get the special tokens that the model's own tokenizer gives every text (TRL's GRPOTrainer
+    leaves them out, which matters for BERT and its kin); conversations go through its chat
+    template. A model whose config.json says `reads_pairs` gets a pair of texts. `model` is a folder
+    or hub name, or a ready model with a sequence-classification head.
     """
 
     def __init__(
@@ -161,13 +159,10 @@ class RewardModelReward:
 class PerplexityReward:
     """Minus the perplexity of prompt plus completion under a causal language model.
 
-    The perplexity is exp of the model's own loss on the text alone: minus the mean log-probability
-    of its tokens after the first. A text of one token is read after the model's begin token. With
-    `log` it is minus the loss, in nats per token, where a few odd texts do not outweigh all others.
-    Alone it invites one dull sentence said again and again: add a `RepetitionPenalty`.
-
-    `model` is None for the embedded language model, a folder or hub name, or a ready model; it
-    should not be the one in training, or it judges itself.
+    It is exp of the mean negative log-probability of its tokens after the first; with `log` that
+    mean, where a few odd texts do not outweigh all others. Alone it invites one dull sentence said
+    again and again: add a `RepetitionPenalty`. `model` is None for the embedded language model, a
+    folder or hub name, or a ready model; not the one in training, which would judge itself.
     """
 
     def __init__(
@@ -222,10 +217,7 @@ class PerplexityReward:
 
 
 def reward_of_model(model: Any, source: str) -> RewardModelReward | SentimentReward:
-    """Turn a model with a classification head, its name or folder, into a reward function.
-
-    One label gives the model's score, several the logit of POSITIVE.
-    """
+    """Turn a classifier, or its name, into a reward: its one score, or the logit of POSITIVE."""
     model, tokenizer = with_tokenizer(model, None, load_classifier, source=source)
     if model.config.num_labels == 1:
         return RewardModelReward(model, tokenizer)

@@ -27,11 +27,10 @@ class SimilarityReward:
     """Semantic similarity of prompt plus completion to a reference text, -1 to 1.
 
     The reference is a text, the .txt file that holds it, or each prompt's own in a `column` of the
-    data set. The kind "hidden_states" compares the mean of a language model's last hidden states
-    over the tokens (cosine; close to 1 for any two texts under large GPT-2-like models, where only
-    differences mean something); "spacy" is `Doc.similarity` of a pipeline with word vectors;
-    "sentence_transformers" the cosine of such a model's embeddings. `model` is a name, a folder or
-    the object; None takes the embedded language model, en_core_web_md or all-MiniLM-L6-v2.
+    data set. The kind "hidden_states" compares the means of a language model's last hidden states
+    (cosine; close to 1 for any two texts under GPT-2, where only differences mean something);
+    "spacy" is `Doc.similarity`; "sentence_transformers" the cosine of embeddings. `model` None
+    takes the embedded language model, en_core_web_md or all-MiniLM-L6-v2.
     """
 
     def __init__(
