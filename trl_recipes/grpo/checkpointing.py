@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 
 from trl_recipes.callbacks import push_model
 from trl_recipes.checkpointing import drop_later_rows, random_states, set_random_states
@@ -37,14 +36,14 @@ class Place(NamedTuple):
     weights: list[float] | None = None  # of the reward functions, over their scale on the start
 
 
-def begin_epoch(sampler: Sampler, epoch: int) -> None:
-    """Make the order of an epoch's prompts follow from the epoch alone, also in a resumed run."""
-    if sampler.shuffle:
-        sampler.generator.manual_seed((sampler.seed or 0) + EPOCH_SEEDS * epoch)
-
-
 class GroupCheckpoints:
     """Mixin of TRL's trainers: a resumed run takes the steps of an uninterrupted one."""
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Make the order of an epoch's prompts follow from the epoch alone, also when resumed."""
+        sampler = self._sampler
+        if sampler is not None and sampler.shuffle:
+            sampler.generator.manual_seed((sampler.seed or 0) + EPOCH_SEEDS * epoch)
 
     def _go_to_checkpoint(self) -> None:
         """Before the first step, drop the rows logged after the checkpoint, and go to its place."""

@@ -1,4 +1,4 @@
-"""Scoring a sampled batch of GRPO and RLOO, and what the batch looks like in numbers."""
+"""Rewards of GRPO and RLOO: checked and measured before training, called for each batch."""
 
 import math
 import time
@@ -6,15 +6,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
+from transformers import DefaultFlowCallback
 
-from trl_recipes.data.conversations import plain_text
+from trl_recipes.checkpointing import find_checkpoint, random_states, set_random_states
+from trl_recipes.data.conversations import is_conversation, plain_text
 from trl_recipes.data.prompts import own_names
+from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.distributed import gather
 from trl_recipes.errors import RecipeError
-from trl_recipes.rewards.base import TokenRewards, score_part
+from trl_recipes.grpo.config import RLOOConfig
+from trl_recipes.grpo.inputs import made_up_sample
+from trl_recipes.models.forward import temporarily, unwrap_adapter
+from trl_recipes.models.loading import check_lengths
+from trl_recipes.models.sampling import generate_responses
+from trl_recipes.models.sharding import is_whole
+from trl_recipes.rewards.base import TokenRewards, check_rewards, rows_to_measure, score_part
+from trl_recipes.run_folder import check_disk
 from trl_recipes.stats import distinct_n
 
+CHECK_STEPS = 4  # the first one warms up; the others tell how long a step takes
 ROUNDING = 1e-6  # of float32, beside the size of the scores
 
 
@@ -77,6 +89,122 @@ class GroupScoring:
         scores = totals[first : first + len(prompts)].tolist()
         few = slice(0, self.num_generations * self.args.log_samples, self.num_generations)
         self._samples = ([plain_text(prompt) for prompt in prompts[few]], texts[few], scores[few])
+
+    # Before training
+
+    def describe(self) -> str:
+        """Say in one paragraph what `train` is about to do, with the batch arithmetic in words."""
+        lengths = self._check_before_training()
+        self._measure_rewards()
+        return self._description(lengths)
+
+    def _check_before_training(self) -> list[int]:
+        """Check rewards, prompts, lengths and disk; return the lengths of the prompts."""
+        rows = self.train_dataset
+        if not isinstance(rows, Dataset):
+            return [0]
+        sample = made_up_sample(rows, self.processing_class)
+        extras = self._reward_extras()
+        extras |= {name: lambda *_: None for name in extras if name.startswith("log_")}
+        check_rewards(self.rewards, self.args.reward_once, **sample, **extras)
+        if len(rows) < self.args.groups:
+            raise RecipeError(
+                f"The data set has {len(rows)} prompts, fewer than the {self.args.groups} of one "
+                f"batch ({self.args.generation_batch_size} responses, {self.num_generations} to "
+                "each). Lower `batch_size` or give more prompts."
+            )
+        lengths = [len(ids) for ids in self._tokenize_prompts(rows["prompt"][:])[0]]
+        check_lengths(max(lengths), self.args.response_length, self.model)
+        check_disk(self.args, sum(p.numel() for p in self.model.parameters() if p.requires_grad))
+        return lengths
+
+    def _description(self, lengths: list[int]) -> str:
+        """Say in one paragraph what a run is about to do, on prompts of these lengths."""
+        model = unwrap_adapter(self.accelerator.unwrap_model(self.model))
+        return describe_run(self._name, self, model, lengths, self._number_of_steps())
+
+    def _number_of_steps(self) -> int:
+        return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+
+    def _measure_rewards(self) -> None:
+        """Measure rewards on samples of the start model, and weigh them by it where asked, once.
+
+        Responses to one prompt are compared: a function's mean cancels out, its deviation divides
+        its weight. A resumed run takes its checkpoint's weights.
+        """
+        args, rewards = self.args, self.rewards
+        wanted = rewards.wants_reference_norm(args.reward_norm)
+        if not wanted or rewards.scales or find_checkpoint(args):
+            return
+        policy = self.accelerator.unwrap_model(self.model)
+        loops = any(getattr(self, n, None) for n in ("tools", "environments", "rollout_func"))
+        if loops or not (isinstance(self.train_dataset, Dataset) and is_whole(policy)):
+            if args.reward_norm == "reference":
+                raise RecipeError(
+                    "`reward_norm` is reference, which needs a data set with a length, a model "
+                    "that lies whole in each process, and neither tools nor environments. Use none."
+                )
+            return
+        randomness = random_states()
+        rows = rows_to_measure(len(self.train_dataset), args.seed, self.accelerator)
+        inputs = [self.train_dataset[row] for row in rows]
+        prompts = [row["prompt"] for row in inputs]
+        responses = generate_responses(
+            policy,
+            [torch.tensor(ids) for ids in self._tokenize_prompts(prompts)[0]],
+            pad_token_id=self._tokenizer.pad_token_id,
+            eos_token_id=self._end_tokens(),
+            max_new_tokens=args.response_length,
+            temperature=args.temperature,
+            batch_size=args.batch_size,
+        )
+        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        completions = [
+            [{"role": "assistant", "content": text}] if is_conversation(prompt) else text
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        raw = self._score(inputs, prompts, completions, [row.tolist() for row in responses])
+        set_random_states(randomness)
+        raw = {name: gather(values) for name, values in raw.items()}
+        rewards.measure(raw, self._normalizes())
+        for row, name in enumerate(rewards.normalization):
+            self.reward_weights[row] /= rewards.normalization[name][1]
+
+    def _normalizes(self) -> bool:
+        """Whether rewards are normalized; by default not in GRPO, which compares within groups."""
+        norm, rloo = self.args.reward_norm, isinstance(self.args, RLOOConfig)
+        return norm == "reference" or (rloo and self.rewards.wants_reference_norm(norm))
+
+    def check(self) -> str:
+        """Try the first steps of `train`, write nothing, restore everything; say what was found."""
+        self._check_before_training()
+        steps, handler = self._number_of_steps(), self.callback_handler
+        reference = [] if self.ref_model is None else self.ref_model.parameters()
+        changed = [p for p in self.model.parameters() if p.requires_grad] + list(reference)
+        before, randomness = [parameter.detach().clone() for parameter in changed], random_states()
+        few = {"max_steps": min(CHECK_STEPS, steps), "save_strategy": "no", "eval_strategy": "no"}
+        few |= {"logging_steps": 1, "resume_from_checkpoint": None}
+        # neither trackers nor bars
+        listeners = [c for c in handler.callbacks if isinstance(c, DefaultFlowCallback)]
+        listeners.append(self._steps)
+        try:
+            with (
+                temporarily(self.args, **few),
+                temporarily(handler, callbacks=listeners),
+                temporarily(self, _trying=True, log_completions=False),
+            ):
+                self._train()
+            seconds = [row["step_time"] for row in self.all_stats]
+            sample = self._samples and tuple(column[0] for column in self._samples)
+        finally:
+            self.optimizer = self.lr_scheduler = None
+            self._forget()
+            self._metrics["train"].clear()
+            with torch.no_grad():
+                for parameter, value in zip(changed, before, strict=True):
+                    parameter.copy_(value)
+            set_random_states(randomness)
+        return describe_check(seconds, steps, "the prompts", sample)
 
 
 def batch_statistics(

@@ -27,8 +27,8 @@ from trl_recipes.data.tokenizers import appended_tokens
 from trl_recipes.describe import replace_unknown_characters
 from trl_recipes.diagnostics import Alarms, group_alarms
 from trl_recipes.errors import RecipeError
-from trl_recipes.grpo import checks, inputs
-from trl_recipes.grpo.checkpointing import GroupCheckpoints, Place, begin_epoch
+from trl_recipes.grpo import inputs
+from trl_recipes.grpo.checkpointing import GroupCheckpoints, Place
 from trl_recipes.grpo.config import GroupConfig, GRPOConfig, RLOOConfig
 from trl_recipes.grpo.scoring import GroupScoring
 from trl_recipes.models import adapters, sharding
@@ -65,8 +65,7 @@ class _Steps(TrainerCallback):
         self.trainer._go_to_checkpoint()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        if self.trainer._sampler is not None:
-            begin_epoch(self.trainer._sampler, int(state.epoch or 0))
+        self.trainer._begin_epoch(int(state.epoch or 0))
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.trainer._skip_if_not_finite()
@@ -124,6 +123,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         if "optimizers" in kwargs:
             kwargs["optimizers"] = adapters.with_own_schedule(*kwargs["optimizers"])
         shows = getattr(args, "log_completions_hub_repo", None) is not None and args.log_completions
+        self._steps = _Steps(self)
         with (
             inputs.named(policy, wanted=args.beta != 0 and not adapted),
             inputs.without_second_adapter(policy),
@@ -139,7 +139,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
                 train_dataset=inputs.prompt_rows(train_dataset, "train_dataset", tokenizer),
                 eval_dataset=inputs.evaluation_rows(eval_dataset, tokenizer),
                 processing_class=tokenizer,
-                callbacks=[*(callbacks or []), _Steps(self)],
+                callbacks=[*(callbacks or []), self._steps],
                 peft_config=peft_config,
                 **kwargs,
             )
@@ -148,14 +148,14 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         _set_forward(unwrap_adapter(policy), own_forward)
         self._prepare_policy(policy)
         self._prepare_reference(policy)
-        if self.accelerator.device.type == "cpu":
-            set_malloc_thresholds()
         self.log_completions = args.log_completions
         self._forget()
         show_progress(self)
 
     def _prepare_policy(self, policy: nn.Module) -> None:
         """Make log-probabilities depend on their own row alone, and check that they do."""
+        if self.accelerator.device.type == "cpu":
+            set_malloc_thresholds()
         inputs.count_positions(policy)
         check_causal(policy)
         if not ignores_padding(policy):
@@ -335,17 +335,17 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         It goes on from the checkpoint given, from the newest whole one (True), or as `args` say.
         Raises RunStopped where SIGTERM or Ctrl-C came, and a checkpoint was written.
         """
-        lengths = checks.check_before_training(self)
+        lengths = self._check_before_training()
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = resume_from_checkpoint
-        if checks.normalizes(self):
-            checks.measure_rewards(self)
+        if self._normalizes():
+            self._measure_rewards()
         train = functools.partial(self._train, **kwargs)
         sharding.wrap_by_layer(self.model, self.accelerator)
         if self.args.saves:
             about = {
                 "algorithm": self._name,
-                "about": checks.description(self, lengths),
+                "about": self._description(lengths),
                 **self.rewards.about(),
             }
             return train_or_stop(self, train=train, about=about)
@@ -385,24 +385,9 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
                 "or a max_grad_norm of 0."
             )
 
-    # Before training
-
-    def describe(self) -> str:
-        """Say in one paragraph what `train` is about to do, with the batch arithmetic in words."""
-        lengths = checks.check_before_training(self)
-        checks.measure_rewards(self)
-        return checks.description(self, lengths)
-
-    def check(self) -> str:
-        """Try the first steps of `train`, write nothing, restore everything; say what was found."""
-        return checks.dry_run(self, _Steps)
-
     def _end_tokens(self) -> list[int]:
         # TRL < 1.15 knows the tokenizer's own alone
         return list(getattr(self, "eos_token_ids", [self._tokenizer.eos_token_id]))
-
-    def _number_of_steps(self) -> int:
-        return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
 
 
 class GRPOTrainer(GroupTrainer, trl.GRPOTrainer):

@@ -1,6 +1,8 @@
-"""Checkpoint and exact resume of PPO."""
+"""Checkpoint and exact resume of PPO, and steps that are tried and undone."""
 
+import copy
 import functools
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,15 +17,19 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from trl_recipes.callbacks import push_model
-from trl_recipes.checkpointing import drop_later_rows
+from trl_recipes.checkpointing import drop_later_rows, random_states, set_random_states
 from trl_recipes.data.prompts import as_prompts, stream_rows
+from trl_recipes.describe import describe_check
 from trl_recipes.errors import RecipeError
+from trl_recipes.models.memory import kept_by
 from trl_recipes.models.sharding import full_tensors, shard_like
+from trl_recipes.ppo import checks, setup
 from trl_recipes.ppo.models import save_actor_critic
 from trl_recipes.run_folder import RunFolder
 
 logger = get_logger(__name__)
 
+DRY_STEPS = 4  # the first one checks and warms up; the others tell how long a step takes
 _OWN = "PPOTrainer"  # under which trainer_state.json holds what only PPO has
 
 
@@ -101,6 +107,34 @@ class PPOCheckpoints:
                 if isinstance(value, Tensor) and value.shape == parameters[number].shape:
                     own[name] = shard_like(value, parameters[number])
         self.optimizer.load_state_dict({**state, "state": moments})
+
+    # Before training
+
+    def describe(self) -> str:
+        """Say in one paragraph what `train` is about to do, with the batch arithmetic in words."""
+        checks.check_before_training(self)
+        setup.measure_rewards(self)
+        return checks.description(self)
+
+    def check(self) -> str:
+        """Try the first steps of `train`, write nothing, restore everything; say what was found."""
+        checks.check_before_training(self)
+        before, randomness = copy.deepcopy(self._training_state()), random_states()
+        seconds = []
+        for _ in range(DRY_STEPS):
+            started = time.perf_counter()
+            batch = self._next_batch()
+            self._train_on(*self._collect(batch))
+            self.state.episode += self.config.global_batch_size
+            seconds.append(time.perf_counter() - started)
+        self._set_training_state(before)
+        set_random_states(randomness)
+        kept = kept_by(self._actor_critic(), self.ref_model)
+        checked = "ratio 1 before the first update, the KL to the reference"
+        sample = tuple(batch[name][0] for name in ("query", "response", "score"))
+        return describe_check(seconds, self.args.num_total_batches, checked, sample, kept)
+
+    # Saving and loading
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save policy, value head and tokenizer in the hub's format; None is the run's `model/`."""

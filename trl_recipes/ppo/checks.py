@@ -1,20 +1,17 @@
 """Checks before training: inputs, models, and the first batch."""
 
-import copy
 import logging
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trl_recipes.checkpointing import find_checkpoint, random_states, set_random_states
-from trl_recipes.describe import describe_check, describe_run
+from trl_recipes.checkpointing import find_checkpoint
+from trl_recipes.describe import describe_run
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length, evaluating, response_logits, unwrap_adapter
 from trl_recipes.models.loading import check_lengths
-from trl_recipes.models.memory import kept_by
 from trl_recipes.ppo.models import ActorCritic, reference_is_start
 from trl_recipes.ppo.objective import Sum
 from trl_recipes.ppo.rollout import Evaluation, Rollout
@@ -24,7 +21,6 @@ from trl_recipes.run_folder import check_disk
 logger = logging.getLogger(__name__)
 
 ROUNDING = 1e-4  # nats by which float32 log-probabilities of two correct passes may differ
-DRY_STEPS = 4  # the first one checks and warms up; the others tell how long a step takes
 
 
 def check_step_inputs(
@@ -273,22 +269,3 @@ def description(trainer: Any) -> str:
     lengths = [len(ids) for ids in trainer.prompts["input_ids"]]
     steps = trainer.args.num_total_batches
     return describe_run("PPO", trainer, trainer._actor_critic(), lengths, steps)
-
-
-def dry_run(trainer: Any) -> str:
-    """Try the first steps of `train`, restore everything, and report what was found."""
-    check_before_training(trainer)
-    before, randomness = copy.deepcopy(trainer._training_state()), random_states()
-    seconds = []
-    for _ in range(DRY_STEPS):
-        started = time.perf_counter()
-        batch = trainer._next_batch()
-        trainer._train_on(*trainer._collect(batch))
-        trainer.state.episode += trainer.config.global_batch_size
-        seconds.append(time.perf_counter() - started)
-    trainer._set_training_state(before)
-    set_random_states(randomness)
-    kept = kept_by(trainer._actor_critic(), trainer.ref_model)
-    checked = "ratio 1 before the first update, the KL to the reference"
-    sample = tuple(batch[name][0] for name in ("query", "response", "score"))
-    return describe_check(seconds, trainer.args.num_total_batches, checked, sample, kept)

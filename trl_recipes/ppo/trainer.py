@@ -506,18 +506,6 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             statistics.write_row(Path(self.args.output_dir), row, alarms, samples)
         self.log({key: value for key, value in row.items() if key != "step"})
 
-    # Before training
-
-    def describe(self) -> str:
-        """Say in one paragraph what `train` is about to do, with the batch arithmetic in words."""
-        checks.check_before_training(self)
-        setup.measure_rewards(self)
-        return checks.description(self)
-
-    def check(self) -> str:
-        """Try the first steps of `train`, write nothing, restore everything; say what was found."""
-        return checks.dry_run(self)
-
     # What several phases use
 
     def _actor_critic(self) -> ActorCritic:
