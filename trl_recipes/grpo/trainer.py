@@ -143,17 +143,17 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
                 peft_config=peft_config,
                 **kwargs,
             )
-        fused_head = vars(unwrap_adapter(policy)).get("forward")  # of TRL >= 1.15
-        self._fused_head = None if fused_head is own_forward else fused_head
-        _set_forward(unwrap_adapter(policy), own_forward)
-        self._prepare_policy(policy)
+        self._prepare_policy(policy, own_forward)
         self._prepare_reference(policy)
         self.log_completions = args.log_completions
         self._forget()
         show_progress(self)
 
-    def _prepare_policy(self, policy: nn.Module) -> None:
+    def _prepare_policy(self, policy: nn.Module, own_forward: Callable | None) -> None:
         """Make log-probabilities depend on their own row alone, and check that they do."""
+        fused_head = vars(unwrap_adapter(policy)).get("forward")  # of TRL >= 1.15
+        self._fused_head = None if fused_head is own_forward else fused_head
+        _set_forward(unwrap_adapter(policy), own_forward)
         if self.accelerator.device.type == "cpu":
             set_malloc_thresholds()
         inputs.count_positions(policy)

@@ -107,12 +107,7 @@ def load_language_model(
         kwargs |= _unpacked(base, gguf, kwargs) | {"output_loading_info": True}
         model, info = auto.from_pretrained(folder, *model_args, **kwargs)
         model.name_or_path = model.config.name_or_path = base
-        if info["missing_keys"]:  # which transformers has just drawn at random
-            missing = ", ".join(sorted(info["missing_keys"])[:3])
-            raise RecipeError(
-                f"`{base}` lacks weights of its model ({missing}): its config.json and its weights "
-                "belong to different models. Save the model again."
-            )
+        _check_missing(info, f"`{base}`", "model")
         if adapted is None:
             return model
         from peft import PeftModel
@@ -154,12 +149,19 @@ def load_classifier(
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=new_head, **settings
         )
-    if info["missing_keys"] and not new_head:
-        raise RecipeError(
-            f"{source}: `{name}` lacks weights of its classifier "
-            f"({', '.join(sorted(info['missing_keys'])[:3])}). Save the whole model again."
-        )
+    if not new_head:
+        _check_missing(info, f"{source}: `{name}`", "classifier")
     return model, tokenizer
+
+
+def _check_missing(info: dict[str, Any], name: str, kind: str) -> None:
+    """Refuse a model whose weights are not all there: transformers draws the others at random."""
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise RecipeError(
+            f"{name} lacks weights of its {kind} ({missing}): its config.json and its weights "
+            "belong to different models. Save the whole model again."
+        )
 
 
 def present_names(kwargs: dict[str, Any]) -> dict[str, Any]:

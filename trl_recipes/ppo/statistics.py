@@ -3,7 +3,7 @@
 And what PPO learns from them: the KL coefficient, and the scale of scores.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -62,12 +62,10 @@ def sampling_stats(sampled: Tensor | None, logprobs: Tensor, mask: Tensor) -> di
 def length_stats(lengths_by_name: dict[str, Tensor], all_sum: Sum) -> dict[str, Tensor]:
     """Describe the lengths (B,) of queries and of responses, in tokens."""
     lengths = {name: values.float() for name, values in lengths_by_name.items()}
-    ones = [torch.ones_like(x) for x in lengths.values()]
-    means, variances = masked_moments([*lengths.values()], ones, all_sum)
     stats = {}
-    for (name, values), mean, variance in zip(lengths.items(), means, variances, strict=True):
-        stats |= {f"tokens/{name}_len_mean": mean, f"tokens/{name}_len_std": variance.sqrt()}
-        stats[f"tokens/{name}_dist"] = values
+    for name, mean, std in _moments(lengths, all_sum):
+        stats |= {f"tokens/{name}_len_mean": mean, f"tokens/{name}_len_std": std}
+        stats[f"tokens/{name}_dist"] = lengths[name]
     return stats
 
 
@@ -82,19 +80,24 @@ def score_stats(
 
     A function's value is None where it left a sample out; those named in `metrics` are only logged.
     """
-    by_name = {"env/reward_": scores, **by_function}
-    known = [
-        torch.tensor([float(v) for v in values if v is not None], device=device)
-        for values in by_name.values()
-    ]
-    means, variances = masked_moments(known, [torch.ones_like(x) for x in known], all_sum)
+    prefixes = {"env/reward_": scores}
+    for name, values in by_function.items():
+        prefixes[f"{'metrics' if name in metrics else 'rewards'}/{name}/"] = values
+    known = {
+        prefix: torch.tensor([float(v) for v in values if v is not None], device=device)
+        for prefix, values in prefixes.items()
+    }
     stats = {}
-    for row, name in enumerate(by_name):
-        kind = "metrics" if name in metrics else "rewards"
-        prefix = name if name == "env/reward_" else f"{kind}/{name}/"
-        stats[f"{prefix}mean"] = means[row].item()
-        stats[f"{prefix}std"] = variances[row].sqrt().item()
+    for prefix, mean, std in _moments(known, all_sum):
+        stats |= {f"{prefix}mean": mean.item(), f"{prefix}std": std.item()}
     return stats
+
+
+def _moments(by_name: dict[str, Tensor], all_sum: Sum) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Compute mean and standard deviation of each tensor, over all processes."""
+    ones = [torch.ones_like(values) for values in by_name.values()]
+    means, variances = masked_moments([*by_name.values()], ones, all_sum)
+    return zip(by_name, means, variances.sqrt(), strict=True)
 
 
 class UpdateStats:

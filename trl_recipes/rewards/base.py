@@ -278,13 +278,7 @@ def check_rewards(rewards: Rewards, once: bool, *samples: Any, **extras: Any) ->
     (broadcast_from_main if once else raise_on_all)(call)
 
 
-def _arguments(
-    prompts: Sequence[Text],
-    completions: Sequence[Text],
-    completion_ids: Sequence[Sequence[int]],
-    columns: Mapping[str, Sequence[Any]] | None = None,
-    **extras: Any,
-) -> dict[str, Any]:
+def _arguments(prompts, completions, completion_ids, columns=None, **extras) -> dict[str, Any]:
     """Collect what reward functions may ask for; a column never replaces the texts or extras."""
     texts = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
     given = {name: list(values) for name, values in texts.items()} | extras
