@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from architectures import Words
 
 from trl_recipes import PPOConfig, PPOTrainer
-from trl_recipes.models.memory import kept_by
+from trl_recipes.models.adapters import kept_by
 
 STEPS = 2
 

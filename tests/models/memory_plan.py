@@ -12,11 +12,26 @@ Left out: CUDA's own half a gigabyte, what the allocator loses between its block
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from trl_recipes.models.memory import MOMENTS, Memory
+from trl_recipes.models.adapters import MOMENTS
 
 FLOAT32, BFLOAT16 = 4, 2
 HEADROOM = 0.1
 GPUS = (16, 24, 40, 80)  # gigabytes
+
+
+class Memory(NamedTuple):
+    """Bytes on one GPU."""
+
+    weights: float
+    gradients: float
+    moments: float
+    reference: float
+    copies: float = 0  # of gradients, in the buckets of DDP; of packed weights
+    phase: float = 0  # the phase that takes most on top of these
+
+    @property
+    def total(self) -> float:
+        return sum(self)
 
 
 class Shape(NamedTuple):
@@ -74,8 +89,6 @@ def kept(trained: int, frozen: int, reference: int, number: int = FLOAT32) -> Me
         gradients=trained * FLOAT32,
         moments=trained * FLOAT32 * MOMENTS,
         reference=reference * number,
-        copies=0,
-        phase=0,
     )
 
 

@@ -131,23 +131,16 @@ def prompt_rows(rows: Any, argument: str, tokenizer: PreTrainedTokenizerBase) ->
     return rows.rename_columns({old: new for old, new in renamed.items() if old != new})
 
 
-def made_up_sample(rows: Dataset, processing_class: Any) -> dict[str, list]:
-    """Make two samples of the first rows, to try the reward functions on, named as TRL does."""
+def made_up_sample(rows: Dataset, processing_class: Any) -> tuple[list, list, list, dict]:
+    """Make two samples of the first rows, to try the reward functions on."""
     few = rows[:2]
     prompts = few.pop("prompt")
-    texts = list(MADE_UP[: len(prompts)])
-    if is_character_tokenizer(processing_class):  # which may not know every letter of English
-        texts = prompts
-    completions = texts
+    # a character tokenizer may not know every letter of English
+    own = is_character_tokenizer(processing_class)
+    texts = completions = prompts if own else list(MADE_UP[: len(prompts)])
     if is_conversation(prompts[0]):
         completions = [[{"role": "assistant", "content": text}] for text in texts]
-    ids = processing_class(text=texts)["input_ids"]
-    return {
-        "prompts": prompts,
-        "completions": completions,
-        "completion_ids": ids,
-        "columns": own_names(few),
-    }
+    return prompts, completions, processing_class(text=texts)["input_ids"], own_names(few)
 
 
 @contextmanager

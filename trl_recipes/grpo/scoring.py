@@ -106,7 +106,7 @@ class GroupScoring:
         sample = made_up_sample(rows, self.processing_class)
         extras = self._reward_extras()
         extras |= {name: lambda *_: None for name in extras if name.startswith("log_")}
-        check_rewards(self.rewards, self.args.reward_once, **sample, **extras)
+        check_rewards(self.rewards, self.args.reward_once, *sample, **extras)
         if len(rows) < self.args.groups:
             raise RecipeError(
                 f"The data set has {len(rows)} prompts, fewer than the {self.args.groups} of one "

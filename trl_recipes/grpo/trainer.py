@@ -40,8 +40,7 @@ from trl_recipes.models.forward import (
     train_without_chance,
     unwrap_adapter,
 )
-from trl_recipes.models.memory import set_malloc_thresholds
-from trl_recipes.models.sampling import ignores_padding, packed_weights
+from trl_recipes.models.sampling import ignores_padding, packed_weights, set_malloc_thresholds
 from trl_recipes.models.vllm_sampling import VLLMSampler
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.run_folder import RunFolder

@@ -2,10 +2,10 @@
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, PeftType
@@ -18,6 +18,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import unwrap_adapter
 from trl_recipes.models.sharding import full_model, full_tensor, shard_like
 
+MOMENTS = 2  # of AdamW, each in float32
 ATTENTION = re.compile(
     r"\.(attn|attention|self_attn|self_attention|encoder_attn|SelfAttention|EncDecAttention)\."
 )
@@ -97,6 +98,26 @@ class _OwnSchedule(AdafactorSchedule):
             state = optimizer.state.get(group["params"][0])
             rates.append(float(optimizer._get_lr(group, state)) if state else 0.0)
         return rates
+
+
+class Memory(NamedTuple):
+    """Bytes that training a model on one process keeps all the time."""
+
+    weights: int  # of the policy
+    gradients: int  # of the trained weights
+    moments: int  # Adam's two
+    reference: int  # a reference model of its own
+
+
+def kept_by(model: nn.Module, reference: nn.Module | None) -> Memory:
+    """Count the bytes that training a model, beside its reference, keeps all the time."""
+
+    def size(parameters: Iterable[nn.Parameter]) -> int:
+        return sum(p.numel() * p.element_size() for p in parameters)
+
+    trained = size(p for p in model.parameters() if p.requires_grad)
+    beside = 0 if reference is None else size(reference.parameters())
+    return Memory(size(model.parameters()), trained, MOMENTS * trained, beside)
 
 
 class StartModel:

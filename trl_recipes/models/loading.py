@@ -40,11 +40,7 @@ _OTHER_HEADS = r"For(\w+Classification|QuestionAnswering|MultipleChoice|NextSent
 def load_run(
     path: str | Path, *, source: str | None = None, **kwargs
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """Load a language model in eval mode, its adapter included, and its tokenizer.
-
-    `path` is a run folder, a model folder, a GGUF file or a hub name; `kwargs` are
-    `from_pretrained`'s.
-    """
+    """Load a language model in eval mode, by name or of a run, and its tokenizer."""
     trusted = {"trust_remote_code": kwargs.get("trust_remote_code", False)}
     tokenizer = load_tokenizer(path, source=source, **trusted)
     model = load_language_model(path, source=source, **kwargs)

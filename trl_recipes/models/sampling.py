@@ -1,6 +1,8 @@
 """Sample responses from a model's whole distribution, with what training needs of each token."""
 
+import ctypes
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -399,3 +401,18 @@ class _PackedLinear:
     def __call__(self, inputs: Tensor) -> Tensor:
         inputs = inputs.to(self.dtype)
         return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
+
+
+def set_malloc_thresholds() -> None:
+    """Let the C library, where it is glibc, keep large blocks for the next tensor.
+
+    It returns them to the system by default, which hands out zeroed pages again: a tenth of a step
+    on the CPU with GPT-2 small, a third with small models. The peak stays the same.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1  # of malloc.h
+        mallopt(trim_threshold, most)
+        mallopt(mmap_threshold, most)

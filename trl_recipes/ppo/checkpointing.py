@@ -21,7 +21,7 @@ from trl_recipes.checkpointing import drop_later_rows, random_states, set_random
 from trl_recipes.data.prompts import as_prompts, stream_rows
 from trl_recipes.describe import describe_check
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.memory import kept_by
+from trl_recipes.models import adapters
 from trl_recipes.models.sharding import full_tensors, shard_like
 from trl_recipes.ppo import checks, setup
 from trl_recipes.ppo.models import save_actor_critic
@@ -129,7 +129,7 @@ class PPOCheckpoints:
             seconds.append(time.perf_counter() - started)
         self._set_training_state(before)
         set_random_states(randomness)
-        kept = kept_by(self._actor_critic(), self.ref_model)
+        kept = adapters.kept_by(self._actor_critic(), self.ref_model)
         checked = "ratio 1 before the first update, the KL to the reference"
         sample = tuple(batch[name][0] for name in ("query", "response", "score"))
         return describe_check(seconds, self.args.num_total_batches, checked, sample, kept)

@@ -23,17 +23,8 @@ logger = logging.getLogger(__name__)
 ROUNDING = 1e-4  # nats by which float32 log-probabilities of two correct passes may differ
 
 
-def check_step_inputs(
-    queries: Sequence[Tensor],
-    responses: Sequence[Tensor],
-    scores: Sequence[Tensor],
-    response_masks: Sequence[Tensor] | None,
-    batch_size: int,
-) -> None:
-    """Check the arguments of `PPOTrainer.step`: one of each per sample."""
-    given = {"queries": queries, "responses": responses, "scores": scores}
-    if response_masks is not None:
-        given["response_masks"] = response_masks
+def check_step_inputs(given: dict[str, Sequence[Tensor]], batch_size: int) -> None:
+    """Check the arguments of `PPOTrainer.step`, by name: one of each per sample."""
     for name, values in given.items():
         if not isinstance(values, list | tuple):
             raise RecipeError(f"`{name}` must be a list of tensors, got {type(values).__name__}.")
@@ -44,11 +35,12 @@ def check_step_inputs(
             )
         for row, value in enumerate(values):
             check_tensor(name, row, value)
-    for row, mask in enumerate(response_masks or []):
-        if len(mask) != len(responses[row]):
+    for row, mask in enumerate(given.get("response_masks", [])):
+        length = len(given["responses"][row])
+        if len(mask) != length:
             raise RecipeError(
                 f"`response_masks[{row}]` has {len(mask)} entries, but `responses[{row}]` has "
-                f"{len(responses[row])} tokens. Give one entry a token."
+                f"{length} tokens. Give one entry a token."
             )
         if not mask.bool().any():
             raise RecipeError(f"`response_masks[{row}]` masks every token. Leave one or more in.")

@@ -25,19 +25,11 @@ from trl_recipes.ppo.statistics import score_stats
 from trl_recipes.run_folder import check_run, prepare_run
 
 # Values that leave the policy's distribution, or what `generate` returns, as it is.
-NEUTRAL = {
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
-    "length_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "num_beams": 1,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "use_cache": True,
-}
+NEUTRAL = dict.fromkeys(
+    ("top_k", "min_p", "no_repeat_ngram_size", "min_length", "min_new_tokens"), 0
+)
+NEUTRAL |= dict.fromkeys(("top_p", "typical_p", "repetition_penalty", "length_penalty"), 1)
+NEUTRAL |= {"num_beams": 1, "use_cache": True}
 # Arguments of transformers' `generate` that are not fields of its configuration, and are passed on.
 CALLED = ("logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria")
 # Fields of its configuration that ask for more than token ids.
@@ -95,12 +87,7 @@ class ClassicLoop(OverridableParts):
         with self._reference() as ref_model, self._autocast():
             return response, returned(generate_responses(ref_model, queries, **chosen))
 
-    def _limits(
-        self,
-        queries: list[Tensor],
-        settings: dict[str, Any],
-        length_sampler: Callable[[], int] | None,
-    ) -> list[int]:
+    def _limits(self, queries: list[Tensor], settings: dict, length_sampler) -> list[int]:
         """Take the most new tokens of each response out of the settings, and check the queries."""
         if not queries:
             raise RecipeError("`query_tensor` is an empty list. Give at least one query.")
@@ -122,13 +109,7 @@ class ClassicLoop(OverridableParts):
             check_lengths(len(query), most, self._policy())
         return limits
 
-    def _sample(
-        self,
-        queries: list[Tensor],
-        limits: list[int],
-        batch_size: int | None,
-        settings: dict[str, Any],
-    ) -> list[Tensor]:
+    def _sample(self, queries, limits, batch_size, settings: dict[str, Any]) -> list[Tensor]:
         """Sample from the policy; keep what is known of tokens from its whole distribution."""
         tokens = {name: settings[name] for name in ("pad_token_id", "eos_token_id", "temperature")}
         if settings.keys() != {*tokens, "do_sample"} or not settings["do_sample"]:
@@ -164,7 +145,7 @@ class ClassicLoop(OverridableParts):
     def _draw(self, queries: list[Tensor], limits: list[int], **tokens: Any) -> Rollout:
         """Draw one response to each query, by vLLM where the configuration says so."""
         if self.vllm_generation is None:
-            return sample(self._policy(), queries, limits, **tokens)
+            return sample(self._policy(), queries, max_new_tokens=limits, **tokens)
         drawn, logprobs = self.vllm_generation.sample(queries, limits, **tokens)
         rollout = collate(queries, drawn, None, tokens["pad_token_id"])
         return rollout._replace(sampling_logprobs=pad_sequence(logprobs, batch_first=True))

@@ -31,7 +31,9 @@ class OverridableParts:
         masks: list[Tensor] | None = None,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor] | None]:
         """Check what `step` is given; return it on the device."""
-        checks.check_step_inputs(queries, responses, scores, masks, batch_size)
+        given = {"queries": queries, "responses": responses, "scores": scores}
+        masked = {} if masks is None else {"response_masks": masks}
+        checks.check_step_inputs(given | masked, batch_size)
         rows = (queries, responses, masks or [])
         queries, responses, masks = ([x.to(self.current_device) for x in part] for part in rows)
         scores = [x.detach().to(self.current_device).float().reshape(()) for x in scores]

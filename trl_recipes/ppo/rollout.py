@@ -1,7 +1,7 @@
 """Rollout: what one batch of sampled responses carries from sampling to the last epoch."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -116,22 +116,12 @@ def collate(
     return Rollout(query_ids, query_mask, response_ids, response_mask, loss_mask)
 
 
-def sample(
-    policy: nn.Module,
-    queries: Sequence[Tensor],
-    max_new_tokens: Sequence[int],
-    *,
-    pad_token_id: int,
-    eos_token_id: list[int] | None,
-    temperature: float,
-) -> Rollout:
-    """Draw one response to each query from the policy's whole distribution."""
-    tokens = {"pad_token_id": pad_token_id, "eos_token_id": eos_token_id}
-    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature} | tokens
+def sample(policy: nn.Module, queries: Sequence[Tensor], **settings: Any) -> Rollout:
+    """Draw one response to each query, with the settings of [`sample_responses`]."""
+    pad_token_id = settings["pad_token_id"]
     if not can_sample(policy):  # no step-by-step decoding: a forward pass finds out the rest
         responses = generate_responses(policy, queries, **settings)
         return collate(queries, responses, None, pad_token_id)
-    samples = sample_responses(policy, queries, **settings)
-    ids, mask = pad_rows(queries, pad_token_id, side="right")
-    drawn, drawn_mask, logprobs, hidden = samples
-    return Rollout(ids, mask, drawn, drawn_mask, drawn_mask, logprobs, hidden)
+    drawn, mask, logprobs, hidden = sample_responses(policy, queries, **settings)
+    ids, query_mask = pad_rows(queries, pad_token_id, side="right")
+    return Rollout(ids, query_mask, drawn, mask, mask, logprobs, hidden)

@@ -23,7 +23,7 @@ from trl_recipes.distributed import gather
 from trl_recipes.errors import RecipeError
 from trl_recipes.models import adapters, loading
 from trl_recipes.models.forward import can_pack, check_causal, switch_off_chance, unwrap_adapter
-from trl_recipes.models.memory import set_malloc_thresholds
+from trl_recipes.models.sampling import set_malloc_thresholds
 from trl_recipes.models.sharding import check_fsdp_loading, wrap_by_layer
 from trl_recipes.ppo.checks import check_reference
 from trl_recipes.ppo.config import PPOConfig

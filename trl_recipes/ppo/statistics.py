@@ -113,15 +113,7 @@ class UpdateStats:
         self.sums: list[Tensor] = []
         self.ratios: list[Tensor] = []
 
-    def add(
-        self,
-        losses: PPOLosses,
-        entropy: Tensor,
-        log_ratio: Tensor,
-        values: Tensor,
-        returns: Tensor,
-        mask: Tensor,
-    ) -> None:
+    def add(self, losses: PPOLosses, entropy, log_ratio, values, returns, mask: Tensor) -> None:
         """Add one forward pass, whose tensors are all (B, R)."""
         tokens = (
             *(losses.policy, losses.value, entropy, 0.5 * log_ratio.square(), -log_ratio),
