@@ -78,7 +78,12 @@ def response_logits(
     """
     language_model = unwrap_adapter(model)
     if language_model.config.is_encoder_decoder:
-        inputs = _encoder_decoder_inputs(language_model, queries, query_mask, responses)
+        start = torch.full_like(responses[:, :1], decoder_start_token_id(language_model.config))
+        inputs = {
+            "input_ids": queries,
+            "attention_mask": query_mask.to(queries.device, non_blocking=True),
+            "decoder_input_ids": torch.cat([start, responses[:, :-1]], 1),
+        }
         kept = token_places(response_mask, queries.device)
     else:
         inputs, kept = _causal_inputs(queries, query_mask, responses, response_mask, pack)
@@ -130,15 +135,6 @@ def _causal_inputs(queries, query_mask, responses, response_mask, pack) -> tuple
     positions.view(-1)[there] = there_columns
     inputs = {"input_ids": packed, "position_ids": positions}
     return inputs, places[predicts].to(device, non_blocking=True)
-
-
-def _encoder_decoder_inputs(language_model, queries, query_mask, responses) -> dict:
-    start = torch.full_like(responses[:, :1], decoder_start_token_id(language_model.config))
-    return {
-        "input_ids": queries,
-        "attention_mask": query_mask.to(queries.device, non_blocking=True),
-        "decoder_input_ids": torch.cat([start, responses[:, :-1]], 1),
-    }
 
 
 def _pick(states: Tensor, places: Tensor) -> Tensor:

@@ -65,15 +65,15 @@ def generate_responses(
     aside: a log-probability is only that of the sampled token when nothing bends the distribution.
 
     Args:
-    model: transformers causal or encoder-decoder model, or the PEFT model around one.
-    queries: token ids, each of shape (query length,).
-    pad_token_id: fills the gaps; attention masks hide it.
-    eos_token_id: ends a response, as any of several does; None never ends one early.
-    max_new_tokens: most tokens of a response: one number, or one per query.
-    temperature: of the sampling distribution.
-    do_sample: False takes the most likely token each time.
-    batch_size: queries generated together; None takes all.
-    **generation_kwargs: what else transformers' `generate` takes.
+        model: causal or encoder-decoder model, or the PEFT model around one.
+        queries: token ids, each of shape (query length,).
+        pad_token_id: fills the gaps; attention masks hide it.
+        eos_token_id: ends a response, as any of several does; None never ends one early.
+        max_new_tokens: most tokens of a response: one number, or one per query.
+        temperature: of the sampling distribution.
+        do_sample: False takes the most likely token each time.
+        batch_size: queries generated together; None takes all.
+        **generation_kwargs: what else transformers' `generate` takes.
 
     Returns responses of shape (length,), without query, padding or a decoder's start token.
     """

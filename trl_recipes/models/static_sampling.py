@@ -172,7 +172,9 @@ class _StaticBatch:
         else:  # without one BART makes its own, and asks the device how long
             inputs["decoder_attention_mask"] = inputs[self.ids].new_ones(rows, 1 + most)
         (name,) = CACHES & forward_arguments(language_model)
-        inputs[name] = _static_cache(language_model, inputs[self.ids].shape[1] + most)
+        inputs[name] = StaticCache(language_model.config, inputs[self.ids].shape[1] + most)
+        if self.ids != "input_ids":  # what the encoder gives never grows
+            inputs[name] = EncoderDecoderCache(inputs[name], DynamicCache())
         logits = self.model(**inputs, use_cache=True).logits
         state = self.states[0]
         self.samples = self.samples._replace(hidden=state.new_zeros(rows, most, state.shape[-1]))
@@ -200,13 +202,6 @@ class _StaticBatch:
         ended = (tokens == self.stops).any(1, keepdim=True) | (self.limits <= self.column)
         self.alive.logical_and_(~ended)
         return tokens
-
-
-def _static_cache(language_model: nn.Module, length: int) -> StaticCache | EncoderDecoderCache:
-    own = StaticCache(language_model.config, length)
-    if not language_model.config.is_encoder_decoder:
-        return own
-    return EncoderDecoderCache(own, DynamicCache())  # what the encoder gives never grows
 
 
 def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], None] | None:

@@ -198,9 +198,9 @@ def count_skipped(verdicts: list[Tensor], threshold: float, not_finite: int) -> 
 def explain_mismatch(policy: nn.Module, reduced_precision: bool) -> str:
     """Name the first known cause for one model's log-probabilities to differ between passes."""
     model = unwrap_adapter(policy)
-    dropouts = [name for name, m in policy.named_modules() if getattr(m, "p", 0) and _drops(m)]
-    if dropouts:
-        return f"Dropout is on in `{dropouts[0]}`: set it to 0, or leave switching it off to us."
+    for name, module in policy.named_modules():
+        if isinstance(module, nn.Dropout) and module.training and module.p:
+            return f"Dropout is on in `{name}`: set it to 0, or leave switching it off to us."
     ids = torch.arange(1, 49, device=model.device).remainder(model.config.vocab_size).view(4, 12)
     ones = torch.ones_like(ids)
     rows = (ids[:, :4], ones[:, :4], ids[:, 4:], ones[:, 4:])
@@ -221,10 +221,6 @@ def explain_mismatch(policy: nn.Module, reduced_precision: bool) -> str:
     if (alone[:2] - response_logits(policy, *rows)[0][:2]).abs().max() > ROUNDING:
         return "Padding behind a row changes its log-probabilities: does the model look ahead?"
     return "Neither dropout, chance, precision nor padding is the cause: were weights changed?"
-
-
-def _drops(module: nn.Module) -> bool:
-    return isinstance(module, nn.Dropout) and module.training
 
 
 def check_before_training(trainer: Any) -> None:
