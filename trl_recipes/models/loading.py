@@ -267,23 +267,26 @@ def check_language_model(config: Any, name: str, *, causal: bool | None = None) 
 def fitting_tokenizer(
     tokenizer: PreTrainedTokenizerBase | None, name: Any, model: nn.Module
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer by the model's name where a trainer got none; fill in a missing pad token.
-
-    Padding is hidden by masks that come from lengths, so the end token serves as padding too.
-    """
+    """Load the tokenizer by the model's name where a trainer got none; hold it to the model."""
     if tokenizer is None:
         if not isinstance(name, str | Path):
             raise RecipeError("`processing_class` is missing. Pass the model's tokenizer.")
         tokenizer = load_tokenizer(name)
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise RecipeError(
-                "The tokenizer has neither a pad nor an eos token. Set `tokenizer.eos_token` to "
-                "the token that ends a text; padding then uses it too."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
+    set_pad_token(tokenizer, "The tokenizer")
     check_vocabulary(tokenizer, model)
     return tokenizer
+
+
+def set_pad_token(tokenizer: PreTrainedTokenizerBase, whose: str) -> None:
+    """Let the end token serve as padding where there is none; masks come from lengths."""
+    if tokenizer.pad_token_id is not None:
+        return
+    if tokenizer.eos_token_id is None:
+        raise RecipeError(
+            f"{whose} has neither a pad nor an eos token. Set `eos_token` to the token that ends a "
+            "text; padding then uses it too."
+        )
+    tokenizer.pad_token = tokenizer.eos_token
 
 
 def check_vocabulary(tokenizer: Any, model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from trl_recipes import embedded
 from trl_recipes.data.conversations import completion_texts, full_texts, is_conversation
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length, evaluating
-from trl_recipes.models.loading import load_classifier, load_run, load_tokenizer
+from trl_recipes.models.loading import load_classifier, load_run, load_tokenizer, set_pad_token
 from trl_recipes.models.packing import pad_rows
 
 
@@ -108,13 +108,7 @@ class RewardModelReward:
                 f"{source}: `{model.name_or_path}` has {model.config.num_labels} labels, a reward "
                 "model has one. For a classifier use SentimentReward(model, label=...)."
             )
-        if tokenizer.pad_token_id is None:
-            if tokenizer.eos_token_id is None:
-                raise RecipeError(
-                    f"{source}: the tokenizer of `{model.name_or_path}` has neither a pad nor an "
-                    "eos token. Set `pad_token` in it, and save it again."
-                )
-            tokenizer.pad_token = tokenizer.eos_token
+        set_pad_token(tokenizer, f"{source}: the tokenizer of `{model.name_or_path}`")
         model.config.pad_token_id = tokenizer.pad_token_id  # the score is that of the last other
         self.model, self.tokenizer = model.eval(), tokenizer
         self.reads_pairs = bool(getattr(model.config, "reads_pairs", False))
