@@ -121,13 +121,13 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         own_forward = vars(unwrap_adapter(policy)).get("forward")
         if "optimizers" in kwargs:
             kwargs["optimizers"] = adapters.with_own_schedule(*kwargs["optimizers"])
-        shows = getattr(args, "log_completions_hub_repo", None) is not None and args.log_completions
+        in_hub = getattr(args, "log_completions_hub_repo", None) is not None
         self._steps = _Steps(self)
         with (
             inputs.named(policy, wanted=args.beta != 0 and not adapted),
             inputs.without_second_adapter(policy),
             # no folder is made before all was found fit for training
-            temporarily(args, saves=False, log_completions=shows),
+            temporarily(args, saves=False, log_completions=args.log_completions and in_hub),
             temporarily(grpo_trainer, VLLMGeneration=VLLMSampler),
             temporarily(rloo_trainer, VLLMGeneration=VLLMSampler),
         ):

@@ -28,7 +28,7 @@ LORA = re.compile(r"\.lora_(embedding_)?(?P<matrix>[AB])\.")
 def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None) -> Any:
     """Freeze what is not to be trained; return the configuration of a new adapter, if any.
 
-    `trainable` is "all", "attention" (its projections, of the full model) or "lora".
+    `trainable` is "all", "attention" (the projections of the full model) or "lora".
     """
     adapted = isinstance(policy, PeftModel)
     for config in (peft_config, *(policy.peft_config.values() if adapted else ())):

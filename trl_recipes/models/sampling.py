@@ -126,7 +126,7 @@ def _fit_together(model: nn.Module, queries: Sequence[Tensor]) -> list[list[int]
 
 @torch.no_grad()
 def _row_is_as_alone(model: nn.Module, stepping: bool) -> bool:
-    """Test, once, whether a padded row, or its next step on a cache, has the logits of it alone."""
+    """Ask the model, once, whether padding, or a step on a cache, changes the logits of a row."""
     language_model = unwrap_adapter(model)
     known = vars(language_model).setdefault("_row_is_as_alone", {})
     if stepping in known:

@@ -184,7 +184,8 @@ class ClassicLoop(OverridableParts):
     ) -> None:
         """Log what `step` returned to the run folder and to trackers.
 
-        `stats` gets mean and deviation of the raw scores `rewards`; the samples `columns_to_log`.
+        `stats` gets mean and deviation of the raw scores `rewards`; the `columns_to_log` of `batch`
+        are written with the samples.
         """
         missing = [name for name in columns_to_log if name not in {*batch, "query", "response"}]
         if missing:

@@ -153,7 +153,7 @@ def build_models(
     num_shared_layers: int | None,
     peft_config: Any,
 ) -> tuple[ActorCritic, nn.Module | None]:
-    """Put policy and value head into one model, fit for training, with a reference (or None)."""
+    """Put policy and value head into one model, fit for training, beside its reference model."""
     policy = value_head_model.pretrained_model
     peft_config = adapters.select_trainable(policy, config.trainable, peft_config)
     if num_shared_layers is not None:  # before they are shared
