@@ -21,8 +21,7 @@ from trl_recipes.data.prompts import check_form
 from trl_recipes.diagnostics import Alarms, ppo_alarms
 from trl_recipes.distributed import gather
 from trl_recipes.errors import RecipeError
-from trl_recipes.models import adapters, loading
-from trl_recipes.models.forward import can_pack, check_causal, switch_off_chance, unwrap_adapter
+from trl_recipes.models import adapters, forward, loading
 from trl_recipes.models.sampling import set_malloc_thresholds
 from trl_recipes.models.sharding import check_fsdp_loading, wrap_by_layer
 from trl_recipes.ppo.checks import check_reference
@@ -110,7 +109,7 @@ def model_and_tokenizer(
             f"`model` must be a name, a folder, or a language model, got {type(model).__name__}."
         )
     else:
-        inner = unwrap_adapter(getattr(model, "pretrained_model", model))
+        inner = forward.unwrap_adapter(getattr(model, "pretrained_model", model))
         loading.check_language_model(inner.config, type(inner).__name__)
         if not hasattr(model, "v_head"):
             wrapped = _class_for(model.config).from_pretrained(model)
@@ -125,7 +124,7 @@ def _class_for(config: Any) -> type:
 
 def eos_token_ids(tokenizer: PreTrainedTokenizerBase, policy: nn.Module) -> list[int]:
     """List every token that ends a text: the tokenizer's, and those of a chat model's turns."""
-    own = unwrap_adapter(policy).generation_config.eos_token_id
+    own = forward.unwrap_adapter(policy).generation_config.eos_token_id
     own = own if isinstance(own, list) else [own]
     return [i for i in dict.fromkeys([tokenizer.eos_token_id, *own]) if i is not None]
 
@@ -179,7 +178,7 @@ def build_models(
         actor_critic.start = adapters.StartModel(policy)
     spare_embedding_gradient(policy)
     for model in filter(None, (actor_critic, ref_model)):
-        switch_off_chance(model)
+        forward.switch_off_chance(model)
         fuse_activations(model)
     to_float32(policy, keep_frozen=is_peft_model)
     value_head_model.v_head.float()
@@ -216,14 +215,9 @@ def as_transformers_expects(
         )
     config.num_total_batches = max(math.ceil(config.total_episodes / batch), 1)
     config.total_episodes = config.num_total_batches * batch
-    saves, config.saves = config.saves, False
-    cache = getattr(policy.config, "use_cache", None)
-    try:
+    own = {"use_cache": policy.config.use_cache} if hasattr(policy.config, "use_cache") else {}
+    with forward.temporarily(config, saves=False), forward.temporarily(policy.config, **own):
         yield
-    finally:
-        config.saves = saves
-        if cache is not None:
-            policy.config.use_cache = cache
 
 
 def pass_cost(policy: nn.Module, device_type: str) -> int:
@@ -281,8 +275,8 @@ def start_vllm(trainer: Any) -> Any:
 
 def both_can_pack(policy: nn.Module, reference: nn.Module) -> bool:
     """Whether short sequences may stand in one line of a batch, for policy and reference alike."""
-    check_causal(policy)
-    return can_pack(policy) and (reference is policy or can_pack(reference))
+    forward.check_causal(policy)
+    return forward.can_pack(policy) and (reference is policy or forward.can_pack(reference))
 
 
 def alarms(config: PPOConfig) -> Alarms:
