@@ -1,43 +1,29 @@
 """recipes/ppo_custom_reward.py as users run it, short; its figures are measured elsewhere."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
-from launching import RECIPES, run_warm
+from launching import RECIPES, run_here, run_warm
 from transformers import AutoModelForCausalLM
 
-from trl_recipes.arguments import run_recipe
-
-RECIPE = RECIPES / "ppo_custom_reward.py"
-CONFIG = str(RECIPES / "configs" / "ppo_custom_reward.yaml")
+RECIPE = "ppo_custom_reward.py"
+CONFIG = RECIPES / "configs" / "ppo_custom_reward.yaml"
 COMPONENTS = ("log_perplexity", "similarity", "length", "repetition")
 
 
 def words(model, folder, *more):
     texts = folder.parent / "texts.txt"
     texts.write_text("\n".join(f"The film number {i} was dull, sadly." for i in range(40)))
-    common = ["--config", CONFIG, "--model_name_or_path", str(model), "--max_steps", "2"]
-    common += ["--dataset_name", str(texts), "--output_dir", str(folder), "--batch_size", "8"]
+    common = ["--config", CONFIG, "--model_name_or_path", model, "--max_steps", "2"]
+    common += ["--dataset_name", texts, "--output_dir", folder, "--batch_size", "8"]
     return [*common, "--response_length", "8", "--disable_tqdm", "true", *more]
-
-
-def run(model, folder, *more):
-    """The recipe in this process, which saves the seconds that imports take."""
-    spec = importlib.util.spec_from_file_location("ppo_custom_reward", RECIPE)
-    recipe = importlib.util.module_from_spec(spec)
-    sys.modules["ppo_custom_reward"] = recipe
-    spec.loader.exec_module(recipe)
-    types = (recipe.RewardArguments, recipe.PPOConfig, recipe.ModelConfig)
-    run_recipe(recipe.main, *types, argv=words(model, folder, *more))
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_gpt2, tmp_path_factory):
     folder = tmp_path_factory.mktemp("custom") / "run"
     more = words(tiny_gpt2, folder, "--max_length", "4", "--prompt", "The film")
-    done = run_warm(RECIPE.name, *more)
+    done = run_warm(RECIPE, *more)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout
 
@@ -72,7 +58,17 @@ def test_only_the_attention_was_trained(finished, tiny_gpt2):
 
 def test_version_1_optimizes_perplexity_and_logs_the_rest(tiny_gpt2, tmp_path):
     (tmp_path / "goal.txt").write_text("A dull film.")
-    run(tiny_gpt2, tmp_path / "run", "--version", "1", "--reference_text", f"{tmp_path}/goal.txt")
+    run_here(
+        RECIPE,
+        *words(
+            tiny_gpt2,
+            tmp_path / "run",
+            "--version",
+            "1",
+            "--reference_text",
+            f"{tmp_path}/goal.txt",
+        ),
+    )
     for line in (tmp_path / "run" / "all_stats.jsonl").read_text().splitlines():
         row = json.loads(line)
         raw = 3.0 * row["rewards/log_perplexity/mean"] - 0.5 * row["rewards/repetition/mean"]
@@ -86,7 +82,7 @@ def test_a_users_own_function_replaces_the_recipes_rewards(tiny_gpt2, tmp_path):
         "    return [float(text.isupper()) for text in completions]\n"
     )
     more = ["--reward_funcs", f"{tmp_path / 'mine.py'}:shouts", "RepetitionPenalty"]
-    run(tiny_gpt2, tmp_path / "run", *more, "--metrics", "UppercaseReward")
+    run_here(RECIPE, *words(tiny_gpt2, tmp_path / "run", *more, "--metrics", "UppercaseReward"))
     row = json.loads((tmp_path / "run" / "all_stats.jsonl").read_text().splitlines()[0])
     keys = {key for key in row if key.startswith(("rewards/", "metrics/")) and "mean" in key}
     assert keys == {"rewards/shouts/mean", "rewards/repetition/mean", "metrics/uppercase/mean"}

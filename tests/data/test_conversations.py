@@ -1,29 +1,21 @@
 """Conversations: the chat template's tokens, and what reward functions see, beside TRL's GRPO."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import datasets
 import pytest
 import torch
 import trl
-from tiny_models import SENTENCES, byte_level_tokenizer
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
+from launching import run_here
+from tiny_models import SENTENCES, byte_level_tokenizer, save_tiny_classifier
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from trl_recipes import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RecipeError, load_prompts
-from trl_recipes.arguments import run_recipe
 from trl_recipes.data.conversations import encode_conversations, full_texts, plain_text
 from trl_recipes.data.prompts import holds_conversations, one_prompt
 from trl_recipes.evaluation.compare import compare
 from trl_recipes.evaluation.judges import vader_judge
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"
     "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -63,11 +55,6 @@ def tokenizer(chat_model):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(chat_model)
-
-
-@pytest.fixture(autouse=True)
-def on_its_own(monkeypatch, tmp_path):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write(path, rows, test=ROWS[:2]):
@@ -252,39 +239,19 @@ def test_measures_of_a_comparison_get_conversations_too(tmp_path, tokenizer, cha
     assert "> user: A dull film? assistant:" in comparison.side_by_side(2)
 
 
-def recipe(name, *words):
-    """Run a recipe's main in this process."""
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    classes = {
-        "ppo_sentiment": ("SentimentArguments", "PPOConfig", "ModelConfig"),
-        "ppo_custom_reward": ("RewardArguments", "PPOConfig", "ModelConfig"),
-        "compare": ("CompareArguments",),
-        "generate": ("GenerateArguments",),
-    }[name]
-    run_recipe(module.main, *(getattr(module, c) for c in classes), argv=list(map(str, words)))
-
-
 def test_the_recipes_take_conversations(tmp_path, tokenizer, chat_model, capsys):
-    labels = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "vocab_size": len(tokenizer)}
-    labels |= {"max_position_embeddings": 400, "pad_token_id": tokenizer.eos_token_id}
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    classifier = RobertaConfig(**labels, **sizes, intermediate_size=16)
-    RobertaForSequenceClassification(classifier).save_pretrained(tmp_path / "classifier")
-    tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.save_pretrained(tmp_path / "classifier")
+    save_tiny_classifier(tokenizer, tmp_path / "classifier", positions=400)
     long = [{"prompt": [{"role": "user", "content": "very long " * 60}], "wanted": "?"}]
     path = write(tmp_path / "a.jsonl", ROWS + long, ROWS[:3] + long)
 
     common = ["--model_name_or_path", chat_model, "--dataset_name", path, "--max_steps", 1]
     common += ["--batch_size", 4, "--response_length", 4, "--disable_tqdm", "true"]
     judge = ["--reward_model", tmp_path / "classifier"]
-    recipe("ppo_sentiment", *common, *judge, "--output_dir", tmp_path / "run")
-    recipe("ppo_custom_reward", *common, "--output_dir", tmp_path / "custom")
+    run_here("ppo_sentiment.py", *common, *judge, "--output_dir", tmp_path / "run")
+    run_here("ppo_custom_reward.py", *common, "--output_dir", tmp_path / "custom")
     assert "custom: user: The story assistant:" in capsys.readouterr().out
-    recipe("compare", "--runs", tmp_path / "run", "--output_dir", tmp_path / "comparison")
+    run_here("compare.py", "--runs", tmp_path / "run", "--output_dir", tmp_path / "comparison")
     assert "> system: Be short. user: The acting? assistant:" in capsys.readouterr().out
     words = ["--model", tmp_path / "run", "--prompt", "Hello", "--chat", "true"]
-    recipe("generate", *words, *judge, "--num_return_sequences", 2)
+    run_here("generate.py", *words, *judge, "--num_return_sequences", 2)
     assert capsys.readouterr().out.count("user: Hello assistant: ") == 2

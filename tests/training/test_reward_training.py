@@ -138,13 +138,12 @@ def test_a_base_model_without_a_pad_token_is_taken(kind, tiny_gpt2, tmp_path):
     assert reward(["The"] * 2, [" film is good.", " plot"]) == pytest.approx(alone, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["number", "pairs"])
-def test_a_training_that_was_killed_goes_on_to_the_same_weights(kind, tmp_path, monkeypatch):
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     steps = {"max_steps": 9, "save_strategy": "steps", "save_steps": 4}
 
     def train(name, **changes):
         config = settings(tmp_path / name, **steps, **changes)
-        train_reward_model(data_of(kind), tmp_path / name / "model", config, sizes=SIZES)
+        train_reward_model(data_of("pairs"), tmp_path / name / "model", config, sizes=SIZES)
 
     def killed(*args, calls=[], **kwargs):  # noqa: B006  counts its calls
         calls.append(args)
