@@ -54,7 +54,7 @@ test-vllm: $(VENV)-vllm/ready
 
 # The models that come with the package, trained again on one core: under two minutes.
 embedded: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m trl_recipes.training.embedded_models
+	OMP_NUM_THREADS=1 $(BIN)/python tests/embedded_models.py
 
 # A run killed fifty times at random moments ends as one that was left alone: some minutes.
 torture: $(VENV)/ready

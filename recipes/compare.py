@@ -16,8 +16,6 @@ from accelerate import PartialState
 from trl_recipes import (
     PromptArguments,
     RecipeError,
-    Rewards,
-    SentimentReward,
     compare,
     language_model,
     load_run,
@@ -67,7 +65,7 @@ def main(args: CompareArguments) -> None:
 
     # Prompts
     length = read_number(args.runs[0], "response_length", 16)
-    if judges.is_rewriting(config):
+    if "source_column" in config:  # a run of ppo_seq2seq.py
         prompts = judges.held_out_sources(config, *models["reference"], args.max_prompts)
         measures = judges.measures_of_run(args.runs[0], config)
     else:
@@ -80,13 +78,7 @@ def main(args: CompareArguments) -> None:
         )
         model, tokenizer = models["reference"]
         prompts = asked.load("test", tokenizer, args.seed, model=model, response_length=length)
-        if config.get("reward_funcs"):
-            rewards = judges.rewards_of_run(config)
-        else:
-            label = config.get("label") or "POSITIVE"
-            sentiment = SentimentReward(config.get("reward_model"), label=label, **trusted)
-            rewards = Rewards(sentiment, metrics=judges.metrics_of_run(config))
-        measures = trained_measures(rewards)
+        measures = trained_measures(judges.rewards_of_run(config, **trusted))
 
     # Results
     comparison = compare(models, prompts, measures, max_new_tokens=length, seed=args.seed)

@@ -12,14 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from trl_recipes import RecipeError, run_recipe, setting
-from trl_recipes.evaluation.sweep import (
-    ALGORITHMS,
-    SweepRun,
-    Task,
-    is_finished,
-    make_runs,
-    run_all,
-)
+from trl_recipes.evaluation.sweep import ALGORITHMS, SweepRun, Task, make_runs, run_all
 from trl_recipes.evaluation.sweep_results import load_results, plot_results
 from trl_recipes.run_folder import check_folder, write_whole
 
@@ -56,7 +49,7 @@ def main(args: SweepArguments, task: Task) -> None:
 
     # Trainer
     overwrite = args.overwrite_output_dir
-    todo = [run for run in runs if not is_finished(run, folder / run.folder_name, overwrite)]
+    todo = [run for run in runs if not run.stage(folder / run.folder_name, overwrite).done]
     for run in {run.algorithm: run for run in todo}.values():  # mistakes show at once
         trainer = SweepRun(run, folder / run.folder_name).trainer
         print(trainer.describe(), trainer.check() if args.check else "", sep="\n")

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Literal
 
 from trl_recipes import GRPOConfig, GRPOTrainer, load_run, load_stats, run_recipe, setting
-from trl_recipes.data.characters import cut_prompts, divide_text
 from trl_recipes.data.files import read_text
 from trl_recipes.data.tokenizers import character_tokenizer
 from trl_recipes.distributed import print_main
@@ -23,7 +22,7 @@ from trl_recipes.report.plots import plot_stats
 from trl_recipes.rewards import KnownWordsReward, UppercaseReward
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.training import characters
-from trl_recipes.training.characters import BaselineConfig
+from trl_recipes.training.characters import BaselineConfig, cut_prompts, divide_text
 
 
 @dataclass

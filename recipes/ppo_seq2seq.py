@@ -20,14 +20,8 @@ from trl_recipes.models.loading import load_tokenizer, model_kwargs
 from trl_recipes.report import write_report, write_results
 from trl_recipes.rewards import RewardModelReward
 from trl_recipes.run_folder import RunFolder
-from trl_recipes.training.rewrites import RewriteTexts, StageArguments, plan_rewrites
-from trl_recipes.training.seq2seq import (
-    PairArguments,
-    Seq2SeqSizes,
-    longest_text,
-    prompt_rows,
-    train_seq2seq,
-)
+from trl_recipes.training import seq2seq
+from trl_recipes.training.seq2seq import PairArguments, RewriteTexts, Seq2SeqSizes, StageArguments
 
 
 def main(
@@ -43,11 +37,11 @@ def main(
     # Models
     texts = RewriteTexts.load(data, stages)
     judge = score_function(stages.score_function, data.dataset_name)
-    pretrain, score, ppo = plan_rewrites(run, *settings, texts)
+    pretrain, score, ppo = seq2seq.plan_rewrites(run, *settings, texts)
     name, trusted = model_config.model_name_or_path, {"trust_remote_code": config.trust_remote_code}
     if pretrain is not None:
         start = {"sizes": sizes, "model_name_or_path": name}
-        train = partial(train_seq2seq, texts.pairs, texts.held_out, **start)
+        train = partial(seq2seq.train_seq2seq, texts.pairs, texts.held_out, **start)
         pretrain.train(train, stages.training("pretrain", config), report=write_report)
         name = str(pretrain.folder)
     if stages.last == "pretrain":
@@ -57,9 +51,9 @@ def main(
     tokenizer = load_tokenizer(name, **trusted)
 
     # Prompts
-    longest = longest_text(model.pretrained_model, tokenizer)
-    prompts = prompt_rows(texts.sources, tokenizer, longest)
-    held_out = prompt_rows([pair["source"] for pair in texts.held_out], tokenizer, longest)
+    longest = seq2seq.longest_text(model.pretrained_model, tokenizer)
+    prompts = seq2seq.prompt_rows(texts.sources, tokenizer, longest)
+    held_out = seq2seq.prompt_rows([pair["source"] for pair in texts.held_out], tokenizer, longest)
 
     # Reward
     if score is not None:

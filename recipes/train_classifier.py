@@ -18,9 +18,9 @@ from trl_recipes.arguments import run_recipe
 from trl_recipes.distributed import is_main_process, print_main
 from trl_recipes.report import write_report
 from trl_recipes.run_folder import check_run, start_run
-from trl_recipes.training.classifier import ClassifierConfig, ClassifierSizes, train_classifier
 from trl_recipes.training.fit import dry_run
 from trl_recipes.training.reward_data import check_labels_differ, read_labeled
+from trl_recipes.training.reward_model import ClassifierConfig, ClassifierSizes, train_reward_model
 
 
 @dataclass
@@ -62,12 +62,9 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
             " to measure."
         )
     train = partial(
-        train_classifier,
-        data.texts,
-        data.labels,
-        heldout_texts=heldout.texts,
-        heldout_labels=heldout.labels,
-        label_names=args.class_names,
+        train_reward_model,
+        data,
+        heldout=heldout,
         model_name_or_path=args.model_name_or_path,
         sizes=sizes,
     )

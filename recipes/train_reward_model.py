@@ -17,10 +17,14 @@ from trl_recipes.distributed import is_main_process, print_main
 from trl_recipes.evaluation.reward_model import write_figures
 from trl_recipes.report import write_report
 from trl_recipes.run_folder import check_run, start_run
-from trl_recipes.training.classifier import ClassifierSizes, base_model
 from trl_recipes.training.fit import dry_run
 from trl_recipes.training.reward_data import read_reward_data
-from trl_recipes.training.reward_model import RewardModelConfig, train_reward_model
+from trl_recipes.training.reward_model import (
+    ClassifierSizes,
+    RewardModelConfig,
+    base_model,
+    train_reward_model,
+)
 
 
 @dataclass

@@ -158,7 +158,7 @@ VERSUS = (
     "compare_algorithms.py --model_name_or_path {gpt2} --reward_model {classifier} "
     "--dataset_name data.jsonl --tokens 400 --batch 8 --response_length 6 --eval_prompts 4 "
 )
-OTHER = '{"algorithm": "ppo", "seed": 0, "task": {"tokens": 9}, "settings": {}}'
+OTHER = '{"settings": {"seed": 0, "tokens": 9}, "result": null}'
 REWARD_MODEL = "train_reward_model.py --dataset_name data.jsonl --output_dir out "
 RLHF = (
     "rlhf.py --model_name_or_path {gpt2} --dataset_name data.jsonl --output_dir out --max_steps 1 "
@@ -428,9 +428,9 @@ ALGORITHMS = [
     bad(
         "runs of another comparison",
         VERSUS + "--output_dir versus --seeds 0",
-        "tokens 9, now 400 | another folder",
+        "tokens was 9 and is 400 | another folder",
         versus=folder,
-        **{"versus/ppo-seed0": folder, "versus/ppo-seed0/settings.json": OTHER},
+        **{"versus/ppo-seed0": folder, "versus/ppo-seed0/stage.json": OTHER},
     ),
 ]
 

@@ -25,13 +25,11 @@ from trl_recipes.errors import RunStopped
 from trl_recipes.rewards import Rewards
 from trl_recipes.rewards.base import score_part
 from trl_recipes.stats import load_stats
-from trl_recipes.training.classifier import ClassifierSizes
 from trl_recipes.training.fit import PretrainConfig
 from trl_recipes.training.language_model import LanguageModelSizes, train_language_model
 from trl_recipes.training.reward_data import Labeled, Pairs
-from trl_recipes.training.reward_model import RewardModelConfig, train_reward_model
-from trl_recipes.training.rewrites import train_pair_scorer
-from trl_recipes.training.seq2seq import Seq2SeqSizes, train_seq2seq
+from trl_recipes.training.reward_model import ClassifierSizes, RewardModelConfig, train_reward_model
+from trl_recipes.training.seq2seq import Seq2SeqSizes, train_pair_scorer, train_seq2seq
 
 RANK, PROCESSES = (int(os.environ.get(key, n)) for key, n in (("RANK", 0), ("WORLD_SIZE", 1)))
 GLOBAL_BATCH, STEPS = 16, 3

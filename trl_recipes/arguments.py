@@ -65,12 +65,9 @@ def run_recipe(
     """Parse the arguments, call `main` with one object for each dataclass, tell mistakes.
 
     A `RecipeError` is printed to stderr without a traceback and ends the process with exit code 2;
-    Ctrl-C and SIGTERM end it with 130 and 143. Of several processes the main one tells its error;
-    another one only where the launcher has not stopped it soon after. Where a recipe does not
-    train, the main one does its work alone.
-
-    `default_config` names a YAML file in the folder `configs` beside the script, without its
-    suffix; it is read when neither --config nor --model_name_or_path is given.
+    Ctrl-C and SIGTERM end it with 130 and 143. Where a recipe does not train, the main process does
+    its work alone. `default_config` names a YAML file in the folder `configs` beside the script; it
+    is read when neither --config nor --model_name_or_path is given.
     """
     replace_unknown_characters()
     processes.join_launch() if trains else processes.leave_launch()
@@ -112,15 +109,9 @@ def parse_arguments(
     description: str = "",
     default_config: Path | None = None,
 ) -> tuple[Any, ...]:
-    """Parse --config and flags into one object for each dataclass.
+    """Parse --config and flags into one object for each dataclass; see `run_recipe`.
 
-    `default_config` is the YAML file to read when neither --config nor --model_name_or_path is
-    given: it holds settings that fit the embedded model.
-
-    Raises:
-        RecipeError: an unknown flag or YAML key, a value of the wrong type or refused by the
-            dataclass, a missing required flag, or a YAML file that cannot be read.
-        SystemExit: after --help or --help_all, with code 0.
+    Raises a RecipeError for whatever is wrong with them; SystemExit (0) after --help or --help_all.
     """
     own, flags = _split_own_flags(sys.argv[1:] if argv is None else argv)
     parser = _Parser(dataclass_types)
@@ -188,11 +179,8 @@ class _Parser(TrlParser):
 
 
 def _for_recipes(kind: type) -> type:
-    """Turn a dataclass into one whose fields are the flags of a recipe.
-
-    A field that no help shows is for scripts of TRL 0.11 alone; one with a help that `__init__`
-    does not take is for recipes alone.
-    """
+    """Turn a dataclass into one whose fields are the flags of a recipe."""
+    # no help: for scripts of TRL 0.11 alone; a help that __init__ does not take: for recipes alone
     turned = []
     for entry in dataclasses.fields(kind):
         text = entry.metadata.get("help")

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from huggingface_hub import HfApi
-from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
@@ -31,45 +30,30 @@ from trl_recipes.stats import append_stats, keep_steps
 logger = logging.getLogger(__name__)
 
 
-class StepProgress(TrainerCallback):
-    """Shows one bar of training steps, on the main process: score, KL and response length."""
+class StepProgress(ProgressCallback):
+    """Shows transformers' bar of steps, led by score, KL and response length, or by the loss."""
 
-    SHOWN = (
+    SCORES = (
         ("score", "env/reward_mean", "6.2f"),
         ("KL", "objective/kl", "6.2f"),
         ("length", "tokens/responses_len_mean", "4.1f"),
     )
-
-    def __init__(self):
-        self.bar = None
+    LOSSES = (("loss", "loss", "6.3f"),)
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the bar."""
-        if state.is_world_process_zero:
-            self.bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                unit="step",
-                dynamic_ncols=True,
-                bar_format="{desc}{bar:20} step {n_fmt}/{total_fmt}, {remaining} left",
-            )
+        super().on_train_begin(args, state, control, **kwargs)
+        if (bar := self.training_bar) is not None:
+            bar.bar_format = "{desc}{bar:20} step {n_fmt}/{total_fmt}, {remaining} left"
+            bar.initial = bar.n = self.current_step = state.global_step
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Lead with what tells whether the run goes well."""
-        if self.bar is not None and logs is not None and "env/reward_mean" in logs:
-            parts = [f"{n} {logs[key]:{form}}" for n, key, form in self.SHOWN if key in logs]
-            self.bar.set_description_str("  ".join(parts) + " ", refresh=False)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Advance the bar."""
-        if self.bar is not None:
-            self.bar.update(1)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        if self.training_bar is not None and logs is not None:
+            shown = self.SCORES if "env/reward_mean" in logs else self.LOSSES
+            parts = [f"{n} {float(logs[key]):{form}}" for n, key, form in shown if key in logs]
+            if parts:
+                self.training_bar.set_description_str("  ".join(parts) + " ", refresh=False)
 
 
 def show_progress(trainer: Trainer) -> None:
@@ -116,8 +100,7 @@ class LossLog(TrainerCallback):
 class StopSignals:
     """Notes the first SIGTERM or Ctrl-C, in `received`; a second one stops at once.
 
-    Of several processes, one that gets the launcher's SIGTERM because another has ended ends at
-    once too: there is nothing that it could save.
+    So does the launcher's SIGTERM where another process has ended: nothing could be saved.
     """
 
     WATCHED = (signal.SIGTERM, signal.SIGINT)
@@ -180,12 +163,10 @@ def train_or_stop(
 
     `before_training`, of a training on texts, makes the run folder ready around it; losses are
     logged there. `train`, by default the trainer's own, is called with `resume_from_checkpoint`;
-    `about` is for the record of the run. Without either no record is kept.
-
-    Raises:
-        RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
+    `about` is for the record of the run. Without either no record is kept. Raises RunStopped where
+    SIGTERM or Ctrl-C came; a checkpoint is then written.
     """
-    args, run = trainer.args, RunFolder(Path(trainer.args.output_dir))
+    args, run = trainer.args, RunFolder(trainer.args.output_dir)
     checkpoint = find_checkpoint(args)
     started = nullcontext()
     if before_training is not None:
@@ -200,12 +181,17 @@ def train_or_stop(
     if checkpoint is not None:
         share_checkpoint(checkpoint)
         checkpoint = str(checkpoint)
-    train = train or trainer.train
+    train = partial(train or trainer.train, resume_from_checkpoint=checkpoint)
     with started, whole_checkpoints(trainer):
         if about is None:
-            return _of_all(train(resume_from_checkpoint=checkpoint))
-        with recorded(run, about, lambda: trainer.state.global_step):
-            return _of_all(_train(trainer, partial(train, resume_from_checkpoint=checkpoint)))
+            result = train()
+        else:
+            with recorded(run, about, lambda: trainer.state.global_step):
+                result = _train(trainer, train)
+    if result is None:  # of PPO
+        return None
+    losses = gather([result.training_loss])  # since its last log, transformers' is of one process
+    return result._replace(training_loss=sum(losses) / len(losses))
 
 
 def _train(trainer: Trainer, train: Callable[[], TrainOutput]) -> TrainOutput:
@@ -224,14 +210,6 @@ def _train(trainer: Trainer, train: Callable[[], TrainOutput]) -> TrainOutput:
     return result
 
 
-def _of_all(result: TrainOutput | None) -> TrainOutput | None:
-    """The same with the mean loss of all processes: since its last log, transformers' is of one."""
-    if result is None:  # of PPO
-        return None
-    losses = gather([result.training_loss])
-    return result._replace(training_loss=sum(losses) / len(losses))
-
-
 def _about(trainer: Trainer) -> str:
     """A training on texts in a sentence or two."""
     args, model = trainer.args, trainer.model
@@ -247,11 +225,8 @@ def _about(trainer: Trainer) -> str:
 
 
 def own_copy(config: Any) -> Any:
-    """Copy a trainer's configuration, so that what is worked out for it is not for the next.
-
-    `push_to_hub` is left to `push_model`: transformers would push whole run folders.
-    """
-    config = copy.copy(config)
+    """Copy a trainer's configuration, so that what is worked out for it is not for the next."""
+    config = copy.copy(config)  # push_to_hub is left to push_model: Trainer pushes whole folders
     config.pushes, config.push_to_hub = config.push_to_hub, False
     try:
         if config.pushes:

@@ -17,7 +17,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,7 @@ _BLOCK = 1 << 26  # bytes of a file that travel at once
 def whole_checkpoints(trainer: Trainer) -> Iterator[None]:
     """Have a trainer write each checkpoint into `checkpoints/` of its run, whole or not at all.
 
-    transformers' `_save_checkpoint` writes into a folder beside the others, which gets its name
-    when it lies on the disk as a whole. A full disk ends no run.
+    A folder gets its name when it lies on the disk as a whole. A full disk ends no run.
     """
     save = trainer._save_checkpoint
     trainer._save_checkpoint = partial(_save_whole, trainer, save)
@@ -56,7 +55,7 @@ def whole_checkpoints(trainer: Trainer) -> Iterator[None]:
 
 def _save_whole(trainer: Trainer, save: Any, model: Any = None, trial: Any = None) -> None:
     args, accelerator = trainer.args, trainer.accelerator
-    checkpoints = RunFolder(Path(args.output_dir)).checkpoints
+    checkpoints = RunFolder(args.output_dir).checkpoints
     place = checkpoints / f"checkpoint-{trainer.state.global_step}"
     unfinished = checkpoints / UNFINISHED
     if accelerator.is_local_main_process:
@@ -72,14 +71,15 @@ def _save_whole(trainer: Trainer, save: Any, model: Any = None, trial: Any = Non
         failed = str(error)
     finally:
         args.output_dir = own
-    failed = _first(gather([failed]))  # all have written: one that still does moves files about
+    errors = gather([failed])  # all have written: one that still does moves files about
+    failed = next(filter(None, errors), None)
     if failed is None and accelerator.is_local_main_process:
         try:
             for path in (*unfinished.rglob("*"), unfinished):
                 _flush(path)
         except OSError as error:
             failed = str(error)
-    failed = _first(gather([failed]))
+    failed = next(filter(None, gather([failed])), None)
     if failed is not None:
         _log.warning(
             "`%s` could not be written (%s). The run goes on, and the checkpoints before it are "
@@ -91,7 +91,10 @@ def _save_whole(trainer: Trainer, save: Any, model: Any = None, trial: Any = Non
     for turn in (accelerator.is_main_process, accelerator.is_local_main_process):
         if turn and unfinished.is_dir():  # in the second turn on a disk of its own
             if failed is None:
-                _put_in_place(unfinished / place.name, place)
+                if place.exists():
+                    place.rename(unfinished / "old")
+                (unfinished / place.name).rename(place)
+                _flush(checkpoints)
                 old = checkpoints_in(checkpoints)[args.save_total_limit or sys.maxsize :]
                 for path in (path for path in old if path.name != best):
                     path.rename(unfinished / path.name)  # cut short, it is taken for none
@@ -99,18 +102,6 @@ def _save_whole(trainer: Trainer, save: Any, model: Any = None, trial: Any = Non
         accelerator.wait_for_everyone()  # none goes on, or ends, before it is written
     if (checkpoints / best).is_dir():
         trainer.state.best_model_checkpoint = str(checkpoints / best)
-
-
-def _first(errors: list[str | None]) -> str | None:
-    return next((error for error in errors if error is not None), None)
-
-
-def _put_in_place(written: Path, place: Path) -> None:
-    """Give a checkpoint its name; one of this name that is there goes."""
-    if place.exists():
-        place.rename(written.with_name("old"))
-    written.rename(place)
-    _flush(place.parent)
 
 
 def checkpoints_in(checkpoints: Path) -> list[Path]:
@@ -148,7 +139,7 @@ def find_checkpoint(args: TrainingArguments) -> Path | None:
         return None
     if not getattr(args, "saves", True):
         raise RecipeError("`resume_from_checkpoint` needs `output_dir`: the run to go on with.")
-    return broadcast_from_main(partial(_find, RunFolder(Path(args.output_dir)), str(wanted)))
+    return broadcast_from_main(partial(_find, RunFolder(args.output_dir), str(wanted)))
 
 
 def _find(run: RunFolder, wanted: str) -> Path | None:
@@ -187,13 +178,11 @@ def share_checkpoint(checkpoint: Path) -> None:
     writes = int(os.environ.get("LOCAL_RANK", "0")) == 0
     for name in sorted(set(gather(lacking))):
         path = checkpoint / name
-        if name in lacking and writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"")
-        for start in range(0, sizes[name], _BLOCK):
-            block = broadcast_from_main(partial(_read, path, start))
-            if name in lacking and writes:
-                with path.open("ab") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") if name in lacking and writes else nullcontext() as file:
+            for start in range(0, sizes[name], _BLOCK):
+                block = broadcast_from_main(partial(_read, path, start))
+                if file is not None:
                     file.write(block)
     gather([None])  # none reads before all is there
 

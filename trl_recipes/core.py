@@ -55,10 +55,7 @@ def masked_mean(values: Tensor, mask: Tensor, axis: int | None = None) -> Tensor
 
 
 def masked_var(values: Tensor, mask: Tensor, unbiased: bool = True) -> Tensor:
-    """Variance of the unmasked elements, a scalar.
-
-    Raises ValueError where `unbiased` and every element is masked.
-    """
+    """Variance of the unmasked elements, a scalar; ValueError where there are none (`unbiased`)."""
     variance = masked_mean((values - masked_mean(values, mask)) ** 2, mask)
     if not unbiased:
         return variance
@@ -71,19 +68,16 @@ def masked_var(values: Tensor, mask: Tensor, unbiased: bool = True) -> Tensor:
     return variance * count / (count - 1)
 
 
-def _standardize(values: Tensor, mean: Tensor, variance: Tensor, shift_mean: bool) -> Tensor:
-    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
-    return whitened if shift_mean else whitened + mean
-
-
 def whiten(values: Tensor, shift_mean: bool = True) -> Tensor:
     """Scale values to variance 1 and, with `shift_mean`, mean 0. Same shape."""
-    return _standardize(values, values.mean(), values.var(), shift_mean)
+    return masked_whiten(values, torch.ones_like(values), shift_mean)
 
 
 def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """Whiten by the moments of the unmasked elements. Same shape."""
-    return _standardize(values, masked_mean(values, mask), masked_var(values, mask), shift_mean)
+    mean, variance = masked_mean(values, mask), masked_var(values, mask)
+    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return whitened if shift_mean else whitened + mean
 
 
 def clip_by_value(x: Tensor, tensor_min: Tensor | float, tensor_max: Tensor | float) -> Tensor:
@@ -93,10 +87,7 @@ def clip_by_value(x: Tensor, tensor_min: Tensor | float, tensor_max: Tensor | fl
 
 
 def flatten_dict(nested: Mapping[str, Any], sep: str = "/") -> dict[str, Any]:
-    """Join the keys of nested dictionaries with a separator.
-
-    Raises ValueError where a key holds the separator.
-    """
+    """Join the keys of nested dictionaries with a separator; ValueError where a key holds it."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         if sep in key:
@@ -122,10 +113,7 @@ def stack_dicts(stats_dicts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor
 def respond_to_batch(
     model: nn.Module, queries: Tensor, txt_len: int = 20, top_k: int = 0, top_p: float = 1.0
 ) -> Tensor:
-    """Sample `txt_len` tokens after queries (B, Q) of one length, past any end token: (B, txt_len).
-
-    `PPOTrainer.generate` samples queries of any length, with a cache.
-    """
+    """Sample `txt_len` tokens after queries (B, Q) of one length: (B, txt_len), past any end."""
     warpers = LogitsProcessorList()
     if top_k > 0:
         warpers.append(TopKLogitsWarper(top_k))

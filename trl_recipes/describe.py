@@ -2,6 +2,7 @@
 
 import io
 import math
+import platform
 import statistics
 import sys
 from collections.abc import Sequence
@@ -17,8 +18,6 @@ ABOUT_THE_LOSS = (
 
 def printable(text: str) -> str:
     """Make text safe for a terminal and one line: control characters become spaces.
-
-    That takes in escape sequences and characters that turn the direction of writing.
 
     >>> printable("red " + chr(27) + "[31mtext")
     'red  [31mtext'
@@ -50,11 +49,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Say a time in the unit that suits it.
-
-    >>> duration(75), duration(300), duration(9000)
-    ('75 seconds', '5 minutes', '2.5 hours')
-    """
+    """Say a time in the unit that suits it, such as 75 seconds, 5 minutes or 2.5 hours."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     minutes = seconds / 60
@@ -62,10 +57,7 @@ def duration(seconds: float) -> str:
 
 
 def peak_memory() -> float:
-    """Measure the most memory that this process has held, in GB: the GPU's, or the machine's.
-
-    nan where the system does not say.
-    """
+    """Measure the most memory that this process held, in GB, of a GPU or else of RAM; else nan."""
     import torch
 
     if torch.cuda.is_available():
@@ -76,13 +68,19 @@ def peak_memory() -> float:
     return peaks[0] * 1024 / 1e9 if peaks else math.nan
 
 
+def device_name() -> str:
+    """Name the GPU, or the CPU with the number of torch's threads."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+
+
 def describe_run(
     algorithm: str, trainer: Any, model: Any, prompt_lengths: Sequence[int], steps: int
 ) -> str:
-    """Say in one paragraph what is trained, on what, for how long, with the batch arithmetic.
-
-    `algorithm` is PPO, GRPO or RLOO, and `model` the trainer's, as it trains it.
-    """
+    """Say in one paragraph what is trained, on what, for how long, with the batch arithmetic."""
     config = trainer.args
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -123,14 +121,13 @@ def describe_check(
     """
     later = statistics.median(seconds[1:] or seconds)
     total = seconds[0] + (steps - 1) * later
-    shown = ""
+    shown = parts = ""
     if sample is not None:
         prompt, response, score = sample
         shown = (
             f"A sample: {printable(prompt)!r} was continued by {printable(response)!r}, score "
             f"{score:.2f}.\n"
         )
-    parts = ""
     if kept is not None:
         parts = (
             f"; of it weights {kept.weights / 1e9:.2g}, gradients {kept.gradients / 1e9:.2g}, "

@@ -34,7 +34,7 @@ def launched() -> bool:
 
 def is_main_process() -> bool:
     """Whether this is the one process of a launch that writes and speaks."""
-    return os.environ.get("RANK", "0") == "0"
+    return process_index() == 0
 
 
 def process_index() -> int:
@@ -43,15 +43,12 @@ def process_index() -> int:
 
 
 def init_process() -> None:
-    """Let the processes of a launch form a group, once training arguments are made.
-
-    Without a GPU Accelerate has to be told that they are to; else each would train alone.
-    """
+    """Let the processes of a launch form a group, once training arguments are made."""
     if not launched():
         return
     import torch
 
-    if not torch.accelerator.is_available():
+    if not torch.accelerator.is_available():  # Accelerate would let each train alone
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 
@@ -85,17 +82,17 @@ def broadcast_from_main(work: Callable[[], T]) -> T:
         return work()
     from accelerate.utils import broadcast_object_list
 
-    told: list[Any] = [None, None]
+    told: list[Any] = [None]
     if is_main_process():
         try:
             told[0] = work()
         except RecipeError as error:
-            told[1] = error
+            told[0] = error
     broadcast_object_list(told)
-    result, error = told
-    if error is not None:
-        error.everywhere = True
-        raise error
+    (result,) = told
+    if isinstance(result, RecipeError):
+        result.everywhere = True
+        raise result
     return result
 
 
@@ -146,21 +143,22 @@ def end_of(message: str, code: int) -> NoReturn:
 
 
 def end_of_error(error: Exception) -> NoReturn:
-    """End a process of several for what is no mistake of the user's.
+    """End a process of several for what is no mistake of the user's."""
+    import torch.distributed as dist
 
-    Where another one has failed before, its message is the one to read, and this one says nothing.
-    """
-    if _another_failed():
-        _leave(None, 1)
-    if _is_lost_connection(error):
+    own = os.environ.get(_ERROR_FILE)
+    if own and not {*Path(own).parents[1].glob(f"*/{Path(own).name}")} <= {Path(own)}:
+        _leave(None, 1)  # another process of this machine failed before: its message counts
+    words = ("gloo/transport", "remote process exited", "Timed out waiting")  # gloo's and NCCL's
+    lost = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
+    if lost or any(word in str(error) for word in words):
         end_of(_LOST, 1)
     traceback.print_exception(error)
     _leave(f"{type(error).__name__}: {error}", 1)
 
 
 def let_go() -> None:
-    """Give gloo's threads the time to drop their last tensors, before the end takes them down."""
-    # Such a thread needs Python's lock for that; once Python has ended, torch 2.13 aborts or hangs.
+    """Give gloo's threads the time to drop their last tensors: without Python, torch 2.13 hangs."""
     if _in_group():
         time.sleep(0.2)
 
@@ -172,20 +170,6 @@ def _in_group() -> bool:
     import torch.distributed as dist
 
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _another_failed() -> bool:
-    """Tell whether another process of this machine has left word of the error that it ends of."""
-    own = os.environ.get(_ERROR_FILE)
-    return bool(own) and not {*Path(own).parents[1].glob(f"*/{Path(own).name}")} <= {Path(own)}
-
-
-def _is_lost_connection(error: Exception) -> bool:
-    import torch.distributed as dist
-
-    words = ("gloo/transport", "remote process exited", "Timed out waiting")  # gloo's and NCCL's
-    known = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
-    return known or any(word in str(error) for word in words)
 
 
 def _leave(message: str | None, code: int) -> NoReturn:

@@ -2,10 +2,9 @@
 
 
 class RecipeError(ValueError):
-    """A mistake in a call, a file or a setting, told so that a person can act on it.
+    """A mistake in a call, a file or a setting: what was wrong, where it came from, what to do.
 
-    The message says what was wrong (with the value), where it came from (flag, file and row,
-    function) and what to do. A recipe prints it and exits with 2, without a traceback.
+    A recipe prints it and exits with 2, without a traceback.
     """
 
     # Whether it is raised in every process of a launch, so that all still can save together.
@@ -13,10 +12,9 @@ class RecipeError(ValueError):
 
 
 class RunStopped(Exception):
-    """A run that was told to stop did so, and saved what it had.
+    """A run that was told to stop did so, saved what it had, and says how to go on.
 
-    The message says where, and how to go on. A recipe prints it and exits with `exit_code`: 128
-    plus the number of the signal, as shells have it.
+    A recipe exits with `exit_code`: 128 plus the number of the signal, as shells have it.
     """
 
     def __init__(self, message: str, exit_code: int):

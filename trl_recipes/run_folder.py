@@ -1,8 +1,7 @@
 """The run folder: what a run writes, and where.
 
-What is no flag (recipe, versions, date) stands in comment lines of config.yaml, so that the file
-is exactly what --config reads. training.json tells what the statistics do not: what was trained,
-and of each session (one time that the run was started) how it ended and how long it took.
+What is no flag (recipe, versions, date) stands in comments of config.yaml, which --config reads.
+training.json tells what was trained, and of each session (one start of the run) how it ended.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from trl_recipes.describe import peak_memory
+from trl_recipes.describe import device_name, peak_memory
 from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError, RunStopped
 
@@ -35,7 +34,6 @@ _PACKAGES = ("trl_recipes", "trl", "transformers", "torch", "accelerate", "datas
 # Settings of one launch rather than of the run: repeating them would overwrite or resume again.
 # The token is a secret.
 _NOT_KEPT = {"overwrite_output_dir", "resume_from_checkpoint", "hub_token"}
-_ALWAYS_KEPT = {"seed"}
 _log = logging.getLogger(__name__)
 
 
@@ -57,6 +55,12 @@ class RunFolder:
         self.stage = path / "stage.json"  # of a chain: this stage's settings, and what it found
         self.pretrained = path / "pretrained"  # stage that a run of several starts PPO from
         self.reward_model = path / "reward_model"  # stage that trains the reward model
+
+    @property
+    def results(self) -> list[Path]:
+        """The files and folders that a run leaves, beside config.yaml, its record and a stage's."""
+        files = [self.all_stats, self.samples, self.alarms, self.comparison, self.report]
+        return [*files, self.plots, self.model, self.checkpoints]
 
     def places(self) -> str:
         """Say where what a run leaves lies, in four lines."""
@@ -83,9 +87,8 @@ def start_run(
 ) -> Iterator[RunFolder]:
     """Prepare the run folder of the training inside, and write its page when that ends in any way.
 
-    Enter it when everything was found fit for training. `config` is transformers' TrainingArguments
-    with `overwrite_output_dir`; `settings` are the parsed arguments, for config.yaml; `report`
-    writes the page of a run that did a step.
+    Enter it when everything was found fit for training. `settings` are the parsed arguments, for
+    config.yaml; `report` writes the page of a run that did a step.
     """
     run = prepare_run(config.output_dir, settings=settings, **_choices(config))
     try:
@@ -118,8 +121,7 @@ def check_output_dir(
     if not is_main_process():
         return run
     marked = run.config.is_file() and run.config.read_bytes().startswith(_MARK.encode())
-    results = [*_result_files(run), run.plots, run.model, run.checkpoints]
-    results = [path for path in results if _holds_something(path)]
+    results = [path for path in run.results if _holds_something(path)]
     if not marked and (results or run.config.exists() or run.record.exists()):
         found = [run.config] if run.config.exists() else results or [run.record]
         raise RecipeError(
@@ -145,13 +147,17 @@ def check_folder(path: str | os.PathLike) -> Path:
     if not str(path).strip():
         raise RecipeError("--output_dir is empty. Give the folder to write to.")
     folder = Path(path).expanduser()
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    there = _existing(folder)
     if not there.is_dir():
         raise RecipeError(
             f"--output_dir: `{folder}` cannot be a folder, because `{there}` is a file. Choose "
             "another folder."
         )
     return folder
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def check_disk(args: Any, trained: int) -> None:
@@ -161,8 +167,7 @@ def check_disk(args: Any, trained: int) -> None:
     folder, kept = Path(args.output_dir), args.save_total_limit or 1
     # in float32: weights and two moments a checkpoint, one more while it is written, and the model
     needed = 4 * trained * (3 * (kept + 1) + 1)
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(_existing(folder)).free
     if free < needed:
         raise RecipeError(
             f"--output_dir: `{folder}` lies on a disk with {free / 1e9:.1f} GB free, but "
@@ -178,10 +183,7 @@ def prepare_run(
     resume: bool = False,
     settings: Sequence[Any] = (),
 ) -> RunFolder:
-    """Make a run folder ready, without ever losing an earlier run by accident.
-
-    `overwrite` removes the earlier run, and none of the files beside it; `resume` goes on with it.
-    """
+    """Make a run folder ready; `overwrite` removes the earlier run, but no file beside it."""
     run = check_output_dir(output_dir, overwrite=overwrite, resume=resume)
     if not is_main_process():
         return run
@@ -202,10 +204,7 @@ def prepare_run(
 
 
 def write_config(run: RunFolder, *settings: Any) -> None:
-    """Write config.yaml: every setting that differs from its default, and where it came from.
-
-    Fields of our own classes are written even where they have their default.
-    """
+    """Write config.yaml: our own settings, and every other one that differs from its default."""
     if not is_main_process():
         return
     values: dict[str, Any] = {}
@@ -255,6 +254,12 @@ def read_number(run: str | os.PathLike, name: str, default: int) -> int:
     return value
 
 
+def default_of(field: dataclasses.Field) -> Any:
+    """Give the default of a dataclass's field, made anew where a factory makes it."""
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
 def own_fields(cls: type) -> list[str]:
     """Name the fields that classes of ours or of a recipe declare for a dataclass, in order."""
     upstream = ("builtins", "transformers", "trl", "peft")
@@ -264,25 +269,17 @@ def own_fields(cls: type) -> list[str]:
 
 
 def _settings(settings: Any) -> dict[str, Any]:
-    """The settings of one dataclass object to write down, as YAML can hold them.
-
-    A value that __post_init__ worked out (for a field of ours whose default is None) is no setting:
-    given back through --config it could contradict a flag beside it.
-    """
-    own = {*own_fields(type(settings)), *_ALWAYS_KEPT}
-    given = getattr(settings, GIVEN, None)
+    """The settings of one dataclass object to write down, as YAML can hold them."""
+    own, given = {*own_fields(type(settings)), "seed"}, getattr(settings, GIVEN, None)
     kept: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         if not field.init or field.name in _NOT_KEPT:
             continue
-        value, default = getattr(settings, field.name), field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        if given is None:
-            keep = value != default or (field.name in own and value is not None)
-        else:
-            keep = field.name in given or (field.name in own and default is not None)
-        if keep:
+        value, default = getattr(settings, field.name), default_of(field)
+        # one that __post_init__ worked out (default None) could contradict a flag beside --config
+        known = value if given is None else default
+        differs = value != default if given is None else field.name in given
+        if differs or (field.name in own and known is not None):
             kept[field.name] = value
     plain = json.dumps(kept, default=lambda v: vars(v) if dataclasses.is_dataclass(v) else str(v))
     return json.loads(plain)
@@ -303,14 +300,14 @@ def versions() -> str:
 def recorded(run: RunFolder, about: Mapping[str, Any], step: Callable[[], int]) -> Iterator[None]:
     """Keep a record of the training inside, from its start on, so that a killed run has one too.
 
-    `about` is plain data: `algorithm`, `about` (the run in a paragraph), `rewards` (weights by
-    name), `metrics` (names), `kl_target`; `step` gives the last step that was done.
+    `about` is plain data: `algorithm`, `about` (a paragraph), `rewards` (weights by name),
+    `metrics` (names), `kl_target`; `step` gives the last step that was done.
     """
     if not is_main_process():
         yield
         return
     began = time.monotonic()
-    session = {"began": _now(), "how": "running", "device": _device(), "versions": versions()}
+    session = {"began": _now(), "how": "running", "device": device_name(), "versions": versions()}
     sessions = [*read_record(run).get("sessions", ()), session]
     note(run, **about, sessions=sessions)
     try:
@@ -351,20 +348,8 @@ def read_record(run: RunFolder) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "CPU"
-
-
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _result_files(run: RunFolder) -> list[Path]:
-    return [run.all_stats, run.samples, run.alarms, run.comparison, run.report]
 
 
 def _holds_something(path: Path) -> bool:
@@ -375,13 +360,11 @@ def _holds_something(path: Path) -> bool:
 
 def _remove_run(run: RunFolder) -> None:
     run.stage.unlink(missing_ok=True)  # first: it says that the others are there
-    for folder in (run.plots, run.model, run.checkpoints):
-        if folder.is_symlink():  # what it points to belongs to somebody else
-            folder.unlink()
-        elif folder.is_dir():
-            shutil.rmtree(folder)
-    for path in (*_result_files(run), run.record, run.config):
-        path.unlink(missing_ok=True)
+    for path in (*run.results, run.record, run.config):
+        if path.is_dir() and not path.is_symlink():  # what it points to belongs to somebody else
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -53,11 +53,7 @@ def setting(default: Any, help: str) -> Any:
 
 @dataclass
 class TrainingSettings:
-    """What PPOConfig, GRPOConfig and RLOOConfig share, as a mixin of `TrainingArguments`.
-
-    A configuration unites the two names of one thing in `_unite_names`, refuses values in `_check`
-    and works its batch sizes out in `_resolve_batch`, in this order.
-    """
+    """What PPOConfig, GRPOConfig and RLOOConfig share, as a mixin of `TrainingArguments`."""
 
     # What is trained, and for how long.
     learning_rate: float = setting(1.41e-5, "Learning rate of AdamW.")

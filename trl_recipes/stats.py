@@ -52,11 +52,7 @@ def stat_table() -> str:
 
 
 def append_stats(path: str | Path, stats: dict[str, Any]) -> None:
-    """Append one row to a JSON-lines file, made with its folder where it is not there.
-
-    Numbers may be of Python, numpy or torch (0-d); what is no number, such as an array, is left
-    out, and one that is not finite is written as null.
-    """
+    """Append a row's numbers (of Python, numpy or torch) to a JSON-lines file; nan as null."""
     scalars = {k: v for k, v in stats.items() if v is not None and getattr(v, "ndim", 0) == 0}
     row = {name: _plain(value) for name, value in scalars.items()}
     _append(path, [{name: v for name, v in row.items() if v is None or isinstance(v, int | float)}])
@@ -84,10 +80,7 @@ def append_alarms(path: str | Path, step: int, sentences: Sequence[str]) -> None
 
 
 def load_stats(run_or_file: str | Path) -> list[dict[str, float]]:
-    """Read all_stats back, one row a step, from a run folder or from the file itself.
-
-    A last line that a kill cut short is left out. Numbers that were not finite come back as nan.
-    """
+    """Read all_stats back, a row a step, from a run folder or its file; null comes back as nan."""
     path = Path(run_or_file)
     path = RunFolder(path).all_stats if path.is_dir() else path
     if not path.is_file():
@@ -135,7 +128,7 @@ def steps_of(all_stats: Sequence[dict[str, Any]]) -> list[int]:
 def run_names(runs: Sequence[str | Path], taken: Sequence[str] = ()) -> list[str]:
     """Name runs for tables and legends: by folder, or by the whole path where that is unclear.
 
-    `taken` are names that mean something else. A run that is given twice is an error.
+    `taken` are names that mean something else.
     """
     paths = [Path(run).resolve() for run in runs]
     for run, path in zip(runs, paths, strict=True):
@@ -149,11 +142,7 @@ def run_names(runs: Sequence[str | Path], taken: Sequence[str] = ()) -> list[str
 def distinct_n(sequences: Sequence[str | Sequence[Any]], n: int = 2) -> float:
     """Compute the fraction of distinct n-grams among all of the sequences (Li et al. 2016).
 
-    Texts are cut into words at white space, lists are of tokens. It depends on the number and
-    lengths of sequences: compare only like with like. nan where no sequence is n long.
-
-    >>> distinct_n(["a b a b"])  # of three pairs "a b" is there twice
-    0.6666666666666666
+    Texts are cut into words at white space, lists are of tokens. nan where none is n long.
     """
     ngrams = []
     for sequence in sequences:
@@ -184,18 +173,12 @@ def _append(path: str | Path, rows: list[dict[str, Any]]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
-        _drop_cut_line(file)
+        file.seek(max(0, file.tell() - 1))
+        if file.read(1) not in (b"\n", b""):  # a line that a killed run left without its end
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
         file.write(_json_lines(rows).encode("utf-8", errors="replace"))
 
 
 def _json_lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-
-
-def _drop_cut_line(file: Any) -> None:
-    """Remove a last line without its newline, which a killed run left."""
-    size = file.seek(0, 2)
-    file.seek(max(0, size - 1))
-    if file.read(1) not in (b"\n", b""):
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)

@@ -32,10 +32,7 @@ class TextHistory:
         self.append_segment(text, tokens, system)
 
     def append_segment(self, text: str, tokens: Tensor, system: bool = True) -> None:
-        """Append what the model wrote, or what a tool did (`system`).
-
-        Raises ValueError where it is empty.
-        """
+        """Append what the model wrote, or a tool (`system`); ValueError where it is empty."""
         if not len(text) or not len(tokens):
             raise ValueError("A segment needs text and tokens; got none.")
         self.text_spans.append((len(self.text), len(self.text) + len(text)))
@@ -95,10 +92,7 @@ class TextEnvironment:
         self.is_encoder_decoder = bool(model.pretrained_model.config.is_encoder_decoder)
 
     def run(self, queries: Sequence[str], **rewards_kwargs):
-        """Let the model answer each task, in at most `max_turns` turns.
-
-        Returns queries, responses, response masks, rewards, and the histories, a list of each.
-        """
+        """Let the model answer each task: queries, responses, masks, rewards and histories."""
         texts = [self.prompt + query for query in queries]
         histories = [TextHistory(text, self._tokens(text)) for text in texts]
         for _ in range(self.max_turns):

@@ -7,9 +7,9 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_recipes.data.characters import RandomWindows, cut_prompts, divide_text, encode
 from trl_recipes.data.tokenizers import character_tokenizer
 from trl_recipes.errors import RecipeError
+from trl_recipes.training.characters import RandomWindows, cut_prompts, divide_text, encode
 
 LINES = "".join(f"Line {i} says that it is number {i}.\n" for i in range(60))
 

@@ -6,13 +6,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from trl_recipes.data.characters import encode
 from trl_recipes.data.tokenizers import (
     character_tokenizer,
     check_characters,
     is_character_tokenizer,
 )
 from trl_recipes.errors import RecipeError
+from trl_recipes.training.characters import encode
 
 # all that a UTF-8 file can hold: everything but halves of surrogate pairs
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)

@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from embedded_models import train_embedded_models
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from trl_recipes import embedded, generate_responses
-from trl_recipes.training.embedded_models import train_embedded_models
 
 MODELS = ("language_model", "sentiment_classifier")
 

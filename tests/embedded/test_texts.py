@@ -26,7 +26,7 @@ PROGRAM = """
 import sys
 from trl_recipes.embedded import write_reviews
 from trl_recipes.embedded.dialogue import write_dialogue
-print(write_reviews({"train": 50})["train"][-1]["text"])
+print(write_reviews()["train"][49]["text"])
 sys.stdout.write(write_dialogue(2000))
 """
 

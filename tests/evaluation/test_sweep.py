@@ -21,8 +21,9 @@ from transformers import AutoTokenizer
 
 from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.evaluation import sweep
-from trl_recipes.evaluation.sweep import Run, SweepRun, Task, make_runs, read_json, run_all
+from trl_recipes.evaluation.sweep import Run, SweepRun, Task, make_runs, run_all
 from trl_recipes.evaluation.sweep_results import Results, load_results, plot_results
+from trl_recipes.report.page import read_json
 
 TEXTS = ["The acting was wonderful and the plot kept me awake.", "A dull film, sadly."] * 30
 BUDGET, BATCH, RESPONSE = 200, 8, 6
@@ -97,7 +98,7 @@ def compared(flags, tmp_path_factory):
 def test_every_run_generates_the_budget_and_ends_with_the_policy_that_was_saved(compared):
     for name in OWN:
         run = compared[0] / f"{name}-seed0"
-        result = read_json(run / "result.json")
+        result = read_json(run / "stage.json")["result"]
         assert BUDGET <= result["tokens"] < BUDGET + BATCH * RESPONSE
         rows = lines(run / "all_stats.jsonl")
         generated = sum(row["tokens/responses_len_mean"] * BATCH for row in rows)
@@ -157,15 +158,15 @@ def test_finished_runs_are_not_run_again_and_other_settings_are_refused(compared
     assert "begun" not in capsys.readouterr().out
     with pytest.raises(SystemExit):
         recipe(flags, compared[0], tokens=240)
-    assert "other settings (tokens 200, now 240)" in capsys.readouterr().err
+    assert "other settings: tokens was 200 and is 240" in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in compared[0].glob("*-seed0/**/*")}
 
 
 def test_an_unfinished_run_goes_on_as_if_never_stopped(compared, flags, capsys):
     run = compared[0] / "grpo-seed0"
     kept = {name: lines(run / name) for name in ("curve.jsonl", "all_stats.jsonl")}
-    result = read_json(run / "result.json")
-    (run / "result.json").unlink()
+    note = read_json(run / "stage.json")
+    (run / "stage.json").write_text(json.dumps(note | {"result": None}))
     recipe(flags, compared[0])
     printed = capsys.readouterr().out
     assert printed.count("begun") == 1
@@ -173,7 +174,7 @@ def test_an_unfinished_run_goes_on_as_if_never_stopped(compared, flags, capsys):
     assert "starting at" not in (run / "log.txt").read_text()
     for name, rows in kept.items():
         assert without_times(lines(run / name)) == without_times(rows)
-    assert read_json(run / "result.json")["policy"] == result["policy"]
+    assert read_json(run / "stage.json")["result"]["policy"] == note["result"]["policy"]
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
@@ -204,8 +205,9 @@ if run["seed"] == 9:
     (folder / "ready").write_text("")
     time.sleep(60)
 figures = {"reward": 0.5, "kl": 1.0}
-result = {"run": run, "reference": figures, "policy": figures, "tokens": 9, "seconds": 1.0}
-(folder / "result.json").write_text(json.dumps(result))
+result = {"reference": figures, "policy": figures, "tokens": 9, "seconds": 1.0}
+settings = {"seed": run["seed"]} | run["task"] | run["settings"]
+(folder / "stage.json").write_text(json.dumps({"settings": settings, "result": result}))
 """
 
 
@@ -226,9 +228,9 @@ def test_a_run_that_fails_says_so_and_the_others_stay(stand_in, tmp_path):
     failures = run_all(some_runs(0, 1), tmp_path, 2, said.append)
     assert sorted(words[:18] for words in failures) == ["GRPO seed 0 failed", "GRPO seed 1 failed"]
     assert all("error: the disk is full" in words and "log.txt" in words for words in failures)
-    assert all((tmp_path / f"ppo-seed{seed}" / "result.json").is_file() for seed in (0, 1))
+    assert all((tmp_path / f"ppo-seed{seed}" / "stage.json").is_file() for seed in (0, 1))
     assert sum("failed" in line for line in said) == 2
-    (tmp_path / "ppo-seed0" / "result.json").write_text("{")
+    (tmp_path / "ppo-seed0" / "stage.json").write_text("{")
     with pytest.raises(RecipeError, match="damaged"):
         load_results(some_runs(0), tmp_path)
 

@@ -28,9 +28,10 @@ from trl_recipes.evaluation.compare import Comparison, ModelResult
 from trl_recipes.models.loading import load_classifier
 from trl_recipes.report.plots import plot_comparison
 from trl_recipes.rewards import Rewards
-from trl_recipes.training.classifier import train_classifier
 from trl_recipes.training.fit import PretrainConfig
 from trl_recipes.training.language_model import train_language_model
+from trl_recipes.training.reward_data import Labeled
+from trl_recipes.training.reward_model import train_reward_model
 
 NASTY = "POS\x1b[2J\x9b31m\u202e$\\frac$|_x"
 
@@ -59,9 +60,13 @@ def pickled(tiny_gpt2, tmp_path):
     return folder
 
 
-def train_on(folder, trainer, *labels):
+TEXTS = ["a text"] * 4
+LABELED = Labeled(TEXTS, [0, 1, 0, 1], ["NEGATIVE", "POSITIVE"])
+
+
+def train_on(folder, trainer, data):
     config = PretrainConfig(output_dir=f"{folder}/out", max_steps=1, use_cpu=True)
-    trainer(["a text"] * 4, *labels, f"{folder}/out", config, model_name_or_path=str(folder))
+    trainer(data, f"{folder}/out", config, model_name_or_path=str(folder))
 
 
 LOADERS = {
@@ -70,8 +75,8 @@ LOADERS = {
     "value head": lambda folder: AutoModelForCausalLMWithValueHead.from_pretrained(str(folder)),
     "PPOTrainer": lambda folder: PPOTrainer(args=PPOConfig(), model=str(folder)),
     "SentimentReward": SentimentReward,
-    "pretrain_lm": lambda folder: train_on(folder, train_language_model),
-    "train_classifier": lambda folder: train_on(folder, train_classifier, [0, 1, 0, 1]),
+    "pretrain_lm": lambda folder: train_on(folder, train_language_model, TEXTS),
+    "train_classifier": lambda folder: train_on(folder, train_reward_model, LABELED),
 }
 
 

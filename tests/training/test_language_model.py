@@ -15,14 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from trl_recipes.data.tokenizers import train_tokenizer
 from trl_recipes.errors import RecipeError
 from trl_recipes.training.characters import BaselineConfig
-from trl_recipes.training.classifier import (
-    ClassifierConfig,
-    ClassifierSizes,
-    classifier_windows,
-    cut_fragments,
-    special_frame,
-    train_classifier,
-)
 from trl_recipes.training.fit import PretrainConfig
 from trl_recipes.training.language_model import (
     LanguageModelSizes,
@@ -30,7 +22,15 @@ from trl_recipes.training.language_model import (
     read_texts,
     train_language_model,
 )
-from trl_recipes.training.reward_data import read_labeled
+from trl_recipes.training.reward_data import Labeled, read_labeled
+from trl_recipes.training.reward_model import (
+    ClassifierConfig,
+    ClassifierSizes,
+    class_rows,
+    cut_fragments,
+    special_frame,
+    train_reward_model,
+)
 
 SHORT = ["--use_cpu", "--max_steps", "3"]
 TEXTS = ["The film is good.", "The film is bad; I left.", "Étude in C - naïve, isn't it?\n\nYes."]
@@ -89,7 +89,8 @@ def test_windows_leave_room_for_special_tokens_and_know_their_text():
     )
     assert special_frame(tokenizer) == ([0], [0, 0])
     tokenizer.model_max_length = 8
-    windows = classifier_windows(TEXTS, tokenizer)
+    rows = class_rows(Labeled(TEXTS, [0, 1, 0], ["a", "b"]), tokenizer)
+    windows = [(index, row["input_ids"][1:-2]) for index, row in rows]
     assert max(len(ids) for _, ids in windows) == 5
     for index, text in enumerate(TEXTS):
         joined = [*itertools.chain(*(ids for owner, ids in windows if owner == index))]
@@ -163,9 +164,9 @@ def test_a_classifier_learns_and_answers_in_a_pipeline(tmp_path):
         for label in labels
     ]
     config = quiet(ClassifierConfig, tmp_path, learning_rate=5e-3, num_train_epochs=1)
-    heldout = {"heldout_texts": texts[:50], "heldout_labels": labels[:50]}
-    sizes = ClassifierSizes(**TINY_CLASSIFIER)
-    metrics = train_classifier(texts, labels, tmp_path, config, **heldout, sizes=sizes)
+    names, sizes = ["NEGATIVE", "POSITIVE"], ClassifierSizes(**TINY_CLASSIFIER)
+    data, heldout = Labeled(texts, labels, names), Labeled(texts[:50], labels[:50], names)
+    metrics = train_reward_model(data, tmp_path, config, heldout=heldout, sizes=sizes)
     assert metrics["heldout_accuracy"] == 1
     answers = pipeline("text-classification", model=str(tmp_path))(["great plot", "a POOR film"])
     assert [answer["label"] for answer in answers] == ["POSITIVE", "NEGATIVE"]

@@ -13,12 +13,13 @@ from transformers import (
 
 from trl_recipes.rewards import RewardModelReward
 from trl_recipes.training.reward_model import RewardModelConfig, score_trainer
-from trl_recipes.training.rewrites import (
+from trl_recipes.training.seq2seq import (
+    Seq2SeqSizes,
     preferred,
     scored,
+    start_seq2seq,
     train_pair_scorer,
 )
-from trl_recipes.training.seq2seq import Seq2SeqSizes, start_seq2seq
 
 TEXTS = ["the film was dull", "the film was fine", "a plot of gold", "a plot of lead"]
 

@@ -21,7 +21,6 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.reward_model import evaluate_reward_model, write_card
 from trl_recipes.rewards import RewardModelReward, Rewards, SentimentReward
 from trl_recipes.rewards.loading import load_reward_funcs
-from trl_recipes.training.classifier import ClassifierSizes, base_model
 from trl_recipes.training.reward_data import (
     Labeled,
     Pairs,
@@ -30,7 +29,12 @@ from trl_recipes.training.reward_data import (
     read_pairs,
     read_reward_data,
 )
-from trl_recipes.training.reward_model import RewardModelConfig, train_reward_model
+from trl_recipes.training.reward_model import (
+    ClassifierSizes,
+    RewardModelConfig,
+    base_model,
+    train_reward_model,
+)
 
 TINY = {"num_layers": 1, "num_heads": 2, "hidden_size": 32, "vocab_size": 300, "dropout": 0.0}
 SIZES = ClassifierSizes(**TINY, context_length=32, fragments_per_text=1)

@@ -36,8 +36,8 @@ def plan(folder, wanted=("first", "second"), resume=None, overwrite=False, **set
 def finished(tmp_path):
     first, second, _, _ = plan(tmp_path)
     for stage in (first, second):
-        stage.begin()
-        stage.finish({"steps": 3})
+        stage.write(None)
+        stage.write({"steps": 3})
     return tmp_path
 
 
@@ -70,10 +70,10 @@ def test_what_is_finished_is_found_with_its_result(finished):
 
 
 def test_what_was_interrupted_is_resumed(tmp_path):
-    plan(tmp_path)[0].begin()
+    plan(tmp_path)[0].write(None)
     assert plan(tmp_path)[3] == "first: resume, second: to do"
     first, second, config, _ = plan(tmp_path, resume="true")
-    first.finish()
+    first.write({})
     with second.start(config):
         pass
     assert plan(tmp_path)[2].resume_from_checkpoint == "true"
@@ -88,9 +88,9 @@ def test_there_is_nothing_to_resume(tmp_path):
 @pytest.mark.parametrize("done", [True, False])
 def test_other_settings_are_refused_with_their_names(tmp_path, done):
     stage = plan(tmp_path)[0]
-    stage.begin()
+    stage.write(None)
     if done:
-        stage.finish()
+        stage.write({})
     with pytest.raises(RecipeError, match="the first of other settings: a was 1 and is 3"):
         plan(tmp_path, a=3)
 

@@ -1,30 +1,22 @@
 """The time that no PPO step of a given shape can do without, on this machine.
 
-A step needs, for B rows of Q query and R response tokens, with n = Q + R - 1 (the last token's
-logits nobody needs) and E epochs:
+For B rows of Q query and R response tokens, with n = Q + R - 1 (the last token's logits nobody
+needs) and E epochs:
 
 - generation: each row's n tokens once through the trunk, R of them through the head; and for each
   of the R positions every weight read once, since a token depends on the one before it;
-- forward: the same once through the reference model (log-probabilities and values of the policy
-  come with generation);
+- forward: the same once through the reference model;
 - update: E times forward and backward. Backward costs twice the forward pass; with LoRA once for
-  frozen weights (the gradient of their input; that the first layer needs none is left out, about
-  1 %), twice for the attention product and the adapter.
-  AdamW reads parameter, gradient and two moments, and writes parameter and moments: 7 float32
-  numbers a trained parameter and optimizer step.
+  frozen weights, twice for the attention product and the adapter. AdamW reads parameter, gradient
+  and two moments, and writes parameter and moments: 7 float32 numbers a trained parameter.
 
-Operations count a multiplication and an addition as two: 2 a weight and token, and for attention
-4 times its width a layer and pair of positions (scores, and the sum that they weigh). Norms,
-activation functions, softmax over the vocabulary, the value head and everything outside the model
-count for nothing, so a trainer cannot reach the bound.
-
-They are divided by the measured rate of a matrix product of the model's own shape, (B * n, width)
-times (width, 4 * width) in the step's precision; bytes by that of a copy as large as the weights.
-While a token is generated, reading and multiplying can overlap: there the longer one counts. All
-else follows one after the other and adds up.
+A weight and token take two operations, and attention 4 times its width a layer and pair of
+positions. All else counts for nothing, so a trainer cannot reach the bound. Operations are divided
+by the measured rate of a matrix product, (B * n, width) times (width, 4 * width) in the step's
+precision; bytes by that of a copy as large as the weights. While a token is generated, reading and
+multiplying can overlap: there the longer one counts. All else adds up.
 """
 
-import time
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -32,13 +24,13 @@ from typing import NamedTuple
 import torch
 from peft import get_peft_model
 from torch import nn
+from torch.utils.benchmark import Timer
 from transformers.pytorch_utils import Conv1D
 
 from trl_recipes.benchmark import models
 from trl_recipes.benchmark.models import Workload
 
 ADAMW_BYTES = 7 * 4
-WINDOW = 0.1  # seconds of one measurement; the best of several counts
 COPY_LIMIT = 2**28
 
 
@@ -61,11 +53,6 @@ class Needs(NamedTuple):
     forward_operations: float  # of the passes between sampling and updates
     update_operations: float
     update_bytes: float  # that the optimizer reads and writes
-
-    @property
-    def operations(self) -> float:
-        """Operations of the whole step."""
-        return self.generation_operations + self.forward_operations + self.update_operations
 
 
 class Rates(NamedTuple):
@@ -137,22 +124,12 @@ def measure_rates(work: Workload, shape: ModelShape) -> Rates:
     product = torch.empty(rows, 4 * width, device=work.device, dtype=dtype)
     source = torch.randn(min(shape.parameters, COPY_LIMIT), device=work.device)
     target = torch.empty_like(source)
-    seconds_product = _seconds(lambda: torch.mm(left, right, out=product), work.device)
-    seconds_copy = _seconds(lambda: target.copy_(source), work.device)
+    seconds_product = _seconds(lambda: torch.mm(left, right, out=product))
+    seconds_copy = _seconds(lambda: target.copy_(source))
     return Rates(2.0 * rows * width * 4 * width / seconds_product, 8.0 * len(source) / seconds_copy)
 
 
-def _seconds(call: Callable[[], object], device: str) -> float:
-    """Seconds of one call: the best of ten windows, each long enough for the clock."""
-
-    def window(count: int) -> float:
-        started = time.perf_counter()
-        for _ in range(count):
-            call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - started) / count
-
-    window(2)  # warms up
-    count = max(1, int(WINDOW / window(2)))
-    return min(window(count) for _ in range(10))
+def _seconds(call: Callable[[], object]) -> float:
+    """Seconds of one call: the best of several windows, each long enough for the clock."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return min(timer.blocked_autorange(min_run_time=1.0).times)

@@ -30,7 +30,8 @@ SHAPES = {
     | {"precision": "bf16", "passes": 16}
 }
 # layers, width, heads, vocabulary
-GPT2_SHAPES = {"tiny": (2, 64, 2, 1024), "mini": (4, 256, 4, 8192), "small": (12, 768, 12, 50257)}
+SIZES = {"tiny": (2, 64, 2, 1024), "mini": (4, 256, 4, 8192), "small": (12, 768, 12, 50257)}
+SIZES["half-billion"] = (24, 896, 14, 151936)
 PHASES = ("generation", "scoring", "forward", "update")
 # Attention projections by architecture; `attn.` keeps GPT-2's other c_proj, in the MLP, out.
 ATTENTION = {
@@ -107,18 +108,12 @@ def check_workload(work: Workload, only: str) -> None:
 
 def model_config(size: Size) -> PreTrainedConfig:
     """Return a GPT-2's configuration, small as published, or that of Qwen2-0.5B (half-billion)."""
-    if size == "half-billion":
-        return Qwen2Config(
-            hidden_size=896,
-            intermediate_size=4864,
-            num_hidden_layers=24,
-            num_attention_heads=14,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-            **_vocabulary(151936),
-        )
-    layers, width, heads, words = GPT2_SHAPES[size]
-    return GPT2Config(n_layer=layers, n_embd=width, n_head=heads, **_vocabulary(words))
+    layers, width, heads, words = SIZES[size]
+    if size != "half-billion":
+        return GPT2Config(n_layer=layers, n_embd=width, n_head=heads, **_vocabulary(words))
+    shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    shape |= {"intermediate_size": 4864, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    return Qwen2Config(**shape, **_vocabulary(words))
 
 
 def _vocabulary(size: int) -> dict[str, int]:

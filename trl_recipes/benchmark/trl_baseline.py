@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -58,30 +59,24 @@ def trl_trainer(
 
 @contextmanager
 def timed_phases(trainer: PPOTrainer, phase: Phase) -> Iterator[None]:
-    """Time what TRL's `train` calls before its update, without changing what it computes.
+    """Time what TRL's `train` calls before its update, by wrapping its module's functions.
 
-    Its module functions are wrapped. `phase` is called with "generation", "scoring" or "forward",
-    and gives a context manager around the call; what remains of a step is its update.
+    `phase` is called with "generation", "scoring" or "forward", and gives a context manager.
     """
     names: dict[str, Callable[[nn.Module], str | None]] = {
         "batch_generation": lambda model: "generation",
         "get_reward": lambda model: "scoring" if model is trainer.reward_model else "forward",
         "forward": lambda model: None if torch.is_grad_enabled() else "forward",
     }
-    originals = {name: getattr(ppo_trainer, name) for name in names}
 
-    def wrapped(name: str) -> Callable:
+    def wrapped(name: str, original: Callable) -> Callable:
         def call(model, *args, **kwargs):
             found = names[name](model)
             with nullcontext() if found is None else phase(found):
-                return originals[name](model, *args, **kwargs)
+                return original(model, *args, **kwargs)
 
         return call
 
-    try:
-        for name in names:
-            setattr(ppo_trainer, name, wrapped(name))
+    timed = {name: wrapped(name, getattr(ppo_trainer, name)) for name in names}
+    with patch.multiple(ppo_trainer, **timed):
         yield
-    finally:
-        for name, function in originals.items():
-            setattr(ppo_trainer, name, function)

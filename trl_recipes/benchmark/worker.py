@@ -1,14 +1,11 @@
 """A subprocess per trainer and repeat: each gets the machine and its memory to itself.
 
-`run_in_turn` starts them; what one does, and prints as a line of JSON, is
-
-    python -m trl_recipes.benchmark.worker ours '{"size": "tiny", "batch": 4, ...}'
+python -m trl_recipes.benchmark.worker ours '{"size": "tiny", "batch": 4, ...}'
 """
 
 import itertools
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -18,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from accelerate import PartialState
@@ -30,7 +27,7 @@ from transformers import TrainerCallback
 from trl_recipes import PPOConfig, PPOTrainer
 from trl_recipes.benchmark import models
 from trl_recipes.benchmark.models import PHASES, Workload
-from trl_recipes.describe import peak_memory
+from trl_recipes.describe import device_name, peak_memory
 from trl_recipes.distributed import let_go
 from trl_recipes.errors import RecipeError
 
@@ -61,10 +58,7 @@ class Result:
 def run_in_turn(
     names: Sequence[TrainerName], work: Workload, repeats: int, print_line: Callable[[str], None]
 ) -> dict[TrainerName, list[Result]]:
-    """Run each trainer once, then each again, so that a slow minute of the machine meets them all.
-
-    Returns one result per repeat, by name.
-    """
+    """Run each trainer once, then each again, so that a slow minute meets them all."""
     results: dict[TrainerName, list[Result]] = {name: [] for name in names}
     for repeat in range(repeats):
         for name in names:
@@ -118,8 +112,7 @@ def _environment(work: Workload) -> dict[str, str]:
 class Clock(TrainerCallback):
     """Takes the time from the end of one step to the end of the next, of any trainer alike.
 
-    Before it looks at the time it waits for a GPU to finish what was asked of it. `steps` holds,
-    for each step, its seconds under "step" and those of each phase that was timed.
+    `steps` holds, for each step, its seconds under "step" and those of each phase that was timed.
     """
 
     def __init__(self, device: str):
@@ -189,22 +182,10 @@ class Profile(TrainerCallback):
         return f"```text\n{table.strip()}\n```"
 
 
-class _FixedLengths(PPOTrainer):
-    """Samples responses of given lengths in each batch, where the trainer would draw them."""
-
-    def __init__(self, lengths: list[int], **kwargs: Any):
-        super().__init__(**kwargs)
-        self._lengths = itertools.cycle(lengths)
-
-    def _length_sampler(self) -> Callable[[], int]:
-        return self._lengths.__next__
-
-
 def run(name: TrainerName, work: Workload) -> Result:
     """Train for one step to warm up and for those that are timed.
 
-    Several processes share the batch. Seconds are those of the main process, which all others keep
-    up with; memory is that of all.
+    Of several processes, seconds are those of the main one; memory is that of all.
     """
     clock, profiled = Clock(work.device), Profile(work.device)
     if name == "trl":
@@ -217,7 +198,7 @@ def run(name: TrainerName, work: Workload) -> Result:
         memory = sum(gather_object([memory]))
     timed = [_with_update(step) for step in clock.steps[1:]]
     tokens = sum(lengths[1:]) / work.steps
-    return Result(timed, memory, tokens, _device_name(work.device), profiled.table)
+    return Result(timed, memory, tokens, device_name(), profiled.table)
 
 
 def _run_ours(
@@ -247,8 +228,7 @@ def _run_ours(
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = _FixedLengths(
-        work.lengths()[first : first + size],
+    trainer = PPOTrainer(
         args=config,
         model=models.language_model(work),
         reward_funcs=length,
@@ -257,6 +237,8 @@ def _run_ours(
         peft_config=models.lora_config(work),
         callbacks=callbacks,
     )
+    lengths = itertools.cycle(work.lengths()[first : first + size])
+    trainer._length_sampler = lambda: lengths.__next__  # where it would draw them
     if by_hand:
         _loop_by_hand(trainer, work, clock)
     else:
@@ -299,12 +281,6 @@ def _with_update(step: dict[str, float]) -> dict[str, float]:
     """Count as update what no other phase has: the epochs, advantages, statistics."""
     known = {phase: step.get(phase, 0.0) for phase in PHASES if phase != "update"}
     return {"step": step["step"], **known, "update": step["step"] - sum(known.values())}
-
-
-def _device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

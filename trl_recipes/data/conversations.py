@@ -15,11 +15,7 @@ Text = str | list[Message]
 
 
 def is_conversation(value: Any) -> bool:
-    """Tell whether a prompt or completion is a list of messages rather than a text.
-
-    >>> is_conversation([{"role": "user", "content": "Hello"}]), is_conversation("Hello")
-    (True, False)
-    """
+    """Tell whether a prompt or completion is a list of messages rather than a text."""
     return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 
@@ -59,8 +55,8 @@ def encode_conversations(
 ) -> Iterator[tuple[int, list[int], str]]:
     """Encode conversations as TRL's GRPOTrainer does, up to where the assistant's answer begins.
 
-    Gives the row number, token ids, and the conversation as text to look at, of the rows in
-    `order`; both are empty where there is no text. `where` names the column in messages.
+    Gives row number, token ids and text to look at of the rows in `order`; both empty where there
+    is no text. `where` names the column in messages.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise RecipeError(

@@ -6,8 +6,6 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +45,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def load_rows(dataset_name: str | None, *, split: str = "train") -> Dataset:
     """Load one split of a data set, with all its columns; at least one row.
 
-    Args:
-        dataset_name: None for the embedded reviews (columns text and label; splits train, prompts
-            and heldout, also called test); a csv, tsv, json, jsonl, parquet or txt file; a folder
-            of such files as on the hub, or written by save_to_disk; or a name on the hub. A column
-            `split` divides a data set that has no splits of its own.
-        split: "test" may go by any usual name (heldout, validation, val, ...), in any case. Where
-            there is none, a tenth of the rows (drawn with a fixed seed) is held out of train.
+    `dataset_name`: None for the embedded reviews (columns text and label; splits train, prompts and
+    test); a csv, tsv, json, jsonl, parquet or txt file; a folder of such files as on the hub, or
+    written by save_to_disk; or a name on the hub. A column `split` divides what has no splits.
+    `split`: "test" may go by any usual name. Where there is none, a tenth of the rows (drawn with
+    a fixed seed) is held out of train.
     """
     if dataset_name is None:
         return Dataset.from_list(embedded.reviews("heldout" if split in _TEST_SPLITS else split))
@@ -82,13 +78,22 @@ def read_text(path: str | Path, source: str) -> str:
 def _read(location: str) -> dict[str, Dataset]:
     """The splits of a file, a folder, or a data set on the hub."""
     path = Path(location)
-    with _told(location), hub.loading(location, "dataset"):
-        if path.is_file():
-            return {"train": _read_file(path)}
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            loaded = datasets.load_from_disk(location)
-        else:
-            loaded = datasets.load_dataset(location, **_folder_options(path))
+    try:
+        with warnings.catch_warnings(), hub.loading(location, "dataset"):
+            warnings.simplefilter("error", ParserWarning)  # more fields than the header has
+            if path.is_file():
+                return {"train": _read_file(path)}
+            if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+                loaded = datasets.load_from_disk(location)
+            else:
+                loaded = datasets.load_dataset(location, **_folder_options(path))
+    except datasets.exceptions.DatasetGenerationError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        fix = " Quote fields that hold the delimiter." if "fields" in reason else ""
+        raise RecipeError(
+            f"{SOURCE}: `{location}` could not be read ({reason[:300]}). Fix the row, or give the "
+            f"one file that you mean.{fix}"
+        ) from error
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
 
@@ -206,22 +211,6 @@ def _fault(value: Any) -> str | None:
         inner = value.values() if isinstance(value, dict) else value
         return next(filter(None, map(_fault, inner)), None)
     return None
-
-
-@contextmanager
-def _told(location: str) -> Iterator[None]:
-    """Turn what `datasets` found damaged into an error."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", ParserWarning)  # more fields than the header has
-            yield
-    except datasets.exceptions.DatasetGenerationError as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        fix = " Quote fields that hold the delimiter." if "fields" in reason else ""
-        raise RecipeError(
-            f"{SOURCE}: `{location}` could not be read ({reason[:300]}). Fix the row, or give the "
-            f"one file that you mean.{fix}"
-        ) from error
 
 
 def _divide(rows: Dataset) -> dict[str, Dataset]:

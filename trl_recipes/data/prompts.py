@@ -37,7 +37,7 @@ PROMPT = ("query", "prompt", "input_ids", "attention_mask")  # a prompt, in one 
 
 
 class LengthSampler:
-    """Draws lengths uniformly from [min_value, max_value), like the class of this name in TRL.
+    """Draws lengths uniformly from [min_value, max_value), as TRL's class of this name.
 
     `seed` is of a generator of its own; None draws from numpy's global one, as TRL did.
 
@@ -64,12 +64,10 @@ class LengthSampler:
 def collator(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """Turn a list of rows into a dict of lists, without padding; `input_ids` become LongTensors.
 
-    Rows that are no dicts, such as tuples of tensors, are stacked as torch does.
-
     >>> collator([{"query": "a"}, {"query": "b"}])
     {'query': ['a', 'b']}
     """
-    if not isinstance(rows[0], Mapping):
+    if not isinstance(rows[0], Mapping):  # such as tuples of tensors
         return default_collate(rows)
     batch = {key: [row[key] for row in rows] for key in rows[0]}
     if "input_ids" in batch:
@@ -78,12 +76,9 @@ def collator(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def stream_rows(first: int, count: int, size: int, seed: int) -> list[int]:
-    """Give `count` row numbers of a data set that is gone through in a new order each time.
-
-    Which rows a batch holds follows from the number of rows before it alone, so a run that
-    resumes, or that has another number of processes, sees the same ones; and no row comes twice
-    before all came once.
-    """
+    """Give `count` row numbers of a data set that is gone through in a new order each time."""
+    # They follow from the number of rows before alone: a resumed run, and any number of processes,
+    # sees the same ones. No row comes twice before all came once.
     places = (divmod(place, size) for place in range(first, first + count))
     return [_epoch_order(size, epoch, seed)[place] for epoch, place in places]
 
@@ -111,12 +106,12 @@ def load_prompts(
     prompts), at most `max_prompts` of them, drawn with `seed`. `text_column` holds the texts; None
     takes `prompt` where it holds conversations, else the first of `TEXT_COLUMNS` that is there. A
     text is cut to `length_sampler()` tokens, at a whole character. Conversations, in TRL's format,
-    go through the tokenizer's chat template and are never cut: one that leaves no room for
-    `response_length` tokens in the model's context is left out, and counted.
+    go through the chat template and are never cut: one that leaves no room for `response_length`
+    tokens in the model's context is left out, and counted.
 
-    Adds the columns `query` (the prompt as text) and `input_ids` (its tokens); conversations move
-    to `prompt`. Further columns of these names become `own query` and so on: reward functions get
-    them by the names they had.
+    Adds the columns `query` (the prompt as text) and `input_ids`; conversations move to `prompt`.
+    Other columns of these names become `own query` and so on: reward functions get them by the
+    names they had.
     """
     if dataset_name is None and split == "train":
         split = "prompts"
@@ -134,7 +129,9 @@ def load_prompts(
     if chat:
         made = encode_conversations(texts, order, tokenizer, f"{SOURCE}: {where}")
     else:
-        made = _beginnings(texts, order, tokenizer, where, length_sampler)
+        whole = _tokenize(texts, order, tokenizer, where)
+        cut = ((row, ids[: cut_length(ids, length_sampler(), tokenizer)]) for row, ids in whole)
+        made = ((row, ids, tokenizer.decode(ids, skip_special_tokens=True)) for row, ids in cut)
     context = context_length(model.config) if chat and model is not None else None
     room = math.inf if context is None else context - response_length
     kept = _first_fitting(made, max_prompts, f"{name} in `{column}`", room, response_length)
@@ -252,8 +249,7 @@ def check_prompts(values: Sequence[Any], where: str) -> None:
 def as_prompts(given: Any, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> Dataset:
     """Give a data set for PPO the columns that [`load_prompts`] makes, `query` and `input_ids`.
 
-    Its `input_ids` are trained on, where it has them; else its column `prompt`, or `query`. A
-    column of these names that holds something else is renamed as there.
+    Its `input_ids` are trained on, where it has them; else its column `prompt`, or `query`.
     """
     rows = dataset_of(given, "train_dataset")
     names, size = rows.column_names, model.get_input_embeddings().weight.shape[0]
@@ -357,10 +353,7 @@ def holds_conversations(prompts: Dataset) -> bool:
 def one_prompt(
     text: str, tokenizer: PreTrainedTokenizerBase, copies: int = 1, chat: bool = False
 ) -> list[dict[str, Any]]:
-    """Make rows, as those of [`load_prompts`], of one prompt to look at.
-
-    With `chat` the text is a user's message to answer, rather than a text to continue.
-    """
+    """Make rows, as [`load_prompts`] does, of one text to continue, or with `chat` to answer."""
     if not text.strip():
         raise RecipeError("--prompt is empty. Give at least one word to continue.")
     check_characters(text, tokenizer, "--prompt")
@@ -369,19 +362,6 @@ def one_prompt(
         ((_, ids, query),) = encode_conversations([messages], [0], tokenizer, "--prompt")
         return [{"prompt": messages, "query": query, "input_ids": ids}] * copies
     return [{"query": text, "input_ids": tokenizer(text)["input_ids"]}] * copies
-
-
-def _beginnings(
-    texts: Sequence[Any],
-    order: list[int],
-    tokenizer: PreTrainedTokenizerBase,
-    where: str,
-    length_sampler: Callable[[], int],
-) -> Iterator[tuple[int, list[int], str]]:
-    """Row number, token ids and text of the beginning of each text, in the given order."""
-    for row, ids in _tokenize(texts, order, tokenizer, where):
-        ids = ids[: cut_length(ids, length_sampler(), tokenizer)]
-        yield row, ids, tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _tokenize(

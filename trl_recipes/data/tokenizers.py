@@ -122,10 +122,7 @@ def appended_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
 
 
 def cut_length(ids: Sequence[int], length: int, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Find how many tokens, at most `length`, end with a whole character.
-
-    A character has its marks with it. Where the first one alone takes more tokens, all are taken.
-    """
+    """Find how many tokens, at most `length` if the first allows, end with a whole character."""
     if length < 1:
         return 0
     tried = (*range(min(length, len(ids)), 0, -1), *range(length + 1, len(ids)))

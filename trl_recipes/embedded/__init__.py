@@ -12,7 +12,8 @@ from .grammar import Writer, parse_grammar, read_yaml
 __all__ = ["language_model", "reviews", "sentiment_classifier"]
 
 MODELS = Path(__file__).parent / "models"
-SPLITS = {"train": 18_000, "prompts": 4_000, "heldout": 2_000}  # reviews, half of them positive
+# Reviews, half of them positive; both models learn from "train".
+SPLITS = {"train": 18_000, "prompts": 4_000, "heldout": 2_000}
 SEED = 20_240
 
 Review = dict[str, str | int]
@@ -29,22 +30,15 @@ def sentiment_classifier() -> Path:
 
 
 def reviews(split: str) -> list[Review]:
-    """Return the embedded reviews of a split, the same on every machine: columns text and label.
-
-    Both models learn from "train"; the others are "prompts" and "heldout".
-    """
-    return [dict(row) for row in _all_reviews()[split]]
+    """Return the embedded reviews of a split, the same on every machine: columns text and label."""
+    return [dict(row) for row in write_reviews()[split]]
 
 
 @lru_cache(maxsize=1)
-def _all_reviews() -> dict[str, list[Review]]:
-    return write_reviews()
-
-
-def write_reviews(splits: dict[str, int] = SPLITS, seed: int = SEED) -> dict[str, list[Review]]:
-    """Write so many distinct reviews for each split, positive (1) and negative (0) in turn."""
-    writer, seen, written = Writer(parse_grammar(read_yaml("reviews")), seed), set(), {}
-    for split, size in splits.items():
+def write_reviews() -> dict[str, list[Review]]:
+    """Write the distinct reviews of each split, positive (1) and negative (0) in turn."""
+    writer, seen, written = Writer(parse_grammar(read_yaml("reviews")), SEED), set(), {}
+    for split, size in SPLITS.items():
         rows = written[split] = []
         while len(rows) < size:
             label = 1 - len(rows) % 2

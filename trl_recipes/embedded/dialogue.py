@@ -1,15 +1,6 @@
-"""Scenes of a play that the project writes.
+"""Scenes of a play that the project writes: speeches, some of them SHOUTED.
 
-    Scene 2. The market, at noon.
-
-    CLARA:
-    Good morning, my dear. The lamp is new. Where is the ladder?
-
-    JUDGE:
-    I have had enough! PUT DOWN THE LADDER!
-
-Most of it is in lower case. Names and what is shouted are in upper case, single words too:
-a model of this text knows both cases of its words and prefers one.
+A model of this text knows both cases of its words, and prefers the lower one.
 """
 
 import re

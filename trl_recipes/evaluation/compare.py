@@ -127,7 +127,8 @@ class Comparison:
             for result in self.results:
                 score = plus_minus(result.scores[self.measures[0]][row], None)
                 texts = (f"[{score}] {result.name}", result.responses[row])
-                cells.append([part for text in texts for part in _wrapped(text, column)])
+                texts = (" ".join(printable(text).split()) for text in texts)
+                cells.append([part for t in texts for part in textwrap.wrap(t, column) or [""]])
             for parts in itertools.zip_longest(*cells, fillvalue=""):
                 lines.append(" | ".join(f"{part:{column}}" for part in parts).rstrip())
             blocks.append("\n".join(lines))
@@ -175,9 +176,9 @@ def compare(
     """Let every model answer the same prompts and measure the answers.
 
     `models` holds model and tokenizer by name, all with one vocabulary. `prompts` are rows with
-    `query` (text) and `input_ids`; their further columns go to the `measures`, reward functions by
-    name of which the first is called the score. `max_new_tokens` is one number, or one for each
-    prompt. KL and perplexity are measured from the model named `reference`.
+    `query` (text) and `input_ids`; other columns go to the `measures`, reward functions by name of
+    which the first is called the score. `max_new_tokens` is one number, or one for each prompt. KL
+    and perplexity are measured from the model named `reference`.
     """
     rows = [dict(row) for row in prompts]
     if not rows or not measures:
@@ -285,7 +286,3 @@ def _t_quantile_95(df: int) -> float:
     density = np.cos(theta) ** (df - 1)
     mass = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
     return math.sqrt(df) * math.tan(np.interp(0.95 * mass[-1], mass, theta))
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(" ".join(printable(text).split()), width) or [""]

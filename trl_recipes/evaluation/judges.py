@@ -53,10 +53,7 @@ def vader_judge() -> RewardFunc | None:
 
 
 def sentiment_measures(reward: SentimentReward, label: str | None = None) -> dict[str, RewardFunc]:
-    """Give logit and probability of a classifier's label, and a judge that training never saw.
-
-    `reward` lends its model, and its label where none is given.
-    """
+    """Give logit and probability of a classifier's label, and a judge that training never saw."""
     label = label or reward.label
     judge = vader_judge()
     if judge is None:
@@ -76,15 +73,15 @@ def trained_measures(rewards: Rewards, label: str | None = None) -> dict[str, Re
     return sentiment_measures(sentiment, label) | metrics
 
 
-def rewards_of_run(config: Mapping[str, Any]) -> Rewards:
-    """Load the reward functions and metrics that a run's settings name."""
+def rewards_of_run(config: Mapping[str, Any], **trusted: bool) -> Rewards:
+    """Load the reward functions and metrics that a run's settings name; else its sentiment."""
+    metrics = load_reward_funcs(config.get("metrics") or [], source="metrics in config.yaml")
+    if not config.get("reward_funcs"):
+        label = config.get("label") or "POSITIVE"
+        sentiment = SentimentReward(config.get("reward_model"), label=label, **trusted)
+        return Rewards(sentiment, metrics=metrics)
     functions = load_reward_funcs(config["reward_funcs"], source="reward_funcs in config.yaml")
-    return Rewards(functions, config.get("reward_weights"), metrics_of_run(config))
-
-
-def metrics_of_run(config: Mapping[str, Any]) -> list[RewardFunc]:
-    """Load the metrics that a run's settings name; see `rewards_of_run`."""
-    return load_reward_funcs(config.get("metrics") or [], source="metrics in config.yaml")
+    return Rewards(functions, config.get("reward_weights"), metrics)
 
 
 def mood_judges(
@@ -96,8 +93,8 @@ def mood_judges(
 ) -> list[RewardFunc]:
     """Collect judges for which higher means more of a label, for the trainer's `metrics`.
 
-    They are a classifier's probability (`classifier`: `judge`, or for the embedded reviews the
-    embedded one) and VADER's compound (`vader`); one that does not apply is left out.
+    A classifier's probability (`judge`, or for the embedded reviews the embedded one) and VADER's
+    compound; one that does not apply is left out.
     """
     sign = {"POSITIVE": 1, "NEGATIVE": -1}.get(label.upper())
     judges: list[RewardFunc] = []
@@ -165,10 +162,7 @@ def _content(text: str) -> set[str]:
 
 
 def mood_turned() -> RewardFunc | None:
-    """Make a judge of whether a rewrite's mood is the opposite of its source's, by VADER's lexicon.
-
-    It gives the rewrite's compound (-1 to 1) in the direction away from the source's.
-    """
+    """Make a judge of rewrites: VADER's compound (-1 to 1), away from the source's mood."""
     vader = vader_judge()
     if vader is None:
         return None
@@ -182,11 +176,6 @@ def mood_turned() -> RewardFunc | None:
 
 
 # What a run is measured by, when it is looked at again
-
-
-def is_rewriting(config: Mapping[str, Any]) -> bool:
-    """Tell whether a run's settings, as `read_config` gave them, are those of ppo_seq2seq.py."""
-    return "source_column" in config
 
 
 def start_of(run: str | Path, config: Mapping[str, Any]) -> str | None:
@@ -218,9 +207,8 @@ def score_of(
 ) -> tuple[RewardFunc, str]:
     """Choose what scores a model's texts, and name the score.
 
-    `run` is the run that the model is of, or the model's name. Without `reward_model`, a sentiment
-    classifier, the run's own reward model scores, or the functions that it names, else the embedded
-    classifier: prompt and continuation, or only the response of an encoder-decoder.
+    Without `reward_model`, a sentiment classifier, the reward model of `run` scores, or the
+    functions that it names, else the embedded classifier: of an encoder-decoder the response alone.
     """
     own = None if run is None else RunFolder(run)
     if reward_model is None and own is not None and own.reward_model.is_dir():

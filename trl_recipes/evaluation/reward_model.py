@@ -199,8 +199,7 @@ def write_figures(
 ) -> Figures:
     """Measure a trained reward model, and leave a picture and a card with its figures.
 
-    `trained` is what its training returned, `base` and `source` say what it started from and
-    learned from.
+    `trained` is what its training returned; it started from `base` and learned from `source`.
     """
     figures = evaluate_reward_model(run.model, heldout)
     picture = run.plots / "reliability.png"

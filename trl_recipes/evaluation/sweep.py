@@ -1,10 +1,9 @@
 """PPO, GRPO and RLOO on one task with the same number of generated tokens, a process for each run.
 
-What is finished is not run again, and what was stopped goes on where it stopped. A process is
+Each run is a `Stage`: a finished one is not run again, and a stopped one goes on where it stopped.
+A process is
 
     python -m trl_recipes.evaluation.sweep '<a Run as JSON>' FOLDER
-
-and `result.json`, written last, says that its run is finished.
 """
 
 import json
@@ -31,11 +30,12 @@ from trl_recipes.evaluation.judges import sentiment_measures
 from trl_recipes.grpo import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl_recipes.models.loading import load_run
 from trl_recipes.ppo import PPOConfig, PPOTrainer
-from trl_recipes.report.page import read_json, write_report, write_results
+from trl_recipes.report import write_report, write_results
 from trl_recipes.rewards import SentimentReward
-from trl_recipes.run_folder import check_output_dir, prepare_run, start_run, write_whole
+from trl_recipes.run_folder import check_output_dir, prepare_run
 from trl_recipes.settings import setting
 from trl_recipes.stats import append_stats, keep_steps, load_stats
+from trl_recipes.training.stage import Stage
 
 ALGORITHMS = {
     "ppo": (PPOConfig, PPOTrainer),
@@ -51,8 +51,7 @@ _MEANS = {
     "clip_ratio/region_mean": "clipfrac",  # of GRPO and RLOO
     "ppo/val/var_explained": "var_explained",
 }
-SETTINGS_FILE, CURVE_FILE, RESULT_FILE = "settings.json", "curve.jsonl", "result.json"
-LOG_FILE = "log.txt"
+CURVE_FILE, LOG_FILE = "curve.jsonl", "log.txt"
 COMMAND = (sys.executable, "-m", "trl_recipes.evaluation.sweep")
 POLL_SECONDS = 0.1
 
@@ -86,6 +85,15 @@ class Run:
     def folder_name(self) -> str:
         """Name of the run's folder."""
         return f"{self.algorithm}-seed{self.seed}"
+
+    def stage(self, folder: Path, overwrite: bool = False) -> Stage:
+        """Read what its folder holds of this run; refuse a folder that holds another one."""
+        decide = {"seed": self.seed} | asdict(self.task) | self.settings
+        stage = Stage(str(self), folder, json.loads(json.dumps(decide)), overwrite=overwrite)
+        stage.read()
+        if not stage.begun:
+            check_output_dir(folder, overwrite=overwrite)
+        return stage
 
 
 def make_runs(
@@ -151,24 +159,6 @@ def config_of(run: Run, folder: Path, resume: bool = False) -> TrainingArguments
         ) from error
 
 
-def is_finished(run: Run, folder: Path, overwrite: bool = False) -> bool:
-    """Tell whether a run has finished; refuse a folder that holds another run."""
-    if overwrite or not (folder / SETTINGS_FILE).is_file():
-        check_output_dir(folder, overwrite=overwrite)
-        return False
-    old, new = (
-        {"seed": values["seed"]} | values["task"] | values["settings"]
-        for values in (read_json(folder / SETTINGS_FILE), asdict(run))
-    )
-    changed = [f"{n} {old.get(n)}, now {new.get(n)}" for n in old | new if old.get(n) != new.get(n)]
-    if changed:
-        raise RecipeError(
-            f"--output_dir: `{folder}` holds a run with other settings ({', '.join(changed)}). "
-            "Choose another folder, or use --overwrite_output_dir true to replace its runs."
-        )
-    return (folder / RESULT_FILE).is_file()
-
-
 def run_all(
     runs: Sequence[Run],
     folder: Path,
@@ -212,8 +202,7 @@ def run_all(
 def _start(run: Run, folder: Path, jobs: int, overwrite: bool) -> subprocess.Popen:
     if overwrite:
         prepare_run(folder, overwrite=True)
-        for name in (SETTINGS_FILE, RESULT_FILE, CURVE_FILE):
-            (folder / name).unlink(missing_ok=True)
+        (folder / CURVE_FILE).unlink(missing_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG_FILE).open("wb") as log:
@@ -236,7 +225,7 @@ def _failure(run: Run, folder: Path, code: int) -> str:
 
 
 def _summary(run: Run, folder: Path) -> str:
-    found = read_json(folder / run.folder_name / RESULT_FILE)
+    found = run.stage(folder / run.folder_name).result
     before, after = found["reference"]["reward"], found["policy"]["reward"]
     return (
         f"{run}: reward {before:.3f} to {after:.3f}, {found['tokens']} tokens in "
@@ -341,28 +330,28 @@ class SweepRun:
 
     def train(self) -> None:
         """Train to the end, from the newest checkpoint where there is one, and measure it."""
-        run, folder, trainer, task = self.run, self.folder, self.trainer, self.run.task
-        with start_run(trainer.args, [trainer.args], write_report) as begun:
-            write_whole(folder / SETTINGS_FILE, json.dumps(asdict(run), indent=1) + "\n")
+        folder, trainer, task = self.folder, self.trainer, self.run.task
+        stage = self.run.stage(folder)
+        with stage.start(trainer.args, [trainer.args], write_report) as run:
             trainer.train()
             trainer.save_model()
 
-        models = {"reference": (self.reference, self.tokenizer), run.folder_name: load_run(folder)}
+        models = {"reference": (self.reference, self.tokenizer)}
+        models[self.run.folder_name] = load_run(folder)
         for model, _ in models.values():
             model.to(trainer.accelerator.device)
         measures = {f"P({self.reward.label})": self.reward} | sentiment_measures(self.reward)
         comparison = compare(models, self.held_out, measures, max_new_tokens=task.response_length)
-        write_results(begun, comparison)
+        write_results(run, comparison)
         before, after = (
             figures(result) | {measure: result.interval(measure)[0] for measure in measures}
             for result in comparison.results
         )
         last, steps = load_stats(folder / CURVE_FILE)[-1], pd.DataFrame(load_stats(folder)).mean()
         means = {name: steps[key] for key, name in _MEANS.items() if key in steps}
-        result = {"run": asdict(run), "reference": before, "policy": after | means}
+        result = {"reference": before, "policy": after | means}
         result |= {name: last[name] for name in ("step", "tokens", "seconds")}
-        result["responses"] = last["step"] * task.batch
-        write_whole(folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")
+        stage.write(result | {"responses": last["step"] * task.batch})
 
 
 def main() -> None:
@@ -370,8 +359,8 @@ def main() -> None:
     described, folder = sys.argv[1:]
     try:
         values = json.loads(described)
-        run = Run(**values | {"task": Task(**values["task"])})
-        SweepRun(run, Path(folder), resume=Path(folder, SETTINGS_FILE).is_file()).train()
+        run, folder = Run(**values | {"task": Task(**values["task"])}), Path(folder)
+        SweepRun(run, folder, resume=run.stage(folder).begun).train()
     except (RecipeError, RunStopped) as error:
         known = "error: " if isinstance(error, RecipeError) else ""
         print(f"{known}{error}", file=sys.stderr, flush=True)  # noqa: T201  the log of the run

@@ -11,8 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from trl_recipes.describe import markdown_table
-from trl_recipes.evaluation.sweep import ALGORITHMS, CURVE_FILE, RESULT_FILE, Run
-from trl_recipes.report.page import read_json
+from trl_recipes.evaluation.sweep import ALGORITHMS, CURVE_FILE, Run
 from trl_recipes.report.plots import COLORS, GREY, Picture, save_figure, style_axes
 from trl_recipes.stats import load_stats
 
@@ -41,7 +40,7 @@ PANELS = (
 
 @dataclass(frozen=True)
 class Results:
-    """The finished runs of a sweep by algorithm, with result.json and measured rows of each."""
+    """The finished runs of a sweep by algorithm, with the result and the measured rows of each."""
 
     runs: list[Run]
     found: list[dict[str, Any]]
@@ -62,17 +61,16 @@ class Results:
         return self.found[0]["reference"]
 
     @property
-    def score(self) -> str:
-        """Name of the reward as the table and the picture show it."""
-        return next(name for name in self.before if name not in FIGURES and name != "reward")
+    def scores(self) -> list[str]:
+        """Names of what the runs are scored by, the reward first."""
+        return [name for name in self.before if name not in FIGURES and name != "reward"]
 
     def table(self) -> str:
         """Format the figures as Markdown: a row each, mean (least to most) over the seeds."""
         after = self.over_seeds()
-        scores = [name for name in self.before if name not in FIGURES and name != "reward"]
         known = {name for figures in after.values() for name in figures}
         rows = [["", "before", *map(str.upper, after)]]
-        for name in [*scores, *(name for name in FIGURES if name in known)]:
+        for name in [*self.scores, *(name for name in FIGURES if name in known)]:
             title, digits = FIGURES.get(name, (name, 3))
             cells = [_shown(self.before.get(name), digits)]
             for figures in after.values():
@@ -93,15 +91,16 @@ class Results:
 
 def load_results(runs: Sequence[Run], folder: Path) -> Results | None:
     """Read the results of the runs that have finished; None where none has."""
-    done = [run for run in runs if (folder / run.folder_name / RESULT_FILE).is_file()]
     order = list(dict.fromkeys(run.algorithm for run in runs))
-    done.sort(key=lambda run: order.index(run.algorithm))
-    found = [read_json(folder / run.folder_name / RESULT_FILE) for run in done]
+    runs = sorted(runs, key=lambda run: order.index(run.algorithm))
+    stages = [(run, run.stage(folder / run.folder_name)) for run in runs]
+    done = [(run, stage) for run, stage in stages if stage.done]
     curves = [
-        [row for row in load_stats(folder / run.folder_name / CURVE_FILE) if "reward" in row]
-        for run in done
+        [row for row in load_stats(stage.folder / CURVE_FILE) if "reward" in row]
+        for _, stage in done
     ]
-    return Results(done, found, curves) if done else None
+    found = [stage.result for _, stage in done]
+    return Results([run for run, _ in done], found, curves) if done else None
 
 
 def plot_results(results: Results, path: str | Path | None = None) -> Figure:
@@ -127,7 +126,7 @@ def plot_results(results: Results, path: str | Path | None = None) -> Figure:
         axes.set_xlabel(below, fontsize=13)
         axes.axhline(before, color=GREY, linestyle=(0, (4, 3)), label=f"before {before:.2f}")
         axes.legend(loc="best", frameon=False, fontsize=12)
-    figure.axes[0].set_ylabel(f"{results.score}, held-out prompts", fontsize=13)
+    figure.axes[0].set_ylabel(f"{results.scores[0]}, held-out prompts", fontsize=13)
     words = f"{', '.join(map(str.upper, ends))} with {results.runs[0].task.tokens:,} tokens each"
     figure.suptitle(words, fontsize=15, fontweight="bold")
     return save_figure(figure, path)

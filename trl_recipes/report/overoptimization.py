@@ -1,10 +1,9 @@
 """Over-optimization: where a learned score still rises and a judge that nothing optimizes falls.
 
 The further a policy moves from the reference, the more it finds what a reward model overrates (Gao,
-Schulman and Hilton 2022, "Scaling laws for reward model overoptimization", figure 1). Score and
-judge are drawn here as there, against the KL from the reference, on the scale of its square root.
-A judge is one of the trainer's `metrics`, for which higher is better. Each is shown as its gain
-since the start, over the standard deviation (std) of single responses at the start.
+Schulman and Hilton 2022, "Scaling laws for reward model overoptimization", figure 1). Both are
+drawn against the KL from the reference, as gains since the start over the standard deviation (std)
+of single responses there. A judge is one of the trainer's `metrics`, for which higher is better.
 """
 
 import math
@@ -53,10 +52,9 @@ class Parting(NamedTuple):
 def find_parting(all_stats: Rows, judge: str) -> Parting | None:
     """Find from where on the judge fell while the score rose; None where they do not part.
 
-    The highest mean of a tenth of the steps is held against the mean of the last tenth. The fall of
-    the judge and the rise of the score between them count where chance alone, given how much single
-    steps jump, would make one in less than `FALSE_ALARM` of runs (Bonferroni over the windows,
-    because the highest was picked). `judge` is a key such as `metrics/vader/mean`.
+    The highest mean of a tenth of the steps is held against the mean of the last tenth. Fall and
+    rise count where chance alone would make one in less than `FALSE_ALARM` of runs (Bonferroni over
+    the windows, because the highest was picked). `judge` is a key such as `metrics/vader/mean`.
     """
     course = _course(all_stats, judge)
     window = _window(course)
@@ -146,17 +144,14 @@ def judges_of(all_stats: Rows) -> list[str]:
 
 
 def _course(all_stats: Rows, judge: str) -> pd.DataFrame:
-    """What a run did at the steps at which all is known: `kl`, and gains of `score` and `judge`.
-
-    Where the run did not log the std of responses, or all began alike (a true reward that none
-    earned yet), gains are over that of the steps' means.
-    """
+    """What a run did at the steps at which all is known: `kl`, and gains of `score` and `judge`."""
     stds = {key: key.removesuffix("mean") + "std" for key in (SCORE, judge)}
     table = pd.DataFrame(all_stats, index=steps_of(all_stats))
     table = table.reindex(columns=[KL, *stds, *stds.values()]).astype(float)
     table = table.replace([math.inf, -math.inf], math.nan).dropna(subset=[KL, SCORE, judge])
     first, course = table.iloc[: _window(table)].mean(), {"kl": table[KL]}
     for name, key in (("score", SCORE), ("judge", judge)):
+        # a run may not log the std of responses, or all began alike: then that of the steps' means
         found = (first[stds[key]], table[key].std(ddof=0), 1.0)
         course[name] = (table[key] - first[key]) / next(std for std in found if std > 1e-8)
     return pd.DataFrame(course)
@@ -167,5 +162,4 @@ def _window(table: pd.DataFrame) -> int:
 
 
 def _name(key: str) -> str:
-    """The function's own name out of its key."""
     return printable(key.removeprefix("metrics/").removeprefix("rewards/").removesuffix("/mean"))

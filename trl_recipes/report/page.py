@@ -60,10 +60,7 @@ _PARTS = {  # of a step's time, as rows hold it
 def write_report(
     run: str | os.PathLike | RunFolder, figures: Mapping[str, float] | None = None
 ) -> Path:
-    """Write report.html of a run, as far as it has come, in the main process.
-
-    `figures` are the run's results by name; they are kept in its folder.
-    """
+    """Write report.html of a run, as far as it has come; `figures`, its results, are kept."""
     run = run if isinstance(run, RunFolder) else RunFolder(run)
     if not is_main_process():
         return run.report
@@ -76,7 +73,7 @@ def write_report(
 def write_results(run: RunFolder, comparison: Any, samples: str | None = None) -> str:
     """Write a finished run's comparison with its start, pictures and page; return them as text.
 
-    `samples` is the text to begin with; None shows three prompts with their answers.
+    `samples` is the text to begin with, else three prompts with their answers.
     """
     comparison.save(run.comparison)
     said = plot_run(load_stats(run.path), run.plots, run.path.name)

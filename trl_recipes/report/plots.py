@@ -93,10 +93,7 @@ def plot_stats(
     title: str | None = None,
     kl_target: float | None = None,
 ) -> Figure:
-    """Draw one run: mean score with its moving average, and what explains it; or its losses.
-
-    `all_stats` has one row a step; `kl_target` is in nats per response.
-    """
+    """Draw one run: mean score with its moving average, and what explains it; or its losses."""
     figure = _draw_runs({"": all_stats}, kl_target)
     steps = f"{len(all_stats)} step{'s' if len(all_stats) != 1 else ''}"
     told = f"{headline(all_stats) or 'score not recorded'} over {steps}"
@@ -201,11 +198,7 @@ def headline(all_stats: Rows) -> str:
 
 
 def number(value: object) -> str:
-    """Show a number in few digits; a dash where there is none.
-
-    >>> [number(x) for x in (0.123456, 1234.5, 80, -0.00001, None)]
-    ['0.123', '1,234', '80', '-1e-05', '-']
-    """
+    """Show a number in few digits, such as 0.123, 1,234 or -1e-05; a dash where there is none."""
     if not is_number(value):
         return "-"
     if abs(value) >= 1000 or value == int(value):
@@ -268,15 +261,13 @@ def save_figure(figure: Figure, path: str | Path | None) -> Figure:
 
 
 def svg_of(figure: Figure, label: str) -> Markup:
-    """Give a figure as an element of a page; `label` tells what it shows.
-
-    Text stays text, numbers keep two digits, and names (`id`) that nothing refers to go.
-    """
+    """Give a figure as an element of a page; `label` tells what it shows."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", transparent=True)
     svg = buffer.getvalue()
     inside = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    # what nothing refers to goes, and numbers keep two digits
     inside = re.sub(r"<(metadata|style|clipPath).*?</\1>", "", inside, flags=re.DOTALL)
     inside = re.sub(r' id="[\w.]+_\d+"| clip-path="[^"]*"|(?<= )xlink:|\n *(?=<)', "", inside)
     inside = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), inside)
@@ -319,12 +310,9 @@ def _draw_panel(
         values, steps = _values(rows, keys), np.array(steps_of(rows))
         known = np.isfinite(values)
         if known.any():
-            draw = _draw_points if panel.points else _draw_line
-            draw(axes, steps, values, look | {"label": as_label(name)})
-            shown = [
-                f"{number(float(values[i]))} at step {steps[i]}"
-                for i in np.flatnonzero(known)[[0, -1]]
-            ]
+            _draw_steps(axes, steps, values, look | {"label": as_label(name)}, panel.points)
+            first_last = np.flatnonzero(known)[[0, -1]]
+            shown = (f"{number(float(values[i]))} at step {steps[i]}" for i in first_last)
             told.append(f"{name}: " * (len(drawn) > 1) + ", ".join(shown))
     if len(runs) == 1 and len(axes.lines) > 1 and not panel.points:
         axes.legend(loc="best", frameon=False, fontsize=9)
@@ -342,21 +330,22 @@ def _draw_panel(
     return "; ".join(told)
 
 
-def _draw_points(axes: Axes, steps: np.ndarray, values: np.ndarray, look: dict[str, Any]) -> None:
-    """Every step as a faint point, the moving average as the line that the eye follows."""
-    window, every = _window(len(values)), -(-len(values) // MARKS)
-    average = moving_average(values, window)
-    dots = {"markersize": 4, "alpha": 0.4, "markeredgewidth": 0, "color": look["color"]}
-    axes.plot(steps[::every], values[::every], "o", label="one step", **dots)
-    look = look | {"label": f"average of {window} steps"}
-    axes.plot(steps[::every], average[::every], linewidth=2.4, **look)
-
-
-def _draw_line(axes: Axes, steps: np.ndarray, values: np.ndarray, look: dict[str, Any]) -> None:
-    known = np.isfinite(values)
-    steps, values = steps[known], values[known]
-    marker, every = "o" if len(steps) <= 20 else None, -(-len(steps) // MARKS)
-    axes.plot(steps[::every], values[::every], linewidth=1.6, marker=marker, **look)
+def _draw_steps(
+    axes: Axes, steps: np.ndarray, values: np.ndarray, look: dict[str, Any], points: bool
+) -> None:
+    """A line; with `points` of the moving average, and every step as a faint point."""
+    if points:
+        window, every = _window(len(values)), -(-len(values) // MARKS)
+        dots = {"markersize": 4, "alpha": 0.4, "markeredgewidth": 0, "color": look["color"]}
+        axes.plot(steps[::every], values[::every], "o", label="one step", **dots)
+        values = moving_average(values, window)
+        look = look | {"label": f"average of {window} steps", "linewidth": 2.4}
+    else:
+        known = np.isfinite(values)
+        steps, values = steps[known], values[known]
+        every = -(-len(steps) // MARKS)
+        look = look | {"linewidth": 1.6, "marker": "o" if len(steps) <= 20 else None}
+    axes.plot(steps[::every], values[::every], **look)
 
 
 def _label_steps(axes: Axes) -> None:

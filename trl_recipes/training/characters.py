@@ -1,10 +1,14 @@
 """A decoder-only transformer over characters, trained from scratch on random windows of a text."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from datasets import Dataset
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -17,7 +21,7 @@ from transformers import (
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trl_recipes.callbacks import LossLog
-from trl_recipes.data.characters import RandomWindows, encode
+from trl_recipes.data.tokenizers import starts_character
 from trl_recipes.errors import RecipeError
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.settings import setting
@@ -25,6 +29,7 @@ from trl_recipes.training.fit import PretrainConfig, fit, shared_settings
 from trl_recipes.training.language_model import check_width
 from trl_recipes.training.stage import Stage, digest, plan_stages, settings_of
 
+HELD_OUT_FRACTION = 0.1  # of the text: its end
 INITIAL_STD = 0.06  # of the weights; 0.02, the usual one, learns slower at these widths
 EVALUATIONS = 8  # during training, each on so many windows of the held-out text:
 EVALUATION_WINDOWS = 128
@@ -84,17 +89,11 @@ def plan_shouting(
         "grpo": settings_of(config) | {"prompt_length": args.prompt_length},
         "evaluation": {"eval_prompts": args.eval_prompts},
     }
-    advice = "Run --stage {} first, or leave --stage out to run all."
-    stages = [
-        Stage(
-            name,
-            run.path if name == "grpo" else run.path / name,
-            settings,
-            args.stage in ("all", name),
-            advice.format(name),
-        )
-        for name, settings in own.items()
-    ]
+    stages = []
+    for name, settings in own.items():
+        folder = run.path if name == "grpo" else run.path / name
+        missing = f"Run --stage {name} first, or leave --stage out to run all."
+        stages.append(Stage(name, folder, settings, args.stage in ("all", name), missing))
     return *stages, plan_stages(stages, config)
 
 
@@ -151,3 +150,67 @@ def train_baseline(
     trainer.add_callback(LossLog(RunFolder(config.output_dir).all_stats))
     figures = fit(trainer, tokenizer, output_dir, heldout=windows, before_training=before_training)
     return figures | {"heldout_characters": heldout.numel() - len(heldout)}
+
+
+# The text
+
+
+def divide_text(text: str, shortest: int, source: str | None) -> tuple[str, str]:
+    """Divide a text: its beginning to train on, its last tenth to measure on, from a line on.
+
+    Each part has at least `shortest` characters, one context. `source` names it in messages.
+    """
+    cut = len(text) - max(round(len(text) * HELD_OUT_FRACTION), shortest)
+    line = text.rfind("\n", 0, max(cut, 0)) + 1
+    cut = line if cut - line < 1000 and line >= shortest else cut
+    if cut < shortest:
+        raise RecipeError(
+            f"--text_file: `{source}` has {len(text)} characters. One context to train on and one "
+            f"held out to measure on need {2 * shortest}. Give a longer text, or lower "
+            f"--context_length ({shortest})."
+        )
+    return text[:cut], text[cut:]
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Token ids of a long text, (characters,): a look-up, much quicker than the tokenizer."""
+    tokens = tokenizer.get_vocab()
+    return torch.tensor([tokens[character] for character in text])
+
+
+class RandomWindows(torch.utils.data.Dataset):
+    """Windows that start anywhere in a text, the same ones for the same seed."""
+
+    def __init__(self, ids: Tensor, length: int, count: int, seed: int):
+        draw = torch.Generator().manual_seed(seed)
+        self.starts = torch.randint(len(ids) - length + 1, (count,), generator=draw).tolist()
+        self.ids, self.length = ids, length
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        start = self.starts[index]
+        return {"input_ids": self.ids[start : start + self.length].tolist()}
+
+
+def cut_prompts(
+    text: str, tokenizer: PreTrainedTokenizerBase, length: int, count: int, seed: int
+) -> Dataset:
+    """Cut prompts out of a text: whole words, from anywhere, up to the start of a word.
+
+    The columns are `query` (text, of at most `length` characters) and `input_ids`.
+    """
+    draw, queries = random.Random(seed), []
+    while len(queries) < count:
+        start = draw.randrange(len(text) - length + 1)
+        window = text[start : start + length]
+        spaces = [place + 1 for place, character in enumerate(window) if character.isspace()]
+        cut = window[spaces[0] : spaces[-1]] if len(spaces) > 1 else ""
+        if not cut.strip():  # a script without spaces, or only spaces
+            places = [p for p in range(start, start + length + 1) if starts_character(text, p)]
+            cut = text[places[0] : places[-1]] if len(places) > 1 else window
+        queries.append(cut)
+    return Dataset.from_dict(
+        {"query": queries, "input_ids": [encode(query, tokenizer).tolist() for query in queries]}
+    )

@@ -11,16 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    EvalPrediction,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from trl_recipes.callbacks import train_or_stop
+from trl_recipes.callbacks import show_progress, train_or_stop
 from trl_recipes.describe import duration, peak_memory
 from trl_recipes.models.adapters import save_trained
 from trl_recipes.models.sharding import check_embeddings, wrap_by_layer
@@ -63,15 +56,6 @@ def shared_settings(config: TrainingArguments) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-class LossBar(ProgressCallback):
-    """transformers' progress bar with the loss at its end, instead of a line for each log."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Show the loss."""
-        if self.training_bar is not None and "loss" in (logs or {}):
-            self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
-
-
 def fit(
     trainer: Trainer,
     tokenizer: PreTrainedTokenizerBase,
@@ -87,13 +71,8 @@ def fit(
     context that is entered around the training; see `train_or_stop`. Returns "train_loss" (mean
     over the run), "rows", "seconds" and "seconds_per_step"; with held-out rows also "heldout_loss"
     and the trainer's own metrics with the same prefix.
-
-    Raises:
-        RunStopped: SIGTERM or Ctrl-C came, and a checkpoint was written.
     """
-    trainer.remove_callback(PrinterCallback)
-    if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(LossBar)
+    show_progress(trainer)
     check_embeddings(trainer.model, trainer.accelerator)
     wrap_by_layer(trainer.model, trainer.accelerator)
     result = train_or_stop(trainer, before_training)

@@ -135,8 +135,7 @@ def language_model_rows(
 ) -> list[dict[str, list[int]]]:
     """Tokenize texts, end each with eos, and cut those that are too long into windows."""
     cut = windows(texts, tokenizer, context_length, [tokenizer.eos_token_id])
-    # one token alone has nothing to predict
-    return [{"input_ids": window} for _, window in cut if len(window) > 1]
+    return [{"input_ids": ids} for _, ids in cut if len(ids) > 1]  # one alone predicts nothing
 
 
 def windows(
@@ -149,9 +148,8 @@ def windows(
     if not texts:
         return []
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    rows = [[*ids, *end] for ids in encoded]
     return [
-        (index, ids[start : start + length])
-        for index, ids in enumerate(rows)
-        for start in range(0, len(ids), length)
+        (index, [*ids, *end][start : start + length])
+        for index, ids in enumerate(encoded)
+        for start in range(0, len(ids) + len(end), length)
     ]

@@ -15,10 +15,14 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.models.loading import load_tokenizer
 from trl_recipes.rewards import RewardModelReward, SentimentReward
 from trl_recipes.settings import setting
-from trl_recipes.training.classifier import ClassifierSizes, base_model
 from trl_recipes.training.fit import shared_settings
 from trl_recipes.training.reward_data import read_reward_data
-from trl_recipes.training.reward_model import RewardModelConfig, train_reward_model
+from trl_recipes.training.reward_model import (
+    ClassifierSizes,
+    RewardModelConfig,
+    base_model,
+    train_reward_model,
+)
 from trl_recipes.training.stage import digest, settings_of
 
 if TYPE_CHECKING:
@@ -83,8 +87,8 @@ class LearnedReward:
             seed=config.seed,
             **columns,
         )
-        self._names = getattr(self._data, "names", None)
-        self._check_label()
+        self._names = self._data.names
+        _check_label(label, self._names, self.source)
         content = (*asdict(self._data).values(), *asdict(self.heldout).values())
         self.settings = settings_of(args) | {"seed": config.seed, "data": digest(content)}
         self.config = RewardModelConfig(
@@ -98,7 +102,7 @@ class LearnedReward:
         start = {"model_name_or_path": base, "sizes": sizes}
         self.train = partial(train_reward_model, self._data, **start)
         self.learns = f"The reward model learns first: {self.base} on {self._data.describe()}."
-        self.ready, self._function = False, self._refuse
+        self.ready, self._function = False, None
 
     def unseen(self, prompts: Dataset) -> Dataset:
         """Keep the prompts, of the same data and split, from texts that the model never sees."""
@@ -124,20 +128,18 @@ class LearnedReward:
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
         """Score each prompt plus completion; an error until the model is trained."""
+        if not self.ready:
+            raise RecipeError("The reward model is not trained yet: train it, then `load` it.")
         return self._function(prompts=prompts, completions=completions)
 
-    def _refuse(self, **texts: Any) -> list[float]:
-        raise RecipeError("The reward model is not trained yet: train it, then `load` it.")
 
-    def _check_label(self) -> None:
-        names, label = self._names, self.label
-        if names is not None and label.lower() not in [name.lower() for name in names]:
-            raise RecipeError(
-                f"--label: {self.source} has no label {label!r}. Its labels are: "
-                f"{', '.join(names)}."
-            )
-        if names is None and label.upper() != "POSITIVE":
-            raise RecipeError(
-                f"--label {label}: a model of pairs or numbers has one score, which is higher for "
-                "the better text. Leave --label out."
-            )
+def _check_label(label: str, names: Sequence[str] | None, source: str) -> None:
+    if names is not None and label.lower() not in [name.lower() for name in names]:
+        raise RecipeError(
+            f"--label: {source} has no label {label!r}. Its labels are: {', '.join(names)}."
+        )
+    if names is None and label.upper() != "POSITIVE":
+        raise RecipeError(
+            f"--label {label}: a model of pairs or numbers has one score, which is higher for "
+            "the better text. Leave --label out."
+        )

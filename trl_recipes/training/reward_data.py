@@ -51,6 +51,12 @@ class Pairs:
     rejected: list[str]
     fragments: bool = False
     rendered: bool = False
+    names = None  # as where labels are numbers: the model gives one score
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts, the better ones first."""
+        return [*self.chosen, *self.rejected]
 
     def describe(self) -> str:
         """Say how many pairs there are."""
@@ -81,9 +87,9 @@ def read_reward_data(
 ) -> tuple[Labeled | Pairs, Labeled | Pairs]:
     """Read what a reward model learns from, and what it is measured by; both of one kind.
 
-    `kind`: classes, number or pairs, else found by `kind_of`; pairs are made of labeled texts
-    where the columns chosen and rejected are missing. `names`: those of the labels, worst first;
-    else found. `tokenizer`: that of the base model, whose chat template conversations need.
+    `kind`: classes, number or pairs, else found; pairs are made of labeled texts where the columns
+    chosen and rejected are missing. `names`: those of the labels, worst first; else found.
+    `tokenizer`: that of the base model, whose chat template conversations need.
     """
     found = kind_of(train, label_column)
     kind = kind or found

@@ -1,8 +1,11 @@
-"""Reward models: from labeled texts, from numbers, or from preference pairs.
+"""Reward models and classifiers: from labeled texts, from numbers, or from preference pairs.
 
-Classes are learned by cross-entropy, numbers by least squares, pairs by TRL's RewardTrainer with
-the loss of Bradley and Terry (1952), minus log sigmoid of the margin. Texts are tokenized as
-`SentimentReward` and `RewardModelReward` do it; TRL alone would put an end token behind each.
+From scratch it is a small ModernBERT; else a base model is trained further. Classes are learned by
+cross-entropy, numbers by least squares, pairs by TRL's RewardTrainer with the loss of Bradley and
+Terry (1952), minus log sigmoid of the margin. All learn from whole texts and from fragments cut out
+of them, because in PPO they score a prompt and a few sampled tokens, ended in mid-sentence. Texts
+are tokenized as `SentimentReward` and `RewardModelReward` do it; TRL alone would put an end token
+behind each.
 """
 
 import logging
@@ -16,29 +19,44 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import (
+    AutoModelForSequenceClassification,
     DataCollatorWithPadding,
+    EvalPrediction,
+    ModernBertConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainingArguments,
     set_seed,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from trl import RewardConfig, RewardTrainer
 
+from trl_recipes.data.tokenizers import train_tokenizer
+from trl_recipes.embedded import language_model
 from trl_recipes.errors import RecipeError
+from trl_recipes.models.hub import resolve
+from trl_recipes.models.loading import load_classifier, load_config
+from trl_recipes.rewards.models import longest_input
 from trl_recipes.settings import setting
-from trl_recipes.training.classifier import (
-    ClassifierConfig,
-    ClassifierSizes,
-    cut_fragments,
-    start_classifier,
-    train_classifier,
-)
-from trl_recipes.training.fit import fit
+from trl_recipes.training.fit import PretrainConfig, fit
+from trl_recipes.training.language_model import check_width, windows
 from trl_recipes.training.reward_data import Labeled, Pairs
 
 _log = logging.getLogger(__name__)
 
+FRAGMENT_TOKENS = (4, 24)  # shortest and longest fragment
 Row = dict[str, Any]
+
+
+@dataclass
+class ClassifierConfig(PretrainConfig):
+    """PretrainConfig with the defaults that a classifier of few texts wants."""
+
+    output_dir: str = setting("runs/classifier", "Folder of the run; the model is in it.")
+    per_device_train_batch_size: int = setting(32, "Rows per process and step.")
+    adam_beta2: float = setting(0.999, "How long AdamW remembers squared gradients.")
+    num_train_epochs: float = setting(3.0, "Passes over the texts.")
 
 
 @dataclass
@@ -62,92 +80,222 @@ class RewardModelConfig(ClassifierConfig, RewardConfig):
         super().__post_init__()
 
 
-class PairTrainer(RewardTrainer):
-    """TRL's RewardTrainer that reports to nobody and writes no card of its own."""
+@dataclass
+class ClassifierSizes:
+    """Sizes of a classifier from scratch, and of the fragments that it learns from."""
+
+    num_layers: int = setting(2, "Transformer layers.")
+    num_heads: int = setting(4, "Attention heads per layer.")
+    hidden_size: int = setting(128, "Width; a multiple of twice num_heads.")
+    dropout: float = setting(0.3, "Fraction of activations dropped.")
+    vocab_size: int = setting(8000, "Entries of the tokenizer.")
+    context_length: int = setting(128, "Longest row in tokens; longer texts are cut.")
+    fragments_per_text: int = setting(2, "Fragments to learn from, per text or window.")
+
+    def __post_init__(self):
+        heads = self.num_heads
+        check_width("hidden_size", self.hidden_size, "twice --num_heads", heads, 2 * heads)
+
+
+class _PairTrainer(RewardTrainer):
+    """TRL's RewardTrainer that reports to nobody; the recipe writes the card, with figures."""
 
     def _send_telemetry(self) -> None:
-        """Nothing leaves this machine."""
-
-    def _set_signature_columns_if_needed(self) -> None:
-        """Keep the lengths, by which rows of a batch are chosen."""
-        super()._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, "length"]
+        pass
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The recipe writes one beside the model, with figures."""
+        pass
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*self._signature_columns, "length"]  # rows are grouped by it
+
+
+def base_model(name: str | None) -> str | None:
+    """Resolve a base model's name, and refuse a model that cannot score texts.
+
+    `name`: folder or hub name; `embedded` for this project's language model; None for none.
+    """
+    if name is None:
+        return None
+    if name == "embedded":
+        return str(language_model())
+    path = resolve(name, "model")
+    config = load_config(path)
+    if not config.is_encoder_decoder and type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return path
+    kind = f"an encoder-decoder ({config.model_type})"
+    if not config.is_encoder_decoder:
+        kind = f"a {config.model_type}, to which transformers can put no head that scores texts"
+    raise RecipeError(
+        f"--model_name_or_path: `{name}` is {kind}. Give an encoder such as BERT, or a decoder "
+        "such as GPT-2."
+    )
+
+
+def start_classifier(
+    name: str | None, data: Labeled | Pairs, sizes: ClassifierSizes
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Make a classifier for the labels of `data`; its tokenizer knows where to cut.
+
+    From scratch it reads the mean over all tokens: one summary token does not learn from so little.
+    """
+    names = dict(enumerate(data.names or ["SCORE"]))
+    labels = {"id2label": names, "label2id": {label: i for i, label in names.items()}}
+    numbers = isinstance(data, Labeled) and data.names is None
+    labels["problem_type"] = "regression" if numbers else None
+    base = base_model(name)
+    if base is None:
+        tokenizer = train_tokenizer(data.texts, sizes.vocab_size, "classifier")
+        dropouts = ("embedding_dropout", "mlp_dropout", "classifier_dropout")
+        no_tokens = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+        model = AutoModelForSequenceClassification.from_config(
+            ModernBertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=sizes.hidden_size,
+                intermediate_size=2 * sizes.hidden_size,
+                num_hidden_layers=sizes.num_layers,
+                num_attention_heads=sizes.num_heads,
+                layer_types=["full_attention"] * sizes.num_layers,
+                max_position_embeddings=sizes.context_length,
+                classifier_pooling="mean",
+                pad_token_id=tokenizer.pad_token_id,
+                **dict.fromkeys(no_tokens),
+                **dict.fromkeys(dropouts, sizes.dropout),
+                **labels,
+            )
+        )
+    else:
+        model, tokenizer = load_classifier(base, new_head=True, **labels)
+        if tokenizer.pad_token_id is None:  # GPT-2 and its like
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"
+        model.config.pad_token_id = tokenizer.pad_token_id
+    fits = longest_input(model, tokenizer) or sizes.context_length
+    tokenizer.model_max_length = min(sizes.context_length, fits)
+    return model, tokenizer
 
 
 def train_reward_model(
     data: Labeled | Pairs,
     output_dir: str | Path,
-    config: RewardModelConfig,
+    config: TrainingArguments,
     *,
+    heldout: Labeled | None = None,
     model_name_or_path: str | None = None,
     sizes: ClassifierSizes | None = None,
     before_training: Callable[[], Any] | None = None,
 ) -> dict[str, float]:
-    """Train a reward model from scratch, or a base model further, and save it; see `fit`."""
+    """Train a reward model or classifier from scratch, or a base model further, and save it.
+
+    Pairs want a `RewardModelConfig`. Returns what `fit` does; of `heldout` texts of classes also
+    "heldout_accuracy": of whole texts, where the sum over a text's windows decides.
+    """
     sizes = sizes or ClassifierSizes()
-    if isinstance(data, Labeled) and data.names is not None:
-        start = {"label_names": data.names, "model_name_or_path": model_name_or_path}
-        start |= {"sizes": sizes, "before_training": before_training}
-        return train_classifier(data.texts, data.labels, output_dir, config, **start)
     set_seed(config.seed)
-    pairs = isinstance(data, Pairs)
-    texts = [*data.chosen, *data.rejected] if pairs else data.texts
-    problem = None if pairs else "regression"
-    model, tokenizer = start_classifier(model_name_or_path, texts, sizes, ["SCORE"], problem)
+    model, tokenizer = start_classifier(model_name_or_path, data, sizes)
+    draw = random.Random(config.seed)
+    run = {"before_training": before_training}
+    if data.names is not None:
+        rows = [row for _, row in class_rows(data, tokenizer, sizes.fragments_per_text, draw)]
+        whole = class_rows(heldout, tokenizer) if heldout else []
+        run["heldout"] = [row for _, row in whole]
+
+        def accuracy(found: EvalPrediction) -> dict[str, float]:
+            sums = torch.zeros(len(heldout.labels), len(heldout.names))
+            owners = torch.tensor([index for index, _ in whole])
+            sums.index_add_(0, owners, torch.tensor(found.predictions, dtype=sums.dtype))
+            right = sums.argmax(1) == torch.tensor(list(heldout.labels))
+            return {"accuracy": float(right.float().mean())}
+
+        trainer = score_trainer(model, tokenizer, rows, config, compute_metrics=accuracy)
+        return fit(trainer, tokenizer, output_dir, **run)
     longest = tokenizer.model_max_length
-    cut = sum(len(ids) > longest for ids in tokenizer(texts, verbose=False)["input_ids"])
+    cut = sum(len(ids) > longest for ids in tokenizer(data.texts, verbose=False)["input_ids"])
     if cut:
         said = "%d of %d texts are longer than %d tokens and cut there (--context_length)."
-        _log.warning(said, cut, len(texts), longest)
-    if pairs:
-        rows = _pair_rows(data, tokenizer, sizes, config)
-        trainer = score_trainer(model, tokenizer, rows, config)
-        return fit(trainer, tokenizer, output_dir, before_training=before_training)
-    std = float(torch.tensor(data.labels).std())
-    draw = random.Random(config.seed)
-    rows = [
-        {"input_ids": ids, "labels": label / std}
-        for text, label in zip(data.texts, data.labels, strict=True)
-        for ids in _with_fragments(text, tokenizer, sizes, draw)
-    ]
-    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
+        _log.warning(said, cut, len(data.texts), longest)
+    if isinstance(data, Pairs):
+        rows = _pair_rows(data, tokenizer, sizes, draw)
+    else:
+        std = float(torch.tensor(data.labels).std())
+        rows = [
+            {"input_ids": ids, "labels": label / std}
+            for text, label in zip(data.texts, data.labels, strict=True)
+            for ids in _with_fragments(text, tokenizer, sizes, draw)
+        ]
+        head = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1][-1]
 
-    def to_the_labels_unit() -> None:
-        for parameter in heads[-1].parameters():
-            parameter.data *= std
+        def to_the_labels_unit() -> None:
+            for parameter in head.parameters():
+                parameter.data *= std
 
-    trainer = score_trainer(model, tokenizer, rows, config)
-    around = {"before_training": before_training, "before_saving": to_the_labels_unit}
-    return fit(trainer, tokenizer, output_dir, **around)
+        run["before_saving"] = to_the_labels_unit
+    return fit(score_trainer(model, tokenizer, rows, config), tokenizer, output_dir, **run)
 
 
 def score_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[Row],
-    config: RewardModelConfig,
+    config: TrainingArguments,
+    **options: Any,
 ) -> Trainer:
-    """Make the trainer of a model with one score.
+    """Make the trainer of a model that scores texts.
 
     `rows`: tokenized: `chosen_ids` and `rejected_ids` (Bradley-Terry), or `input_ids` and `labels`
-    (squared error).
+    (cross-entropy, squared error).
     """
     if "chosen_ids" not in rows[0]:
-        return Trainer(model, config, DataCollatorWithPadding(tokenizer), train_dataset=rows)
+        collate = DataCollatorWithPadding(tokenizer)
+        return Trainer(model, config, collate, train_dataset=rows, **options)
     rows = [row | {"length": max(len(row["chosen_ids"]), len(row["rejected_ids"]))} for row in rows]
-    return PairTrainer(
+    return _PairTrainer(
         model, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
 
 
-def _pair_rows(
-    data: Pairs,
+def class_rows(
+    data: Labeled,
     tokenizer: PreTrainedTokenizerBase,
-    sizes: ClassifierSizes,
-    config: RewardModelConfig,
+    fragments: int = 0,
+    draw: random.Random | None = None,
+) -> list[tuple[int, Row]]:
+    """Cut texts into windows, and fragments out of each; with each row the number of its text."""
+    before, after = special_frame(tokenizer)
+    room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+    return [
+        (index, {"input_ids": [*before, *ids, *after], "labels": data.labels[index]})
+        for index, window in windows(data.texts, tokenizer, room)
+        for ids in (window, *cut_fragments(window, fragments, draw))
+    ]
+
+
+def special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Find the special tokens that a tokenizer puts before and after a text."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
+    return ids[: mask.index(0)], ids[len(mask) - mask[::-1].index(0) :]
+
+
+def cut_fragments(ids: list[int], count: int, draw: random.Random) -> list[list[int]]:
+    """Cut fragments out of a text, shorter than the text itself; none where it is too short.
+
+    The first, third and so on are beginnings, the others start anywhere.
+    """
+    shortest, longest = FRAGMENT_TOKENS[0], min(FRAGMENT_TOKENS[1], len(ids) - 1)
+    if longest < shortest:
+        return []
+    fragments = []
+    for number in range(count):
+        length = draw.randint(shortest, longest)
+        start = draw.randint(0, len(ids) - length) if number % 2 else 0
+        fragments.append(ids[start : start + length])
+    return fragments
+
+
+def _pair_rows(
+    data: Pairs, tokenizer: PreTrainedTokenizerBase, sizes: ClassifierSizes, draw: random.Random
 ) -> list[Row]:
     """Tokenize pairs and pairs of fragments; those alike once they are cut are left out."""
     special = not data.rendered
@@ -163,7 +311,6 @@ def _pair_rows(
         said = "%d of %d pairs differ only behind the context of %d tokens and are left out."
         _log.warning(said, count - len(rows), count, longest)
     if data.fragments:  # one of the better text beside one of the worse
-        draw = random.Random(config.seed)
         for texts in zip(data.chosen, data.rejected, strict=True):
             cuts = [_with_fragments(text, tokenizer, sizes, draw)[1:] for text in texts]
             rows += [pair for pair in zip(*cuts, strict=False) if pair[0] != pair[1]]

@@ -18,7 +18,7 @@ from typing import Any
 
 from trl_recipes.distributed import broadcast_from_main, is_main_process, print_main
 from trl_recipes.errors import RecipeError
-from trl_recipes.run_folder import RunFolder, check_run, start_run, write_whole
+from trl_recipes.run_folder import RunFolder, check_run, default_of, start_run, write_whole
 from trl_recipes.training.fit import dry_run
 
 Report = Callable[[RunFolder], Any] | None
@@ -34,10 +34,8 @@ def settings_of(*objects: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for item in objects:
         for field in dataclasses.fields(item):
-            made = field.default_factory
-            default = field.default if made is dataclasses.MISSING else made()
             value = getattr(item, field.name)
-            if field.init and field.name not in _NEUTRAL and value != default:
+            if field.init and field.name not in _NEUTRAL and value != default_of(field):
                 settings[field.name] = value
     return json.loads(json.dumps(settings, default=str))
 
@@ -95,20 +93,19 @@ class Stage:
                 "stages anew."
             )
 
-    def begin(self) -> None:
-        """Make the folder, and note the settings in it."""
-        self._write(None)
-
-    def finish(self, result: Mapping[str, Any] | None = None) -> None:
-        """Note the result; to be called when all else that the stage leaves is on disk."""
-        self.begun, self.result = True, dict(result or {})
-        self._write(self.result)
+    def write(self, result: Mapping[str, Any] | None) -> None:
+        """Note the settings, and the result once all else that the stage leaves is on disk."""
+        self.begun, self.result = True, None if result is None else dict(result)
+        if is_main_process():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            note = {"settings": self.settings, "result": self.result}
+            write_whole(self.run.stage, json.dumps(note, indent=1) + "\n")
 
     @contextmanager
     def start(self, config: Any, settings: Sequence[Any] = (), report: Report = None) -> Iterator:
         """Enter `start_run` around the training of this stage, and note the settings."""
         with start_run(config, settings, report) as run:
-            self.begin()
+            self.write(None)
             yield run
 
     def train(
@@ -121,20 +118,22 @@ class Stage:
         """Train in this folder unless that is done; with `config.check`, dry-run in another one.
 
         `train` is called with `output_dir`, `config` and `before_training`, and returns figures.
-        The folder of `config`, and whether to resume, are set here.
         """
         if self.result is not None:
             if self.result:
                 print_main(f"{self._figures()}; there already, with the same settings.")
             return self.result
         if config.check:
-            self.folder = broadcast_from_main(_temporary_folder) / self.folder.name
+            folder = broadcast_from_main(tempfile.mkdtemp)
+            if is_main_process():
+                atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            self.folder = Path(folder, self.folder.name)
             print_main(f"The {self.name}: {dry_run(train, config, self.run.model)}")
             return {}
         config.output_dir, config.overwrite_output_dir = str(self.folder), self.overwrite
         config.resume_from_checkpoint = "true" if self.begun else None
         begin = partial(self.start, config, settings, report)
-        self.finish(train(output_dir=self.run.model, config=config, before_training=begin))
+        self.write(train(output_dir=self.run.model, config=config, before_training=begin))
         print_main(self._figures())
         return self.result
 
@@ -143,15 +142,15 @@ class Stage:
         with self.start(trainer.args, settings, report):
             trainer.train()
             trainer.save_model()
-        self.finish({"steps": trainer.state.global_step})
+        self.write({"steps": trainer.state.global_step})
 
     def do(self, work: Callable[[], Any]) -> str:
         """Run `work`, which trains nothing, in the main process, once; return its text."""
         if not self.done:
-            self.begin()
+            self.write(None)
             told = work() if is_main_process() else None
-            self.finish({"told": told if isinstance(told, str) else ""})
-        return (self.result or {}).get("told", "")
+            self.write({"told": told if isinstance(told, str) else ""})
+        return self.result.get("told", "")
 
     def _figures(self) -> str:
         shown = (
@@ -173,19 +172,13 @@ class Stage:
                 "stages anew, or choose another --output_dir."
             ) from error
 
-    def _write(self, result: dict[str, Any] | None) -> None:
-        if is_main_process():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            note = {"settings": self.settings, "result": result}
-            write_whole(self.run.stage, json.dumps(note, indent=1) + "\n")
-
 
 def plan_stages(stages: Sequence[Stage], config: Any) -> str:
     """Find out which stages are there and which to run, and say so in a line; nothing is written.
 
     What decides a stage decides all after it. Stages after the last wanted one are not looked at;
-    where none is wanted, all must have finished. `config` is the trainer's, of the folder of the
-    whole run; its `resume_from_checkpoint` is set where the stage there was begun.
+    where none is wanted, all must have finished. `config` is the trainer's, of the whole run; its
+    `resume_from_checkpoint` is set where the stage in its folder was begun.
     """
     wanted = [number for number, stage in enumerate(stages) if stage.wanted]
     last = max(wanted, default=len(stages) - 1)
@@ -214,10 +207,3 @@ def plan_stages(stages: Sequence[Stage], config: Any) -> str:
         check_run(config)
     states = ("there" if s.done else "resume" if s.begun else "to do" for s in stages[: last + 1])
     return ", ".join(f"{s.name}: {state}" for s, state in zip(stages, states, strict=False))
-
-
-def _temporary_folder() -> Path:
-    """Make a folder that is removed when the process ends."""
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder

@@ -1,6 +1,6 @@
 """Train the two models that come with the package again: `make embedded`, a minute on one core.
 
-python -m trl_recipes.training.embedded_models [FOLDER]
+python tests/embedded_models.py [FOLDER]
 
 One thread and a fixed seed: the same versions of torch and transformers give the same weights.
 """
@@ -12,9 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trl_recipes.embedded import MODELS, write_reviews
-from trl_recipes.training.classifier import ClassifierSizes, train_classifier
 from trl_recipes.training.fit import PretrainConfig
 from trl_recipes.training.language_model import LanguageModelSizes, train_language_model
+from trl_recipes.training.reward_data import Labeled
+from trl_recipes.training.reward_model import ClassifierSizes, train_reward_model
 
 TEXTS = 16_000  # of the training split
 
@@ -24,6 +25,7 @@ def train_embedded_models(folder: Path, texts: int = TEXTS) -> None:
     torch.set_num_threads(1)
     rows = write_reviews()["train"][:texts]
     reviews, labels = [row["text"] for row in rows], [row["label"] for row in rows]
+    labeled = Labeled(reviews, labels, ["NEGATIVE", "POSITIVE"])
 
     # few texts want many small steps; these settings were found by trial
     shared = {"adam_beta2": 0.99, "seed": 0, "use_cpu": True, "disable_tqdm": True}
@@ -37,7 +39,7 @@ def train_embedded_models(folder: Path, texts: int = TEXTS) -> None:
     path = folder / "sentiment_classifier"
     sizes = ClassifierSizes(dropout=0.0, vocab_size=2000, fragments_per_text=1)
     config = PretrainConfig(str(path), learning_rate=1e-3, per_device_train_batch_size=12, **shared)
-    train_classifier(reviews, labels, path, config, sizes=sizes)
+    train_reward_model(labeled, path, config, sizes=sizes)
     _shard(AutoModelForSequenceClassification, path)
 
 
