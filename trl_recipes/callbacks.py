@@ -38,7 +38,7 @@ class StepProgress(ProgressCallback):
         ("KL", "objective/kl", "6.2f"),
         ("length", "tokens/responses_len_mean", "4.1f"),
     )
-    LOSSES = (("loss", "loss", "6.3f"),)
+    shown = (("loss", "loss", "6.3f"),)  # of a training on texts
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the bar."""
@@ -50,9 +50,11 @@ class StepProgress(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Lead with what tells whether the run goes well."""
         if self.training_bar is not None and logs is not None:
-            shown = self.SCORES if "env/reward_mean" in logs else self.LOSSES
-            parts = [f"{n} {float(logs[key]):{form}}" for n, key, form in shown if key in logs]
-            if parts:
+            if "env/reward_mean" in logs:  # a row without it may follow, of a batch seen before
+                self.shown = self.SCORES
+            if self.shown[0][1] in logs:
+                known = [entry for entry in self.shown if entry[1] in logs]
+                parts = [f"{name} {float(logs[key]):{form}}" for name, key, form in known]
                 self.training_bar.set_description_str("  ".join(parts) + " ", refresh=False)
 
 

@@ -79,10 +79,7 @@ class Judged(NamedTuple):
 
 
 def judge(all_stats: Rows) -> list[Judged]:
-    """Hold the mean of a run's last tenth of rows (three at least) to the healthy ranges.
-
-    A range whose statistic the run does not have is left out.
-    """
+    """Hold the mean of a run's last tenth of rows (three at least) to the ranges of what it has."""
     found = []
     for healthy in HEALTHY:
         known = [float(row[healthy.key]) for row in all_stats if is_number(row.get(healthy.key))]
@@ -142,8 +139,7 @@ def ppo_alarms(
 ) -> dict[str, str]:
     """Find the alarms that ring at the last row of a PPO run of `steps`, settings as in PPOConfig.
 
-    Each sentence tells what was seen, at which step, the usual causes and what to do. An alarm
-    whose keys are missing keeps silent.
+    An alarm whose keys are missing keeps silent.
     """
     found = {
         "KL price": _kl_price(rows, "ppo/std_scores", "objective/kl_coef", "init_kl_coef"),

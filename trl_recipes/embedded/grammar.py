@@ -31,8 +31,7 @@ def read_yaml(name: str) -> dict[str, Any]:
 def parse_grammar(rules: dict[str, str]) -> Grammar:
     """Read rules, written as reviews.yaml says, into the alternatives of each symbol and mood.
 
-    The keys are such as "adj+" and "adj-"; a likelier alternative stands there more often. Raises
-    ValueError for a reference to a symbol that has no alternatives in one of the moods.
+    The keys are such as "adj+" and "adj-". Raises ValueError for a reference to an unknown symbol.
     """
     choices = {symbol: _choices(body) for symbol, body in rules.items()}
     symbols = dict.fromkeys(symbol.rstrip("+-") for symbol in rules)

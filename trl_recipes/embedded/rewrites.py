@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from .grammar import OTHER, Writer, parse_grammar, read_yaml
 
+# To pretrain on; sources for the reward model and PPO; those to judge by. No source is in two.
 SPLITS = {"train": 6_000, "prompts": 4_000, "heldout": 512}
 SEED = 20_241
 
@@ -44,11 +45,7 @@ class Review(NamedTuple):
 
 
 def rewrites(split: str) -> list[dict[str, str]]:
-    """Return the pairs of a split: {"source": a review, "target": what the crowd made of it}.
-
-    "train" is to pretrain on, "prompts" holds sources for the reward model and PPO, "heldout" those
-    to judge by; no source is in two.
-    """
+    """Return the pairs of a split: {"source": a review, "target": what the crowd made of it}."""
     writer, seen, rows = Writer(_GRAMMAR, SEED), set(), {}
     for name, size in SPLITS.items():
         pairs = rows[name] = []

@@ -28,7 +28,7 @@ from trl_recipes.models.forward import response_logits
 from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.packing import pad_rows
 from trl_recipes.models.sampling import generate_responses
-from trl_recipes.report.plots import plus_minus
+from trl_recipes.report.plots import figure_cells, plus_minus
 from trl_recipes.rewards import RewardFunc, Rewards
 from trl_recipes.rewards.base import reward_inputs
 from trl_recipes.run_folder import write_whole
@@ -100,16 +100,8 @@ class Comparison:
         """Format the figures for a terminal: a row per figure, a column per model."""
         columns = {}
         for result in self.results:
-            cells = {}
-            for name in self.measures:
-                scored = sum(value is not None for value in result.scores[name])
-                left_out = f" (n {scored})" * (scored < len(result.responses))
-                cells[printable(name)] = plus_minus(*result.interval(name)) + left_out
-            cells["KL (nats/response)"] = plus_minus(*mean_interval(result.kl))
-            cells["perplexity"] = plus_minus(result.perplexity, None)
-            cells["distinct-2"] = plus_minus(result.distinct_2, None)
-            cells["length (tokens)"] = plus_minus(*mean_interval(result.lengths))
-            columns[printable(result.name)] = cells
+            cells = figure_cells(result.to_dict(), self.measures)
+            columns[printable(result.name)] = {printable(n): cell for n, cell in cells.items()}
         return (
             f"n = {len(self.prompts)} responses of each model to the same prompts, seed "
             f"{self.seed}; mean ± half of its 95 % interval.\nPerplexity is under the reference "

@@ -99,10 +99,7 @@ class Run:
 def make_runs(
     task: Task, algorithms: Sequence[str], seeds: Sequence[int], own: Mapping[str, Any]
 ) -> list[Run]:
-    """Make a run of each algorithm with each seed, and check them.
-
-    `own` holds each algorithm's settings: a dict, JSON, or None for its defaults.
-    """
+    """Make and check a run of each algorithm and seed; `own` settings are a dict or JSON."""
     for name in algorithms:
         if name not in ALGORITHMS:
             raise RecipeError(f"--algorithms: `{name}` is unknown. Use {', '.join(ALGORITHMS)}.")
@@ -124,11 +121,7 @@ def _own_settings(name: str, given: Any) -> dict[str, Any]:
 
 
 def config_of(run: Run, folder: Path, resume: bool = False) -> TrainingArguments:
-    """Build the configuration of a run's trainer.
-
-    The learning rate stays constant, since how many steps a budget of tokens takes is known only
-    at its end; `max_steps` is what responses of one token would take.
-    """
+    """Build the configuration of a run's trainer; `max_steps` is for responses of one token."""
     (kind, _), flag, task = ALGORITHMS[run.algorithm], f"--{run.algorithm}", run.task
     shared = {
         "output_dir": str(folder),
@@ -136,7 +129,7 @@ def config_of(run: Run, folder: Path, resume: bool = False) -> TrainingArguments
         "batch_size": task.batch,
         "response_length": task.response_length,
         "max_steps": math.ceil(task.tokens / task.batch),
-        "lr_scheduler_type": "constant",
+        "lr_scheduler_type": "constant",  # the number of steps is known only at the end
         "logging_steps": 1,
         "save_total_limit": 1,
         "disable_tqdm": True,

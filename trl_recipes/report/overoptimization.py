@@ -123,10 +123,7 @@ def plot_overoptimization(
 
 
 def plot_run(all_stats: Rows, folder: str | Path, title: str | None = None) -> list[str]:
-    """Draw `training.png`, and for each metric of a run the score beside it.
-
-    Returns a sentence for each metric that fell while the score rose.
-    """
+    """Draw `training.png`, and the score beside each metric; say which fell while it rose."""
     plot_stats(all_stats, Path(folder) / "training.png", title=title)
     judges = judges_of(all_stats) if any(KL in row for row in all_stats) else []
     for judge in judges:

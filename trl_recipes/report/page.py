@@ -26,8 +26,8 @@ from trl_recipes.report.plots import (
     Rows,
     comparison_charts,
     ends,
+    figure_cells,
     headline,
-    intervals_of,
     looks_of,
     number,
     panel_charts,
@@ -192,15 +192,9 @@ def _shown(value: Any) -> Any:
 
 def _comparison(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """What the templates show of a comparison.json: figures and answers."""
-    models = comparison["models"]
-    measures = _measures(models)
-    rows = {m: m for m in measures} | {"kl": "KL, nats per response", "length": "length, tokens"}
-    figures = [
-        (name, *(plus_minus(*interval) for interval in intervals_of(models, key).values()))
-        for key, name in rows.items()
-    ]
-    for key, name in (("perplexity", "perplexity"), ("distinct_2", "distinct-2")):
-        figures.append((name, *(number(model.get(key)) for model in models.values())))
+    models, measures = comparison["models"], _measures(comparison["models"])
+    columns = [figure_cells(model, measures) for model in models.values()]
+    figures = [(name, *(column[name] for column in columns)) for name in columns[0]]
     shown = {"models": models, "prompts": comparison["prompts"]}
     return shown | {"figures": figures, "score": next(iter(measures), None)}
 

@@ -215,6 +215,19 @@ def plus_minus(mean: object, half: object) -> str:
     return shown + (f" ± {half:.{digits}f}" if is_number(half) else "")
 
 
+def figure_cells(model: Mapping[str, Any], measures: Sequence[str]) -> dict[str, str]:
+    """Show the figures of one model of a comparison.json by name, with n where it is less."""
+    names = {measure: measure for measure in measures} | {"kl": "KL (nats/response)"}
+    names |= {"perplexity": "perplexity", "distinct_2": "distinct-2", "length": "length (tokens)"}
+    cells, all_of_it = {}, len(model.get("responses") or [])
+    for key, name in names.items():
+        found = model.get(key)
+        found = found if isinstance(found, Mapping) else {"mean": found}
+        left_out = f" (n {found['n']})" if found.get("n", all_of_it) < all_of_it else ""
+        cells[name] = plus_minus(found.get("mean"), found.get("half_width_95")) + left_out
+    return cells
+
+
 def intervals_of(models: Mapping[str, Any], key: str) -> dict[str, tuple[Any, Any]]:
     """Give mean and half width of a figure for each model of a comparison.json; None for none."""
     found = {name: model.get(key) or {} for name, model in models.items()}

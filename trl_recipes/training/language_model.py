@@ -141,10 +141,7 @@ def language_model_rows(
 def windows(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, end: Sequence[int] = ()
 ) -> list[tuple[int, list[int]]]:
-    """Tokenize texts without special tokens, add `end`, and cut them into windows.
-
-    Returns the index of its text with each window; the last of a text may be shorter.
-    """
+    """Tokenize texts, add `end`, and cut them into windows, each with the number of its text."""
     if not texts:
         return []
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]

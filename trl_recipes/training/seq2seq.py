@@ -183,10 +183,7 @@ class RewriteTexts:
         config: RewardModelConfig,
         before_training: Callable[[], Any] | None = None,
     ) -> dict[str, float]:
-        """Train a reward model on given comparisons, or on outputs of the model `start`.
-
-        Outputs, of at most `longest` tokens, are scored by a judge, or else compared with targets.
-        """
+        """Train a reward model on given comparisons, or on scored outputs of the model `start`."""
 
         def compared() -> list[Comparison]:
             count = min(stages.reward_outputs, DRY_RUN_OUTPUTS if config.check else math.inf)
