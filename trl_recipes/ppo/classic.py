@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -78,7 +79,8 @@ class ClassicLoop(OverridableParts):
             pad = defaults["pad_token_id"]
             return pad_rows(responses, pad, "right")[0] if single else responses
 
-        response = returned(self._sample(queries, limits, batch_size, settings))
+        with self._sampling():
+            response = returned(self._sample(queries, limits, batch_size, settings))
         if not generate_ref_response:
             return response
         chosen = {"max_new_tokens": limits, "batch_size": batch_size} | settings
@@ -131,11 +133,20 @@ class ClassicLoop(OverridableParts):
         self._drawn_from = self._weights_version()
         return responses
 
+    @contextmanager
+    def _sampling(self) -> Iterator[None]:
+        """Make the policy ready to sample, for the time of the block, unless vLLM does."""
+        # once for all parts: processes may have different numbers of them
+        if self.vllm_generation is None:
+            with self._gathered(), self._autocast():
+                yield
+        else:
+            yield
+
     def _draw(self, queries: list[Tensor], limits: list[int], **tokens: Any) -> Rollout:
         """Draw one response to each query, by vLLM where the configuration says so."""
         if self.vllm_generation is None:
-            with self._gathered(), self._autocast():
-                return sample(self._policy(), queries, max_new_tokens=limits, **tokens)
+            return sample(self._policy(), queries, max_new_tokens=limits, **tokens)
         drawn, logprobs = self.vllm_generation.sample(queries, limits, **tokens)
         rollout = collate(queries, drawn, None, tokens["pad_token_id"])
         return rollout._replace(sampling_logprobs=pad_sequence(logprobs, batch_first=True))

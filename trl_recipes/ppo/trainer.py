@@ -276,7 +276,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         defaults = self._generation_defaults()
         limit, sampler = defaults.pop("max_new_tokens"), self._length_sampler()
         limits = [sampler() if sampler else limit for _ in queries]
-        rollout = self._draw(queries, limits, **defaults)
+        with self._sampling():
+            rollout = self._draw(queries, limits, **defaults)
         if self.config.trl_0_11_quirks and self.is_encoder_decoder:
             return classic.without_first_token(rollout)
         return rollout
