@@ -77,9 +77,9 @@ def launch(script, *words, way=None, timeout=300, **environment):
     for one in both:
         one.process.kill()  # who is still there waits for the other
     done = [one.finish() for one in both]
-    told = "".join(one.stderr for one in done)
-    assert [one.returncode for one in done] == [0, 0], told[-3000:]
-    return told
+    said = [one.stderr for one in done]
+    assert [one.returncode for one in done] == [0, 0], "\n\n".join(text[-3000:] for text in said)
+    return "".join(said)
 
 
 @functools.cache
