@@ -164,6 +164,14 @@ def test_measures_get_texts_ids_and_columns(reference, prompts, tokenizer):
     assert "(n 3)" in comparison.table()
 
 
+def test_a_measure_that_is_called_as_a_figure_leaves_it_alone(reference, prompts, tokenizer):
+    models, measures = {"reference": (reference, tokenizer)}, {"length": count_good}
+    found = compare(models, prompts, measures, max_new_tokens=8).results[0]
+    told = found.to_dict()
+    assert [row["length"] for row in told["responses"]] == found.lengths
+    assert told["length (reward)"]["mean"] == pytest.approx(found.interval("length (reward)")[0])
+
+
 def test_what_cannot_be_compared_is_refused(reference, prompts, tokenizer):
     words = Tokenizer(models.WordLevel({**VOCABULARY, "more": 99}, unk_token="<eos>"))
     other = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")

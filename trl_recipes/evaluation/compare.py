@@ -35,6 +35,7 @@ from trl_recipes.run_folder import write_whole
 from trl_recipes.stats import distinct_n
 
 PAD = 0  # any token id will do: masks come from lengths
+FIGURES = {"response", "responses", "length", "kl", "reference_nll", "perplexity", "distinct_2"}
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,8 @@ def compare(
                 f"'{name}' has another vocabulary than '{reference}', so their probabilities cannot"
                 " be compared token by token. Compare models that share a tokenizer."
             )
+    # a user's function may be called `length`, as a figure is that every comparison has
+    measures = {f"{n} (reward)" if n in FIGURES else n: f for n, f in measures.items()}
     most = max_new_tokens if isinstance(max_new_tokens, int) else max(max_new_tokens)
     check_lengths(max(len(row["input_ids"]) for row in rows), most, start, "`max_new_tokens`")
     sampling = {"max_new_tokens": max_new_tokens, "seed": seed, "batch_size": batch_size}
