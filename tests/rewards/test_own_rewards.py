@@ -1,5 +1,6 @@
 """Rewards of one's own: their unit, one for each token, and the files of docs/rewards.md."""
 
+import json
 import re
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -11,6 +12,7 @@ from launching import run_warm
 from transformers import AutoTokenizer
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError, Rewards, SentimentReward
+from trl_recipes.evaluation.judges import score_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
 SHORT = ["--max_steps", "2", "--batch_size", "8", "--eval_prompts", "8", "--save_steps", "0"]
@@ -57,6 +59,18 @@ def test_what_the_page_shows_runs_and_is_measured(words, files):
     for name in names:
         assert re.search(rf"(?m)^{name} +\S+ ± ", done.stdout)
     assert "POSITIVE" not in done.stdout.replace("READ", "")
+
+
+def test_a_text_alone_is_scored_by_what_needs_no_column(tmp_path, caplog):
+    own = "def near(completions, answer, **_):\n    return [9.0]\n"
+    own += "def size(completions):\n    return [float(len(text)) for text in completions]\n"
+    (tmp_path / "own.py").write_text(own)
+    names = [f"{tmp_path}/own.py:{name}" for name in ("near", "size")]
+    settings = {"reward_funcs": names, "reward_weights": [1.0, 2.0]}
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    score, name = score_of(tmp_path, None, None, "POSITIVE")
+    assert (name, score(["a"], ["bc"], [[0]])) == ("size", [4.0])
+    assert "need a column" in caplog.text
 
 
 def test_grpo_refuses_a_reward_for_each_token():

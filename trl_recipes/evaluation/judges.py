@@ -18,6 +18,7 @@ from trl_recipes.rewards import (
     SentimentReward,
     load_reward_funcs,
 )
+from trl_recipes.rewards.base import needs_columns
 from trl_recipes.rewards.rules import known_share, whole_words
 from trl_recipes.run_folder import RunFolder, read_config
 from trl_recipes.stats import distinct_n
@@ -208,15 +209,21 @@ def score_of(
     """Choose what scores a model's texts, and name the score.
 
     Without `reward_model`, a sentiment classifier, the reward model of `run` scores, or the
-    functions that it names, else the embedded classifier: of an encoder-decoder the response alone.
+    functions that it names and that need no column of a data set, else the embedded classifier: of
+    an encoder-decoder the response alone.
     """
     own = None if run is None else RunFolder(run)
     if reward_model is None and own is not None and own.reward_model.is_dir():
         return RewardModelReward(own.reward_model, name="learned"), "the run's reward model"
-    if reward_model is None and own is not None and own.config.is_file():
-        config = read_config(own)
-        if config.get("reward_funcs"):
-            rewards = rewards_of_run(config)
+    config = read_config(own) if own is not None and own.config.is_file() else {}
+    if reward_model is None and config.get("reward_funcs"):
+        rewards = rewards_of_run(config)
+        weighed = zip(rewards.reward_funcs, rewards.weights, strict=True)
+        alone = [(func, weight) for func, weight in weighed if not needs_columns(func)]
+        if len(alone) < len(rewards.names):
+            _log.warning("Rewards that need a column of the data set do not score this prompt.")
+        if alone:
+            rewards = Rewards(*map(list, zip(*alone, strict=True)))
             return lambda *args, **kw: rewards(*args, **kw)[0], " + ".join(rewards.names)
     sentiment = SentimentReward(reward_model, label=label, **trusted)
     if not model.config.is_encoder_decoder:

@@ -296,17 +296,27 @@ def _chosen_arguments(
     func: RewardFunc, name: str, arguments: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Choose the arguments that `func` takes; a missing one that it needs is an error."""
+    for missing in sorted(_needs(func) - arguments.keys()):
+        raise RecipeError(
+            f"Reward function `{name}` wants `{missing}`, but the data set has no such column. "
+            f"There are: {', '.join(sorted(arguments))}."
+        )
+    parameters = inspect.signature(func).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return arguments
+    return {name: arguments[name] for name in parameters if name in arguments}
+
+
+def _needs(func: RewardFunc) -> set[str]:
     parameters = inspect.signature(func).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    for parameter in named:
-        if parameter.default is parameter.empty and parameter.name not in arguments:
-            raise RecipeError(
-                f"Reward function `{name}` wants `{parameter.name}`, but the data set has no such "
-                f"column. There are: {', '.join(sorted(arguments))}."
-            )
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return arguments
-    return {p.name: arguments[p.name] for p in named if p.name in arguments}
+    return {parameter.name for parameter in named if parameter.default is parameter.empty}
+
+
+def needs_columns(func: RewardFunc) -> bool:
+    """Tell whether a reward function needs more than a text: a column of the data set, say."""
+    known = {"prompts", "completions", "completion_ids"}
+    return bool(_needs(func) - known) or getattr(func, "column", None) is not None
 
 
 def _own(value: Any) -> Any:
