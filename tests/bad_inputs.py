@@ -7,134 +7,90 @@ folder: a text, bytes, or a function that makes the file or folder.
 
 import json
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
-
-Models = dict[str, Path]
-Maker = Callable[[Path, Models], None]
 
 
 class BadInput(NamedTuple):
     """One mistake: what is called, with which files, and words that the message must hold."""
 
-    name: str
     command: str
     says: list[str]  # the cause and the remedy
-    files: dict[str, str | bytes | Maker]
+    files: dict  # of texts, bytes, and functions that make a file or folder
+
+    @property
+    def name(self):
+        return f"{self.command.split('.py')[0]}: {', '.join(self.says)}"
 
 
-def bad(name: str, command: str, says: str, **files: str | bytes | Maker) -> BadInput:
+def bad(command, says, **files):
     """A mistake, its words divided by ` | `; the file `a.b` is given as `a__b`."""
-    named = {file.replace("__", "."): content for file, content in files.items()}
-    return BadInput(name, command, says.split(" | "), named)
+    return BadInput(command, says.split(" | "), named(files))
 
 
-def rows(count: int = 20, **columns) -> str:
+def named(files):
+    return {file.replace("__", "."): content for file, content in files.items()}
+
+
+def write(folder, files):
+    for file, content in named(files).items():
+        (folder / file).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def rows(count=20, **columns):
     """JSON lines with text, label and split, so that nothing need be held out."""
     made = [
-        {
-            "text": f"The film number {i} was fine.",
-            "label": i % 2,
-            "split": "test" if i < 4 else "train",
-        }
+        {"text": f"The film number {i} was fine.", "label": i % 2}
+        | {"split": "test" if i < 4 else "train"}
         | columns
         for i in range(count)
     ]
     return "".join(json.dumps(row) + "\n" for row in made)
 
 
-def model(name: str, *, without: str = "", **files: str | bytes) -> Maker:
+def model(name, *, without="", **files):
     """A copy of a model folder without a file, or with others in their place (`a__b` is a.b)."""
 
-    def make(path: Path, models: Models) -> None:
+    def make(path, models):
         shutil.copytree(models[name], path)
         if without:
             (path / without).unlink()
-        for file, content in files.items():
-            data = content.encode() if isinstance(content, str) else content
-            (path / file.replace("__", ".")).write_bytes(data)
+        write(path, files)
 
     return make
 
 
-def truncated(name: str) -> Maker:
-    """A model folder whose weights end in the middle."""
-
-    def make(path: Path, models: Models) -> None:
-        shutil.copytree(models[name], path)
-        weights = path / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-1000])
-
-    return make
-
-
-def pickled(name: str) -> Maker:
-    """A model folder whose weights are a pickle file."""
-    return model(name, without="model.safetensors", pytorch_model__bin=b"\x80\x02N.")
-
-
-def wordy(path: Path, models: Models) -> None:
-    """A GPT-2 whose tokenizer knows more tokens than it."""
-    from transformers import AutoTokenizer
-
+def truncated(path, models):
+    """A GPT-2 whose weights end in the middle."""
     shutil.copytree(models["gpt2"], path)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.add_tokens([f"<extra{i}>" for i in range(40)])
-    tokenizer.save_pretrained(path)
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
 
 
-def foreign_weights(path: Path, models: Models) -> None:
-    """A GPT-2 with the weights of the classifier."""
-    shutil.copytree(models["gpt2"], path)
-    shutil.copy(models["classifier"] / "model.safetensors", path)
-
-
-def own_code(path: Path, models: Models) -> None:
-    """A model of a kind that transformers does not know, with code for it."""
-    shutil.copytree(models["gpt2"], path)
-    config = json.loads((path / "config.json").read_text()) | {"model_type": "own_kind"}
-    config["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
-    (path / "config.json").write_text(json.dumps(config))
-    (path / "own.py").write_text("open('ran', 'w')\n")
-
-
-def run(more: str = "", **files: str | bytes) -> Maker:
+def run(more="", **files):
     """A run folder with statistics and a model; more settings, and files as for `model`."""
 
-    def make(path: Path, models: Models) -> None:
-        (path / "model").mkdir(parents=True)
-        shutil.copytree(models["gpt2"], path / "model", dirs_exist_ok=True)
+    def make(path, models):
+        shutil.copytree(models["gpt2"], path / "model")
         settings = {"model_name_or_path": models["gpt2"], "reward_model": models["classifier"]}
         settings |= {"dataset_name": "data.jsonl", "response_length": 4}
         config = "# A run of trl_recipes.\n" + "".join(f"{k}: {v}\n" for k, v in settings.items())
-        config += more
         stats = "".join(json.dumps({"step": i, "env/reward_mean": 0.5}) + "\n" for i in (1, 2))
-        contents = {"config__yaml": config, "all_stats__jsonl": stats} | files
-        for file, content in contents.items():
-            data = content.encode() if isinstance(content, str) else content
-            (path / file.replace("__", ".")).write_bytes(data)
+        write(path, {"config.yaml": config + more, "all_stats.jsonl": stats} | named(files))
 
     return make
 
 
-def folder(path: Path, models: Models) -> None:
+def folder(path, models):
     """An empty folder."""
     path.mkdir()
 
 
-def runs_from_elsewhere(path: Path, models: Models) -> None:
+def runs_from_elsewhere(path, models):
     """A run that started from another model."""
     run(more=f"model_name_or_path: {models['t5']}\n")(path, models)
 
 
-def begun(path: Path, models: Models) -> None:
-    """A stage of a chain that was begun with other settings."""
-    path.mkdir(parents=True)
-    (path / "stage.json").write_text('{"settings": {"reward_epochs": 9}, "result": null}')
-
-
-def without_model(path: Path, models: Models) -> None:
+def without_model(path, models):
     """A run that was killed before it saved its model."""
     run()(path, models)
     shutil.rmtree(path / "model")
@@ -147,7 +103,6 @@ PPO = (
 GENERATE = "generate.py --model {gpt2} --reward_model {classifier} --prompt 'The film' "
 COMPARE = "compare.py --runs run --max_prompts 4 --output_dir out "
 PLOT = "plot.py --runs run "
-YAML_FILE = PLOT + "--config a.yaml"
 POLICY = PPO + "--model_name_or_path m"
 MODEL = GENERATE + "--model m"
 REWARDED = PPO + "--reward_funcs mine.py:short"
@@ -158,7 +113,8 @@ VERSUS = (
     "compare_algorithms.py --model_name_or_path {gpt2} --reward_model {classifier} "
     "--dataset_name data.jsonl --tokens 400 --batch 8 --response_length 6 --eval_prompts 4 "
 )
-OTHER = '{"settings": {"seed": 0, "tokens": 9}, "result": null}'
+
+
 REWARD_MODEL = "train_reward_model.py --dataset_name data.jsonl --output_dir out "
 RLHF = (
     "rlhf.py --model_name_or_path {gpt2} --dataset_name data.jsonl --output_dir out --max_steps 1 "
@@ -168,128 +124,85 @@ SHOUT = "grpo_shouting.py --text_file text.txt --output_dir out "
 ONE_RUN = {"run": run()}
 TEXT = {"text.txt": "A line of text that is long enough.\n" * 20}
 
-YAML = [
-    bad("broken YAML", YAML_FILE, "line 2 | fix the file", a__yaml="runs: [a\n"),
-    bad("misspelled key", YAML_FILE, "`outpt` | a.yaml | `output`", a__yaml="outpt: a.png\n"),
-    bad(
-        "wrong type in YAML",
-        GENERATE + "--config a.yaml",
-        "`seed` | invalid int | 'one'",
-        a__yaml="seed: one\n",
-    ),
-    bad("bare no in YAML", YAML_FILE, "`output` | quotes", a__yaml="output: no"),
-]
+
+WEIGHTS = "model.safetensors"
+NAN = "def short(completions, **_):\n    return [float('nan') for _ in completions]\n"
 
 DATA = [
+    bad(PLOT + "--config a.yaml", "line 2 | fix the file", a__yaml="runs: [a\n"),
+    bad(LM, "empty | text", data__jsonl=rows(text=" ")),
     bad(
-        "no text column",
         LM,
         "`text` | a, split | Name",
         data__jsonl='{"a": "b", "split": "train"}\n{"a": "b", "split": "test"}\n',
     ),
+    bad(LM, "row | None | Fix the row", data__jsonl=rows() + rows(9, text=None)),
+    bad(LM, "row 20 | Fix", data__jsonl=rows() + '{"text": "a\n'),
     bad(
-        "row without text", LM, "row | None | Fix the row", data__jsonl=rows() + rows(9, text=None)
-    ),
-    bad("broken JSON", LM, "row 20 | Fix", data__jsonl=rows() + '{"text": "a\n'),
-    bad(
-        "not UTF-8",
-        LM + "--dataset_name a.txt",
-        "position 3 | UTF-8",
-        a__txt=b"caf\xe9\n" * 9,
-    ),
-    bad("all prompts empty", PPO, "empty after cutting | not empty", data__jsonl=rows(text=" ")),
-    bad(
-        "conversations without a chat template",
-        PPO,
-        "`prompt` holds conversations | no chat template | Use a chat model",
-        data__jsonl=rows(prompt=[{"role": "user", "content": "Hello"}]),
-    ),
-    bad("one row", PPO, "only 1 row | more rows", data__jsonl='{"text": "A film."}\n'),
-    bad(
-        "prompts longer than the context",
         PPO + "--max_prompt_length 70",
         "context holds 64 | Cut the prompts to 58",
         data__jsonl=rows(text="A long film. " * 90),
     ),
-    bad(
-        "unknown label", CLASSIFIER, "'so so' as label | Name all", data__jsonl=rows(label="so so")
-    ),
-    bad("labels of one class", CLASSIFIER, "POSITIVE | both | label", data__jsonl=rows(label=1)),
+    bad(CLASSIFIER, "'so so' as label | Name all", data__jsonl=rows(label="so so")),
+    bad(CLASSIFIER, "POSITIVE | both | label", data__jsonl=rows(label=1)),
 ]
 
 MODELS = [
-    bad("no config.json", MODEL, "config.json | save_pretrained", m=folder),
-    bad("broken config.json", MODEL, "`m` | again", m=model("gpt2", config__json="{")),
-    bad("truncated weights", POLICY, "m/model.safetensors | again", m=truncated("gpt2")),
-    bad("no weights", POLICY, "no weights | again", m=model("gpt2", without="model.safetensors")),
-    bad("pickled weights", POLICY, "pickle | convert", m=pickled("gpt2")),
+    bad(MODEL, "config.json | save_pretrained", m=folder),
+    bad(MODEL, "`m` | again", m=model("gpt2", config__json="{")),
+    bad(POLICY, "m/model.safetensors | again", m=truncated),
+    bad(POLICY, "no weights | again", m=model("gpt2", without=WEIGHTS)),
     bad(
-        "pickled classifier",
-        GENERATE + "--reward_model m",
+        POLICY,
         "pickle | convert",
-        m=pickled("classifier"),
+        m=model("gpt2", without=WEIGHTS, pytorch_model__bin=b"\x80\x02N."),
     ),
-    bad("pickled base model", LM + "--model_name_or_path m", "pickle | convert", m=pickled("gpt2")),
-    bad(
-        "no tokenizer",
-        MODEL,
-        "`m` | tokenizer | save_pretrained",
-        m=model("gpt2", without="tokenizer.json"),
-    ),
-    bad("weights of another model", POLICY, "`m` | lacks weights | again", m=foreign_weights),
-    bad(
-        "broken tokenizer", POLICY, "`m` | tokenizer | again", m=model("gpt2", tokenizer__json="{")
-    ),
-    bad("tokenizer knows more than the model", POLICY, "the model only | own tokenizer", m=wordy),
-    bad("code of a model's own", MODEL, "own code | --trust_remote_code", m=own_code),
+    bad(MODEL, "`m` | tokenizer | save_pretrained", m=model("gpt2", without="tokenizer.json")),
+    bad(POLICY, "`m` | tokenizer | again", m=model("gpt2", tokenizer__json="{")),
 ]
 
 FOLDERS = [
-    bad("output holds a run", PPO + "--output_dir run", "already holds | --overwrite", **ONE_RUN),
-    bad("output holds a model", LM + "--output_dir run", "already holds | --overwrite", **ONE_RUN),
+    bad(PPO + "--output_dir run", "already holds | --overwrite", **ONE_RUN),
+    bad(LM + "--output_dir run", "already holds | --overwrite", **ONE_RUN),
     bad(
-        "output holds something else",
         CLASSIFIER + "--output_dir a",
         "no config.yaml of a run | another folder",
         a=model("gpt2"),
         **{"a/model": folder, "a/model/x": "mine"},
     ),
     bad(
-        "a mistake beside --overwrite",
         LM + "--output_dir run --overwrite_output_dir true --dataset_name no.csv",
         "`no.csv` | path",
         **ONE_RUN,
     ),
-    bad(
-        "comparison into a file",
-        COMPARE + "--output_dir data.jsonl",
-        "`data.jsonl` | another folder",
-        **ONE_RUN,
-    ),
-    bad("picture without its kind", PLOT + "--output run", "`run` | .png", **ONE_RUN),
-    bad(
-        "picture below a file",
-        PLOT + "--output data.jsonl/a.png",
-        "data.jsonl/a.png | another",
-        **ONE_RUN,
-    ),
-    bad("picture of no known kind", PLOT + "--output a.xyz", "a.xyz | .png", **ONE_RUN),
+    bad(COMPARE + "--output_dir data.jsonl", "`data.jsonl` | another folder", **ONE_RUN),
+    bad(PLOT + "--output run", "`run` | .png", **ONE_RUN),
+    bad(PLOT + "--output data.jsonl/a.png", "data.jsonl/a.png | another", **ONE_RUN),
+    bad(PLOT + "--output a.xyz", "a.xyz | .png", **ONE_RUN),
 ]
 
 RUNS = [
-    bad("run without steps", PLOT, "no rows yet | after each step", run=run(all_stats__jsonl="")),
-    bad("broken statistics", PLOT, "line 1 | Fix", run=run(all_stats__jsonl="{'step': 1}\n{}\n")),
-    bad("broken settings", PLOT, "config.yaml | Fix", run=run(config__yaml="a: [\n")),
-    bad("one run twice", "plot.py run ./run", "2 times | Give it once", **ONE_RUN),
-    bad("run without a model", COMPARE, "`run` | not a model | finished run", run=without_model),
     bad(
-        "runs of several models",
+        PPO + "--resume_from_checkpoint true --overwrite_output_dir",
+        "both given | Choose one",
+        out=run(),
+    ),
+    bad(
+        PPO + "--resume_from_checkpoint data.jsonl",
+        "`data.jsonl` is no whole checkpoint | Give `true`",
+        out=run(),
+    ),
+    bad(PLOT, "no rows yet | after each step", run=run(all_stats__jsonl="")),
+    bad(PLOT, "line 1 | Fix", run=run(all_stats__jsonl="{'step': 1}\n{}\n")),
+    bad(PLOT, "config.yaml | Fix", run=run(config__yaml="a: [\n")),
+    bad("plot.py run ./run", "2 times | Give it once", **ONE_RUN),
+    bad(COMPARE, "`run` | not a model | finished run", run=without_model),
+    bad(
         COMPARE + "--runs run other",
         "several models | --reference",
         **(ONE_RUN | {"other": runs_from_elsewhere}),
     ),
     bad(
-        "settings of a wrong kind",
         COMPARE,
         "`response_length` | 'long' | config.yaml | Fix",
         run=run(more="response_length: long\n"),
@@ -297,111 +210,17 @@ RUNS = [
 ]
 
 
-def stopped(**files: str) -> Maker:
-    """A run with one checkpoint, of these files."""
-
-    def make(path: Path, models: Models) -> None:
-        run()(path, models)
-        checkpoint = path / "checkpoints" / "checkpoint-1"
-        checkpoint.mkdir(parents=True)
-        for file, content in files.items():
-            (checkpoint / file.replace("__", ".")).write_text(content)
-
-    return make
-
-
-RESUMING = [
-    bad(
-        "both resume and overwrite",
-        PPO + "--resume_from_checkpoint true --overwrite_output_dir",
-        "both given | Choose one",
-        out=run(),
-    ),
-    bad(
-        "a checkpoint that is none",
-        PPO + "--resume_from_checkpoint data.jsonl",
-        "`data.jsonl` is no whole checkpoint | Give `true`",
-        out=run(),
-    ),
-    bad(
-        "a damaged checkpoint",
-        PPO + "--resume_from_checkpoint out/checkpoints/checkpoint-1",
-        "is no whole checkpoint | `optimizer.pt` is cut short | Give `true`",
-        out=stopped(trainer_state__json="{}", optimizer__pt="PK"),
-    ),
-    bad(
-        "every checkpoint damaged",
-        RESUME,
-        "no whole checkpoint | `trainer_state.json` is cut short | --overwrite_output_dir",
-        out=stopped(trainer_state__json="["),
-    ),
-]
-
 CUSTOM = PPO.replace("ppo_sentiment.py", "ppo_custom_reward.py")
 CUSTOM = CUSTOM.replace("--reward_model {classifier} ", "")
-SHORT = "def short(completions, **_):\n    return [0.0 for _ in completions]\n"
-PRETRAINING = [
-    bad("all texts empty", LM, "empty | text", data__jsonl=rows(text=" ")),
-]
-REWARDS = [
-    bad(
-        "a file of rewards that is not python",
-        REWARDED,
-        "`mine.py`, line 1 | Fix",
-        mine__py="def short(:\n",
-    ),
-    bad(
-        "a reward of nan",
-        REWARDED,
-        "`short` | nan | finite number",
-        mine__py=SHORT.replace("0.0", "float('nan')"),
-    ),
-    bad(
-        "a reward that raises",
-        REWARDED,
-        "`short` raised KeyError | mine.py, line 2 | begins with | Fix",
-        mine__py="def short(completions, **_):\n    return {}['x']\n",
-    ),
-    bad(
-        "a reward that wants a column",
-        REWARDED,
-        "`answer` | no such column | There are",
-        mine__py="def short(completions, answer):\n    return [0.0] * len(answer)\n",
-    ),
-]
-
 GRPO = PPO.replace("ppo_sentiment.py", "grpo_sentiment.py") + "--num_generations 2 "
 RLOO = GRPO.replace("grpo_sentiment.py", "rloo_sentiment.py")
-
-GROUPS = [
-    bad(
-        "a reward of nan in groups",
-        GRPO + "--reward_funcs mine.py:short",
-        "`short` | nan | finite number",
-        mine__py=SHORT.replace("0.0", "float('nan')"),
-    ),
+GROUPS = GRPO + "--reward_funcs mine.py:short"
+REWARDS = [
+    bad(REWARDED, "`mine.py`, line 1 | Fix", mine__py="def short(:\n"),
+    bad(REWARDED, "`short` | nan | finite number", mine__py=NAN),
+    bad(GROUPS, "`short` | nan | finite number", mine__py=NAN),
 ]
 
-REWARD_MODELS = [
-    bad(
-        "pairs that are equal",
-        REWARD_MODEL,
-        "16 of 16 pairs | chosen equal to rejected | no pair is left",
-        data__jsonl=rows(chosen="Yes.", rejected="Yes."),
-    ),
-    bad(
-        "a number that is none",
-        REWARD_MODEL + "--kind number",
-        "row 1 | nan | Fix the row",
-        data__jsonl=rows(label=float("nan")),
-    ),
-    bad(
-        "a chain of other settings",
-        RLHF + "--output_dir run",
-        "holds the reward model of other settings | reward_epochs was 9 | --overwrite",
-        **{"run/reward": begun},
-    ),
-]
 
 REWRITE = (
     "ppo_seq2seq.py --model_name_or_path {t5} --dataset_name data.jsonl --output_dir out "
@@ -411,55 +230,32 @@ REWRITE = (
 PAIRS = {"data.jsonl": rows(source="The film was dull.", target="The film was fine.")}
 SEQ2SEQ = [
     bad(
-        "an empty target",
         REWRITE,
         "row 17 | `target` | empty | Fix",
         data__jsonl=PAIRS["data.jsonl"] + rows(9, source="A film.", target=" "),
     ),
     bad(
-        "a causal model for an encoder-decoder",
         REWRITE + "--model_name_or_path {gpt2}",
         "causal model | encoder-decoder | ppo_sentiment.py",
         **PAIRS,
     ),
 ]
 
-ALGORITHMS = [
-    bad(
-        "runs of another comparison",
-        VERSUS + "--output_dir versus --seeds 0",
-        "tokens was 9 and is 400 | another folder",
-        versus=folder,
-        **{"versus/ppo-seed0": folder, "versus/ppo-seed0/stage.json": OTHER},
-    ),
-]
 
 SHOUTING = [
-    bad("a text in Latin-1", SHOUT, "position 3 | Give a UTF-8", text__txt=b"caf\xe9"),
+    bad(SHOUT, "position 3 | Give a UTF-8", text__txt=b"caf\xe9"),
     bad(
-        "a text shorter than its contexts",
         SHOUT,
         "`text.txt` has 9 characters | need 192 | --context_length (96)",
         text__txt="too short",
     ),
+    bad(SHOUT + "--n_embd 130", "--n_embd (130) | --n_head (4) | Use 128", **TEXT),
     bad(
-        "heads that do not divide the width",
-        SHOUT + "--n_embd 130",
-        "--n_embd (130) | --n_head (4) | Use 128",
-        **TEXT,
-    ),
-    bad(
-        "a context that holds no completion",
         SHOUT + "--context_length 80",
         "--context_length (80) | --prompt_length 40 | 88 or more",
         **TEXT,
     ),
-    bad(
-        "a stage before its time",
-        SHOUT + "--stage grpo",
-        "no finished tokenizer | --stage tokenizer first",
-        **TEXT,
-    ),
+    bad(SHOUT + "--stage grpo", "no finished tokenizer | --stage tokenizer first", **TEXT),
 ]
 
 PLAIN = """
@@ -518,14 +314,12 @@ SHOUT => --text_file | `text.txt` | No such file | Give
 COMMANDS = {name: text for name, text in list(globals().items()) if isinstance(text, str)}
 
 
-def plain(line: str) -> BadInput:
+def plain(line):
     """A mistake that needs no file: a command above and further flags => what is said of it."""
     command, says = line.split(" => ")
     first, _, more = command.partition(" ")
-    return bad(command, f"{COMMANDS.get(first, first)} {more}", says)
+    return bad(f"{COMMANDS.get(first, first)} {more}", says)
 
 
-BAD_INPUTS = [*map(plain, PLAIN.strip().splitlines())]
-BAD_INPUTS += [*YAML, *DATA, *MODELS, *FOLDERS, *RUNS, *RESUMING]
-BAD_INPUTS += [*PRETRAINING, *REWARDS, *SEQ2SEQ, *GROUPS, *REWARD_MODELS]
-BAD_INPUTS += [*ALGORITHMS, *SHOUTING]
+BAD_INPUTS = [*map(plain, PLAIN.strip().splitlines()), *DATA, *MODELS, *FOLDERS, *RUNS]
+BAD_INPUTS += [*REWARDS, *SEQ2SEQ, *SHOUTING]

@@ -73,15 +73,8 @@ def wrapped_for_several_processes(folder):
     torch.save({f"module.{key}": value for key, value in HEAD.items()}, folder / "value_head.bin")
 
 
-FORMS = [
-    in_one_file,
-    in_a_shard,
-    beside_an_adapter,
-    where_the_model_was_converted,
-    by_llama_factory,
-    by_old_llama_factory,
-    wrapped_for_several_processes,
-]
+FORMS = [in_one_file, in_a_shard, beside_an_adapter, where_the_model_was_converted]
+FORMS += [by_llama_factory, by_old_llama_factory, wrapped_for_several_processes]
 
 
 @pytest.mark.parametrize("save", FORMS)

@@ -71,7 +71,7 @@ def test_empty_prompts_are_left_out_and_counted(tmp_path, tokenizer, caplog):
 @pytest.mark.parametrize("texts", [["", " "], ["good", "bad"]], ids=["no text", "no length"])
 def test_all_prompts_empty_after_cutting_is_an_error(tmp_path, tokenizer, texts):
     path = write_jsonl(tmp_path / "a.jsonl", all_train([{"text": t} for t in texts]))
-    with pytest.raises(RecipeError, match=r"all 2 prompts .* are empty after cutting"):
+    with pytest.raises(RecipeError, match=r"all 2 prompts .* are empty after cutting. Give texts"):
         load_prompts(path, tokenizer, length_sampler=lambda: 0)
 
 

@@ -128,7 +128,6 @@ def test_both_ways_to_write_a_batch():
     ("make", "words"),
     [
         (lambda: build(data=prompts(1)), "1 prompts, fewer than the 2 of one batch"),
-        (lambda: build(data=Dataset.from_dict({"text": ["w1"]})), "no prompts: its columns are te"),
         (lambda: build(data=Dataset.from_dict({"prompt": []})), "holds no rows"),
         (lambda: build(response_length=62), r"4 tokens.*Lower `response_length` to 60"),
         (lambda: build(tokenizer=words(eos_token=None)), "no eos token"),

@@ -1,7 +1,6 @@
 """GRPOTrainer and RLOOTrainer: TRL's algorithms, our data, rewards and run folder."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -13,12 +12,10 @@ from tiny_grpo import word_tokenizer as words
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl.trainer import base_trainer
 
-from trl_recipes import RecipeError
 from trl_recipes.grpo.trainer import GroupTrainer
 from trl_recipes.stats import stat_key
 
 both = pytest.mark.parametrize("kind", KINDS)
-ANSWER = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}w9 "
 
 
 class Snapshots(TrainerCallback):
@@ -221,22 +218,6 @@ def test_penalties_weigh_minus_one_and_metrics_nothing():
     assert "rewards/loud/mean" not in row
 
 
-def test_columns_reach_rewards_under_their_names_and_forms_of_the_prompt_do_not():
-    seen = {}
-
-    def spy(completions, **columns):
-        seen.update(columns)
-        return variety(completions)
-
-    data = prompts(input_ids=[[5, 6]] * 7, prompt=["the whole text"] * 7)
-    build(rewards=spy, data=data, max_steps=1).train()
-    assert {"id", "prompts", "completion_ids", "trainer_state"} <= set(seen)
-    assert not {"input_ids", "query"} & set(seen)
-    assert set(seen["prompt"]) == {"the whole text"}  # which is not what was trained on
-    by_id = dict(zip(data["id"], data["query"], strict=True))
-    assert seen["prompts"] == [by_id[number] for number in seen["id"]]
-
-
 def test_async_rewards_and_none_count_as_in_trl():
     async def later(completions, **_):
         return [None if i == 0 else 2.0 for i in range(len(completions))]
@@ -246,11 +227,6 @@ def test_async_rewards_and_none_count_as_in_trl():
     assert trainer.all_stats[0]["rewards/later/mean"] == 2
     assert trainer.all_stats[0]["env/reward_mean"] == 2  # an unscored sample is no 0
     assert trainer.all_stats[0]["groups/equal"] == 1
-
-
-def test_a_wrong_reward_is_told_before_training_as_in_ppo():
-    with pytest.raises(RecipeError, match="returned nan"):
-        build(rewards=lambda completions, **_: [math.nan] * len(completions)).describe()
 
 
 # Sampling, and the reference
@@ -302,31 +278,3 @@ def test_a_rows_log_probabilities_do_not_depend_on_padding(name):
     padded = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 2)[0]
     alone = trainer._get_per_token_logps_and_entropies(trainer.model, ids[:, 3:], mask[:, 3:], 2)[0]
     torch.testing.assert_close(padded, alone, rtol=0, atol=1e-5)
-
-
-# Conversations
-
-
-def test_conversations_go_through_the_chat_template_and_reach_rewards():
-    chat = [[{"role": "user", "content": f"w{i} w{i + 1}"}] for i in range(2, 9)]
-    seen = []
-
-    def spy(prompts, completions, completion_ids, id, **_):
-        seen.append((prompts, completions, id))
-        return [float(len(ids)) for ids in completion_ids]
-
-    trainer = build(
-        rewards=spy,
-        data=Dataset.from_dict({"prompt": chat, "id": list(range(7))}),
-        tokenizer=words(chat_template=ANSWER),
-    )
-    trainer.train()
-    sampled, completions, numbers = seen[-1]
-    assert sampled == [chat[number] for number in numbers]
-    assert all(message["role"] == "assistant" for (message,) in completions)
-    batch = trainer._buffered_inputs[0]
-    by_text = {
-        tuple(words()(f"user {text[0]['content']} w9")["input_ids"]) for text in chat
-    }  # the template, written out by hand
-    rows = zip(batch["prompt_ids"], batch["prompt_mask"].bool(), strict=True)
-    assert {tuple(ids[mask].tolist()) for ids, mask in rows} <= by_text

@@ -93,6 +93,7 @@ def test_the_reference_of_an_adapter_stays_the_start_model(kind, make):
         start = policy_of(trainer)(IDS).logits
     trainer.train()
     assert torch.equal(reference_logits(trainer), start)
+    assert list(policy_of(trainer).peft_config) == ["default"]
     with torch.no_grad():
         assert (policy_of(trainer)(IDS).logits - start).abs().max() > 0.01
     assert trainer.all_stats[0]["objective/kl"] == pytest.approx(0, abs=1e-5)

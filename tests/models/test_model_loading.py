@@ -25,7 +25,7 @@ def test_weights_that_are_missing_are_not_drawn_at_random(tiny_gpt2, tmp_path, l
     tokenizer.save_pretrained(tmp_path)
     load(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RecipeError, match=r"lacks weights of its model \(transformer\.h\.2\."):
+    with pytest.raises(RecipeError, match=r"lacks weights .*\(transformer\.h\.2\..*again"):
         load(str(tmp_path))
 
 

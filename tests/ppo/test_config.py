@@ -144,11 +144,6 @@ def test_settings_of_trl_that_have_no_meaning_here_are_refused_by_both_ways(name
         parse_arguments(PPOConfig, argv=[f"--{name}", "1"])
 
 
-def test_labels_of_classic_scripts_can_be_read_back():
-    config = PPOConfig(model_name="lvwerra/gpt2-imdb", query_dataset="imdb")
-    assert (config.model_name, config.query_dataset) == ("lvwerra/gpt2-imdb", "imdb")
-
-
 def test_only_a_run_with_an_output_dir_saves(tmp_path):
     config, chosen = PPOConfig(), PPOConfig(output_dir=str(tmp_path))
     assert (config.should_save, chosen.should_save) == (False, True)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from architectures import gpt2
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from tiny_grpo import build as build_grpo
 from tiny_grpo import word_tokenizer
 
@@ -51,16 +50,6 @@ def test_forward_gives_logits_loss_values_and_on_request_the_cache():
     assert (logits.shape[:2], values.shape, loss.shape) == ((1, 3), (1, 3), ())
     *_, cache = model(ids, use_cache=True, return_past_key_values=True)
     assert cache.get_seq_length() == 3
-
-
-def test_a_value_head_that_trl_0_11_saved_is_found(tmp_path):
-    """TRL 0.11 put `v_head.` keys into the model's own file."""
-    gpt2().save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    head = {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.ones(1)}
-    save_file(weights | head, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    loaded = AutoModelForCausalLMWithValueHead.from_pretrained(str(tmp_path))
-    assert torch.equal(loaded.v_head.summary.weight, torch.ones(1, 32))
 
 
 def test_a_fresh_value_head_starts_from_zero_and_says_so(tmp_path, caplog):

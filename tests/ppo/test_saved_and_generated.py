@@ -96,17 +96,6 @@ def test_one_query_and_the_prompt_as_in_the_classic_loop():
     response = trainer.generate(query, max_new_tokens=4, eos_token_id=-1, **kwargs)
     assert response.shape == (1, 7)
     assert response[0, :3].tolist() == [4, 5, 6]
-    both = trainer.generate([query, query], max_new_tokens=4, generate_ref_response=True, **kwargs)
-    assert [len(x) for x in both] == [2, 2]
-
-
-def test_batched_greedy_generation_equals_one_by_one():
-    trainer = build()
-    queries = rollout_of(trainer)[0]
-    greedy = {"do_sample": False, "max_new_tokens": 6, "return_prompt": False}
-    together = trainer.generate(queries, **greedy)
-    alone = [trainer.generate([q], **greedy)[0] for q in queries]
-    assert [r.tolist() for r in together] == [r.tolist() for r in alone]
 
 
 # Skipped updates, early stop, scores

@@ -94,7 +94,7 @@ def test_a_function_without_keyword_columns_gets_only_what_it_names():
         return [len(c) * y for c, y in zip(completions, label, strict=True)]
 
     assert score(Rewards(plain), label=[1, 0, 1], other=[9, 9, 9])[0] == [9.0, 0.0, 16.0]
-    with pytest.raises(RecipeError, match=r"`plain` wants `label`.* other, prompts"):
+    with pytest.raises(RecipeError, match=r"`plain` wants `label`.*no such column.* other, pr"):
         score(Rewards(plain), other=[9, 9, 9])
 
 

@@ -153,22 +153,6 @@ def test_a_missing_column_shows_before_training(tiny_gpt2, parts):
         ppo(tiny_gpt2, parts[1], of_a_column).describe()
 
 
-def test_conversations_reach_reward_functions_as_messages(tiny_gpt2, parts):
-    tokenizer = parts[1]
-    asked = [[{"role": "user", "content": text}] for text in TEXTS]
-    seen = []
-
-    def recorder(prompts, completions, **kwargs):
-        seen.append((prompts, completions))
-        return [float(len(completion[0]["content"])) for completion in completions]
-
-    trainer = ppo(tiny_gpt2, tokenizer, recorder)
-    trainer._score([torch.tensor([1])] * 8, TEXTS, {"prompt": asked, "input_ids": []})
-    prompts, completions = seen[-1]
-    assert prompts == asked
-    assert completions == [[{"role": "assistant", "content": text}] for text in TEXTS]
-
-
 def test_a_resumed_run_normalizes_as_it_began(tiny_gpt2, parts, tmp_path):
     def run(**settings):
         trainer = ppo(

@@ -79,20 +79,12 @@ def test_a_classifier_stands_for_its_positive_label(tiny_gpt2, tmp_path):
     names = {0: "NEGATIVE", 1: "POSITIVE"}
     rewards = Rewards(build(tiny_gpt2, tmp_path / "two", 2, names))
     assert rewards.names == ["sentiment_positive"]
-    names = {0: "sad", 1: "glad"}
-    folder = build(tiny_gpt2, tmp_path / "moods", 2, names)
-    with pytest.raises(RecipeError, match=r"no label 'POSITIVE'. Its labels are: sad, glad"):
-        Rewards(folder)
-
-
-def test_a_classifier_with_several_labels_is_no_reward_model(tiny_gpt2, tmp_path):
-    folder = build(tiny_gpt2, tmp_path / "two", 2)
-    with pytest.raises(RecipeError, match=r"has 2 labels, .*SentimentReward"):
-        RewardModelReward(folder)
 
 
 def test_a_language_model_or_nothing_is_refused(tiny_gpt2, tmp_path):
-    with pytest.raises(RecipeError, match=r"`reward_funcs\[0\]`: .* is no text classifier"):
+    with pytest.raises(
+        RecipeError, match=r"`reward_funcs\[0\]`: .* no text classifier .*GPT2LMHead"
+    ):
         Rewards(str(tiny_gpt2))
     with pytest.raises(RecipeError, match="RewardModelReward: there is no file or folder"):
         RewardModelReward(str(tmp_path / "nothing"))
