@@ -1,7 +1,7 @@
 """Train a language model on the texts of a data set, from scratch or from a base model on.
 
     python recipes/pretrain_lm.py --dataset_name reviews.jsonl --output_dir runs/lm
-    python recipes/pretrain_lm.py --model_name_or_path gpt2 --learning_rate 5e-5
+    python recipes/pretrain_lm.py --model_name_or_path gpt2
     python recipes/ppo_sentiment.py --model_name_or_path runs/lm --dataset_name reviews.jsonl
 
 From scratch it is a small GPT-2 with its own byte-level BPE tokenizer. On 2000 whole film reviews

@@ -1,7 +1,7 @@
 """Train a text classifier on labeled texts, from scratch or from a base model on.
 
     python recipes/train_classifier.py --dataset_name reviews.jsonl --output_dir runs/classifier
-    python recipes/train_classifier.py --model_name_or_path roberta-base --learning_rate 2e-5
+    python recipes/train_classifier.py --model_name_or_path roberta-base
     python recipes/ppo_sentiment.py --reward_model runs/classifier --dataset_name reviews.jsonl
 
 From scratch it is a small ModernBERT with its own tokenizer. It also learns from fragments of the

@@ -108,6 +108,9 @@ class Words:
     def __len__(self):
         return VOCAB
 
+    def __call__(self, texts, **kwargs):
+        return {"input_ids": [[1 + number, 2] for number in range(len(texts))]}
+
     def batch_decode(self, rows, **kwargs):
         return [" ".join(str(int(token)) for token in row) for row in rows]
 

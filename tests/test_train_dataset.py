@@ -97,6 +97,23 @@ def test_only_the_prompt_is_trained_on_and_all_else_reaches_rewards(kind, column
 
 
 @both
+@pytest.mark.parametrize("prompts", [TEXTS, TALKS], ids=["texts", "conversations"])
+def test_before_training_rewards_get_completions_that_their_ids_spell(kind, prompts, monkeypatch):
+    calls = []
+
+    def spy(completions, completion_ids, **_):
+        calls.append((completions, completion_ids))
+        return [0.0] * len(completions)
+
+    monkeypatch.setattr("trl_recipes.rewards.base._MADE_UP", ("w3 w4", "w5"))
+    trainer(kind, Dataset.from_dict({"prompt": prompts}), spy).describe()
+    completions, spelled = calls[0]
+    if prompts is TALKS:
+        completions = [message["content"] for (message,) in completions]
+    assert (completions, spelled) == (["w3 w4", "w5"], ids(["w3 w4", "w5"]))
+
+
+@both
 @pytest.mark.parametrize("column", ["text", "prompt", "messages"])
 def test_a_files_own_columns_reach_rewards_by_the_names_they_had(kind, column, tmp_path):
     own = {name: [f"{name} {i}" for i in range(8)] for name in ("query", "prompt", "input_ids")}

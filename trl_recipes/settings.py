@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from transformers.integrations import get_available_reporting_integrations
@@ -54,6 +54,8 @@ def setting(default: Any, help: str) -> Any:
 @dataclass
 class TrainingSettings:
     """What PPOConfig, GRPOConfig and RLOOConfig share, as a mixin of `TrainingArguments`."""
+
+    refused: ClassVar[dict[str, str]] = {}  # TRL's names that are no settings here, and why
 
     # What is trained, and for how long.
     learning_rate: float = setting(1.41e-5, "Learning rate of AdamW.")
@@ -131,6 +133,14 @@ class TrainingSettings:
         False, "Check everything, try a few steps, say what the run takes; write nothing."
     )
     overwrite_output_dir: bool = setting(False, "Replace the run that output_dir holds.")
+
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        """Refuse settings of TRL that are none here, by whatever subclass they are given."""
+        taken = {entry.name for entry in dataclasses.fields(cls) if entry.init}
+        for name, reason in cls.refused.items():
+            if name in given.keys() - taken:
+                raise RecipeError(f"`{name}` is TRL's, and no setting here: {reason}.")
+        return super().__new__(cls)
 
     def __post_init__(self):
         self.saves = self.output_dir is not None  # without a folder nothing is written

@@ -222,5 +222,10 @@ def test_a_reward_adapter_scores_as_the_classifier_that_it_was_trained_in(tmp_pa
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert any("default" in name for name in trained)
     assert not any("reward_adapter" in name or "score" in name for name in trained)
+    base.save_pretrained(tmp_path / "plain")
+    with pytest.raises(RecipeError, match=r"`.*plain` holds no head .* Give the adapter"):
+        AutoModelForCausalLMWithValueHead.from_pretrained(
+            gpt2(), peft_config=policy, reward_adapter=str(tmp_path / "plain")
+        )
     with pytest.raises(RecipeError, match="no reward adapter"):
         load_random().compute_reward_score(ids)

@@ -106,6 +106,7 @@ def test_the_description_tells_the_arithmetic_and_about_the_loss():
         ({"batch_size": 10, "mini_batch_size": 4}, r"multiple of `mini_batch_size` \(4\)"),
         ({"response_length": 5, "max_completion_length": 6}, "two names of one thing"),
         ({"beta": -0.1}, "`beta` is -0.1"),
+        ({"max_prompt_length": 64}, "`max_prompt_length` is TRL's, and no .* as you load them"),
     ],
 )
 def test_settings_that_cannot_work_are_told(settings, words):

@@ -21,6 +21,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.reward_model import evaluate_reward_model, write_card
 from trl_recipes.rewards import RewardModelReward, Rewards, SentimentReward
 from trl_recipes.rewards.loading import load_reward_funcs
+from trl_recipes.training.fit import with_learning_rate
 from trl_recipes.training.reward_data import (
     Labeled,
     Pairs,
@@ -86,6 +87,17 @@ def test_separable_data_is_learned_to_the_end(trained):
     numbers = evaluate_reward_model(trained["number"], data_of("number", seed=1)).values
     assert numbers["rmse"] < 0.5  # of numbers 3 and 7
     assert numbers["correlation"] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("given", "base", "rate"),
+    [(None, None, 1e-3), (None, "embedded", 1e-3), (None, "gpt2", 5e-5), (2e-4, "gpt2", 2e-4)],
+)
+def test_a_base_model_wants_a_smaller_learning_rate_unless_one_is_given(given, base, rate):
+    config = RewardModelConfig(learning_rate=given)
+    names = {base, base_model(base)} if base == "embedded" else {base}
+    assert {with_learning_rate(config, name).learning_rate for name in names} == {rate}
+    assert config.learning_rate == given
 
 
 def test_bf16_wants_no_second_setting_on_a_cpu():

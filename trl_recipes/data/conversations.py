@@ -31,6 +31,14 @@ def completion_texts(completions: Sequence[Text]) -> list[str]:
     return [plain_text(completion) for completion in completions]
 
 
+def answers(texts: Sequence[str], prompts: Sequence[Text]) -> list[Text]:
+    """Give each text the form of its prompt: a text, or a conversation of one message."""
+    return [
+        [{"role": "assistant", "content": text}] if is_conversation(prompt) else text
+        for text, prompt in zip(texts, prompts, strict=True)
+    ]
+
+
 def full_texts(prompts: Sequence[Text], completions: Sequence[Text]) -> list[str]:
     """Join each prompt and its completion: as they are, or message after message."""
     return [

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import trl
@@ -19,6 +20,13 @@ class GroupConfig(TrainingSettings):
     a step, to `batch_size` over `num_generations` prompts; written the way of TRL, it is the
     product of `per_device_train_batch_size` and `gradient_accumulation_steps`.
     """
+
+    refused: ClassVar[dict[str, str]] = {
+        "max_prompt_length": "TRL took it out, and prompts are never cut here. Cut them as you "
+        "load them: `load_prompts(..., length_sampler=LengthSampler(2, 65))`",
+        "vllm_device": "TRL took it out; vLLM shares the GPUs of training (`vllm_mode` colocate), "
+        "or has a server of its own",
+    }
 
     num_generations: int = setting(
         8, "Responses to each prompt, which are compared with each other; divides the batch."

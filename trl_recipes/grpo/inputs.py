@@ -19,17 +19,14 @@ from trl_recipes.data.prompts import (
     check_prompts,
     column_of_ids,
     dataset_of,
-    own_names,
     prompt_column,
 )
-from trl_recipes.data.tokenizers import is_character_tokenizer
 from trl_recipes.errors import RecipeError
 from trl_recipes.grpo.config import GroupConfig
 from trl_recipes.models.forward import temporarily, unwrap_adapter
 from trl_recipes.models.hub import is_gguf
 from trl_recipes.models.loading import check_language_model, fitting_tokenizer, load_run
 from trl_recipes.models.sharding import full_tensors
-from trl_recipes.rewards.base import MADE_UP
 
 # Columns that TRL reads where a row has them: as pictures, and to tell conversations from texts.
 _TRLS_OWN = ("completion", "image", "images", "messages", "chosen", "rejected")
@@ -129,18 +126,6 @@ def prompt_rows(rows: Any, argument: str, tokenizer: PreTrainedTokenizerBase) ->
     renamed = {old: new for old, new in renamed.items() if old in names and old not in forms}
     renamed |= {column: "prompt"}
     return rows.rename_columns({old: new for old, new in renamed.items() if old != new})
-
-
-def made_up_sample(rows: Dataset, processing_class: Any) -> tuple[list, list, list, dict]:
-    """Make two samples of the first rows, to try the reward functions on."""
-    few = rows[:2]
-    prompts = few.pop("prompt")
-    # a character tokenizer may not know every letter of English
-    own = is_character_tokenizer(processing_class)
-    texts = completions = prompts if own else list(MADE_UP[: len(prompts)])
-    if is_conversation(prompts[0]):
-        completions = [[{"role": "assistant", "content": text}] for text in texts]
-    return prompts, completions, processing_class(text=texts)["input_ids"], own_names(few)
 
 
 @contextmanager

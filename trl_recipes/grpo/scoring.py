@@ -11,18 +11,23 @@ from torch import Tensor
 from transformers import DefaultFlowCallback
 
 from trl_recipes.checkpointing import find_checkpoint, random_states, set_random_states
-from trl_recipes.data.conversations import is_conversation, plain_text
+from trl_recipes.data.conversations import answers, plain_text
 from trl_recipes.data.prompts import own_names
 from trl_recipes.describe import describe_check, describe_run
 from trl_recipes.distributed import gather
 from trl_recipes.errors import RecipeError
 from trl_recipes.grpo.config import RLOOConfig
-from trl_recipes.grpo.inputs import made_up_sample
 from trl_recipes.models.forward import temporarily, unwrap_adapter
 from trl_recipes.models.loading import check_lengths
 from trl_recipes.models.sampling import generate_responses
 from trl_recipes.models.sharding import is_whole
-from trl_recipes.rewards.base import TokenRewards, check_rewards, rows_to_measure, score_part
+from trl_recipes.rewards.base import (
+    TokenRewards,
+    check_rewards,
+    made_up,
+    rows_to_measure,
+    score_part,
+)
 from trl_recipes.run_folder import check_disk
 from trl_recipes.stats import distinct_n
 
@@ -103,10 +108,13 @@ class GroupScoring:
         rows = self.train_dataset
         if not isinstance(rows, Dataset):
             return [0]
-        sample = made_up_sample(rows, self.processing_class)
+        columns = rows[:2]
+        prompts = columns.pop("prompt")
+        texts, ids = made_up(prompts, self._tokenizer)
+        samples = (prompts, answers(texts, prompts), ids, own_names(columns))
         extras = self._reward_extras()
         extras |= {name: lambda *_: None for name in extras if name.startswith("log_")}
-        check_rewards(self.rewards, self.args.reward_once, *sample, **extras)
+        check_rewards(self.rewards, self.args.reward_once, *samples, **extras)
         if len(rows) < self.args.groups:
             raise RecipeError(
                 f"The data set has {len(rows)} prompts, fewer than the {self.args.groups} of one "
@@ -159,11 +167,8 @@ class GroupScoring:
             batch_size=args.batch_size,
         )
         texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
-        completions = [
-            [{"role": "assistant", "content": text}] if is_conversation(prompt) else text
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-        raw = self._score(inputs, prompts, completions, [row.tolist() for row in responses])
+        ids = [row.tolist() for row in responses]
+        raw = self._score(inputs, prompts, answers(texts, prompts), ids)
         set_random_states(randomness)
         raw = {name: gather(values) for name, values in raw.items()}
         rewards.measure(raw, self._normalizes())

@@ -15,7 +15,7 @@ from trl_recipes.models.loading import check_lengths
 from trl_recipes.ppo.models import ActorCritic, reference_is_start
 from trl_recipes.ppo.objective import Sum
 from trl_recipes.ppo.rollout import Evaluation, Rollout
-from trl_recipes.rewards.base import MADE_UP, check_rewards, reward_inputs
+from trl_recipes.rewards.base import check_rewards, made_up, reward_inputs
 from trl_recipes.run_folder import check_disk
 
 logger = logging.getLogger(__name__)
@@ -233,10 +233,9 @@ def check_before_training(trainer: Any) -> None:
     dataset = trainer.prompts
     if len(dataset) < args.global_batch_size:
         raise too_few_prompts(len(dataset), args.batch_size)
-    rows = dataset[:2]
-    texts = MADE_UP[: len(rows["query"])]
-    prompts, completions, columns = reward_inputs(rows, texts, trainer.tokenizer)
-    samples = (prompts, completions, [[0, 1]] * len(prompts), columns)
+    texts, ids = made_up(dataset[:2]["query"], trainer.tokenizer)
+    prompts, completions, columns = reward_inputs(dataset[:2], texts, trainer.tokenizer)
+    samples = (prompts, completions, ids, columns)
     check_rewards(trainer.rewards, args.reward_once, *samples, trainer_state=trainer.state)
     longest = max(len(ids) for ids in dataset["input_ids"])
     check_lengths(longest, args.response_length, trainer._policy())

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from transformers import TrainingArguments
 
@@ -29,7 +29,6 @@ WITHOUT_MEANING = {
     "is_encoder_decoder": "the trainer reads it from the model",
     "is_peft_model": "the trainer reads it from the model",
 }
-_NO_FLAGS = WITHOUT_MEANING | {"model_name": "on the command line it is --model_name_or_path"}
 
 # Settings of TRL 1.12's PPOConfig that are refused, and what to write in their place.
 REFUSED = {
@@ -49,7 +48,6 @@ REFUSED = {
     "global_batch_size": "it is batch_size times the number of processes",
     "global_backward_batch_size": "it is backward_batch_size times the number of processes",
 }
-_TRUST = {"trust_remote_code": "give it to `from_pretrained`, and pass the model that this loads"}
 _told: set[str] = set()
 
 
@@ -77,14 +75,6 @@ class _ClassicNames:
     is_encoder_decoder: bool | None = _classic(None)
     is_peft_model: bool | None = _classic(None)
     optimize_cuda_cache: bool | None = _classic(None)
-
-    def __new__(cls, *args: Any, **given: Any) -> "PPOConfig":
-        """Refuse settings of TRL that are none here, by whatever subclass they are given."""
-        taken = {entry.name for entry in fields(cls) if entry.init}
-        for name, reason in (REFUSED | _TRUST).items():
-            if name in given.keys() - taken:
-                raise RecipeError(f"`{name}` is TRL's, and no setting here: {reason}.")
-        return super().__new__(cls)
 
     def __post_init__(self):
         for entry in fields(_ClassicNames):
@@ -118,7 +108,13 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
     passes make one batch, and is turned into ours.
     """
 
-    refused: ClassVar[dict[str, str]] = _NO_FLAGS | REFUSED  # told on the command line too
+    # fields of its own are refused on the command line alone
+    refused: ClassVar[dict[str, str]] = {
+        "model_name": "on the command line it is --model_name_or_path",
+        **WITHOUT_MEANING,
+        **REFUSED,
+        "trust_remote_code": "give it to `from_pretrained`, and pass the model that this loads",
+    }
 
     # The batch: samples of one process.
     num_mini_batches: int | None = setting(

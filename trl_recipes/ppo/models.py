@@ -220,7 +220,8 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
             raise RecipeError("`reward_adapter` needs a PEFT model. Give `peft_config` too.")
         adapter = resolve(adapter, "model", source="`reward_adapter`")
         loading.check_adapter(adapter, "`reward_adapter`")
-        saved = load_file(loading.find_file(adapter, "adapter_model.safetensors"))
+        weights = loading.find_file(adapter, "adapter_model.safetensors")
+        saved = {} if weights is None else load_file(weights)
         named = {*self.supported_rm_modules}
         head = {k.rpartition(".")[2]: v for k, v in saved.items() if named & {*k.split(".")}}
         if "weight" not in head:

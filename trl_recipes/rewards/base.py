@@ -30,8 +30,9 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from trl_recipes.data.conversations import Text, is_conversation, plain_text
+from trl_recipes.data.conversations import Text, answers, are_conversations, plain_text
 from trl_recipes.data.prompts import PROMPT, own_names
+from trl_recipes.data.tokenizers import is_character_tokenizer
 from trl_recipes.describe import printable
 from trl_recipes.distributed import broadcast_from_main, gather, process_index, raise_on_all
 from trl_recipes.errors import RecipeError
@@ -42,7 +43,7 @@ Raw = Mapping[str, Sequence[float | None]]  # what each function gave, by its na
 
 _LARGEST = float(torch.finfo(torch.float32).max)  # scores are trained on in float32
 MEASURED = 256  # samples of the start model, of all processes together
-MADE_UP = (" was a joy to watch.", " made no sense at all.")  # to try reward functions on
+_MADE_UP = (" was a joy to watch.", " made no sense at all.")
 
 logger = logging.get_logger(__name__)
 
@@ -243,13 +244,22 @@ def reward_inputs(
     prompts without a column `query` are decoded from `input_ids`.
     """
     columns = own_names({n: values for n, values in batch.items() if n not in PROMPT})
-    if is_conversation((batch.get("prompt") or [None])[0]):
-        answers = [[{"role": "assistant", "content": text}] for text in completions]
-        return batch["prompt"], answers, columns
-    prompts = batch.get("query") or tokenizer.batch_decode(
-        batch["input_ids"], skip_special_tokens=True
-    )
-    return prompts, completions, columns
+    prompts = batch.get("prompt")
+    if not are_conversations(prompts or []):
+        prompts = batch.get("query") or tokenizer.batch_decode(
+            batch["input_ids"], skip_special_tokens=True
+        )
+    return prompts, answers(completions, prompts), columns
+
+
+def made_up(
+    prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[str], list[list[int]]]:
+    """Make up a completion of each of at most two prompts, to try reward functions on: with ids."""
+    texts = [*_MADE_UP[: len(prompts)]]
+    if is_character_tokenizer(tokenizer):  # which may not know every letter of these
+        texts = [plain_text(prompt) for prompt in prompts]
+    return texts, tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def score_part(

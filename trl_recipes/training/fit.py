@@ -15,6 +15,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, Train
 
 from trl_recipes.callbacks import show_progress, train_or_stop
 from trl_recipes.describe import duration, peak_memory
+from trl_recipes.embedded import language_model
 from trl_recipes.models.adapters import save_trained
 from trl_recipes.models.sharding import check_embeddings, wrap_by_layer
 from trl_recipes.settings import setting
@@ -29,7 +30,10 @@ class PretrainConfig(TrainingArguments):
 
     output_dir: str = setting("runs/lm", "Folder that the run writes to; the model is in it.")
     overwrite_output_dir: bool = setting(False, "Replace the run that the output folder holds.")
-    learning_rate: float = setting(1e-3, "Peak learning rate of AdamW.")
+    learning_rate: float | None = setting(
+        None,
+        "Peak learning rate of AdamW (default: 5e-5 from a base model of yours, else 1e-3).",
+    )
     num_train_epochs: float = setting(1.0, "Passes over the texts.")
     per_device_train_batch_size: int = setting(8, "Rows per process and step.")
     per_device_eval_batch_size: int = setting(64, "Held-out rows per process in one forward pass.")
@@ -48,6 +52,14 @@ class PretrainConfig(TrainingArguments):
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers wants to be told
         super().__post_init__()
+
+
+def with_learning_rate(config: TrainingArguments, base: str | None) -> TrainingArguments:
+    """Choose the learning rate where none was given, in a copy: good weights want a small one."""
+    config = copy.copy(config)
+    if config.learning_rate is None:
+        config.learning_rate = 1e-3 if base in (None, "embedded", str(language_model())) else 5e-5
+    return config
 
 
 def shared_settings(config: TrainingArguments) -> dict[str, Any]:

@@ -38,7 +38,9 @@ class RewardArguments:
     reward_base: str | None = setting(None, "Base model, or `embedded`; none when left out.")
     reward_epochs: float = setting(3.0, "Its passes over the rows.")
     reward_batch_size: int = setting(16, "Its rows in a step.")
-    reward_learning_rate: float = setting(1e-3, "Its peak learning rate.")
+    reward_learning_rate: float | None = setting(
+        None, "Its peak learning rate (default: 5e-5 from a base model of yours, else 1e-3)."
+    )
     reward_context_length: int = setting(128, "Its longest row, in tokens; longer texts are cut.")
 
     def __post_init__(self):
