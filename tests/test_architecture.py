@@ -14,33 +14,30 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
 
 def imports(path):
-    """Every dotted name that a file imports, anywhere in it."""
+    """Every module that a file imports, anywhere in it, and the dotted name that it takes."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                package = path.relative_to(ROOT).parent.parts
-                base = ".".join([*package[: len(package) - node.level + 1], base]).rstrip(".")
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-
-
-def test_the_files_are_found():
-    assert len(MODULES) > 20
-    assert len(RECIPES) >= 6
+            package = path.relative_to(ROOT).parent.parts
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, node.module])
+            yield from ((base, f"{base}.{alias.name}") for alias in node.names)
 
 
 def test_nothing_needs_trl_experimental():
+    assert len(MODULES) > 20
+    assert len(RECIPES) >= 6
     needed = {
-        p for p in MODULES + RECIPES if any("trl.experimental" in name for name in imports(p))
+        path
+        for path in MODULES + RECIPES
+        if any("trl.experimental" in name for _, name in imports(path))
     }
     assert needed == {PACKAGE / "benchmark" / "trl_baseline.py"}
 
 
 def test_the_mathematics_imports_torch_and_nothing_of_ours():
-    found = {module.split(".")[0] for module in imports(PACKAGE / "ppo" / "objective.py")}
+    found = {name.split(".")[0] for _, name in imports(PACKAGE / "ppo" / "objective.py")}
     assert found <= {"torch", "collections", "typing"}
 
 
@@ -52,12 +49,9 @@ MODULE_NAMES = {
 
 def modules(path):
     """The modules of ours that a file imports; of a package it may take a module, or a name."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in MODULE_NAMES)
-        elif isinstance(node, ast.ImportFrom) and node.module in MODULE_NAMES:
-            inner = (f"{node.module}.{alias.name}" for alias in node.names)
-            yield from (name if name in MODULE_NAMES else node.module for name in inner)
+    for module, name in imports(path):
+        if module in MODULE_NAMES:
+            yield name if name in MODULE_NAMES else module
 
 
 # The package's own names are lazy: nothing is imported for them.
@@ -98,7 +92,7 @@ def test_report_reads_a_run_and_no_model():
 @pytest.mark.parametrize("name", ["stats.py", "run_folder.py", "evaluation/compare.py"])
 def test_what_reads_a_run_imports_no_trainer(name):
     trainers = ("trl_recipes.ppo", "trl_recipes.grpo")
-    assert not [m for m in imports(PACKAGE / name) if m.startswith(trainers)]
+    assert not [m for _, m in imports(PACKAGE / name) if m.startswith(trainers)]
 
 
 def test_the_trainer_of_ppo_reads_without_many_other_files():

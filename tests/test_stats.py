@@ -23,14 +23,13 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):
-    path = tmp_path / "all_stats.jsonl"
-    append_stats(path, {"step": 1, "objective/kl": 0.1})
-    append_stats(path, {"step": 2, "objective/kl": 1 / 3})
-    assert load_stats(path) == [
-        {"step": 1, "objective/kl": 0.1},
-        {"step": 2, "objective/kl": 1 / 3},
-    ]
-    assert load_stats(tmp_path) == load_stats(path)  # the run folder does as well as the file
+    path, rows = tmp_path / "all_stats.jsonl", [{"step": 1, "kl": 0.1}, {"step": 2, "kl": 1 / 3}]
+    for row in rows:
+        append_stats(path, row)
+    assert load_stats(path) == rows
+    assert load_stats(tmp_path) == rows  # the run folder does as well as the file
+    append_stats(path, {"step": 3, "x": math.nan})
+    assert math.isnan(load_stats(path)[2]["x"])  # null in the file
 
 
 @pytest.mark.parametrize(
@@ -47,58 +46,37 @@ def test_rows_come_back_as_they_were_written(tmp_path):
         (-math.inf, None),
         (torch.tensor(math.inf), None),
     ],
-    ids=str,
 )
 def test_every_kind_of_scalar_is_written_as_a_json_number_or_null(tmp_path, value, stored):
-    append_stats(tmp_path / "s.jsonl", {"x": value})
+    arrays = {"a": np.zeros(3), "b": torch.zeros(1), "c": [1.0], "d": "text", "e": None}
+    append_stats(tmp_path / "s.jsonl", {"x": value} | arrays)  # which are left out
     assert json.loads((tmp_path / "s.jsonl").read_text()) == {"x": stored}
 
 
-def test_arrays_and_texts_are_left_out(tmp_path):
-    arrays = {"a": np.zeros(3), "b": torch.zeros(1), "c": [1.0], "d": "text", "e": None}
-    append_stats(tmp_path / "s.jsonl", {"step": 1, **arrays})
-    assert json.loads((tmp_path / "s.jsonl").read_text()) == {"step": 1}
-
-
-def test_null_is_read_as_nan(tmp_path):
-    append_stats(tmp_path / "s.jsonl", {"step": 1, "x": math.nan})
-    assert math.isnan(load_stats(tmp_path / "s.jsonl")[0]["x"])
-
-
-def test_a_cut_last_line_is_ignored_and_replaced_by_the_next_row(tmp_path):
+def test_a_cut_last_line_is_replaced_by_the_next_row_and_one_without_its_newline_is_read(tmp_path):
     path = tmp_path / "all_stats.jsonl"
     path.write_text('{"step": 1}\n{"step": 2, "obj')
     assert load_stats(path) == [{"step": 1}]
     append_stats(path, {"step": 2})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-
-
-def test_a_last_row_without_its_newline_is_read(tmp_path):
-    (tmp_path / "s.jsonl").write_text('{"step": 1}\n{"step": 2}')
-    assert load_stats(tmp_path / "s.jsonl") == [{"step": 1}, {"step": 2}]
-
-
-def test_a_broken_line_in_the_middle_is_named_with_its_number(tmp_path):
-    (tmp_path / "s.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(RecipeError, match=r"s\.jsonl, line 2: not JSON"):
-        load_stats(tmp_path / "s.jsonl")
+    path.write_text('{"step": 1}\n{"step": 2}')
+    assert load_stats(path) == [{"step": 1}, {"step": 2}]
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
-    [("[1, 2]", "line 1: expected an object"), ('{"step": "one"}', "row 1: `step` is 'one'")],
+    ("text", "told"),
+    [
+        ('{"step": 1}\n{"st\n{"step": 3}\n', r"stats\.jsonl, line 2: not JSON"),
+        ("[1, 2]\n", "line 1: expected an object"),
+        ('{"step": "one"}\n', "row 1: `step` is 'one'"),
+        ("", "holds no rows"),
+    ],
 )
-def test_a_line_that_is_no_row_of_numbers_is_named(tmp_path, row, told):
-    (tmp_path / "s.jsonl").write_text(row + "\n")
-    with pytest.raises(RecipeError, match=told):
-        load_stats(tmp_path / "s.jsonl")
-
-
-def test_missing_and_empty_statistics_are_told_apart(tmp_path):
+def test_a_line_that_is_no_row_of_numbers_is_named(tmp_path, text, told):
     with pytest.raises(RecipeError, match="No statistics at"):
         load_stats(tmp_path)
-    (tmp_path / "all_stats.jsonl").write_text("")
-    with pytest.raises(RecipeError, match="holds no rows"):
+    (tmp_path / "all_stats.jsonl").write_text(text)
+    with pytest.raises(RecipeError, match=told):
         load_stats(tmp_path)
 
 
@@ -110,10 +88,6 @@ def test_samples_are_one_row_each_in_the_text_they_had(tmp_path):
         {"step": 3, "query": "the", "response": ' film "is"\n great é', "score": 1.5},
         {"step": 3, "query": "a", "response": "", "score": -2},
     ]
-
-
-def test_rows_of_a_handwritten_loop_are_counted_from_one():
-    assert steps_of([{"ppo/loss/total": 0.1}, {"ppo/loss/total": 0.2}]) == [1, 2]
 
 
 @pytest.mark.parametrize("family", ["causal", "seq2seq"])
@@ -128,6 +102,7 @@ def test_names_in_patterns_stand_for_any_reward_function():
     assert stat_key("rewards/sentiment/mean") == STAT_KEYS["rewards/<name>/mean"]
     assert stat_key("rewards/sentiment/median") is None
     assert stat_key("no/such/key") is None
+    assert steps_of([{"ppo/loss/total": 0.1}, {"ppo/loss/total": 0.2}]) == [1, 2]  # by hand
 
 
 def test_the_table_explains_each_key_in_a_sentence_with_a_unit():

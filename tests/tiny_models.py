@@ -3,13 +3,13 @@
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForSequenceClassification,
 )
 
+MOODS = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
 SENTENCES = [
     "The acting was wonderful and the plot kept me awake.",
     "A dull film with a terrible ending, sadly.",
@@ -25,18 +25,11 @@ def byte_level_tokenizer(texts, vocab_size=300):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            special_tokens=["<|endoftext|>"],
-            show_progress=False,
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
-    )
+    alphabet, end = pre_tokenizers.ByteLevel.alphabet(), "<|endoftext|>"
+    settings = {"vocab_size": vocab_size, "initial_alphabet": alphabet, "show_progress": False}
+    trainer = trainers.BpeTrainer(**settings, special_tokens=[end])
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end)
 
 
 def save_tiny_gpt2(folder):
@@ -44,18 +37,17 @@ def save_tiny_gpt2(folder):
     tokenizer = byte_level_tokenizer(SENTENCES)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=2,
-        n_head=2,
-        n_embd=32,
-        n_positions=64,
-        vocab_size=len(tokenizer),
-        initializer_range=0.2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64, "initializer_range": 0.2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = AutoConfig.for_model("gpt2", vocab_size=len(tokenizer), **sizes, **ends)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return tokenizer
+
+
+def classifier(kind, **settings):
+    """A classifier of transformers' kind of this name, with random weights."""
+    config = AutoConfig.for_model(kind, **settings)
+    return AutoModelForSequenceClassification.from_config(config)
 
 
 def save_tiny_classifier(tokenizer, folder, positions=64):
@@ -63,16 +55,8 @@ def save_tiny_classifier(tokenizer, folder, positions=64):
     tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, positions - 4
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=positions,
-        pad_token_id=tokenizer.pad_token_id,
-        id2label={0: "NEGATIVE", 1: "POSITIVE"},
-        label2id={"NEGATIVE": 0, "POSITIVE": 1},
-        initializer_range=0.5,
-    )
-    RobertaForSequenceClassification(config).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "max_position_embeddings": positions}
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    model = classifier("roberta", **sizes, **ids, **MOODS, initializer_range=0.5)
+    model.save_pretrained(folder)

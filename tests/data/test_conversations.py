@@ -8,7 +8,7 @@ import torch
 import trl
 from launching import run_here
 from tiny_models import SENTENCES, byte_level_tokenizer, save_tiny_classifier
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from trl_recipes import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RecipeError, load_prompts
 from trl_recipes.data.conversations import encode_conversations, full_texts, plain_text
@@ -52,8 +52,6 @@ def chat_model(tmp_path_factory):
 
 @pytest.fixture
 def tokenizer(chat_model):
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(chat_model)
 
 
@@ -198,14 +196,11 @@ def test_a_reward_function_sees_what_grpo_gives_it(tmp_path, tokenizer, chat_mod
     grpo.train()
     for name, calls in seen.items():
         asked = []
-        for prompts_given, completions, ids, wanted, _ in calls[
-            name != "theirs" :
-        ]:  # after a trial
+        for given, completions, ids, wanted, _ in calls[name != "theirs" :]:  # after a trial
             texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
             assert completions == [[{"role": "assistant", "content": text}] for text in texts]
-            asked += [
-                {"prompt": p, "wanted": w} for p, w in zip(prompts_given, wanted, strict=True)
-            ]
+            pairs = zip(given, wanted, strict=True)
+            asked += [{"prompt": prompt, "wanted": word} for prompt, word in pairs]
         assert all(row in ROWS for row in asked)
         assert {row["wanted"] for row in asked} == {row["wanted"] for row in ROWS}
     theirs, _, _ = grpo._tokenize_prompts([row["prompt"] for row in ROWS])

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -30,17 +31,13 @@ def write_rows(path, rows):
     import pandas as pd
 
     frame = pd.DataFrame(rows)
-    match path.suffix:
-        case ".csv":
-            frame.to_csv(path, index=False)
-        case ".tsv":
-            frame.to_csv(path, index=False, sep="\t")
-        case ".json":
-            frame.to_json(path, orient="records")
-        case ".jsonl":
-            frame.to_json(path, orient="records", lines=True)
-        case ".parquet":
-            frame.to_parquet(path)
+    {
+        ".csv": lambda: frame.to_csv(path, index=False),
+        ".tsv": lambda: frame.to_csv(path, index=False, sep="\t"),
+        ".json": lambda: frame.to_json(path, orient="records"),
+        ".jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+        ".parquet": lambda: frame.to_parquet(path),
+    }[path.suffix]()
     return str(path)
 
 
@@ -53,25 +50,19 @@ def numbered(count, **columns):
     return [{"text": f"text number {i}", "label": i % 2, **columns} for i in range(count)]
 
 
-def test_lengths_are_uniform_without_the_upper_end():
+def test_lengths_are_uniform_without_the_upper_end_or_numpys():
     sampler = LengthSampler(2, 5, seed=0)
     drawn = np.bincount([sampler() for _ in range(3000)], minlength=6)
     assert drawn[[0, 1, 5]].sum() == 0
     assert drawn[2:5].min() > 900  # 1000 expected, standard deviation 26
-
-
-def test_without_a_seed_lengths_come_from_numpys_global_generator():
     np.random.seed(7)
     expected = [int(np.random.choice([3, 4, 5, 6])) for _ in range(20)]
     np.random.seed(7)
     sampler = LengthSampler(3, 7)
     assert [sampler() for _ in range(20)] == expected
-
-
-@pytest.mark.parametrize("interval", [(4, 4), (5, 2), (-1, 3)])
-def test_an_interval_without_lengths_is_an_error(interval):
-    with pytest.raises(RecipeError, match="no length lies in"):
-        LengthSampler(*interval)
+    for interval in ((4, 4), (5, 2), (-1, 3)):
+        with pytest.raises(RecipeError, match="no length lies in"):
+            LengthSampler(*interval)
 
 
 def test_the_collator_makes_a_dict_of_lists_and_tensors_of_input_ids():
@@ -138,9 +129,8 @@ def test_quotes_in_tab_separated_text_are_characters(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("\n".join(["sentence\tlabel\tsplit", *lines, "x\t9\ttest"]))
         found = load_rows(str(tmp_path / name.split("/")[0]), split="train")
-        assert [(row["sentence"], row["label"]) for row in found if row["label"] != 9] == list(
-            zip(texts, range(6), strict=True)
-        )
+        rows = [(row["sentence"], row["label"]) for row in found if row["label"] != 9]
+        assert rows == list(zip(texts, range(6), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -171,16 +161,10 @@ def test_rows_are_found_behind_any_delimiter_and_in_any_json_object(tmp_path, na
         ({"a.jsonl": '{"text": "x"}\n{"a": ["y \\ud83d"]}\n'}, "row 2 holds half a character"),
         ({"a.jsonl": '{"a": 1}\n{"a": {"b": -12345678901234567890}}\n'}, "row 2 .* 64 bits"),
         ({"a.json": '[{"text": "x"},\n{"text": "\\udc00"}]'}, "row 2 holds half a character"),
-        (
-            {"a.json": '{"train": [{"a": 1}], "test": [{"a": 2}]}'},
-            "several lists of rows, train, t",
-        ),
+        ({"a.json": '{"train": [{"a": 1}], "test": [{"a": 2}]}'}, "several lists of rows, train"),
         ({"d/a.csv": "text\nx\n", "d/b.jsonl": '{"text": "y"}\n'}, "a.csv, b.jsonl, of which one"),
         ({"d/a.csv": "text\nx\n", "d/b.tsv": "text\nx\n"}, "several kinds of files, a.csv, b.tsv"),
-        (
-            {"d/a.csv": "text\nx\n", "d/b.csv": "text;b\nx;1\n"},
-            r"several kinds of files, a.csv, b.csv, .*delimiter",
-        ),
+        ({"d/a.csv": "text\nx\n", "d/b.csv": "text;b\nx;1\n"}, "files, a.csv, b.csv, .*delimiter"),
         ({"d/train.jsonl": '{"a": 1}\n{"a": 12345678901234567890}\n'}, "train.jsonl`, row 2"),
     ],
 )
@@ -237,37 +221,31 @@ def test_a_split_that_is_not_there_and_too_few_rows_to_hold_out_are_errors(tmp_p
         load_rows(path, split="test")
 
 
-def test_a_folder_of_csv_files_is_read_as_on_the_hub(tmp_path):
+@pytest.mark.parametrize("kind", ["csv files", "parquet shards", "save_to_disk"])
+def test_a_folder_is_read_as_on_the_hub(tmp_path, kind):
     folder = tmp_path / "reviews"
-    folder.mkdir()
-    write_rows(folder / "train.csv", ROWS)
-    write_rows(folder / "test.csv", numbered(2))
+    if kind == "save_to_disk":
+        parts = {"train": datasets.Dataset.from_list(ROWS)}
+        parts["test"] = datasets.Dataset.from_list(numbered(2))
+        datasets.DatasetDict(parts).save_to_disk(folder)
+    elif kind == "csv files":
+        folder.mkdir()
+        write_rows(folder / "train.csv", ROWS)
+        write_rows(folder / "test.csv", numbered(2))
+    else:
+        (folder / "plain_text").mkdir(parents=True)
+        (folder / "README.md").write_text(
+            "---\nconfigs:\n- config_name: plain_text\n  data_files:\n"
+            "  - split: train\n    path: plain_text/train-*\n"
+            "  - split: test\n    path: plain_text/test-*\n---\n"
+        )
+        write_rows(folder / "plain_text" / "train-00000-of-00002.parquet", ROWS[:2])
+        write_rows(folder / "plain_text" / "train-00001-of-00002.parquet", ROWS[2:])
+        write_rows(folder / "plain_text" / "test-00000-of-00001.parquet", numbered(2))
+    before = sorted(folder.rglob("*"))
     assert load_rows(str(folder), split="train").to_list() == ROWS
     assert load_rows(str(folder), split="test").to_list() == numbered(2)
-    assert sorted(path.name for path in folder.iterdir()) == ["test.csv", "train.csv"]
-
-
-def test_a_folder_of_parquet_shards_is_read_as_on_the_hub(tmp_path):
-    folder = tmp_path / "imdb"
-    (folder / "plain_text").mkdir(parents=True)
-    (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: plain_text\n  data_files:\n"
-        "  - split: train\n    path: plain_text/train-*\n"
-        "  - split: test\n    path: plain_text/test-*\n---\n"
-    )
-    write_rows(folder / "plain_text" / "train-00000-of-00002.parquet", ROWS[:2])
-    write_rows(folder / "plain_text" / "train-00001-of-00002.parquet", ROWS[2:])
-    write_rows(folder / "plain_text" / "test-00000-of-00001.parquet", numbered(2))
-    assert load_rows(str(folder), split="train").to_list() == ROWS
-    assert load_rows(str(folder), split="test").to_list() == numbered(2)
-
-
-def test_a_folder_from_save_to_disk_is_read(tmp_path):
-    import datasets
-
-    parts = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS)}
-    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
-    assert load_rows(str(tmp_path / "saved"), split="train").to_list() == ROWS
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_a_folder_without_data_or_with_damaged_data_is_an_error(tmp_path):

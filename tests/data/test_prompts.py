@@ -31,7 +31,6 @@ def test_a_prompt_is_the_first_tokens_of_its_text(tmp_path, tokenizer):
         "a\u0301",
         "नमस्ते फिल्म",
     ],
-    ids=["chinese", "emoji", "marks", "one mark", "hindi"],
 )
 def test_a_prompt_is_cut_at_whole_characters(tmp_path, tokenizer, text):
     path = write_jsonl(tmp_path / "a.jsonl", all_train([{"text": text}]))
@@ -131,11 +130,7 @@ def test_the_embedded_prompts_are_set_aside_from_what_models_learned(
 )
 def test_real_reviews_are_read_whole(tokenizer, file, train, test):
     path = str(SHARED / file)
-    assert (len(load_rows(path, split="train")), len(load_rows(path, split="test"))) == (
-        train,
-        test,
-    )
-    prompts = load_prompts(
-        path, tokenizer, split="test", length_sampler=LengthSampler(2, 9, seed=0), max_prompts=50
-    )
+    assert [len(load_rows(path, split=split)) for split in ("train", "test")] == [train, test]
+    lengths = LengthSampler(2, 9, seed=0)
+    prompts = load_prompts(path, tokenizer, split="test", length_sampler=lengths, max_prompts=50)
     assert {len(ids) for ids in prompts["input_ids"]} == set(range(2, 9))

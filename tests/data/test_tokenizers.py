@@ -71,12 +71,12 @@ def test_an_unknown_character_is_never_lost_silently():
         character_tokenizer("abc")("abd")
 
 
-def test_unknown_characters_are_named_with_their_text():
-    tokenizer = character_tokenizer("ab\n")
-    with pytest.raises(
-        RecipeError, match=r"^--prompt: text 2 holds .*'x' .U\+0078., 'é' .U\+00E9."
-    ):
-        check_characters(["ab", "ab\naxé"], tokenizer, "--prompt")
+def test_unknown_characters_are_named_with_their_text_and_other_tokenizers_left_alone(tokenizer):
+    known, told = character_tokenizer("ab\n"), r"text 2 holds .*'x' .U\+0078., 'é' .U\+00E9."
+    with pytest.raises(RecipeError, match=f"^--prompt: {told}"):
+        check_characters(["ab", "ab\naxé"], known, "--prompt")
+    assert not is_character_tokenizer(tokenizer)
+    check_characters("é", tokenizer, "here")
 
 
 @given(TEXT, TEXT)
@@ -87,8 +87,3 @@ def test_exactly_unknown_characters_are_refused(known, text):
     else:
         with pytest.raises(RecipeError, match=r"^here: "):
             check_characters(text, tokenizer, "here")
-
-
-def test_other_tokenizers_are_left_alone(tokenizer):
-    assert not is_character_tokenizer(tokenizer)
-    check_characters("é", tokenizer, "here")

@@ -40,13 +40,8 @@ def test_an_adapter_is_trained_alone_and_saved_as_told(merge, tmp_path):
     tiny().save_pretrained(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     lora = LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
-    trainer = build(
-        model=model,
-        output_dir=str(tmp_path / "run"),
-        beta=0.1,
-        merge_adapter=merge,
-        more={"peft_config": lora},
-    )
+    settings = {"output_dir": str(tmp_path / "run"), "beta": 0.1, "merge_adapter": merge}
+    trainer = build(model=model, more={"peft_config": lora}, **settings)
     trainer.train()
     assert trainer.ref_model is None
     assert trainer.all_stats[-1]["objective/kl"] != 0
@@ -70,12 +65,10 @@ def test_an_adapter_is_trained_alone_and_saved_as_told(merge, tmp_path):
 
 @both
 def test_a_check_writes_nothing_and_changes_nothing(kind, tmp_path):
-    straight = build(kind, beta=0.1, sync_ref_model=True, ref_model_sync_steps=1)
+    settings = {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 1}
+    straight, folder = build(kind, **settings), tmp_path / "run"
     straight.train()
-    folder = tmp_path / "run"
-    trainer = build(
-        kind, beta=0.1, sync_ref_model=True, ref_model_sync_steps=1, output_dir=str(folder)
-    )
+    trainer = build(kind, output_dir=str(folder), **settings)
     before = weights(trainer)
     said = trainer.check()
     assert "The whole training will take about" in said
@@ -119,10 +112,10 @@ def test_both_ways_to_write_a_batch():
     trls = GRPOConfig(
         per_device_train_batch_size=8, gradient_accumulation_steps=4, max_completion_length=20
     )
-    for name in ("batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"):
-        assert getattr(ours, name) == getattr(trls, name)
-    assert ours.generation_batch_size == trls.generation_batch_size == 32
-    assert ours.max_completion_length == trls.response_length == 20
+    names = ("batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+    names += ("generation_batch_size", "max_completion_length", "response_length")
+    sizes = [[getattr(config, name) for name in names] for config in (ours, trls)]
+    assert sizes == [[32, 8, 4, 32, 20, 20]] * 2
 
 
 @pytest.mark.parametrize(

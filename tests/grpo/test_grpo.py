@@ -40,25 +40,12 @@ def test_training_is_that_of_trls_own_trainer(kind, tmp_path):
     ours.train()
     config_class = getattr(trl, f"{kind.upper()}Config")
     renamed = hasattr(config_class, "activation_checkpointing")  # in transformers 5.23
-    config = config_class(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=8,
-        num_generations=4,
-        max_completion_length=6,
-        max_steps=3,
-        learning_rate=1e-2,
-        lr_scheduler_type="constant",
-        beta=0.1,
-        seed=0,
-        bf16=False,
-        **{"activation_checkpointing" if renamed else "gradient_checkpointing": False},
-        disable_dropout=True,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        logging_steps=1,
-        disable_tqdm=True,
-    )
+    settings = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 6}
+    settings |= {"max_steps": 3, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+    settings |= {"beta": 0.1, "seed": 0, "bf16": False, "disable_dropout": True, "use_cpu": True}
+    settings |= {"report_to": "none", "save_strategy": "no", "logging_steps": 1}
+    settings |= {"activation_checkpointing" if renamed else "gradient_checkpointing": False}
+    config = config_class(output_dir=str(tmp_path), disable_tqdm=True, **settings)
     tiny().save_pretrained(tmp_path / "model")
     theirs = getattr(trl, f"{kind.upper()}Trainer")(
         model=AutoModelForCausalLM.from_pretrained(tmp_path / "model"),
@@ -146,14 +133,9 @@ def test_the_kl_of_a_response_is_its_summed_log_ratio(kind):
         query = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
         response = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
         ids = torch.cat([query, response])[None]
-        logps = [
-            model.eval()(ids)
-            .logits[0, len(query) - 1 : -1]
-            .log_softmax(-1)
-            .gather(1, response[:, None])
-            for model in (before, start)
-        ]
-        kls.append((logps[0] - logps[1]).sum().item())
+        logits = [model.eval()(ids).logits[0, len(query) - 1 : -1] for model in (before, start)]
+        first, second = (each.log_softmax(-1).gather(1, response[:, None]) for each in logits)
+        kls.append((first - second).sum().item())
     lengths = batch["prompt_mask"].sum(1)
     assert lengths.min() < lengths.max()
     assert trainer.all_stats[-1]["objective/kl"] == pytest.approx(sum(kls) / 8, abs=1e-5)
@@ -237,12 +219,7 @@ def test_the_models_own_generation_settings_are_set_aside():
     model = tiny()
     model.generation_config.suppress_tokens = [i for i in range(64) if i != 7]
     model.generation_config.min_new_tokens = 6
-    texts = []
-    trainer = build(
-        model=model, rewards=lambda completions, **_: texts.extend(completions) or [0.0] * 8
-    )
-    trainer._generate(["w3 w4"] * 32)
-    trainer.rewards.reward_funcs[0](completions=[], prompts=[])
+    trainer = build(model=model)
     ids = [token for row in trainer._generate(["w3 w4"] * 32)[1] for token in row]
     assert len(set(ids)) > 20
     assert model.generation_config.min_new_tokens == 6  # and put back

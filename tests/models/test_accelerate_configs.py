@@ -11,50 +11,23 @@ from launching import launcher_and_environment, parsed
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "recipes" / "accelerate"
 BF16 = {"ACCELERATE_MIXED_PRECISION": "bf16"}
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "false"}
+FSDP2 |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+FSDP2 |= {"FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
+ZERO2 = ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+ZERO3 = ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false"}
+ZERO3 |= {"ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true"}
+CPUS = {"ACCELERATE_MIXED_PRECISION": "no", "CUDA_VISIBLE_DEVICES": "-1,-1", "OMP_NUM_THREADS": "4"}
 # File: processes, launcher, and what the environment of a process says.
 PROMISED = {
     "one_gpu": (1, "simple", BF16 | {"ACCELERATE_USE_CPU": "False"}),
     "several_gpus": (8, "multi", BF16),
-    "fsdp2": (
-        8,
-        "multi",
-        BF16
-        | {
-            "ACCELERATE_USE_FSDP": "true",
-            "FSDP_VERSION": "2",
-            "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-            "FSDP_RESHARD_AFTER_FORWARD": "true",
-            "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-            "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-            "FSDP_OFFLOAD_PARAMS": "false",
-        },
-    ),
-    "deepspeed_zero2": (
-        8,
-        "deepspeed",
-        BF16 | {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
-    ),
-    "deepspeed_zero3": (
-        8,
-        "deepspeed",
-        BF16
-        | {
-            "ACCELERATE_USE_DEEPSPEED": "true",
-            "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
-            "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
-            "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
-        },
-    ),
+    "fsdp2": (8, "multi", BF16 | FSDP2),
+    "deepspeed_zero2": (8, "deepspeed", BF16 | ZERO2),
+    "deepspeed_zero3": (8, "deepspeed", BF16 | ZERO3),
     "several_machines": (32, "multi", BF16),
-    "two_cpu_processes": (
-        2,
-        "multi",
-        {
-            "ACCELERATE_MIXED_PRECISION": "no",
-            "CUDA_VISIBLE_DEVICES": "-1,-1",
-            "OMP_NUM_THREADS": "4",
-        },
-    ),
+    "two_cpu_processes": (2, "multi", CPUS),
 }
 
 

@@ -11,27 +11,10 @@ from trl_recipes import PPOConfig, RecipeError
 from trl_recipes.arguments import parse_arguments
 from trl_recipes.ppo.config import REFUSED
 
-
-def sizes(**given):
-    config = PPOConfig(**given)
-    return (
-        config.batch_size,
-        config.mini_batch_size,
-        config.gradient_accumulation_steps,
-        config.num_mini_batches,
-    )
-
-
+SIZES = ("batch_size", "mini_batch_size", "gradient_accumulation_steps", "num_mini_batches")
 DEFAULTS = Path(__file__).parents[2] / "recipes" / "configs"
-PPO_DEFAULTS = (
-    "ppo",
-    "ppo_custom_reward",
-    "ppo_sentiment",
-    "ppo_sentiment_imdb",
-    "ppo_sentiment_smollm2",
-    "ppo_seq2seq",
-    "rlhf",
-)
+PPO_DEFAULTS = ["ppo", "ppo_custom_reward", "ppo_sentiment", "ppo_sentiment_imdb"]
+PPO_DEFAULTS += ["ppo_sentiment_smollm2", "ppo_seq2seq", "rlhf"]
 
 
 @pytest.mark.parametrize("name", PPO_DEFAULTS)
@@ -58,20 +41,17 @@ def test_a_default_clips_or_says_why_not(name):
         ({"forward_batch_size": 32}, (128, 32, 1, 4)),
         ({"batch_size": 64, "gradient_accumulation_steps": 4}, (64, 16, 4, 1)),
         ({"batch_size": 64, "num_mini_batches": 4}, (64, 16, 1, 4)),
-        # as TRL 1.12 counts: 8 passes of 4 make a batch of 32, in 2 optimizer steps
-        (
-            {
-                "per_device_train_batch_size": 4,
-                "gradient_accumulation_steps": 8,
-                "num_mini_batches": 2,
-            },
+        (  # as TRL 1.12 counts: 8 passes of 4 make a batch of 32, in 2 optimizer steps
+            {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8}
+            | {"num_mini_batches": 2},
             (32, 4, 4, 2),
         ),
         ({"per_device_train_batch_size": 8}, (8, 8, 1, 1)),
     ],
 )
 def test_batch_sizes_follow_from_what_was_given(given, expected):
-    assert sizes(**given) == expected
+    config = PPOConfig(**given)
+    assert tuple(getattr(config, name) for name in SIZES) == expected
 
 
 def test_a_configuration_can_be_copied():

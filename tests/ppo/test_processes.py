@@ -15,21 +15,12 @@ from transformers import AutoModelForCausalLM
 FOLDER = Path(__file__).parent
 # Batches in parts: two processes take two of these a step, one takes four.
 PARTS = {"mini_batch_size": 2, "gradient_accumulation_steps": 2}
+EVERY_SUM = PARTS | {"lr_scheduler_type": "linear", "use_score_scaling": True}
+EVERY_SUM |= {"use_score_norm": True, "whiten_rewards": True, "max_grad_norm": 1.0}
 CASES = {
     "gpt2": ("gpt2", 3, {}),
-    "every sum": (
-        "gpt2",
-        3,
-        {
-            "lr_scheduler_type": "linear",
-            "use_score_scaling": True,
-            "use_score_norm": True,
-            "whiten_rewards": True,
-            "max_grad_norm": 1.0,
-        }
-        | PARTS,
-    ),
-    "t5": ("t5", 3, {} | PARTS),
+    "every sum": ("gpt2", 3, EVERY_SUM),
+    "t5": ("t5", 3, PARTS),
     "lora": ("gpt2", 2, {"trainable": "lora"}),
     "ten steps": ("gpt2", 10, {"mini_batch_size": 2, "learning_rate": 3e-3}),
 }

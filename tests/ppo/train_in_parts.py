@@ -27,22 +27,11 @@ def trainer_of(folder, name, steps, settings):
     processes = int(os.environ.get("WORLD_SIZE", 1))
     torch.manual_seed(0)
     model = ARCHITECTURES[name]()
-    return ppo_trainer(
-        model,
-        different_words,
-        torch.randint(2, VOCAB, (9, 3)).tolist(),
-        folder,
-        batch_size=8 // processes,
-        mini_batch_size=2,
-        gradient_accumulation_steps=4 // processes,
-        ppo_epochs=2,
-        learning_rate=1e-3,
-        response_length=6,
-        min_response_length=2,
-        save_steps=2,
-        max_steps=steps,
-        **settings,
-    )
+    queries = torch.randint(2, VOCAB, (9, 3)).tolist()
+    chosen = {"batch_size": 8 // processes, "gradient_accumulation_steps": 4 // processes}
+    chosen |= {"mini_batch_size": 2, "ppo_epochs": 2, "learning_rate": 1e-3, "save_steps": 2}
+    chosen |= {"response_length": 6, "min_response_length": 2, "max_steps": steps}
+    return ppo_trainer(model, different_words, queries, folder, **chosen | settings)
 
 
 def train(folder, text, settings):

@@ -5,18 +5,11 @@ import sys
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BartConfig,
-    BartForConditionalGeneration,
-    BertConfig,
-    BertModel,
-    BertTokenizer,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards import PerplexityReward, SimilarityReward
@@ -114,13 +107,8 @@ def test_a_folder_stands_for_its_model_and_a_model_in_training_stays_so(tiny_gpt
 def test_what_is_no_causal_language_model_is_refused(own_tokenizer, tmp_path):
     with pytest.raises(RecipeError, match="PerplexityReward: there is no file or folder"):
         PerplexityReward(str(tmp_path / "nothing"))
-    config = BartConfig(
-        vocab_size=300, d_model=16, encoder_layers=1, decoder_layers=1,
-        encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=16, decoder_ffn_dim=16,
-    )  # fmt: skip
     with pytest.raises(RecipeError, match="encoder-decoder"):
-        PerplexityReward(BartForConditionalGeneration(config), own_tokenizer)
+        PerplexityReward(ARCHITECTURES["bart"](), own_tokenizer)
 
 
 def test_a_column_holds_a_reference_for_each_prompt(model, own_tokenizer):

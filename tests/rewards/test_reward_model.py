@@ -2,12 +2,8 @@
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-)
+from tiny_models import classifier
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards import RewardModelReward, Rewards
@@ -22,13 +18,11 @@ def build(tiny_gpt2, folder, labels, names=None, template=None):
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     torch.manual_seed(3)
-    config = GPT2Config(
-        n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=len(tokenizer),
-        initializer_range=0.5, num_labels=labels,
-    )  # fmt: skip
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64, "initializer_range": 0.5}
+    model = classifier("gpt2", **sizes, vocab_size=len(tokenizer), num_labels=labels)
     if names:
-        config.id2label, config.label2id = names, {v: k for k, v in names.items()}
-    GPT2ForSequenceClassification(config).save_pretrained(folder)
+        model.config.id2label, model.config.label2id = names, {v: k for k, v in names.items()}
+    model.save_pretrained(folder)
     return str(folder)
 
 

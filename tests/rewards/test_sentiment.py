@@ -6,16 +6,11 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import MOODS, classifier
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
     PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForSequenceClassification,
     pipeline,
 )
 
@@ -54,30 +49,24 @@ def save_classifier(folder, model, tokenizer):
     return str(folder)
 
 
-COMMON = {"vocab_size": 260, "num_hidden_layers": 2, "num_attention_heads": 2}
-SIZES = {**COMMON, "hidden_size": 32, "intermediate_size": 64, "initializer_range": 0.3}
-LABELS = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
+SIZES = {"vocab_size": 260, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32}
+SIZES |= {"intermediate_size": 64, "initializer_range": 0.3, "pad_token_id": 1}
+SIZES_OF_GPT2 = {"vocab_size": 260, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 128}
+SIZES_OF_GPT2 |= {"initializer_range": 0.3, "pad_token_id": 1}
 
 
 @pytest.fixture(scope="module")
 def roberta(tmp_path_factory):
     """As siebert/sentiment-roberta-large-english, but tiny: two labels, its own tokenizer."""
     torch.manual_seed(1)
-    config = RobertaConfig(
-        **SIZES, **LABELS, max_position_embeddings=66, pad_token_id=1, bos_token_id=0
-    )
-    model = RobertaForSequenceClassification(config)
+    model = classifier("roberta", **SIZES, **MOODS, max_position_embeddings=66, bos_token_id=0)
     return save_classifier(tmp_path_factory.mktemp("roberta"), model, build_tokenizer(64))
 
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory):
     torch.manual_seed(2)
-    config = GPT2Config(
-        vocab_size=260, n_layer=2, n_head=2, n_embd=32, n_positions=128, initializer_range=0.3,
-        pad_token_id=1, bos_token_id=0, eos_token_id=2, **LABELS,
-    )  # fmt: skip
-    model = GPT2ForSequenceClassification(config)
+    model = classifier("gpt2", **SIZES_OF_GPT2, **MOODS, bos_token_id=0, eos_token_id=2)
     return save_classifier(tmp_path_factory.mktemp("gpt2"), model, build_tokenizer(128))
 
 
@@ -85,20 +74,17 @@ def gpt2(tmp_path_factory):
 def three_labels(tmp_path_factory):
     torch.manual_seed(3)
     names = {0: "bad", 1: "so so", 2: "good"}
-    numbers = {name: index for index, name in names.items()}
-    config = BertConfig(
-        **SIZES, max_position_embeddings=128, pad_token_id=1, id2label=names, label2id=numbers
-    )
-    model = BertForSequenceClassification(config)
+    labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    model = classifier("bert", **SIZES, **labels, max_position_embeddings=128)
     # RoBERTa's processor gives no token types; the model then takes zeros, as for one text.
     return save_classifier(tmp_path_factory.mktemp("bert"), model, build_tokenizer(128))
 
 
 def by_pipeline(folder, label, **options):
     """One text at a time through transformers' own pipeline: slow, and obviously right."""
-    classifier = pipeline("text-classification", model=folder, device="cpu")
+    scorer = pipeline("text-classification", model=folder, device="cpu")
     options |= {"truncation": True, "top_k": None}
-    entries = [classifier(text, **options) for text in TEXTS]
+    entries = [scorer(text, **options) for text in TEXTS]
     return [next(e["score"] for e in entry if e["label"] == label) for entry in entries]
 
 
@@ -169,9 +155,9 @@ def test_a_model_that_cannot_pad_is_scored_one_by_one(tmp_path, gpt2, lost):
 
 
 def test_a_ready_pipeline_is_taken_as_it_is(roberta):
-    classifier = pipeline("text-classification", model=roberta, device="cpu")
-    reward = SentimentReward(classifier)
-    assert reward.model is classifier.model
+    ready = pipeline("text-classification", model=roberta, device="cpu")
+    reward = SentimentReward(ready)
+    assert reward.model is ready.model
     assert reward(PROMPTS, COMPLETIONS) == SentimentReward(roberta)(PROMPTS, COMPLETIONS)
 
 
@@ -213,7 +199,6 @@ def lose_the_head(folder):
         (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
         (lose_the_head, "lacks weights of its classifier"),
     ],
-    ids=["no config", "damaged weights", "no weights", "no head"],
 )
 def test_a_damaged_folder_is_one_error_that_names_the_flag(own_roberta, damage, message):
     damage(own_roberta[1])
