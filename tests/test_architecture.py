@@ -100,10 +100,11 @@ def test_the_trainer_of_ppo_reads_without_many_other_files():
     assert len((PACKAGE / "ppo" / "trainer.py").read_text().splitlines()) <= 600
 
 
-def test_importing_the_package_loads_neither_torch_nor_trl():
-    code = "import sys, trl_recipes; print({'torch', 'trl', 'datasets'} & set(sys.modules))"
+def test_importing_the_package_loads_neither_torch_nor_trl_and_drawing_no_pyplot():
+    code = "import sys, trl_recipes; print({'torch', 'trl', 'datasets'} & set(sys.modules))\n"
+    code += "import trl_recipes.report; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert done.stdout == "set()\nFalse\n"
 
 
 def test_every_public_name_can_be_had_and_has_a_docstring():

@@ -29,7 +29,9 @@ PPO_ROW = {
     "samples/unique": 1.0,
     "samples/distinct_2": 0.6,
 }
+FALL = {"samples/distinct_2": lambda i: 0.6 - 0.012 * i, "env/reward_mean": lambda i: i / 40}
 LENGTH = "tokens/responses_len_mean"
+EQUAL = {"env/reward_mean": 0.1, "env/reward_std": 1e-9}  # 0 but for rounding
 SAMPLER = "sampling/sampling_logp_difference/mean"
 
 
@@ -78,9 +80,8 @@ def test_ranges_are_held_to_the_last_tenth_by_hand():
 
 def test_every_range_has_a_limit_and_a_source():
     assert len({h.key for h in HEALTHY}) == len(HEALTHY) > 15
-    assert all(
-        h.source and h.why and (math.isfinite(h.low) or math.isfinite(h.high)) for h in HEALTHY
-    )
+    assert all(h.source and h.why for h in HEALTHY)
+    assert all(math.isfinite(h.low) or math.isfinite(h.high) for h in HEALTHY)
 
 
 def test_a_healthy_run_rings_nothing():
@@ -101,23 +102,12 @@ def test_a_run_without_kl_penalty_and_with_a_high_learning_rate_rings():
     ("settings", "changes", "step", "words"),
     [
         ({}, {"objective/kl": lambda i: -1.5 - 0.1 * i}, RUNNING, ["-1.70", "top_k"]),
-        (
-            {},
-            {"ppo/skipped_minibatches": lambda i: 2 * (i > 4)},
-            6,
-            ["2 minibatch", "learning_rate"],
-        ),
-        (  # 0 but for rounding
-            {},
-            {"env/reward_mean": 0.1, "env/reward_std": 1e-9},
-            RUNNING,
-            ["0.1", "reward function"],
-        ),
+        ({}, {"ppo/skipped_minibatches": lambda i: 2 * (i > 4)}, 6, ["2 minibatch", "learning_r"]),
+        ({}, EQUAL, RUNNING, ["0.1", "reward function"]),
         ({"batch_size": 8}, {"samples/unique": 1 / 8}, RUNNING, ["all responses of a batch"]),
         ({}, {SAMPLER: lambda i: 2.2 * (i > 1)}, 3, ["vLLM's log-probabilities are 2.2 nats"]),
         ({"min_response_length": None}, {LENGTH: 16.0}, RUNNING, ["16 tokens", "end token"]),
     ],
-    ids=["negative KL", "skipped", "equal scores", "equal responses", "vLLM", "full length"],
 )
 def test_an_alarm_of_ppo_rings_once_and_says_why(settings, changes, step, words):
     ((found, sentence),) = rung(ppo(**settings), rows(20, **changes))
@@ -130,7 +120,7 @@ def test_an_alarm_of_ppo_rings_once_and_says_why(settings, changes, step, words)
     [
         ({}, {"objective/kl": lambda i: -1.5 + 0.1 * (i % 2)}),
         ({}, {"objective/kl": lambda i: -0.9 + 0.001 * -i}),
-        ({"batch_size": 1}, {"env/reward_mean": 0.1, "env/reward_std": 1e-9}),
+        ({"batch_size": 1}, EQUAL),
         ({}, {"env/reward_mean": 0.1, "env/reward_std": lambda i: float(i % 3 == 0)}),
         ({"batch_size": 8}, {"samples/unique": 2 / 8}),
         ({"batch_size": 1}, {"samples/unique": 1.0}),
@@ -148,21 +138,13 @@ def test_what_is_no_alarm_of_ppo_keeps_silent(settings, changes):
 
 
 def test_diversity_that_falls_while_the_score_rises_is_an_alarm():
-    fall = {"samples/distinct_2": lambda i: 0.6 - 0.012 * i, "env/reward_mean": lambda i: i / 40}
-    ((_, sentence),) = rung(ppo(), rows(40, **fall))
+    ((_, sentence),) = rung(ppo(), rows(40, **FALL))
     assert "distinct pairs of tokens has fallen from 0.58 to 0.28" in sentence
 
 
 @pytest.mark.parametrize("cut", [1, 2, WINDOW, 2 * WINDOW + 3])
 def test_a_resumed_run_says_what_one_that_was_not_stopped_does(cut):
-    given = rows(
-        45,
-        **{
-            "objective/kl": lambda i: -1.5 - 0.1 * i,
-            "samples/distinct_2": lambda i: 0.6 - 0.012 * i,
-            "env/reward_mean": lambda i: i / 40,
-        },
-    )
+    given = rows(45, **FALL, **{"objective/kl": lambda i: -1.5 - 0.1 * i})
     whole, before, resumed = ppo(), ppo(), ppo()
     expected = rung(whole, given)
     assert len(expected) == 2
@@ -197,11 +179,8 @@ def group_rows(count=12, **changes):
         ({"tokens/masked_share": lambda step: 1.0}, ["all masked"], "mask_truncated_completions"),
         ({"samples/distinct_2": lambda step: 0.7 / step}, ["falling diversity"], "beta"),
         ({"samples/unique": lambda step: 1 / step}, ["falling diversity"], "distinct responses"),
-        (
-            {"samples/distinct_2": lambda step: 1 / step, "env/reward_mean": lambda step: -step},
-            [],  # variety that buys nothing is no hacking of the reward
-            "",
-        ),
+        # variety that buys nothing is no hacking of the reward
+        ({"samples/distinct_2": lambda s: 1 / s, "env/reward_mean": lambda s: -s}, [], ""),
     ],
 )
 def test_alarms_of_grpo_ring_on_their_state_alone(changes, rings, word):

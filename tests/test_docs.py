@@ -21,11 +21,8 @@ def commands():
     return [line.split(" #")[0].strip() for line in lines if "recipes/" in line]
 
 
-def test_the_front_page_is_for_someone_who_has_two_minutes():
+def test_every_recipe_is_in_the_readme_which_is_for_someone_who_has_two_minutes():
     assert len(README.splitlines()) <= 220
-
-
-def test_every_recipe_is_in_the_readme():
     for path in (ROOT / "recipes").glob("*.py"):
         assert f"recipes/{path.name}" in README, path.name
 

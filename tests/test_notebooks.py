@@ -123,24 +123,16 @@ def faults_of_the_kept(notebook):
         yield "fewer than two pictures"
 
 
-def test_all_notebooks_are_there():
-    assert [path.stem for path in PATHS] == NAMES
+RUNS = [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in RUN_SLOWLY)) for p in PATHS]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(p, marks=pytest.mark.slow if p.stem in RUN_SLOWLY else (), id=p.stem)
-        for p in PATHS
-    ],
-)
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_it_runs_top_to_bottom_in_an_empty_folder_without_a_network(path):
     notebook = runner.read(path)
     for cell in code_cells(notebook):
         cell.outputs = []
     runner.make_quick(notebook)
-    guard = new_code_cell(NO_NETWORK)
-    notebook.cells.insert(0, guard)
+    notebook.cells.insert(0, new_code_cell(NO_NETWORK))
     runner.execute(notebook, cell_seconds=120)
     assert list(faults_of_outputs(notebook)) == []
 
@@ -151,11 +143,7 @@ def test_what_is_kept_is_a_whole_run_of_these_sources(path):
     validate(notebook)
     assert list(faults_of_the_kept(notebook)) == []
     assert path.stat().st_size < SIZE
-
-
-@each_notebook
-def test_it_has_one_switch_for_the_hub_and_one_for_a_short_run(path):
-    first = code_cells(runner.read(path))[0].source
+    first = code_cells(notebook)[0].source  # a switch for the hub and one for a short run
     assert re.findall(r"^(\w+) = False  # ", first, re.MULTILINE) == ["HUB", "QUICK"]
 
 
@@ -168,10 +156,7 @@ def test_what_it_names_is_there(path):
     named = re.findall(r"\brecipes/[\w/]+\.(?:py|yaml)", text)
     assert [link for link in links if not (path.parent / link).is_file()] == []
     assert [name for name in named if not (ROOT / name).is_file()] == []
-
-
-@each_notebook
-def test_the_docs_name_it(path):
+    assert [path.stem for path in PATHS] == NAMES
     assert f"notebooks/{path.name}" in (ROOT / "docs" / "recipes.md").read_text()
 
 
@@ -213,11 +198,8 @@ def test_a_sound_notebook_has_no_faults_and_a_changed_one_has():
     faults = ["not run top to bottom in one go", "no full run, or too long a one"]
     assert list(faults_of_the_kept(notebook)) == faults
     notebook.cells[1].source += "  # another title"
-    assert list(faults_of_the_kept(notebook)) == [
-        faults[0],
-        "changed after its last run",
-        faults[1],
-    ]
+    faults.insert(1, "changed after its last run")
+    assert list(faults_of_the_kept(notebook)) == faults
 
 
 @pytest.mark.parametrize(

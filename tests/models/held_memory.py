@@ -59,33 +59,27 @@ def main(shape, plan):
     def length(completion_ids, **columns):
         return [float(len(ids)) for ids in completion_ids]
 
+    query = [[1] * plan["query"]] * 64
+    chosen = {"batch_size": plan["batch"], "mini_batch_size": plan["micro_batch"]}
+    chosen |= {"gradient_accumulation_steps": plan["batch"] // plan["micro_batch"]}
+    chosen |= {"response_length": plan["response"], "min_response_length": None, "ppo_epochs": 1}
+    chosen |= {"stop_token": None, "max_steps": STEPS, "use_cpu": True, "report_to": "none"}
+    chosen |= {"activation_checkpointing": plan["checkpointing"], "disable_tqdm": True}
     trainer = PPOTrainer(
-        args=PPOConfig(
-            batch_size=plan["batch"],
-            mini_batch_size=plan["micro_batch"],
-            gradient_accumulation_steps=plan["batch"] // plan["micro_batch"],
-            response_length=plan["response"],
-            min_response_length=None,
-            stop_token=None,
-            ppo_epochs=1,
-            max_steps=STEPS,
-            activation_checkpointing=plan["checkpointing"],
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-        ),
+        args=PPOConfig(**chosen),
         model=model,
         reward_funcs=length,
-        train_dataset=Dataset.from_dict({"input_ids": [[1] * plan["query"]] * 64}),
+        train_dataset=Dataset.from_dict({"input_ids": query}),
         processing_class=Words(),
         peft_config=adapter if plan["rank"] else None,
     )
     gradients = []
-    trainer.optimizer.optimizer.register_step_pre_hook(
-        lambda *_: gradients.append(
-            size_of(p.grad for p in trainer.model.parameters() if p.grad is not None)
-        )
-    )
+
+    def note(*_):
+        held = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+        gradients.append(size_of(held))
+
+    trainer.optimizer.optimizer.register_step_pre_hook(note)
     trainer.train()
     peak = status("VmHWM") - before + weights
     states = trainer.optimizer.state_dict()["state"].values()

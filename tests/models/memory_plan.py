@@ -12,6 +12,9 @@ Left out: CUDA's own half a gigabyte, what the allocator loses between its block
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+
 from trl_recipes.models.adapters import MOMENTS
 
 FLOAT32, BFLOAT16 = 4, 2
@@ -46,14 +49,38 @@ class Shape(NamedTuple):
     vocabulary: int  # tokens
 
 
-SHAPES = {
-    "GPT-2, 124M": Shape(124_439_808, 12, 768, 3072, False, 768, 50257),
-    "Qwen2.5 0.5B": Shape(494_032_768, 24, 896, 4864, True, 128, 151936),
-    "Qwen2.5 1.5B": Shape(1_543_714_304, 28, 1536, 8960, True, 256, 151936),
-    "Qwen2.5 3B": Shape(3_085_938_688, 36, 2048, 11008, True, 256, 151936),
-    "Qwen2.5 7B": Shape(7_615_616_512, 28, 3584, 18944, True, 512, 152064),
-    "Llama 3.1 8B": Shape(8_030_261_248, 32, 4096, 14336, True, 1024, 128256),
+def qwen(layers, width, intermediate, heads, key_value_heads, vocabulary=151936, tied=True):
+    sizes = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": intermediate}
+    sizes |= {"num_attention_heads": heads, "num_key_value_heads": key_value_heads}
+    return Qwen2Config(**sizes, vocab_size=vocabulary, tie_word_embeddings=tied)
+
+
+# Their publishers' own configurations.
+LLAMA = {"num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336}
+LLAMA |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}
+CONFIGS = {
+    "GPT-2, 124M": GPT2Config(),
+    "Qwen2.5 0.5B": qwen(24, 896, 4864, 14, 2),
+    "Qwen2.5 1.5B": qwen(28, 1536, 8960, 12, 2),
+    "Qwen2.5 3B": qwen(36, 2048, 11008, 16, 2),
+    "Qwen2.5 7B": qwen(28, 3584, 18944, 28, 4, 152064, False),
+    "Llama 3.1 8B": LlamaConfig(**LLAMA),
 }
+
+
+def shape_of(config) -> Shape:
+    """Count the weights of the model that transformers makes of a configuration."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    parameters, width = sum(p.numel() for p in model.parameters()), config.hidden_size
+    sizes = parameters, config.num_hidden_layers, width
+    if config.model_type == "gpt2":
+        return Shape(*sizes, 4 * width, False, width, config.vocab_size)
+    key_value = model.model.layers[0].self_attn.k_proj.out_features
+    return Shape(*sizes, config.intermediate_size, True, key_value, config.vocab_size)
+
+
+SHAPES = {name: shape_of(config) for name, config in CONFIGS.items()}
 
 
 @dataclass(frozen=True)

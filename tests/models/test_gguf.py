@@ -6,12 +6,13 @@ import re
 
 import pytest
 import torch
+from architectures import made
 from datasets import Dataset
 from launching import run_warm
 from peft import LoraConfig
 from tiny_grpo import build
 from tiny_models import SENTENCES, byte_level_tokenizer
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 from trl_recipes import RecipeError, load_run
 from trl_recipes.models.loading import load_classifier
@@ -39,19 +40,11 @@ NAMES = {  # of llama.cpp, by transformers'
 def tiny_llama():
     torch.manual_seed(0)
     tokenizer = byte_level_tokenizer(SENTENCES)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return LlamaForCausalLM(config).eval(), tokenizer
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    settings = sizes | ids | {"initializer_range": 0.2, "tie_word_embeddings": True}
+    return made("llama", **settings).eval(), tokenizer
 
 
 def interleaved(weight, heads):
@@ -91,9 +84,8 @@ def write_gguf(path, model, tokenizer, quantized=F32, architecture="llama"):
         kind = quantized if weight.ndim == 2 else F32
         own = f"blk.{layer}.{own}" if layer else own
         writer.add_tensor(f"{own}.weight", gguf.quants.quantize(weight, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    for part in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{part}_to_file")()
     writer.close()
     return path
 

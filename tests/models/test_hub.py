@@ -71,18 +71,11 @@ print(json.dumps({
 """
 
 
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSF"))
-    }
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+def run_python(code, **environment):
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSF"))}
+    given = inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=180)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +88,7 @@ def answers(tmp_path_factory):
 
 def test_a_name_that_the_hub_has_is_left_to_the_library(answers):
     assert answers["there"][::2] == answers["there_dataset"][::2] == ["owner/there-200", False]
+    assert hub.PROBE_SECONDS <= 5.0  # where no test sets it
 
 
 @pytest.mark.parametrize("case", ["closed", "silent", "broken"])
@@ -118,10 +112,6 @@ def test_every_other_answer_is_one_quick_error_that_says_what_to_do(answers, cas
     assert message.startswith(f"error: {flag}: ")
     assert [words for words in says if words not in message] == []
     assert seconds < 2.0  # the limit was set to 1 second
-
-
-def test_the_hub_is_not_waited_for_long():
-    assert hub.PROBE_SECONDS <= 5.0
 
 
 @pytest.fixture
@@ -187,16 +177,13 @@ def test_a_folder_gives_the_model_in_it(tmp_path, inside):
 
 
 def test_a_folder_that_is_no_model_a_file_and_an_empty_name_are_errors(tmp_path):
-    with pytest.raises(
-        RecipeError, match=rf"^--reward_model: the folder `{tmp_path}` is not a model"
-    ):
-        hub.resolve(str(tmp_path), "model", source="--reward_model")
-    (tmp_path / "weights.bin").write_text("")
-    with pytest.raises(RecipeError, match="is a file"):
-        hub.resolve(str(tmp_path / "weights.bin"), "model")
-    for name in ("", "  "):
-        with pytest.raises(RecipeError, match="names no model"):
-            hub.resolve(name, "model")
+    file = tmp_path / "weights.bin"
+    file.write_text("")
+    told = {str(tmp_path): rf"^--reward_model: the folder `{tmp_path}` is not a model"}
+    told |= {str(file): "is a file", "": "names no model", "  ": "names no model"}
+    for name, message in told.items():
+        with pytest.raises(RecipeError, match=message):
+            hub.resolve(name, "model", source="--reward_model")
 
 
 @pytest.mark.parametrize(
@@ -212,13 +199,14 @@ def test_a_missing_path_is_an_error_without_asking_the_hub(monkeypatch, name):
 @pytest.mark.parametrize(
     "failure", [OSError("gone\nmore"), ValueError("gone"), ImportError("gone")]
 )
-def test_loading_turns_library_failures_into_one_line(failure):
-    with pytest.raises(RecipeError) as error, hub.loading("some/model", "model"):
+def test_loading_turns_library_failures_into_one_line_and_lets_others_pass(failure):
+    loading = hub.loading("some/model", "model")
+    with pytest.raises(RecipeError, match=r"`some/model` could not .*gone") as error, loading:
         raise failure
     assert "\n" not in str(error.value)
-    assert "`some/model` could not be loaded" in str(error.value)
-    assert "gone" in str(error.value)
     assert error.value.__cause__ is failure
+    with pytest.raises(ZeroDivisionError), hub.loading("some/model", "model"):
+        raise ZeroDivisionError
 
 
 @pytest.mark.parametrize(
@@ -235,8 +223,3 @@ def test_a_missing_package_is_named_and_no_file_is_blamed(failure, package):
         raise failure
     assert "Install" in str(error.value)
     assert "damaged" not in str(error.value)
-
-
-def test_loading_lets_other_errors_pass():
-    with pytest.raises(ZeroDivisionError), hub.loading("some/model", "model"):
-        raise ZeroDivisionError

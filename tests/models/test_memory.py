@@ -6,31 +6,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import memory_plan
 import pytest
 import tiny_grpo
 import torch
-from memory_plan import (
-    SHAPES,
-    Memory,
-    Plan,
-    Shape,
-    evaluation_bytes,
-    kept,
-    layer_bytes,
-    lora_parameters,
-    memory_table,
-    needed,
-    sampling_bytes,
-    smallest_gpu,
-    update_bytes,
-)
+from memory_plan import CONFIGS, Memory, Plan, Shape, kept, needed
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    LlamaConfig,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM
 
 from trl_recipes.models.adapters import kept_by
 
@@ -40,56 +22,13 @@ TOY = Shape(10, layers=2, width=2, intermediate=4, gated=False, key_value=1, voc
 TOY_PLAN = Plan(frozen=4, checkpointing=False, batch=3, micro_batch=2, query=1, response=4)
 
 
-def qwen(layers, width, intermediate, heads, key_value_heads, vocabulary, tied):
-    return Qwen2Config(
-        num_hidden_layers=layers,
-        hidden_size=width,
-        intermediate_size=intermediate,
-        num_attention_heads=heads,
-        num_key_value_heads=key_value_heads,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-    )
-
-
-# Their publishers' own configurations.
-CONFIGS = {
-    "GPT-2, 124M": GPT2Config(),
-    "Qwen2.5 0.5B": qwen(24, 896, 4864, 14, 2, 151936, True),
-    "Qwen2.5 1.5B": qwen(28, 1536, 8960, 12, 2, 151936, True),
-    "Qwen2.5 3B": qwen(36, 2048, 11008, 16, 2, 151936, True),
-    "Qwen2.5 7B": qwen(28, 3584, 18944, 28, 4, 152064, False),
-    "Llama 3.1 8B": LlamaConfig(
-        num_hidden_layers=32,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_a_shape_has_the_weights_that_transformers_makes(name):
-    shape, config = SHAPES[name], CONFIGS[name]
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    assert shape.parameters == sum(p.numel() for p in model.parameters())
-    assert shape.layers == config.num_hidden_layers
-    assert (shape.width, shape.vocabulary) == (config.hidden_size, config.vocab_size)
-    if name.startswith("GPT"):
-        return
-    layer = model.model.layers[0]
-    assert shape.intermediate == layer.mlp.up_proj.out_features
-    assert shape.key_value == layer.self_attn.k_proj.out_features
-    assert shape.gated
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("GPT")])
+def test_an_adapter_has_the_weights_that_peft_makes(name):
     adapter = LoraConfig(r=16, target_modules=["q_proj", "v_proj"])
     with torch.device("meta"):
-        trained = sum(
-            p.numel() for p in get_peft_model(model, adapter).parameters() if p.requires_grad
-        )
-    assert lora_parameters(shape, 16) == trained
+        model = get_peft_model(AutoModelForCausalLM.from_config(CONFIGS[name]), adapter)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert memory_plan.lora_parameters(memory_plan.SHAPES[name], 16) == trained
 
 
 # By hand
@@ -103,20 +42,20 @@ def test_what_is_kept_by_hand():
 def test_phases_of_a_toy_by_hand():
     # copies of 10 weights in bfloat16: 20. Keys and values of 2 layers, width 1, 3 * 5 tokens, 2
     # bytes: 120; logits of 3 sequences twice: 2 * 3 * 5 * 4 = 120
-    assert sampling_bytes(TOY, TOY_PLAN) == 120 + 120 + 20
+    assert memory_plan.sampling_bytes(TOY, TOY_PLAN) == 120 + 120 + 20
     # logits of 2 * 4 tokens: 8 * 5 * 4 = 160, three times
-    assert evaluation_bytes(TOY, TOY_PLAN) == 480 + 20
+    assert memory_plan.evaluation_bytes(TOY, TOY_PLAN) == 480 + 20
     # 10 tokens of 2 layers, 8 * 2 + 2 * 1 + 2 * 4 = 26 numbers of 2 bytes: 1040
-    assert update_bytes(TOY, TOY_PLAN) == 1040 + 480 + 20
+    assert memory_plan.update_bytes(TOY, TOY_PLAN) == 1040 + 480 + 20
 
 
 @pytest.mark.parametrize(
     ("plan", "expected"),
     [
         (TOY_PLAN, Memory(40, 40, 80, 40, 0, 1540)),
-        (Plan(**vars(TOY_PLAN) | {"reference": False}), Memory(40, 40, 80, 0, 0, 1540)),
-        (Plan(**vars(TOY_PLAN) | {"processes": 2}), Memory(40, 40, 80, 40, 40, 1540)),
-        (Plan(**vars(TOY_PLAN) | {"packed": True}), Memory(40, 40, 80, 40, 40, 1540)),
+        (replace(TOY_PLAN, reference=False), Memory(40, 40, 80, 0, 0, 1540)),
+        (replace(TOY_PLAN, processes=2), Memory(40, 40, 80, 40, 40, 1540)),
+        (replace(TOY_PLAN, packed=True), Memory(40, 40, 80, 40, 40, 1540)),
     ],
 )
 def test_the_whole_of_a_toy_by_hand(plan, expected):
@@ -124,24 +63,23 @@ def test_the_whole_of_a_toy_by_hand(plan, expected):
 
 
 def test_what_is_spread_over_gpus_is_gathered_to_sample_and_to_evaluate():
-    plan = Plan(
-        **vars(TOY_PLAN) | {"processes": 4, "spread": "all", "micro_batch": 1, "response": 1}
-    )
+    changes = {"processes": 4, "spread": "all", "micro_batch": 1, "response": 1}
+    plan = replace(TOY_PLAN, **changes)
     taken = needed(TOY, plan)
     assert taken[:5] == (10, 10, 20, 10, 0)
     # logits of one token: 3 * 5 * 4 = 60, copies 20, policy and reference gathered 40 each, and
     # the part of the gradients, which are not there yet: 10
-    assert evaluation_bytes(TOY, plan) == 80
+    assert memory_plan.evaluation_bytes(TOY, plan) == 80
     assert taken.phase == max(
-        sampling_bytes(TOY, plan) + 40 - 10,
+        memory_plan.sampling_bytes(TOY, plan) + 40 - 10,
         80 + 80 - 10,
-        update_bytes(TOY, plan) + layer_bytes(TOY),
+        memory_plan.update_bytes(TOY, plan) + memory_plan.layer_bytes(TOY),
     )
 
 
 @pytest.mark.parametrize(("size", "gpu"), [(14.4e9, 16), (14.5e9, 24), (72e9, 80), (72.1e9, None)])
 def test_a_tenth_of_a_gpu_stays_free(size, gpu):
-    assert smallest_gpu(size) == gpu
+    assert memory_plan.smallest_gpu(size) == gpu
 
 
 # Measured
@@ -155,12 +93,8 @@ def test_what_ppo_holds_is_what_was_worked_out(rank):
     lengths = {"batch": 8, "micro_batch": 4, "query": 16, "response": 48}
     plan = {"rank": rank, "frozen": 4, "checkpointing": False, **lengths}
     command = [sys.executable, Path(__file__).with_name("held_memory.py")]
-    done = subprocess.run(
-        [*command, json.dumps(MIDDLE), json.dumps(plan)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    command += [json.dumps(MIDDLE), json.dumps(plan)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     held = json.loads(done.stdout.splitlines()[-1])
     value_head = 384 + 1
@@ -184,12 +118,13 @@ def test_what_ppo_holds_is_what_was_worked_out(rank):
 def test_what_grpo_holds_is_what_was_worked_out(adapter):
     trainer = tiny_grpo.build(max_steps=1, more={"peft_config": adapter})
     gradients = []
+
+    def note(*_):
+        held = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+        gradients.append(sum(gradient.numel() * 4 for gradient in held))
+
     trainer.create_optimizer()
-    trainer.optimizer.register_step_pre_hook(
-        lambda *_: gradients.append(
-            sum(p.grad.numel() * 4 for p in trainer.model.parameters() if p.grad is not None)
-        )
-    )
+    trainer.optimizer.register_step_pre_hook(note)
     trainer.train()
     states = trainer.optimizer.state_dict()["state"].values()
     moments = sum(m.numel() * 4 for state in states for m in state.values() if m.dim())
@@ -202,4 +137,4 @@ def test_what_grpo_holds_is_what_was_worked_out(adapter):
 
 
 def test_the_table_of_the_docs_is_the_one_worked_out():
-    assert memory_table() in (ROOT / "docs" / "what_fits.md").read_text()
+    assert memory_plan.memory_table() in (ROOT / "docs" / "what_fits.md").read_text()

@@ -15,22 +15,16 @@ from trl_recipes.report.overoptimization import (
 JUDGE = "metrics/true/mean"
 
 
-def rows(judge, score=None, kl=None, spread=1.0, **more):
+def rows(judge, score=None, kl=None, spread=1.0):
     """Rows of a run whose judge and score are given step by step."""
     count = len(judge)
     score = np.linspace(0, 3, count) if score is None else score
     kl = np.linspace(0, 20, count) if kl is None else kl
+    spreads = {"env/reward_std": spread, "metrics/true/std": spread}
     return [
-        {
-            "step": number,
-            "objective/kl": kl[number - 1],
-            "env/reward_mean": score[number - 1],
-            "env/reward_std": spread,
-            JUDGE: judge[number - 1],
-            "metrics/true/std": spread,
-        }
-        | more
-        for number in range(1, count + 1)
+        {"step": i + 1, "objective/kl": kl[i], "env/reward_mean": score[i], JUDGE: judge[i]}
+        | spreads
+        for i in range(count)
     ]
 
 
@@ -56,14 +50,13 @@ def test_the_parting_is_where_the_judge_was_highest_and_the_sentence_says_so():
 @pytest.mark.parametrize(
     "run",
     [
-        rows(np.linspace(0, 1, 60)),
+        rows(np.linspace(0, 1, 60)),  # rises
         rows(np.zeros(60)),
-        rows(np.minimum(np.linspace(0, 2, 60), 1)),
-        rows(gao(80), score=gao(80)),
-        rows(0.05 * gao(80)),
-        rows(gao(5)),
+        rows(np.minimum(np.linspace(0, 2, 60), 1)),  # levels
+        rows(gao(80), score=gao(80)),  # falls with the score
+        rows(0.05 * gao(80)),  # falls little
+        rows(gao(5)),  # is short
     ],
-    ids=["rises", "stays at 0", "levels", "falls with the score", "falls little", "short run"],
 )
 def test_a_judge_that_does_not_fall_alone_is_not_spoken_of(run):
     assert overoptimization(run, JUDGE) is None
@@ -94,10 +87,7 @@ def test_a_fall_well_above_the_noise_is_found():
 
 def test_gains_do_not_depend_on_units_and_take_the_judges_own_course_without_std():
     plain = rows(gao(50))
-    scaled = [
-        row | {JUDGE: 7 + 100 * row[JUDGE], "metrics/true/std": 100 * row["metrics/true/std"]}
-        for row in plain
-    ]
+    scaled = [row | {JUDGE: 7 + 100 * row[JUDGE], "metrics/true/std": 100.0} for row in plain]
     holes = rows(gao(100))
     for number in (3, 50):
         holes[number][JUDGE] = math.nan

@@ -57,21 +57,13 @@ class Page(HTMLParser):
 
 
 def ppo_rows(count=30):
+    equal = {"env/reward_std": 1.0, "objective/kl_coef": 0.2, "ppo/loss/value": 0.5}
+    equal |= {"ppo/policy/entropy": 2.0, "ppo/policy/clipfrac": 0.4, "time/generation": 0.1}
     return [
-        {
-            "step": step,
-            "env/reward_mean": -1 + step / 10,
-            "env/reward_std": 1.0,
-            "objective/kl": 0.1 * step,
-            "objective/kl_coef": 0.2,
-            "ppo/loss/total": 1 / step,
-            "ppo/loss/value": 0.5,
-            "ppo/policy/entropy": 2.0,
-            "ppo/policy/clipfrac": 0.4,
-            "tokens/responses_len_mean": 9.0,
-            "samples/distinct_2": 0.8 - 0.02 * step,
-            "time/generation": 0.1,
-        }
+        {"step": step, "env/reward_mean": -1 + step / 10, "objective/kl": 0.1 * step}
+        | equal
+        | {"ppo/loss/total": 1 / step, "samples/distinct_2": 0.8 - 0.02 * step}
+        | {"tokens/responses_len_mean": 9.0}
         for step in range(1, count + 1)
     ]
 
@@ -89,16 +81,12 @@ def make_run(folder, rows, text="fine"):
     for step in (1, 2, 30):
         append_samples(run.samples, step, [f"q{step} {text}"], [f"r{step} {text}"], [step / 3])
     append_alarms(run.alarms, 7, [f"the KL is odd {text}"])
-    record = {
-        "algorithm": "PPO",
-        "about": f"PPO on {text}",
-        "rewards": {text: 0.5},
-        "sessions": [
-            {"began": "2026-01-02", "how": "stopped", "said": text, "step": 9, "seconds": 60},
-            {"began": "2026-01-03", "how": "finished", "step": 30, "seconds": 120, "gigabytes": 2},
-        ],
-    }
-    run.record.write_text(json.dumps(record))
+    sessions = [
+        {"began": "2026-01-02", "how": "stopped", "said": text, "step": 9, "seconds": 60},
+        {"began": "2026-01-03", "how": "finished", "step": 30, "seconds": 120, "gigabytes": 2},
+    ]
+    record = {"algorithm": "PPO", "about": f"PPO on {text}", "rewards": {text: 0.5}}
+    run.record.write_text(json.dumps(record | {"sessions": sessions}))
     return run
 
 
