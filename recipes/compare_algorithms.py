@@ -45,20 +45,20 @@ class SweepArguments:
 def main(args: SweepArguments, task: Task) -> None:
     folder = check_folder(args.output_dir)
     own = {name: getattr(args, name) for name in ALGORITHMS}
-    runs = make_runs(task, args.algorithms, args.seeds, own)
+    runs = make_runs(task, args.algorithms, args.seeds, own, folder)
 
     # Trainer
     overwrite = args.overwrite_output_dir
-    todo = [run for run in runs if not run.stage(folder / run.folder_name, overwrite).done]
+    todo = [run for run in runs if not run.stage(overwrite).done]
     for run in {run.algorithm: run for run in todo}.values():  # mistakes show at once
-        trainer = SweepRun(run, folder / run.folder_name).trainer
+        trainer = SweepRun(run).trainer
         print(trainer.describe(), trainer.check() if args.check else "", sep="\n")
     if args.check:
         return
-    failures = run_all(todo, folder, args.jobs, partial(print, flush=True), overwrite)
+    failures = run_all(todo, args.jobs, partial(print, flush=True), overwrite)
 
     # Results
-    results = load_results(runs, folder)
+    results = load_results(runs)
     if results is not None:
         table, picture = folder / "table.md", folder / "algorithms.png"
         told = f"{results.table()}\n\n{results.conditions()}"

@@ -67,16 +67,16 @@ def main(args: ShoutingArguments, sizes: BaselineConfig, config: GRPOConfig) -> 
     if not config.check:
         alphabet.do(lambda: tokenizer.save_pretrained(alphabet.folder))
     train = partial(characters.train_baseline, train_text, heldout_text, tokenizer, sizes=sizes)
-    baseline.train(train, sizes.training_beside(config, run.path), settings, report_baseline)
+    baseline.train(train, sizes.training(config), settings, report_baseline)
     if config.check:
         return print_main(trainer.check())
     if not grpo.done:
-        trainer = make_trainer(load_run(baseline.run)[0])
+        trainer = make_trainer(load_run(baseline.folder)[0])
         grpo.train_policy(trainer, settings, write_report)
 
     # Results
     def evaluate():
-        models = {"baseline": load_run(baseline.run), "GRPO": load_run(run)}
+        models = {"baseline": load_run(baseline.folder), "GRPO": load_run(run)}
         measures = {r.__name__: r for r in (reward, *trainer.rewards.reward_funcs, known)}
         chosen = {"max_new_tokens": config.response_length, "reference": "baseline"}
         results = compare(models, held_out, measures, **chosen)

@@ -68,9 +68,9 @@ def main(args: RlhfArguments, stage: RewardArguments, config: PPOConfig, model_c
         )
         print_main(reward.learns, trainer.describe())
     figures = learning.train(reward.train, reward.config, (stage,), write_report)
-    reward.load(learning.run.model)
+    reward.load(learning.folder.model)
     if not config.check and is_main_process():
-        told = write_figures(learning.run, reward.heldout, figures, reward.base, reward.source)
+        told = write_figures(learning.folder, reward.heldout, figures, reward.base, reward.source)
         print("Reward model:", told.sentences())
     if not policy.done:
         if config.check:

@@ -58,7 +58,7 @@ def main(args: ClassifierArguments, sizes: ClassifierSizes, config: ClassifierCo
     if is_main_process():
         start = args.model_name_or_path or f"a ModernBERT of {sizes.num_layers} layers from scratch"
         print(
-            f"Training {start} on {data.describe()} of {source}, with {len(heldout.texts)} held out"
+            f"Training {start} on {data} of {source}, with {len(heldout.texts)} held out"
             " to measure."
         )
     train = partial(

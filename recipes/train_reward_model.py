@@ -70,7 +70,7 @@ def main(args: RewardModelArguments, sizes: ClassifierSizes, config: RewardModel
     # Trainer
     start = args.model_name_or_path or f"a ModernBERT of {sizes.num_layers} layers from scratch"
     if is_main_process():
-        print(f"Training {start} on {data.describe()} of {source}.")
+        print(f"Training {start} on {data} of {source}.")
     train = partial(train_reward_model, data, model_name_or_path=base, sizes=sizes)
     if config.check:
         return print_main(dry_run(train, config))

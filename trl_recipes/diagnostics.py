@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from trl_recipes.describe import is_number
-from trl_recipes.stats import STATISTICS
+from trl_recipes.stats import STATISTICS, tenth
 
 Rows = Sequence[Mapping[str, Any]]
 Values = dict[str, Any]  # what an alarm's sentence tells
@@ -85,10 +85,10 @@ def judge(all_stats: Rows) -> list[Judged]:
         known = [float(row[healthy.key]) for row in all_stats if is_number(row.get(healthy.key))]
         if not known or (healthy.of_start and len(known) < 2):
             continue
-        window = min(len(known), max(3, len(known) // 10))
-        last = math.fsum(known[-window:]) / window
+        window = tenth(len(known))
+        last = statistics.fmean(known[-window:])
         if healthy.of_start:
-            start = math.fsum(known[:window]) / window
+            start = statistics.fmean(known[:window])
             if start == 0:
                 continue
             last /= start

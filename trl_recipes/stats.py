@@ -125,6 +125,11 @@ def steps_of(all_stats: Sequence[dict[str, Any]]) -> list[int]:
     return [int(row.get("step", number)) for number, row in enumerate(all_stats, 1)]
 
 
+def tenth(count: int) -> int:
+    """Count a tenth of so many rows, but at least 3 where they are there."""
+    return max(1, min(count, 3), count // 10)
+
+
 def run_names(runs: Sequence[str | Path], taken: Sequence[str] = ()) -> list[str]:
     """Name runs for tables and legends: by folder, or by the whole path where that is unclear.
 

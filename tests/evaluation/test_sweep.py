@@ -75,7 +75,7 @@ class WarmProcess:
     """A run's process as `subprocess.Popen` starts it, but forked from a warm interpreter."""
 
     def __init__(self, command, stdout, **_):
-        script = (sweep.__file__, command[-2:], Path.cwd(), [stdout.name] * 2, {})
+        script = (sweep.__file__, command[-1:], Path.cwd(), [stdout.name] * 2, {})
         self.process = warm().Process(target=run_script, args=script)
         self.process.start()
         self.kill = self.process.kill
@@ -186,7 +186,7 @@ def test_looking_does_not_change_the_run(flags, tmp_path, algorithm):
     for often in (1, 4):
         task = Task(**shared, max_prompt_length=4, evaluations=often)
         folder = tmp_path / str(often)
-        SweepRun(Run(algorithm, 0, task, OWN[algorithm]), folder).train()
+        SweepRun(Run(algorithm, 0, task, folder, OWN[algorithm])).train()
         rows.append(without_times(lines(folder / "all_stats.jsonl")))
     assert rows[0] == rows[1]
 
@@ -196,7 +196,8 @@ def test_looking_does_not_change_the_run(flags, tmp_path, algorithm):
 STAND_IN = """
 import json, signal, sys, time
 from pathlib import Path
-run, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+run = json.loads(sys.argv[1])
+folder = Path(run["folder"])
 folder.mkdir(exist_ok=True)
 if run["algorithm"] == "grpo":
     print("error: the disk is full"); sys.exit(2)
@@ -217,22 +218,22 @@ def stand_in(monkeypatch, tmp_path):
     monkeypatch.setattr(sweep, "COMMAND", (sys.executable, str(tmp_path / "stand_in.py")))
 
 
-def some_runs(*seeds, algorithms=("ppo", "grpo")):
+def some_runs(folder, *seeds, algorithms=("ppo", "grpo")):
     task = Task(tokens=64, batch=8, response_length=4, evaluations=2, eval_prompts=4)
-    return make_runs(task, algorithms, seeds, {"grpo": {"num_generations": 4}})
+    return make_runs(task, algorithms, seeds, {"grpo": {"num_generations": 4}}, folder)
 
 
 def test_a_run_that_fails_says_so_and_the_others_stay(stand_in, tmp_path):
     said = []
-    assert load_results(some_runs(0), tmp_path) is None
-    failures = run_all(some_runs(0, 1), tmp_path, 2, said.append)
+    assert load_results(some_runs(tmp_path, 0)) is None
+    failures = run_all(some_runs(tmp_path, 0, 1), 2, said.append)
     assert sorted(words[:18] for words in failures) == ["GRPO seed 0 failed", "GRPO seed 1 failed"]
     assert all("error: the disk is full" in words and "log.txt" in words for words in failures)
     assert all((tmp_path / f"ppo-seed{seed}" / "stage.json").is_file() for seed in (0, 1))
     assert sum("failed" in line for line in said) == 2
     (tmp_path / "ppo-seed0" / "stage.json").write_text("{")
     with pytest.raises(RecipeError, match="damaged"):
-        load_results(some_runs(0), tmp_path)
+        load_results(some_runs(tmp_path, 0))
 
 
 def test_a_signal_reaches_every_run_and_waits_for_it(stand_in, tmp_path):
@@ -245,7 +246,7 @@ def test_a_signal_reaches_every_run_and_waits_for_it(stand_in, tmp_path):
 
     threading.Thread(target=press).start()
     with pytest.raises(RunStopped, match="The same command goes on"):
-        run_all(some_runs(9, algorithms=["ppo"]), tmp_path, 1, lambda _: None)
+        run_all(some_runs(tmp_path, 9, algorithms=["ppo"]), 1, lambda _: None)
     assert (run / "saved").is_file()
 
 
@@ -262,7 +263,7 @@ def made_up(**ends):
         for seed, (reward, kl, second) in enumerate(zip(rewards, kls, seconds, strict=True)):
             policy = {"P(POSITIVE)": reward, "reward": reward, "kl": kl, **figures}
             result = {"reference": before, "policy": policy, "tokens": 50_001, "step": 9}
-            results.runs.append(Run(name, seed, task))
+            results.runs.append(Run(name, seed, task, Path(f"{name}-seed{seed}")))
             results.found.append(result | {"seconds": second})
             start = {"tokens": 0, "seconds": 0.0, "reward": 0.4, "kl": 0.0}
             end = {"tokens": 50_001, "seconds": second, "reward": reward, "kl": kl}
@@ -302,4 +303,4 @@ def test_what_is_asked_for_is_checked_before_anything_runs(changes, message):
     asked = {"algorithms": ["ppo", "grpo", "rloo"], "seeds": [0], "own": {}} | changes
     task = Task(tokens=64, batch=8, response_length=4, max_prompt_length=4)
     with pytest.raises(RecipeError, match=message):
-        make_runs(task, **asked)
+        make_runs(task, **asked, place=Path("runs"))

@@ -79,8 +79,24 @@ def read(text: str) -> Review | None:
 def rewrite_quality(
     prompts: Sequence[str], completions: Sequence[str], **_: Any
 ) -> list[float | None]:
-    """Say how good rewrites are, 0 to 1: the mood that was asked for, less what was lost."""
-    return [_quality(*pair) for pair in zip(prompts, completions, strict=True)]
+    """Say how good rewrites are, 0 to 1; None of a source of no form.
+
+    It is the mean over a rewrite's opinions, less the fraction of subjects not named: 1 for a
+    strong opinion in the mood that was asked for, 0.5 for a lukewarm one.
+    """
+    qualities: list[float | None] = []
+    for source, rewrite in zip(map(read, prompts), map(read, completions), strict=True):
+        if source is None or rewrite is None:
+            qualities.append(None if source is None else 0.0)
+            continue
+        asked = OTHER[_MOOD[source.opinions[0].verdict]]
+        values = [
+            0.0 if _MOOD[verdict] != asked else 0.5 if verdict in _LUKEWARM[asked] else 1.0
+            for _, verdict in rewrite.opinions
+        ]
+        lost = len(source.subjects - rewrite.subjects) / len(source.subjects)
+        qualities.append(max(0.0, sum(values) / len(values) - lost))
+    return qualities
 
 
 def subjects_kept(
@@ -93,25 +109,6 @@ def subjects_kept(
         named = source and all(subject.lower() in low for subject in source.subjects)
         kept.append(None if source is None else float(named))
     return kept
-
-
-def _quality(prompt: str, completion: str) -> float | None:
-    """Take the mean mood of a rewrite's opinions, less the fraction of subjects not named.
-
-    A strong opinion in the mood that was asked for counts 1, a lukewarm one 0.5.
-    """
-    source, rewrite = read(prompt), read(completion)
-    if source is None:
-        return None
-    if rewrite is None:
-        return 0.0
-    asked = OTHER[_MOOD[source.opinions[0].verdict]]
-    values = [
-        0.0 if _MOOD[verdict] != asked else 0.5 if verdict in _LUKEWARM[asked] else 1.0
-        for _, verdict in rewrite.opinions
-    ]
-    lost = len(source.subjects - rewrite.subjects) / len(source.subjects)
-    return max(0.0, sum(values) / len(values) - lost)
 
 
 def _review(mood: str, writer: Writer) -> Review:

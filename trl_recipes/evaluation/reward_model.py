@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
 from huggingface_hub import ModelCard, ModelCardData
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -24,7 +25,7 @@ from trl_recipes.describe import printable
 from trl_recipes.evaluation.compare import mean_interval
 from trl_recipes.models.loading import load_classifier
 from trl_recipes.report.plots import COLORS, DASHED, Picture, save_figure, style_axes
-from trl_recipes.rewards.models import can_pad, classifier_logits, local_device, longest_input
+from trl_recipes.rewards.models import can_pad, classifier_logits, longest_input
 from trl_recipes.run_folder import RunFolder, versions
 from trl_recipes.training.reward_data import Labeled, Pairs
 
@@ -72,7 +73,7 @@ class Figures:
 def evaluate_reward_model(folder: str | Path, heldout: Labeled | Pairs) -> Figures:
     """Measure a saved reward model on rows that it never saw, of the kind that it learned from."""
     model, tokenizer = load_classifier(folder, source="the reward model")
-    model.to(local_device()).eval()
+    model.to(PartialState().device).eval()
     if isinstance(heldout, Pairs):
         special = not heldout.rendered
         sides = (heldout.chosen, heldout.rejected)

@@ -1,9 +1,7 @@
 """PPO, GRPO and RLOO on one task with the same number of generated tokens, a process for each run.
 
 Each run is a `Stage`: a finished one is not run again, and a stopped one goes on where it stopped.
-A process is
-
-    python -m trl_recipes.evaluation.sweep '<a Run as JSON>' FOLDER
+Its process is `python -m trl_recipes.evaluation.sweep RUN`, with the `Run` as JSON.
 """
 
 import json
@@ -71,42 +69,45 @@ class Task(PromptArguments):
 
 @dataclass(frozen=True)
 class Run:
-    """One run: an algorithm with a seed and its own settings on the shared task."""
+    """One run in a folder: an algorithm with a seed and its own settings on the shared task."""
 
     algorithm: str
     seed: int
     task: Task
+    folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.algorithm.upper()} seed {self.seed}"
 
-    @property
-    def folder_name(self) -> str:
-        """Name of the run's folder."""
-        return f"{self.algorithm}-seed{self.seed}"
-
-    def stage(self, folder: Path, overwrite: bool = False) -> Stage:
+    def stage(self, overwrite: bool = False) -> Stage:
         """Read what its folder holds of this run; refuse a folder that holds another one."""
         decide = {"seed": self.seed} | asdict(self.task) | self.settings
-        stage = Stage(str(self), folder, json.loads(json.dumps(decide)), overwrite=overwrite)
+        stage = Stage(str(self), self.folder, json.loads(json.dumps(decide)), overwrite=overwrite)
         stage.read()
         if not stage.begun:
-            check_output_dir(folder, overwrite=overwrite)
+            check_output_dir(self.folder, overwrite=overwrite)
         return stage
 
 
 def make_runs(
-    task: Task, algorithms: Sequence[str], seeds: Sequence[int], own: Mapping[str, Any]
+    task: Task, algorithms: Sequence[str], seeds: Sequence[int], own: Mapping[str, Any], place: Path
 ) -> list[Run]:
-    """Make and check a run of each algorithm and seed; `own` settings are a dict or JSON."""
+    """Make and check a run of each algorithm and seed; `own` settings are a dict or JSON.
+
+    Their folders are in `place`.
+    """
     for name in algorithms:
         if name not in ALGORITHMS:
             raise RecipeError(f"--algorithms: `{name}` is unknown. Use {', '.join(ALGORITHMS)}.")
     settings = {name: _own_settings(name, own.get(name)) for name in algorithms}
-    runs = [Run(n, seed, task, settings[n]) for seed in dict.fromkeys(seeds) for n in settings]
+    runs = [
+        Run(name, seed, task, place / f"{name}-seed{seed}", settings[name])
+        for seed in dict.fromkeys(seeds)
+        for name in settings
+    ]
     for run in runs:
-        config_of(run, Path(run.folder_name))
+        config_of(run)
     return runs
 
 
@@ -120,11 +121,11 @@ def _own_settings(name: str, given: Any) -> dict[str, Any]:
         ) from error
 
 
-def config_of(run: Run, folder: Path, resume: bool = False) -> TrainingArguments:
+def config_of(run: Run, resume: bool = False) -> TrainingArguments:
     """Build the configuration of a run's trainer; `max_steps` is for responses of one token."""
     (kind, _), flag, task = ALGORITHMS[run.algorithm], f"--{run.algorithm}", run.task
     shared = {
-        "output_dir": str(folder),
+        "output_dir": str(run.folder),
         "seed": run.seed,
         "batch_size": task.batch,
         "response_length": task.response_length,
@@ -153,11 +154,7 @@ def config_of(run: Run, folder: Path, resume: bool = False) -> TrainingArguments
 
 
 def run_all(
-    runs: Sequence[Run],
-    folder: Path,
-    jobs: int,
-    say: Callable[[str], None],
-    overwrite: bool = False,
+    runs: Sequence[Run], jobs: int, say: Callable[[str], None], overwrite: bool = False
 ) -> list[str]:
     """Run each in a process of its own, `jobs` at a time, and give a sentence for each that failed.
 
@@ -178,29 +175,29 @@ def run_all(
                     raise RunStopped(f"{words}it stopped.", 128 + signals.received)
                 while waiting and len(going) < jobs:
                     run = waiting.pop(0)
-                    going.append((run, _start(run, folder / run.folder_name, jobs, overwrite)))
+                    going.append((run, _start(run, jobs, overwrite)))
                     say(f"{run}: begun, {len(runs) - len(waiting)} of {len(runs)}")
                 time.sleep(POLL_SECONDS)
                 for run, process in [pair for pair in going if pair[1].poll() is not None]:
                     going.remove((run, process))
                     if process.returncode:
-                        failures.append(_failure(run, folder, process.returncode))
-                    say(failures[-1] if process.returncode else _summary(run, folder))
+                        failures.append(_failure(run, process.returncode))
+                    say(failures[-1] if process.returncode else _summary(run))
         finally:
             for _, process in going:
                 process.kill()
     return failures
 
 
-def _start(run: Run, folder: Path, jobs: int, overwrite: bool) -> subprocess.Popen:
+def _start(run: Run, jobs: int, overwrite: bool) -> subprocess.Popen:
     if overwrite:
-        prepare_run(folder, overwrite=True)
-        (folder / CURVE_FILE).unlink(missing_ok=True)
+        prepare_run(run.folder, overwrite=True)
+        (run.folder / CURVE_FILE).unlink(missing_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOG_FILE).open("wb") as log:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / LOG_FILE).open("wb") as log:
         return subprocess.Popen(
-            [*COMMAND, json.dumps(asdict(run)), str(folder)],
+            [*COMMAND, json.dumps(asdict(run), default=str)],
             env={"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -209,16 +206,16 @@ def _start(run: Run, folder: Path, jobs: int, overwrite: bool) -> subprocess.Pop
         )
 
 
-def _failure(run: Run, folder: Path, code: int) -> str:
-    log = folder / run.folder_name / LOG_FILE
+def _failure(run: Run, code: int) -> str:
+    log = run.folder / LOG_FILE
     said = log.read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line for line in reversed(said) if line.strip()), "it said nothing")
     killed = " (killed, most likely for want of memory)" if code == -9 else ""
     return f"{run} failed. Exit code {code}{killed}, `{log}`: {last}"
 
 
-def _summary(run: Run, folder: Path) -> str:
-    found = run.stage(folder / run.folder_name).result
+def _summary(run: Run) -> str:
+    found = run.stage().result
     before, after = found["reference"]["reward"], found["policy"]["reward"]
     return (
         f"{run}: reward {before:.3f} to {after:.3f}, {found['tokens']} tokens in "
@@ -236,8 +233,8 @@ class Curve(TrainerCallback):
     of measuring); every so many tokens also the figures of the policy on held-out prompts.
     """
 
-    def __init__(self, folder: Path, task: Task, measure: Callable[[], ModelResult]):
-        self.path, self.task, self.measure = folder / CURVE_FILE, task, measure
+    def __init__(self, run: Run, measure: Callable[[], ModelResult]):
+        self.path, self.task, self.measure = run.folder / CURVE_FILE, run.task, measure
         self.last: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0}
         self._mark = 0.0
 
@@ -287,8 +284,8 @@ class SweepRun:
     With `resume` it goes on from the newest checkpoint in its folder.
     """
 
-    def __init__(self, run: Run, folder: Path, resume: bool = False):
-        self.run, self.folder, task = run, folder, run.task
+    def __init__(self, run: Run, resume: bool = False):
+        self.run, task = run, run.task
         name = task.model_name_or_path or str(language_model())
         model, self.tokenizer = load_run(name)
         self.reference, _ = load_run(name)
@@ -298,13 +295,13 @@ class SweepRun:
         self.held_out = task.load("test", self.tokenizer, seed=0, **fitting)  # for all the same
         self.reward = SentimentReward(task.reward_model, label=task.label, score="probability")
         self.trainer = ALGORITHMS[run.algorithm][1](
-            args=config_of(run, folder, resume),
+            args=config_of(run, resume),
             model=model,
             reward_funcs=self.reward,
             train_dataset=prompts,
             processing_class=self.tokenizer,
         )
-        self.trainer.add_callback(Curve(folder, task, self.measure))
+        self.trainer.add_callback(Curve(run, self.measure))
 
     def measure(self) -> ModelResult:
         """Let the current policy answer the held-out prompts."""
@@ -323,14 +320,14 @@ class SweepRun:
 
     def train(self) -> None:
         """Train to the end, from the newest checkpoint where there is one, and measure it."""
-        folder, trainer, task = self.folder, self.trainer, self.run.task
-        stage = self.run.stage(folder)
+        folder, trainer, task = self.run.folder, self.trainer, self.run.task
+        stage = self.run.stage()
         with stage.start(trainer.args, [trainer.args], write_report) as run:
             trainer.train()
             trainer.save_model()
 
         models = {"reference": (self.reference, self.tokenizer)}
-        models[self.run.folder_name] = load_run(folder)
+        models[folder.name] = load_run(folder)
         for model, _ in models.values():
             model.to(trainer.accelerator.device)
         measures = {f"P({self.reward.label})": self.reward} | sentiment_measures(self.reward)
@@ -349,11 +346,11 @@ class SweepRun:
 
 def main() -> None:
     """Read what to train from the command line; a mistake is one line that begins with error."""
-    described, folder = sys.argv[1:]
+    values = json.loads(sys.argv[1])
     try:
-        values = json.loads(described)
-        run, folder = Run(**values | {"task": Task(**values["task"])}), Path(folder)
-        SweepRun(run, folder, resume=run.stage(folder).begun).train()
+        made = {"task": Task(**values["task"]), "folder": Path(values["folder"])}
+        run = Run(**values | made)
+        SweepRun(run, resume=run.stage().begun).train()
     except (RecipeError, RunStopped) as error:
         known = "error: " if isinstance(error, RecipeError) else ""
         print(f"{known}{error}", file=sys.stderr, flush=True)  # noqa: T201  the log of the run

@@ -56,23 +56,19 @@ class Results:
         return {name: group.agg(["mean", "min", "max"]) for name, group in groups}
 
     @property
-    def before(self) -> dict[str, float]:
-        """Figures of the start model, which is the same for all."""
-        return self.found[0]["reference"]
-
-    @property
     def scores(self) -> list[str]:
         """Names of what the runs are scored by, the reward first."""
-        return [name for name in self.before if name not in FIGURES and name != "reward"]
+        known = self.found[0]["reference"]  # the start model, the same for all
+        return [name for name in known if name not in FIGURES and name != "reward"]
 
     def table(self) -> str:
         """Format the figures as Markdown: a row each, mean (least to most) over the seeds."""
-        after = self.over_seeds()
+        before, after = self.found[0]["reference"], self.over_seeds()
         known = {name for figures in after.values() for name in figures}
         rows = [["", "before", *map(str.upper, after)]]
         for name in [*self.scores, *(name for name in FIGURES if name in known)]:
             title, digits = FIGURES.get(name, (name, 3))
-            cells = [_shown(self.before.get(name), digits)]
+            cells = [_shown(before.get(name), digits)]
             for figures in after.values():
                 mean, least, most = (_shown(v, digits) for v in figures.get(name, [np.nan] * 3))
                 cells.append(mean if least == most else f"{mean} ({least} to {most})")
@@ -89,18 +85,16 @@ class Results:
         )
 
 
-def load_results(runs: Sequence[Run], folder: Path) -> Results | None:
+def load_results(runs: Sequence[Run]) -> Results | None:
     """Read the results of the runs that have finished; None where none has."""
     order = list(dict.fromkeys(run.algorithm for run in runs))
     runs = sorted(runs, key=lambda run: order.index(run.algorithm))
-    stages = [(run, run.stage(folder / run.folder_name)) for run in runs]
-    done = [(run, stage) for run, stage in stages if stage.done]
-    curves = [
-        [row for row in load_stats(stage.folder / CURVE_FILE) if "reward" in row]
-        for _, stage in done
-    ]
-    found = [stage.result for _, stage in done]
-    return Results([run for run, _ in done], found, curves) if done else None
+    done = [(run, found) for run in runs if (found := run.stage().result) is not None]
+    if not done:
+        return None
+    runs, found = map(list, zip(*done, strict=True))
+    curves = ([row for row in load_stats(r.folder / CURVE_FILE) if "reward" in row] for r in runs)
+    return Results(runs, found, list(curves))
 
 
 def plot_results(results: Results, path: str | Path | None = None) -> Figure:
@@ -110,7 +104,8 @@ def plot_results(results: Results, path: str | Path | None = None) -> Figure:
     """
     figure = Picture(figsize=(12, 5.2), layout="constrained")
     ends = {name: after.loc["mean"] for name, after in results.over_seeds().items()}
-    curves, before = {name: _on_one_grid(results, name) for name in ends}, results.before["reward"]
+    curves = {name: _on_one_grid(results, name) for name in ends}
+    before = results.found[0]["reference"]["reward"]
     for axes, (along, title, below, ending) in zip(
         figure.subplots(1, 3, sharey=True), PANELS, strict=True
     ):

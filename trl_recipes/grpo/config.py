@@ -54,11 +54,6 @@ class GroupConfig(TrainingSettings):
             self.dataloader_pin_memory = torch.accelerator.is_available()
         super().__post_init__()
 
-    @property
-    def groups(self) -> int:
-        """Count the prompts of one sampled batch, over all processes."""
-        return self.generation_batch_size // self.num_generations
-
     def _unite_names(self) -> None:
         super()._unite_names()
         if self.max_completion_length is not None and self.response_length == 16:

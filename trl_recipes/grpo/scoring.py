@@ -115,9 +115,10 @@ class GroupScoring:
         extras = self._reward_extras()
         extras |= {name: lambda *_: None for name in extras if name.startswith("log_")}
         check_rewards(self.rewards, self.args.reward_once, *samples, **extras)
-        if len(rows) < self.args.groups:
+        groups = self.args.generation_batch_size // self.num_generations
+        if len(rows) < groups:
             raise RecipeError(
-                f"The data set has {len(rows)} prompts, fewer than the {self.args.groups} of one "
+                f"The data set has {len(rows)} prompts, fewer than the {groups} of one "
                 f"batch ({self.args.generation_batch_size} responses, {self.num_generations} to "
                 "each). Lower `batch_size` or give more prompts."
             )

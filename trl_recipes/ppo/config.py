@@ -92,6 +92,17 @@ class _ClassicNames:
     def total_ppo_epochs(self) -> int:
         return math.ceil(self.steps / self.batch_size)
 
+    # Samples in one optimizer step of one process, in one step of PPO of all, and in one optimizer
+    # step of all.
+
+    @property
+    def backward_batch_size(self) -> int:
+        return self.mini_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.batch_size * (self.world_size or 1)
+
     @property
     def global_backward_batch_size(self) -> int:
         return self.backward_batch_size * (self.world_size or 1)
@@ -218,16 +229,6 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
         if self.log_with is not None:
             self._read_log_with()
         super().__post_init__()
-
-    @property
-    def backward_batch_size(self) -> int:
-        """Samples of one process in one optimizer step."""
-        return self.mini_batch_size * self.gradient_accumulation_steps
-
-    @property
-    def global_batch_size(self) -> int:
-        """Samples per step over all processes."""
-        return self.batch_size * (self.world_size or 1)
 
     def _read_log_with(self) -> None:
         both = (self.log_with, self.report_to)

@@ -17,20 +17,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from trl_recipes.describe import printable
-from trl_recipes.report.plots import (
-    BESIDE_X,
-    COLORS,
-    DASHED,
-    GREY,
-    Picture,
-    Rows,
-    as_label,
-    moving_average,
-    plot_stats,
-    save_figure,
-    style_axes,
-)
-from trl_recipes.stats import steps_of
+from trl_recipes.report import plots
+from trl_recipes.stats import steps_of, tenth
 
 SCORE = "env/reward_mean"
 KL = "objective/kl"
@@ -49,7 +37,7 @@ class Parting(NamedTuple):
     rise: float  # of the score, from there to the end
 
 
-def find_parting(all_stats: Rows, judge: str) -> Parting | None:
+def find_parting(all_stats: plots.Rows, judge: str) -> Parting | None:
     """Find from where on the judge fell while the score rose; None where they do not part.
 
     The highest mean of a tenth of the steps is held against the mean of the last tenth. Fall and
@@ -57,7 +45,7 @@ def find_parting(all_stats: Rows, judge: str) -> Parting | None:
     the windows, because the highest was picked). `judge` is a key such as `metrics/vader/mean`.
     """
     course = _course(all_stats, judge)
-    window = _window(course)
+    window = tenth(len(course))
     windows = len(course) - 2 * window + 1  # that do not reach into the last one
     if windows < 1:
         return None
@@ -76,7 +64,7 @@ def find_parting(all_stats: Rows, judge: str) -> Parting | None:
     return Parting(int(course.index[best + window // 2]), float(kl), float(fall), float(rise))
 
 
-def overoptimization(all_stats: Rows, judge: str) -> str | None:
+def overoptimization(all_stats: plots.Rows, judge: str) -> str | None:
     """Say from where on the judge fell while the score rose; None where they agree."""
     found = find_parting(all_stats, judge)
     if found is None:
@@ -91,40 +79,40 @@ def overoptimization(all_stats: Rows, judge: str) -> str | None:
 
 
 def plot_overoptimization(
-    all_stats: Rows, judge: str, path: str | Path | None = None, title: str | None = None
+    all_stats: plots.Rows, judge: str, path: str | Path | None = None, title: str | None = None
 ) -> Figure:
     """Draw learned score and judge against the KL from the reference, and where they part."""
     course, found = _course(all_stats, judge), find_parting(all_stats, judge)
-    figure = Picture(figsize=(9, 5), layout="constrained")
+    figure = plots.Picture(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
-    line = course.apply(moving_average, window=_window(course))
+    line = course.apply(plots.moving_average, window=tenth(len(course)))
     names = {"score": "learned score", "judge": f"judge ({_name(judge)}), not optimized"}
-    for (column, name), color in zip(names.items(), COLORS, strict=False):
+    for (column, name), color in zip(names.items(), plots.COLORS, strict=False):
         # the estimate of a KL near 0 goes below it by chance
         points, average = (table["kl"].clip(lower=0) for table in (course, line))
         style = {"color": color, "markersize": 3.5, "alpha": 0.3, "markeredgewidth": 0}
         axes.plot(points, course[column], "o", **style)
-        axes.plot(average, line[column], color=color, linewidth=2.4, label=as_label(name))
-    axes.axhline(0, color=GREY, linewidth=0.8)
+        axes.plot(average, line[column], color=color, linewidth=2.4, label=plots.as_label(name))
+    axes.axhline(0, color=plots.GREY, linewidth=0.8)
     verdict = "score and judge do not part"
     if found is not None:
         verdict = f"from step {found.step} on the judge falls while the score rises"
-        axes.axvline(max(found.kl, 0), **DASHED)
+        axes.axvline(max(found.kl, 0), **plots.DASHED)
         words = f"part here: step {found.step}, {found.kl:.2g} nats"
-        axes.annotate(words, (max(found.kl, 0), 0.02), xytext=(4, 3), **BESIDE_X)
+        axes.annotate(words, (max(found.kl, 0), 0.02), xytext=(4, 3), **plots.BESIDE_X)
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.clip(x, 0, None)), np.square))
     axes.set_xlim(0, max(1e-3, 1.03 * course["kl"].max()))
     axes.set_xlabel("KL from the reference, nats per response (scale of its square root)")
     axes.set_ylabel("gain, in std of the start's responses")
     axes.legend(loc="upper left", frameon=False)
-    style_axes(axes, "Points: single steps; lines: moving averages", grid="y")
-    figure.suptitle(f"{as_label(title)}: {verdict}" if title else verdict.capitalize())
-    return save_figure(figure, path)
+    plots.style_axes(axes, "Points: single steps; lines: moving averages", grid="y")
+    figure.suptitle(f"{plots.as_label(title)}: {verdict}" if title else verdict.capitalize())
+    return plots.save_figure(figure, path)
 
 
-def plot_run(all_stats: Rows, folder: str | Path, title: str | None = None) -> list[str]:
+def plot_run(all_stats: plots.Rows, folder: str | Path, title: str | None = None) -> list[str]:
     """Draw `training.png`, and the score beside each metric; say which fell while it rose."""
-    plot_stats(all_stats, Path(folder) / "training.png", title=title)
+    plots.plot_stats(all_stats, Path(folder) / "training.png", title=title)
     judges = judges_of(all_stats) if any(KL in row for row in all_stats) else []
     for judge in judges:
         name = re.sub(r"\W+", "_", _name(judge))
@@ -134,28 +122,24 @@ def plot_run(all_stats: Rows, folder: str | Path, title: str | None = None) -> l
     return [sentence for sentence in said if sentence is not None]
 
 
-def judges_of(all_stats: Rows) -> list[str]:
+def judges_of(all_stats: plots.Rows) -> list[str]:
     """Give the keys of the means of all metrics that a run logged, in their order."""
     keys = dict.fromkeys(key for row in all_stats for key in row)
     return [key for key in keys if key.startswith("metrics/") and key.endswith("/mean")]
 
 
-def _course(all_stats: Rows, judge: str) -> pd.DataFrame:
+def _course(all_stats: plots.Rows, judge: str) -> pd.DataFrame:
     """What a run did at the steps at which all is known: `kl`, and gains of `score` and `judge`."""
     stds = {key: key.removesuffix("mean") + "std" for key in (SCORE, judge)}
     table = pd.DataFrame(all_stats, index=steps_of(all_stats))
     table = table.reindex(columns=[KL, *stds, *stds.values()]).astype(float)
     table = table.replace([math.inf, -math.inf], math.nan).dropna(subset=[KL, SCORE, judge])
-    first, course = table.iloc[: _window(table)].mean(), {"kl": table[KL]}
+    first, course = table.iloc[: tenth(len(table))].mean(), {"kl": table[KL]}
     for name, key in (("score", SCORE), ("judge", judge)):
         # a run may not log the std of responses, or all began alike: then that of the steps' means
         found = (first[stds[key]], table[key].std(ddof=0), 1.0)
         course[name] = (table[key] - first[key]) / next(std for std in found if std > 1e-8)
     return pd.DataFrame(course)
-
-
-def _window(table: pd.DataFrame) -> int:
-    return max(3, len(table) // 10)
 
 
 def _name(key: str) -> str:

@@ -18,22 +18,8 @@ from trl_recipes.describe import duration, is_number, printable
 from trl_recipes.diagnostics import judge, range_of
 from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError
+from trl_recipes.report import plots
 from trl_recipes.report.overoptimization import judges_of, overoptimization, plot_run
-from trl_recipes.report.plots import (
-    PANELS,
-    Chart,
-    Panel,
-    Rows,
-    comparison_charts,
-    ends,
-    figure_cells,
-    headline,
-    looks_of,
-    number,
-    panel_charts,
-    plot_comparison,
-    plus_minus,
-)
 from trl_recipes.run_folder import (
     RunFolder,
     note,
@@ -91,7 +77,7 @@ def write_comparison(
     """
     folder = Path(folder)
     comparison.save(folder / "comparison.json")
-    plot_comparison(comparison, folder / "comparison.png")
+    plots.plot_comparison(comparison, folder / "comparison.png")
     named = zip(run_names(list(runs), taken=["reference"]), runs, strict=True)
     stats = {n: load_stats(run) for n, run in named if RunFolder(Path(run)).all_stats.is_file()}
     page = folder / "compare.html"
@@ -105,9 +91,9 @@ def write_comparison(
 def comparison_page(comparison: Mapping[str, Any], runs: Mapping[str, Any]) -> str:
     """Make the page of a comparison.json; `runs` are the all_stats of models, by name."""
     models = comparison["models"]
-    panels = [PANELS[name] for name in ("score", "kl", "entropy", "length")]
+    panels = [plots.PANELS[name] for name in ("score", "kl", "entropy", "length")]
     stats = {name: runs.get(name, []) for name in models}  # each in its model's color
-    looks = looks_of(len(models))
+    looks = plots.looks_of(len(models))
     return _render(
         "comparison.html.j2",
         title=f"{len(models)} models on the same prompts",
@@ -116,9 +102,9 @@ def comparison_page(comparison: Mapping[str, Any], runs: Mapping[str, Any]) -> s
         f"perplexity are under {comparison['reference']}.",
         found=_comparison(comparison),
         colors={name: look["color"] for name, look in zip(models, looks, strict=True)},
-        pictures=comparison_charts(models, _measures(models)),
+        pictures=plots.comparison_charts(models, _measures(models)),
         runs=[name for name in models if name in runs],
-        curves=panel_charts(panels, stats) if runs else [],
+        curves=plots.panel_charts(panels, stats) if runs else [],
     )
 
 
@@ -175,8 +161,8 @@ def _render(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"ends": ends, "headline": headline}
-    environment.filters |= {"number": number, "range": range_of, "duration": duration}
+    environment.globals |= {"ends": plots.ends, "headline": plots.headline}
+    environment.filters |= {"number": plots.number, "range": range_of, "duration": duration}
     return environment.get_template(template).render(context)
 
 
@@ -193,7 +179,7 @@ def _shown(value: Any) -> Any:
 def _comparison(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """What the templates show of a comparison.json: figures and answers."""
     models, measures = comparison["models"], _measures(comparison["models"])
-    columns = [figure_cells(model, measures) for model in models.values()]
+    columns = [plots.figure_cells(model, measures) for model in models.values()]
     figures = [(name, *(column[name] for column in columns)) for name in columns[0]]
     shown = {"models": models, "prompts": comparison["prompts"]}
     return shown | {"figures": figures, "score": next(iter(measures), None)}
@@ -215,7 +201,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RecipeError(f"`{path}` is damaged ({error}). Fix or delete it.") from error
 
 
-def _warnings(run: RunFolder, stats: Rows, last: Mapping[str, Any]) -> list[tuple[Any, str]]:
+def _warnings(run: RunFolder, stats: plots.Rows, last: Mapping[str, Any]) -> list[tuple[Any, str]]:
     """Step (None: the whole run) and sentence of each; a failure first, then what alarms said."""
     failed = [(last.get("step"), f"The run failed. {last.get('said', '')}")]
     alarms = [(row.get("step"), str(row.get("alarm", ""))) for row in read_rows(run.alarms)]
@@ -229,14 +215,18 @@ def _figures(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             _WORDS.get(name, name.replace("_", " ")),
-            plus_minus(value, found[f"{name}_half"]) if f"{name}_half" in found else number(value),
+            plots.plus_minus(value, found[f"{name}_half"])
+            if f"{name}_half" in found
+            else plots.number(value),
         )
         for name, value in found.items()
         if is_number(value) and not name.endswith("_half")
     ]
 
 
-def _curves(stats: Rows, settings: Mapping[str, Any], record: Mapping[str, Any]) -> list[Chart]:
+def _curves(
+    stats: plots.Rows, settings: Mapping[str, Any], record: Mapping[str, Any]
+) -> list[plots.Chart]:
     """Charts of all panels, and one for each reward and metric, as each has a unit of its own."""
     adaptive = settings.get("target") if settings.get("adap_kl_ctrl") else None
     keys = dict.fromkeys(key for row in stats for key in row)
@@ -244,13 +234,13 @@ def _curves(stats: Rows, settings: Mapping[str, Any], record: Mapping[str, Any])
     units = dict.fromkeys(rewards if len(rewards) > 1 else [], "reward, unweighted")
     units |= dict.fromkeys(judges_of(stats), "metric, never optimized")
     names = {key: key.split("/", 1)[1].removesuffix("/mean") for key in units}
-    own = [Panel(names[k], unit, {names[k]: (k,)}, points=True) for k, unit in units.items()]
-    first, *others = PANELS.values()
+    own = [plots.Panel(names[k], unit, {names[k]: (k,)}, points=True) for k, unit in units.items()]
+    first, *others = plots.PANELS.values()
     target = record.get("kl_target", adaptive)
-    return panel_charts([first, *own, *others], {"": stats}, target)
+    return plots.panel_charts([first, *own, *others], {"": stats}, target)
 
 
-def _samples(rows: Rows) -> dict[int, list[Mapping[str, Any]]]:
+def _samples(rows: plots.Rows) -> dict[int, list[Mapping[str, Any]]]:
     """Some of the first step and of the last."""
     steps = sorted({row["step"] for row in rows if isinstance(row.get("step"), int)})
     return {

@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from trl_recipes.describe import is_number, printable
 from trl_recipes.errors import RecipeError
-from trl_recipes.stats import steps_of
+from trl_recipes.stats import steps_of, tenth
 
 # After Okabe and Ito, so that color-blind readers tell them apart; each stands out from white paper
 # and from a page's dark paper (contrast above 3).
@@ -181,7 +181,7 @@ def ends(all_stats: Rows, keys: Sequence[str]) -> tuple[float, float] | None:
     values = values[np.isfinite(values)]
     if not len(values):
         return None
-    window = _window(len(values))
+    window = tenth(len(values))
     return math.fsum(values[:window]) / window, math.fsum(values[-window:]) / window
 
 
@@ -226,12 +226,6 @@ def figure_cells(model: Mapping[str, Any], measures: Sequence[str]) -> dict[str,
         left_out = f" (n {found['n']})" if found.get("n", all_of_it) < all_of_it else ""
         cells[name] = plus_minus(found.get("mean"), found.get("half_width_95")) + left_out
     return cells
-
-
-def intervals_of(models: Mapping[str, Any], key: str) -> dict[str, tuple[Any, Any]]:
-    """Give mean and half width of a figure for each model of a comparison.json; None for none."""
-    found = {name: model.get(key) or {} for name, model in models.items()}
-    return {name: (entry.get("mean"), entry.get("half_width_95")) for name, entry in found.items()}
 
 
 def looks_of(count: int) -> Iterator[dict[str, str]]:
@@ -348,7 +342,7 @@ def _draw_steps(
 ) -> None:
     """A line; with `points` of the moving average, and every step as a faint point."""
     if points:
-        window, every = _window(len(values)), -(-len(values) // MARKS)
+        window, every = tenth(len(values)), -(-len(values) // MARKS)
         dots = {"markersize": 4, "alpha": 0.4, "markeredgewidth": 0, "color": look["color"]}
         axes.plot(steps[::every], values[::every], "o", label="one step", **dots)
         values = moving_average(values, window)
@@ -375,9 +369,10 @@ def _label_steps(axes: Axes) -> None:
 def _draw_bars(axes: Axes, models: Mapping[str, Any], key: str, title: str = "") -> str:
     """A bar a model with its interval; name and value stand above it, however long they are."""
     told = []
-    for row, ((name, (mean, half)), look) in enumerate(
-        zip(intervals_of(models, key).items(), looks_of(len(models)), strict=True)
-    ):
+    looks = looks_of(len(models))
+    for row, ((name, model), look) in enumerate(zip(models.items(), looks, strict=True)):
+        found = model.get(key) or {}
+        mean, half = found.get("mean"), found.get("half_width_95")
         if is_number(mean):
             error = half if is_number(half) else None
             style = {"ecolor": GREY, "error_kw": {"elinewidth": 1.6, "capsize": 3}}
@@ -422,7 +417,3 @@ def _values(all_stats: Rows, keys: Sequence[str]) -> np.ndarray:
         if np.isfinite(values).any():
             break
     return values
-
-
-def _window(count: int) -> int:
-    return max(1, min(count, 3), count // 10)

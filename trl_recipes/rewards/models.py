@@ -236,15 +236,10 @@ def with_tokenizer(model: Any, tokenizer: Any, load: Callable, **options: Any) -
     """Load a model and its tokenizer by name, or the tokenizer alone beside a ready model."""
     if isinstance(model, str | os.PathLike):
         model, tokenizer = load(model, **options)
-        model.to(local_device())
+        model.to(PartialState().device)
     elif tokenizer is None:
         tokenizer = load_tokenizer(model.name_or_path)
     return model, tokenizer
-
-
-def local_device() -> torch.device:
-    """Return the device of this process: its GPU, if there is one."""
-    return PartialState().device
 
 
 def batches_by_length(texts: Sequence[Any], batch_size: int) -> Iterator[list[int]]:

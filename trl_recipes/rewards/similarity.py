@@ -2,10 +2,12 @@
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from torch.nn import functional as F
 
 from trl_recipes.data.conversations import full_texts, plain_text
@@ -13,13 +15,14 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.models import hub
 from trl_recipes.models.forward import context_length, evaluating
 from trl_recipes.models.packing import pad_rows
-from trl_recipes.rewards.models import batches_by_length, language_model_of, local_device
+from trl_recipes.rewards.models import batches_by_length, language_model_of
 from trl_recipes.rewards.rules import text_of
 
 _SOURCE = "SimilarityReward"
 # Parts of a spaCy pipeline that have no say in Doc.similarity where there are word vectors.
 _IDLE_PIPES = ("tok2vec", "tagger", "parser", "senter", "attribute_ruler", "lemmatizer", "ner")
 
+Embed = Callable[[Sequence[str]], torch.Tensor]
 Compare = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
@@ -54,11 +57,10 @@ class SimilarityReward:
         if kind == "spacy":
             self._compare = _with_spacy(model or "en_core_web_md", batch_size)
         elif kind == "sentence_transformers":
-            self._compare = _with_sentence_transformers(
-                model or "sentence-transformers/all-MiniLM-L6-v2", batch_size
-            )
+            model = model or "sentence-transformers/all-MiniLM-L6-v2"
+            self._compare = partial(_cosines, _with_sentence_transformers(model, batch_size))
         elif kind == "hidden_states":
-            self._compare = _with_hidden_states(model, tokenizer, batch_size)
+            self._compare = partial(_cosines, _with_hidden_states(model, tokenizer, batch_size))
         else:
             raise RecipeError(
                 f"{_SOURCE}: unknown kind {kind!r}. Choose hidden_states, spacy or "
@@ -92,7 +94,7 @@ def _check_reference(text: str, where: str) -> None:
         )
 
 
-def _with_hidden_states(model: Any, tokenizer: Any, batch_size: int) -> Compare:
+def _with_hidden_states(model: Any, tokenizer: Any, batch_size: int) -> Embed:
     model, tokenizer = language_model_of(model, tokenizer, _SOURCE)
     trunk = model.get_decoder()  # no logits are needed
 
@@ -112,16 +114,16 @@ def _with_hidden_states(model: Any, tokenizer: Any, batch_size: int) -> Compare:
         empty = torch.tensor([not text.strip() for text in texts])
         return means.masked_fill(empty[:, None], 0.0)
 
-    return lambda texts, references: _cosines(embed, texts, references)
+    return embed
 
 
-def _with_sentence_transformers(model: Any, batch_size: int) -> Compare:
+def _with_sentence_transformers(model: Any, batch_size: int) -> Embed:
     library = _package("sentence_transformers")
     if isinstance(model, str) or hasattr(model, "__fspath__"):
         name = hub.resolve(str(model), "model", source=_SOURCE)
         with hub.loading(name, "model", source=_SOURCE):
             model = library.SentenceTransformer(
-                name, device=str(local_device()), model_kwargs={"use_safetensors": True}
+                name, device=str(PartialState().device), model_kwargs={"use_safetensors": True}
             )
 
     def embed(texts: Sequence[str]) -> torch.Tensor:
@@ -129,7 +131,7 @@ def _with_sentence_transformers(model: Any, batch_size: int) -> Compare:
             list(texts), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
         ).cpu()
 
-    return lambda texts, references: _cosines(embed, texts, references)
+    return embed
 
 
 def _with_spacy(pipeline: Any, batch_size: int) -> Compare:
@@ -173,9 +175,7 @@ def _package(name: str) -> ModuleType:
         ) from error
 
 
-def _cosines(
-    embed: Callable[[Sequence[str]], torch.Tensor], texts: Sequence[str], references: Sequence[str]
-) -> list[float]:
+def _cosines(embed: Embed, texts: Sequence[str], references: Sequence[str]) -> list[float]:
     """Return the cosine of each text with its reference; each reference is read once."""
     different = {text: row for row, text in enumerate(dict.fromkeys(references))}
     embedded = embed(list(different))[[different[reference] for reference in references]]

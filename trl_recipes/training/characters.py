@@ -25,7 +25,7 @@ from trl_recipes.data.tokenizers import starts_character
 from trl_recipes.errors import RecipeError
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.settings import setting
-from trl_recipes.training.fit import PretrainConfig, fit, shared_settings
+from trl_recipes.training.fit import PretrainConfig, fit, stage_settings
 from trl_recipes.training.language_model import check_width
 from trl_recipes.training.stage import Stage, digest, plan_stages, settings_of
 
@@ -50,26 +50,18 @@ class BaselineConfig:
     def __post_init__(self):
         check_width("n_embd", self.n_embd, "twice --n_head", self.n_head, 2 * self.n_head)
 
-    def training(self, output_dir: str | Path, **shared: Any) -> PretrainConfig:
-        """Build the Trainer's settings; `shared` are further ones, such as `seed`."""
+    def training(self, config: TrainingArguments) -> PretrainConfig:
+        """Build the Trainer's settings of the baseline of a GRPO run with `config`."""
         return PretrainConfig(
-            output_dir=str(output_dir),
-            max_steps=self.baseline_steps,
-            per_device_train_batch_size=self.baseline_batch_size,
-            learning_rate=self.baseline_learning_rate,
             train_sampling_strategy="random",
             logging_steps=max(1, self.baseline_steps // 100),
             eval_strategy="steps",
             eval_steps=max(1, self.baseline_steps // EVALUATIONS),
             prediction_loss_only=True,
-            **shared,
+            save_strategy=config.save_strategy,
+            save_steps=10 * config.save_steps,  # its steps are as much quicker
+            **stage_settings(self, "baseline", config),
         )
-
-    def training_beside(self, config: TrainingArguments, output_dir: str | Path) -> PretrainConfig:
-        """Build the Trainer's settings of the baseline of a GRPO run with `config`."""
-        saving = {"save_strategy": config.save_strategy}
-        saving["save_steps"] = 10 * config.save_steps  # its steps are as much quicker
-        return self.training(output_dir, **saving, **shared_settings(config))
 
 
 def plan_shouting(

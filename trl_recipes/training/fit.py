@@ -22,6 +22,9 @@ from trl_recipes.settings import setting
 
 IGNORED = -100  # label of a position that the loss leaves out
 DRY_RUN_STEPS = 20
+# How a stage names a setting of the Trainer's, behind its own name.
+_STAGE_SETTINGS = {"steps": "max_steps", "epochs": "num_train_epochs"}
+_STAGE_SETTINGS |= {"batch_size": "per_device_train_batch_size", "learning_rate": "learning_rate"}
 
 
 @dataclass
@@ -62,10 +65,12 @@ def with_learning_rate(config: TrainingArguments, base: str | None) -> TrainingA
     return config
 
 
-def shared_settings(config: TrainingArguments) -> dict[str, Any]:
-    """Collect the settings that a stage shares with the training that follows it."""
-    names = ("seed", "use_cpu", "bf16", "report_to", "disable_tqdm", "check")
-    return {name: getattr(config, name) for name in names}
+def stage_settings(args: Any, stage: str, config: TrainingArguments) -> dict[str, Any]:
+    """Collect what `args` says of a stage, and what it shares with `config`, of the next one."""
+    own = {f"{stage}_{flag}": name for flag, name in _STAGE_SETTINGS.items()}
+    settings = {name: getattr(args, flag) for flag, name in own.items() if hasattr(args, flag)}
+    shared = ("seed", "use_cpu", "bf16", "report_to", "disable_tqdm", "check")
+    return settings | {name: getattr(config, name) for name in shared}
 
 
 def fit(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -15,7 +15,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.models.loading import load_tokenizer
 from trl_recipes.rewards import RewardModelReward, SentimentReward
 from trl_recipes.settings import setting
-from trl_recipes.training.fit import shared_settings
+from trl_recipes.training.fit import stage_settings
 from trl_recipes.training.reward_data import read_reward_data
 from trl_recipes.training.reward_model import (
     ClassifierSizes,
@@ -24,9 +24,6 @@ from trl_recipes.training.reward_model import (
     train_reward_model,
 )
 from trl_recipes.training.stage import digest, settings_of
-
-if TYPE_CHECKING:
-    from trl_recipes.ppo import PPOConfig
 
 
 @dataclass
@@ -68,9 +65,7 @@ class LearnedReward:
 
     __name__ = "reward_model"
 
-    def __init__(
-        self, args: RewardArguments, prompts: PromptArguments, config: "PPOConfig", *, label: str
-    ):
+    def __init__(self, args: RewardArguments, prompts: PromptArguments, config: Any, *, label: str):
         if config.reward_funcs:
             raise RecipeError(
                 f"--reward_funcs {' '.join(map(str, config.reward_funcs))}: this recipe trains its "
@@ -93,17 +88,11 @@ class LearnedReward:
         _check_label(label, self._names, self.source)
         content = (*asdict(self._data).values(), *asdict(self.heldout).values())
         self.settings = settings_of(args) | {"seed": config.seed, "data": digest(content)}
-        self.config = RewardModelConfig(
-            learning_rate=args.reward_learning_rate,
-            num_train_epochs=args.reward_epochs,
-            per_device_train_batch_size=args.reward_batch_size,
-            save_steps=200,
-            **shared_settings(config),
-        )
+        self.config = RewardModelConfig(save_steps=200, **stage_settings(args, "reward", config))
         sizes = ClassifierSizes(vocab_size=4000, context_length=args.reward_context_length)
         start = {"model_name_or_path": base, "sizes": sizes}
         self.train = partial(train_reward_model, self._data, **start)
-        self.learns = f"The reward model learns first: {self.base} on {self._data.describe()}."
+        self.learns = f"The reward model learns first: {self.base} on {self._data}."
         self.ready, self._function = False, None
 
     def unseen(self, prompts: Dataset) -> Dataset:

@@ -31,8 +31,7 @@ class Labeled:
     labels: list[int] | list[float]
     names: list[str] | None
 
-    def describe(self) -> str:
-        """Say how many texts of which label there are."""
+    def __str__(self) -> str:
         if self.names is None:
             return f"{len(self.texts)} texts with a number each"
         counts = (f"{self.labels.count(i)} {name}" for i, name in enumerate(self.names))
@@ -58,8 +57,7 @@ class Pairs:
         """All texts, the better ones first."""
         return [*self.chosen, *self.rejected]
 
-    def describe(self) -> str:
-        """Say how many pairs there are."""
+    def __str__(self) -> str:
         return f"{len(self.chosen)} pairs"
 
 

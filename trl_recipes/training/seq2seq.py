@@ -53,7 +53,7 @@ from trl_recipes.training.fit import (
     PretrainConfig,
     fit,
     mean_token_loss,
-    shared_settings,
+    stage_settings,
     token_losses,
 )
 from trl_recipes.training.language_model import check_values, check_width, read_column
@@ -145,15 +145,11 @@ class StageArguments:
 
     def training(self, stage: str, config: TrainingArguments) -> PretrainConfig:
         """Build the Trainer's settings of one stage before PPO with `config`."""
-        steps = getattr(self, f"{stage}_steps")
         return (RewardModelConfig if stage == "reward" else PretrainConfig)(
-            max_steps=steps,
-            per_device_train_batch_size=getattr(self, f"{stage}_batch_size"),
-            learning_rate=getattr(self, f"{stage}_learning_rate"),
             train_sampling_strategy="random" if stage == "reward" else "group_by_length",
             adam_beta2=0.99,
-            save_steps=max(1, steps // 4),
-            **shared_settings(config),
+            save_steps=max(1, getattr(self, f"{stage}_steps") // 4),
+            **stage_settings(self, stage, config),
         )
 
 
@@ -171,7 +167,10 @@ class RewriteTexts:
         """Load them, and refuse what is missing, empty or no text."""
         pairs, held_out = load_pairs(data, "train"), load_pairs(data, "test")
         compared = load_comparisons(stages.comparisons) if stages.comparisons else None
-        return cls(pairs, held_out[: data.eval_prompts], load_sources(data, pairs), compared)
+        # to sample outputs for: of the embedded rewrites those set aside
+        own = load_pairs(data, "prompts") if data.dataset_name is None else pairs
+        sources = [pair["source"] for pair in own]
+        return cls(pairs, held_out[: data.eval_prompts], sources, compared)
 
     def train_reward(
         self,
@@ -252,12 +251,6 @@ def load_pairs(args: PairArguments, split: str) -> list[Pair]:
     sources = texts("--source_column", args.source_column)
     targets = texts("--target_column", args.target_column)
     return [{"source": s, "target": t} for s, t in zip(sources, targets, strict=True)]
-
-
-def load_sources(args: PairArguments, pairs: Sequence[Pair]) -> list[str]:
-    """Load the sources to sample outputs for: of the embedded rewrites those set aside."""
-    rows = load_pairs(args, "prompts") if args.dataset_name is None else pairs
-    return [row["source"] for row in rows]
 
 
 def load_comparisons(dataset_name: str) -> list[Comparison]:

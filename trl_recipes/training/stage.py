@@ -57,7 +57,7 @@ class Stage:
     """
 
     name: str
-    folder: Path
+    folder: RunFolder  # or its path
     settings: dict[str, Any]
     wanted: bool = True
     missing: str = "Run it first."
@@ -65,15 +65,13 @@ class Stage:
     begun: bool = dataclasses.field(default=False, init=False)
     result: dict[str, Any] | None = dataclasses.field(default=None, init=False)
 
+    def __post_init__(self):
+        self.folder = RunFolder(self.folder)
+
     @property
     def done(self) -> bool:
         """Whether it has finished."""
         return self.result is not None
-
-    @property
-    def run(self) -> RunFolder:
-        """Its folder as a run folder."""
-        return RunFolder(self.folder)
 
     def read(self) -> None:
         """Read the state that the folder holds; the main process does so for all."""
@@ -97,9 +95,9 @@ class Stage:
         """Note the settings, and the result once all else that the stage leaves is on disk."""
         self.begun, self.result = True, None if result is None else dict(result)
         if is_main_process():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.path.mkdir(parents=True, exist_ok=True)
             note = {"settings": self.settings, "result": self.result}
-            write_whole(self.run.stage, json.dumps(note, indent=1) + "\n")
+            write_whole(self.folder.stage, json.dumps(note, indent=1) + "\n")
 
     @contextmanager
     def start(self, config: Any, settings: Sequence[Any] = (), report: Report = None) -> Iterator:
@@ -127,13 +125,13 @@ class Stage:
             folder = broadcast_from_main(tempfile.mkdtemp)
             if is_main_process():
                 atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            self.folder = Path(folder, self.folder.name)
-            print_main(f"The {self.name}: {dry_run(train, config, self.run.model)}")
+            self.folder = RunFolder(Path(folder, self.folder.path.name))
+            print_main(f"The {self.name}: {dry_run(train, config, self.folder.model)}")
             return {}
         config.output_dir, config.overwrite_output_dir = str(self.folder), self.overwrite
         config.resume_from_checkpoint = "true" if self.begun else None
         begin = partial(self.start, config, settings, report)
-        self.write(train(output_dir=self.run.model, config=config, before_training=begin))
+        self.write(train(output_dir=self.folder.model, config=config, before_training=begin))
         print_main(self._figures())
         return self.result
 
@@ -161,15 +159,15 @@ class Stage:
         return f"{self.folder}: {', '.join(shown)}"
 
     def _note(self) -> tuple[dict[str, Any], Any] | None:
-        if not self.run.stage.is_file():
+        if not self.folder.stage.is_file():
             return None
         try:
-            note = json.loads(self.run.stage.read_text(encoding="utf-8"))
+            note = json.loads(self.folder.stage.read_text(encoding="utf-8"))
             return dict(note["settings"]), note["result"]
         except (ValueError, LookupError, TypeError) as error:
             raise RecipeError(
-                f"`{self.run.stage}` is damaged ({error}). Use --overwrite_output_dir to run all "
-                "stages anew, or choose another --output_dir."
+                f"`{self.folder.stage}` is damaged ({error}). Use --overwrite_output_dir to run "
+                "all stages anew, or choose another --output_dir."
             ) from error
 
 
