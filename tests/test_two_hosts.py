@@ -4,35 +4,33 @@ Each namespace has a network of its own, joined by one virtual cable to the othe
 machine that is switched off is the real thing. It takes root.
 """
 
-import json
 import os
 import signal
 import subprocess
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from launching import ACCELERATE
+from launching import ACCELERATE, RECIPES
 from safetensors.torch import load_file
+from tiny_grpo import without_times
+from tiny_models import SENTENCES
 
 from trl_recipes.checkpointing import checkpoints_in, damage
+from trl_recipes.stats import load_stats
 
 pytestmark = pytest.mark.slow
 
-RECIPE = Path(__file__).with_name("recipe_on_two_hosts.py")
-PORT = "29500"
 STEPS = 16
-SETTINGS = {
-    "batch_size": 4,
-    "ppo_epochs": 2,
-    "response_length": 6,
-    "learning_rate": 1e-3,
-    "max_steps": STEPS,
-    "save_steps": 2,
-    "report_to": "none",
-    "disable_tqdm": "true",
-}
+WORDS = f"--batch_size 4 --mini_batch_size 4 --ppo_epochs 2 --response_length 6 --max_steps {STEPS}"
+WORDS += " --learning_rate 1e-3 --save_steps 2 --eval_prompts 4 --disable_tqdm true"
+REWARD = """
+import os, time
+
+def evenness(completion_ids, **_):
+    time.sleep(float(os.environ.get("PAUSE", 0)))
+    return [sum(i % 2 == 0 for i in ids) / len(ids) for ids in completion_ids]
+"""
 
 
 def ip(*words):
@@ -41,35 +39,25 @@ def ip(*words):
 
 @dataclass
 class Host:
-    """A machine: a network namespace with one interface."""
+    """A machine: a network namespace with one interface, of its name."""
 
     name: str
     address: str
 
-    @property
-    def interface(self):
-        return self.name
-
-    def start(self, rank, first, output, settings, own_disk):
+    def start(self, rank, first, output, flags, folder, own_disk, pause):
         """Start this machine's part of a launch."""
-        flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-        launch = [ACCELERATE, "launch", "--multi_gpu", "--num_machines", "2", "--num_processes"]
-        launch += ["2", "--machine_rank", str(rank), "--main_process_ip", first.address]
-        launch += ["--main_process_port", PORT, "--mixed_precision", "no"]
-        launch += ["--dynamo_backend", "no", RECIPE, *flags]
+        words = f"--multi_gpu --num_machines 2 --num_processes 2 --machine_rank {rank}"
+        words += f" --main_process_ip {first.address} --main_process_port 29500"
+        words += " --mixed_precision no --dynamo_backend no"
+        launch = [ACCELERATE, "launch", *words.split(), RECIPES / "ppo.py", *flags]
         environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        environment["GLOO_SOCKET_IFNAME"] = self.interface
+        environment |= {"GLOO_SOCKET_IFNAME": self.name, "PAUSE": str(pause)}
         command = ["ip", "netns", "exec", self.name]  # which also has mounts of its own
         if own_disk:
-            mount = 'mount -t tmpfs none "$0" && exec "$@"'
-            command += ["sh", "-c", mount, settings["output_dir"]]
+            command += ["sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', folder]
+        given = {"env": os.environ | environment, "stderr": subprocess.STDOUT}
         with output.open("w") as file:
-            return subprocess.Popen(
-                [*command, *launch],
-                env=os.environ | environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+            return subprocess.Popen([*command, *launch], stdout=file, **given)
 
     def switch_off(self):
         for pid in ip("netns", "pids", self.name).split():
@@ -101,9 +89,9 @@ def hosts():
         ip("link", "add", first.name, "type", "veth", "peer", "name", second.name)
         for host in both:
             ip("link", "set", host.name, "netns", host.name)
-            ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", host.interface)
+            ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", host.name)
             ip("-n", host.name, "link", "set", "lo", "up")
-            ip("-n", host.name, "link", "set", host.interface, "up")
+            ip("-n", host.name, "link", "set", host.name, "up")
         yield both
     finally:
         for host in both:
@@ -114,14 +102,14 @@ def hosts():
 class Launch:
     """A recipe on both machines."""
 
-    def __init__(self, hosts, folder, own_disks=False, **settings):
+    def __init__(self, hosts, flags, folder, *more, own_disks=False, pause=0):
         self.stats = folder / "all_stats.jsonl"
         folder.mkdir(exist_ok=True)
         self.outputs = [folder.parent / f"{folder.name}-host-{rank}.txt" for rank in (0, 1)]
-        settings = {"output_dir": folder} | SETTINGS | settings
+        flags = [*flags, "--output_dir", folder, *more]
         self.processes = [
-            host.start(rank, hosts[0], output, settings, own_disk=own_disks and rank)
-            for rank, (host, output) in enumerate(zip(hosts, self.outputs, strict=True))
+            host.start(rank, hosts[0], self.outputs[rank], flags, folder, own_disks and rank, pause)
+            for rank, host in enumerate(hosts)
         ]
 
     def said(self, rank):
@@ -138,34 +126,33 @@ class Launch:
         """Exit code of one machine's launch."""
         return self.processes[rank].wait(timeout=seconds)
 
-
-def rows(folder):
-    lines = (folder / "all_stats.jsonl").read_text().splitlines()
-    return [
-        {key: value for key, value in json.loads(line).items() if not key.startswith("time/")}
-        for line in lines
-    ]
+    def end_well(self):
+        assert [self.ends(rank, 120) for rank in (0, 1)] == [0, 0], self.said(0) + self.said(1)
 
 
-def test_a_run_that_loses_a_machine_ends_as_one_left_alone(hosts, tmp_path):
-    alone = Launch(hosts, tmp_path / "alone")
-    assert [alone.ends(rank, 120) for rank in (0, 1)] == [0, 0], alone.said(0) + alone.said(1)
+def test_a_run_that_loses_a_machine_ends_as_one_left_alone(hosts, tiny_gpt2, tmp_path):
+    (tmp_path / "mine.py").write_text(REWARD)
+    (tmp_path / "texts.txt").write_text(
+        "\n".join(f"{text} {i}" for i in range(9) for text in SENTENCES)
+    )
+    flags = [*WORDS.split(), "--model_name_or_path", tiny_gpt2]
+    flags += ["--dataset_name", tmp_path / "texts.txt"]
+    flags += ["--reward_funcs", f"{tmp_path / 'mine.py'}:evenness"]
+    Launch(hosts, flags, tmp_path / "alone").end_well()
 
     folder = tmp_path / "lost"
-    run = Launch(hosts, folder, pause=0.2)
+    run = Launch(hosts, flags, folder, pause=0.2)
     run.wait_for_step(5)
     hosts[1].switch_off()
     assert run.ends(0, 20) == 1
     assert "The connection to another process was lost" in run.said(0)
     assert "--resume_from_checkpoint true" in run.said(0)
-
     left = checkpoints_in(folder / "checkpoints")
-    assert len(left) == 2
     assert [damage(path) for path in left] == [None, None]
 
-    run = Launch(hosts, folder, own_disks=True, resume_from_checkpoint="true")
-    assert [run.ends(rank, 120) for rank in (0, 1)] == [0, 0], run.said(0) + run.said(1)
-    assert rows(folder) == rows(tmp_path / "alone")
-    assert len(rows(folder)) == STEPS
+    Launch(hosts, flags, folder, "--resume_from_checkpoint", "true", own_disks=True).end_well()
+    rows, alone = (without_times(load_stats(f)) for f in (folder, tmp_path / "alone"))
+    assert rows == alone
+    assert len(rows) == STEPS
     models = [load_file(f / "model" / "model.safetensors") for f in (folder, tmp_path / "alone")]
     assert all(models[0][name].equal(models[1][name]) for name in models[1])

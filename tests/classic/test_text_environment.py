@@ -13,9 +13,8 @@ from trl_recipes import (
 REQUEST = "<request><echo>2 + 2<call>"
 
 
-class Echo:
-    def __call__(self, query):
-        return query
+def echo(query):
+    return query
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def environment(tiny_gpt2):
     settings = {"do_sample": False, "max_new_tokens": 4, "pad_token_id": tokenizer.eos_token_id}
 
     def make(**changes):
-        options = {"tools": {"echo": Echo()}, "reward_fn": lambda texts: [len(t) for t in texts]}
+        options = {"tools": {"echo": echo}, "reward_fn": lambda texts: [len(t) for t in texts]}
         return TextEnvironment(model, tokenizer, generation_kwargs=settings, **options | changes)
 
     return make
@@ -50,13 +49,9 @@ def test_the_mask_is_1_where_the_model_wrote():
     history.append_segment(" 2 + 2", torch.tensor([3, 4, 5]), system=False)
     history.append_segment(" four", torch.tensor([6]))
     query, response, mask = history.split_query_response_tokens()
-    assert (query.tolist(), response.tolist(), mask.tolist()) == (
-        [1, 2],
-        [3, 4, 5, 6],
-        [1, 1, 1, 0],
-    )
-    assert history.text == "What is 2 + 2 four"
-    assert history.last_text_segment == " four"
+    assert (query.tolist(), response.tolist()) == ([1, 2], [3, 4, 5, 6])
+    assert mask.tolist() == [1, 1, 1, 0]
+    assert (history.text, history.last_text_segment) == ("What is 2 + 2 four", " four")
     with pytest.raises(ValueError, match="needs text and tokens"):
         history.append_segment("", torch.tensor([1]))
 
@@ -96,7 +91,7 @@ def broken(query):
     ("tools", "answer"),
     [
         ({"echo": broken}, "Tool error: division by zero"),
-        ({"other": Echo()}, "Unknown tool echo."),
+        ({"other": echo}, "Unknown tool echo."),
         ({"echo": lambda query: "a" * 200}, "a" * 97 + "..."),
         ({"echo": lambda query: 4}, "4"),
     ],

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, VOCAB, Words
+from architectures import ARCHITECTURES, VOCAB, Words, ppo_trainer
 from datasets import Dataset
 from torch.utils.data import TensorDataset
 from transformers import (
@@ -238,10 +238,8 @@ def test_trl_warns_and_so_do_we():
     with pytest.warns(UserWarning, match="No dataset was given"):
         build()
     with pytest.warns(UserWarning, match="`num_shared_layers` means nothing"):
-        PPOTrainer(
-            PPOConfig(batch_size=4), ARCHITECTURES["gpt2"](), ARCHITECTURES["gpt2"](), Words(),
-            num_shared_layers=1,
-        )  # fmt: skip
+        two = (ARCHITECTURES["gpt2"](), ARCHITECTURES["gpt2"]())
+        PPOTrainer(PPOConfig(batch_size=4), *two, Words(), num_shared_layers=1)
     trainer = build()
     with pytest.raises(ValueError, match="must be one number"):
         trainer.step(*rows(trainer), [score.reshape(1, 1) for score in SCORES])
@@ -264,14 +262,9 @@ def test_a_loop_by_hand_neither_goes_on_in_a_folder_nor_loses_a_column(tmp_path)
         loop()
     with pytest.raises(RecipeError, match="`resume_from_checkpoint` is for `train`"):
         loop(resume_from_checkpoint="true")
-    data = Dataset.from_dict({"input_ids": [[3, 4]] * 4})
-    trainer = PPOTrainer(
-        args=PPOConfig(batch_size=4, max_steps=1, output_dir=str(tmp_path / "run")),
-        model=ARCHITECTURES["gpt2"](),
-        processing_class=Words(),
-        train_dataset=data,
-        reward_funcs=lambda completions, **columns: [1.0] * len(completions),
-    )
+    ones = lambda completions, **_: [1.0] * len(completions)  # noqa: E731
+    settings = {"batch_size": 4, "max_steps": 1}
+    trainer = ppo_trainer(ARCHITECTURES["gpt2"](), ones, [[3, 4]] * 4, tmp_path / "run", **settings)
     with pytest.raises(RecipeError, match="already holds a run"):
         trainer.train()
     loop(overwrite_output_dir=True)

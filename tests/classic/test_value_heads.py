@@ -178,19 +178,11 @@ def test_a_bfloat16_model_trains_beside_frozen_layers(shared):
     model = AutoModelForCausalLMWithValueHead.from_pretrained(gpt2().to(torch.bfloat16))
     before = {name: p.detach().float().clone() for name, p in model.named_parameters()}
     made = create_reference_model(model, num_shared_layers=1) if shared == "by the script" else None
-    trainer = PPOTrainer(
-        PPOConfig(
-            batch_size=4,
-            ppo_epochs=1,
-            learning_rate=1e-2,
-            bf16=False,
-            trainable="attention" if "attention" in shared else "all",
-        ),
-        model,
-        made,
-        word_tokenizer(),
-        num_shared_layers=1 if shared == "by the trainer" else None,
-    )
+    settings = {"batch_size": 4, "ppo_epochs": 1, "learning_rate": 1e-2, "bf16": False}
+    settings["trainable"] = "attention" if "attention" in shared else "all"
+    layers = 1 if shared == "by the trainer" else None
+    given = (PPOConfig(**settings), model, made, word_tokenizer())
+    trainer = PPOTrainer(*given, num_shared_layers=layers)
     queries = [torch.tensor([5, 6])] * 4
     responses = trainer.generate(queries, return_prompt=False, max_new_tokens=4)
     stats = trainer.step(queries, responses, [torch.tensor(float(n)) for n in range(4)])
@@ -206,15 +198,13 @@ def test_a_reward_adapter_scores_as_the_classifier_that_it_was_trained_in(tmp_pa
     classifier = GPT2ForSequenceClassification(base.config)
     classifier.transformer.load_state_dict(base.transformer.state_dict())
     classifier.config.pad_token_id = 0
-    classifier = get_peft_model(
-        classifier, LoraConfig(task_type="SEQ_CLS", init_lora_weights=False, **LORA)
-    )
+    drawn = LORA | {"init_lora_weights": False}
+    classifier = get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS", **drawn))
     classifier.save_pretrained(tmp_path)
     expected = classifier.eval()(ids).logits
-    policy = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **LORA)
-    model = AutoModelForCausalLMWithValueHead.from_pretrained(
-        base, peft_config=policy, reward_adapter=str(tmp_path)
-    )
+    both = {"peft_config": LoraConfig(task_type="CAUSAL_LM", **drawn)}
+    both["reward_adapter"] = str(tmp_path)
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(base, **both)
     before = model.eval()(ids)[0]
     assert model.supports_rm_adapter
     assert torch.allclose(model.compute_reward_score(ids)[:, -1], expected, atol=1e-6)
@@ -225,7 +215,7 @@ def test_a_reward_adapter_scores_as_the_classifier_that_it_was_trained_in(tmp_pa
     base.save_pretrained(tmp_path / "plain")
     with pytest.raises(RecipeError, match=r"`.*plain` holds no head .* Give the adapter"):
         AutoModelForCausalLMWithValueHead.from_pretrained(
-            gpt2(), peft_config=policy, reward_adapter=str(tmp_path / "plain")
+            gpt2(), peft_config=both["peft_config"], reward_adapter=str(tmp_path / "plain")
         )
     with pytest.raises(RecipeError, match="no reward adapter"):
         load_random().compute_reward_score(ids)

@@ -2,15 +2,12 @@
 
 import pytest
 import torch
-from architectures import gpt2
-from datasets import Dataset
+from architectures import gpt2, ppo_trainer
 from tiny_grpo import build as build_grpo
-from tiny_grpo import word_tokenizer
+from tiny_grpo import variety
 
 from trl_recipes import (
     AutoModelForCausalLMWithValueHead,
-    PPOConfig,
-    PPOTrainer,
     RecipeError,
     create_reference_model,
 )
@@ -66,13 +63,8 @@ def test_the_kl_of_a_policy_from_grpo_or_rloo_rises_from_0(kind):
     grpo = build_grpo(kind, max_steps=1)
     grpo.train()
     model = grpo.accelerator.unwrap_model(grpo.model)
-    trainer = PPOTrainer(
-        args=PPOConfig(batch_size=8, max_steps=3, learning_rate=1e-2, disable_tqdm=True),
-        model=model,
-        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
-        train_dataset=Dataset.from_dict({"input_ids": [[5, 6], [7]] * 4}),
-        processing_class=word_tokenizer(),
-    )
+    settings = {"batch_size": 8, "max_steps": 3, "learning_rate": 1e-2}
+    trainer = ppo_trainer(model, variety, [[5, 6], [7]] * 4, **settings)
     assert "forward" not in vars(trainer.ref_model)
     trainer.train()
     kl = [row["objective/kl"] for row in trainer.all_stats]

@@ -145,16 +145,9 @@ def test_train_moves_the_policy_towards_the_reward(tokenizer, tiny_gpt2, tmp_pat
         return [10 * sum(c in "aeiou" for c in t) / max(len(t), 1) for t in completions]
 
     ids = [tokenizer(t)["input_ids"] for t in ("The acting", "A dull", "I liked", "Nothing") * 8]
-    config = PPOConfig(
-        batch_size=16,
-        max_steps=25,
-        learning_rate=3e-3,
-        response_length=8,
-        output_dir=str(tmp_path),
-        disable_tqdm=True,
-    )
+    settings = {"batch_size": 16, "max_steps": 25, "learning_rate": 3e-3, "response_length": 8}
     trainer = PPOTrainer(
-        args=config,
+        args=PPOConfig(output_dir=str(tmp_path), disable_tqdm=True, **settings),
         model=str(tiny_gpt2),
         reward_funcs=vowels,
         train_dataset=Dataset.from_dict({"input_ids": ids}),
@@ -197,18 +190,16 @@ def test_a_classic_loop_with_its_own_optimizer_and_reference():
 
 
 def test_collate_puts_queries_and_responses_at_the_left():
-    rollout = collate(
-        [torch.tensor([1, 2]), torch.tensor([3])],
-        [torch.tensor([4]), torch.tensor([5, 6])],
-        [torch.tensor([1]), torch.tensor([0, 1])],
-        pad_token_id=9,
-    )
-    assert rollout.queries.tolist() == [[1, 2], [3, 9]]
-    assert rollout.query_mask.tolist() == [[1, 1], [1, 0]]
+    given = ([[1, 2], [3]], [[4], [5, 6]], [[1], [0, 1]])
+    rollout = collate(*(list(map(torch.tensor, rows)) for rows in given), pad_token_id=9)
+    found = {
+        "queries": [[1, 2], [3, 9]],
+        "query_mask": [[1, 1], [1, 0]],
+        "responses": [[4, 9], [5, 6]],
+        "response_mask": [[1, 0], [1, 1]],
+        "loss_mask": [[1, 0], [0, 1]],
+    }
+    assert {name: getattr(rollout, name).tolist() for name in found} == found
     assert rollout.lengths().tolist() == [3, 3]
-    assert rollout.responses.tolist() == [[4, 9], [5, 6]]
-    assert rollout.response_mask.tolist() == [[1, 0], [1, 1]]
-    assert rollout.loss_mask.tolist() == [[1, 0], [0, 1]]
     alone = rollout.rows(torch.tensor([1]))
-    assert alone.queries.tolist() == [[3]]
-    assert alone.responses.tolist() == [[5, 6]]
+    assert [alone.queries.tolist(), alone.responses.tolist()] == [[[3]], [[5, 6]]]
