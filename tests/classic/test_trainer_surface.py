@@ -237,8 +237,8 @@ def test_a_data_set_smaller_than_a_batch_is_told_when_it_is_gone_through():
 def test_trl_warns_and_so_do_we():
     with pytest.warns(UserWarning, match="No dataset was given"):
         build()
+    two = (ARCHITECTURES["gpt2"](), ARCHITECTURES["gpt2"]())
     with pytest.warns(UserWarning, match="`num_shared_layers` means nothing"):
-        two = (ARCHITECTURES["gpt2"](), ARCHITECTURES["gpt2"]())
         PPOTrainer(PPOConfig(batch_size=4), *two, Words(), num_shared_layers=1)
     trainer = build()
     with pytest.raises(ValueError, match="must be one number"):

@@ -84,10 +84,9 @@ def test_model_and_tokenizer_load_like_any_other(finished, text_file):
             kind.from_pretrained(folder) for kind in (AutoTokenizer, AutoModelForCausalLM)
         )
         assert tokenizer.decode(tokenizer(text[:300])["input_ids"]) == text[:300]
-        assert model.config.num_hidden_layers == 1
-        assert model.config.num_attention_heads == 2
+        sizes = (model.config.num_hidden_layers, model.config.num_attention_heads)
+        assert (*sizes, model.config.max_position_embeddings) == (1, 2, 24)
         assert model.get_input_embeddings().weight.shape == (len(tokenizer), 32)
-        assert model.config.max_position_embeddings == 24
 
 
 def test_the_baselines_losses_fall_and_are_those_of_the_held_out_text(finished, text_file):
@@ -173,15 +172,12 @@ def test_a_stopped_run_ends_as_one_that_was_left_alone(
     assert steps[1] == [row["step"] for row in load_stats(finished / "baseline")]
 
 
-def test_a_check_writes_nothing(text_file, tmp_path, capfd):
+def test_a_check_writes_nothing_and_the_seed_decides_the_first_weights(text_file, tmp_path, capfd):
     assert launch(text_file, tmp_path / "loud", "--check", "true") == 0
     assert not (tmp_path / "loud").exists()
     out = capfd.readouterr().out
     assert "120 steps" in out
     assert "12 steps" in out
-
-
-def test_the_seed_decides_the_first_weights():
     tokenizer, sizes = character_tokenizer("abc"), BaselineConfig(**SIZES)
     first, same, other = (new_model(sizes, tokenizer, seed).lm_head.weight for seed in (0, 0, 1))
     assert torch.equal(first, same)

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from launching import run_warm
+from launching import run_here
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
@@ -24,19 +24,15 @@ from trl_recipes.training.language_model import (
 )
 from trl_recipes.training.reward_data import Labeled, read_labeled
 from trl_recipes.training.reward_model import (
-    ClassifierConfig,
     ClassifierSizes,
     class_rows,
     cut_fragments,
     special_frame,
-    train_reward_model,
 )
 
 SHORT = ["--use_cpu", "--max_steps", "3"]
 TEXTS = ["The film is good.", "The film is bad; I left.", "Étude in C - naïve, isn't it?\n\nYes."]
 TINY_GPT2 = {"n_layer": 1, "n_head": 2, "n_embd": 32, "vocab_size": 300, "context_length": 32}
-TINY_CLASSIFIER = {"num_layers": 1, "num_heads": 2, "hidden_size": 32, "vocab_size": 300}
-TINY_CLASSIFIER |= {"dropout": 0.0, "context_length": 32, "fragments_per_text": 1}
 
 
 def quiet(cls, folder, **settings):
@@ -56,6 +52,8 @@ def test_the_tokenizer_of_a_language_model_is_like_gpt2():
     assert TOKENIZER.bos_token == TOKENIZER.eos_token == "<|endoftext|>"
     assert TOKENIZER("<|endoftext|>")["input_ids"] == [TOKENIZER.eos_token_id]
     assert len(TOKENIZER) <= 300
+    with pytest.raises(RecipeError, match="257 or more"):  # without room for the bytes
+        train_tokenizer(TEXTS, 256)
 
 
 def test_the_tokenizer_of_a_classifier_ignores_case_and_the_first_word_is_like_others():
@@ -63,11 +61,6 @@ def test_the_tokenizer_of_a_classifier_ignores_case_and_the_first_word_is_like_o
     assert tokenizer("THE FILM")["input_ids"] == tokenizer("the film")["input_ids"]
     assert tokenizer("film film")["input_ids"] == 2 * tokenizer("film")["input_ids"]
     assert tokenizer.pad_token is not None
-
-
-def test_a_vocabulary_without_room_for_the_bytes_is_refused():
-    with pytest.raises(RecipeError, match="257 or more"):
-        train_tokenizer(TEXTS, 256)
 
 
 @pytest.mark.parametrize("context_length", [4, 7, 100])
@@ -123,7 +116,6 @@ def test_texts_and_labels_are_read_by_column_and_by_name():
         (lambda: BaselineConfig(n_embd=4, n_head=8), "twice --n_head .8.. Use 16"),
         (lambda: ClassifierSizes(hidden_size=60, num_heads=4), "twice --num_heads.*Use 56"),
     ],
-    ids=["width", "characters", "hidden size"],
 )
 def test_sizes_that_do_not_fit_together_are_refused(make, message):
     with pytest.raises(RecipeError, match=message):
@@ -155,23 +147,6 @@ def test_a_language_model_learns_and_its_loss_is_the_mean_over_tokens(tmp_path):
     assert metrics["heldout_loss"] < 0.2
 
 
-def test_a_classifier_learns_and_answers_in_a_pipeline(tmp_path):
-    draw = random.Random(0)
-    words = [["good", "fine", "great"], ["bad", "dull", "poor"]]
-    labels = [i % 2 for i in range(400)]
-    texts = [
-        f"The {draw.choice(['film', 'plot'])} is {draw.choice(words[1 - label])} in the end."
-        for label in labels
-    ]
-    config = quiet(ClassifierConfig, tmp_path, learning_rate=5e-3, num_train_epochs=1)
-    names, sizes = ["NEGATIVE", "POSITIVE"], ClassifierSizes(**TINY_CLASSIFIER)
-    data, heldout = Labeled(texts, labels, names), Labeled(texts[:50], labels[:50], names)
-    metrics = train_reward_model(data, tmp_path, config, heldout=heldout, sizes=sizes)
-    assert metrics["heldout_accuracy"] == 1
-    answers = pipeline("text-classification", model=str(tmp_path))(["great plot", "a POOR film"])
-    assert [answer["label"] for answer in answers] == ["POSITIVE", "NEGATIVE"]
-
-
 def test_training_goes_on_from_a_base_model(tmp_path, tiny_gpt2):
     config = quiet(PretrainConfig, tmp_path, max_steps=2)
     train_language_model(TEXTS, tmp_path, config, model_name_or_path=str(tiny_gpt2))
@@ -190,25 +165,18 @@ def review_file(tmp_path_factory):
     return path
 
 
-def test_the_language_model_recipe_runs(tmp_path, review_file):
-    flags = ["--dataset_name", str(review_file), "--output_dir", str(tmp_path / "lm")]
-    small = [*SHORT, "--n_layer", "1", "--n_embd", "32", "--vocab_size", "300"]
-    run = run_warm("pretrain_lm.py", *flags, *small)
-    assert run.returncode == 0, run.stderr
-    loss = float(run.stdout.split("held-out loss ")[1].split()[0])
-    assert 0 < loss < math.log(300) + 1
-    assert "54 texts" in run.stdout  # a tenth is held out
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "lm" / "model")
-    assert model.config.n_embd == 32
+def test_the_language_model_recipe_runs(tmp_path, review_file, capsys):
+    flags = ["--dataset_name", review_file, "--output_dir", tmp_path / "lm", *SHORT]
+    run_here("pretrain_lm.py", *flags, "--n_layer", 1, "--n_embd", 32, "--vocab_size", 300)
+    told = capsys.readouterr().out
+    assert 0 < float(told.split("held-out loss ")[1].split()[0]) < math.log(300) + 1
+    assert "54 texts" in told  # a tenth is held out
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "lm" / "model").config.n_embd == 32
 
 
-def test_the_classifier_recipe_runs_on_named_labels(tmp_path, review_file):
-    flags = ["--dataset_name", str(review_file), "--output_dir", str(tmp_path / "classifier")]
-    run = run_warm(
-        "train_classifier.py", *flags, *SHORT, "--hidden_size", "32", "--vocab_size", "300"
-    )
-    assert run.returncode == 0, run.stderr
-    assert "(n = 6 texts)" in run.stdout
-    folder = str(tmp_path / "classifier" / "model")
-    (answer,) = pipeline("text-classification", model=folder)("A film.")
-    assert answer["label"] in ("NEGATIVE", "POSITIVE")
+def test_the_classifier_recipe_runs_on_named_labels(tmp_path, review_file, capsys):
+    flags = ["--dataset_name", review_file, "--output_dir", tmp_path / "classifier", *SHORT]
+    run_here("train_classifier.py", *flags, "--hidden_size", 32, "--vocab_size", 300)
+    assert "(n = 6 texts)" in capsys.readouterr().out
+    scorer = pipeline("text-classification", model=str(tmp_path / "classifier" / "model"))
+    assert scorer("A film.")[0]["label"] in ("NEGATIVE", "POSITIVE")

@@ -4,12 +4,8 @@ import math
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BartConfig,
-    BartForConditionalGeneration,
-)
+from architectures import made
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_recipes.rewards import RewardModelReward
 from trl_recipes.training.reward_model import RewardModelConfig, score_trainer
@@ -33,25 +29,17 @@ def start(request, tmp_path_factory):
         sizes = {"encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 128}
         sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0}
         ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-        config = BartConfig(
-            vocab_size=len(tokenizer), d_model=16, bos_token_id=None, **sizes, **ids
-        )
-        model = BartForConditionalGeneration(config)
+        sizes |= {"vocab_size": len(tokenizer), "d_model": 16, "bos_token_id": None}
+        model = made("bart", **sizes, **ids)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def arguments(folder, steps=60):
-    return RewardModelConfig(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=8,
-        learning_rate=5e-3,
-        adam_beta2=0.99,
-        train_sampling_strategy="random",
-        disable_tqdm=True,
-    )
+    settings = {"max_steps": steps, "per_device_train_batch_size": 8, "learning_rate": 5e-3}
+    settings |= {"adam_beta2": 0.99, "train_sampling_strategy": "random", "disable_tqdm": True}
+    return RewardModelConfig(output_dir=str(folder), **settings)
 
 
 @pytest.mark.parametrize("kind", ["scores", "preferences"])
@@ -76,15 +64,12 @@ def test_the_loss_is_that_of_its_definition(kind, tiny_gpt2, tmp_path):
 
 
 def test_scores_are_learned_and_given_back_by_the_saved_model(start, tmp_path):
-    rows = [
-        {"source": source, "output": output, "score": float(output.endswith("fine"))}
-        for source in TEXTS
-        for output in TEXTS
-    ] * 4
+    pairs = [(source, output) for source in TEXTS for output in TEXTS]
+    rows = [{"source": s, "output": o, "score": float(o.endswith("fine"))} for s, o in pairs] * 4
     figures = train_pair_scorer(rows, start, tmp_path / "model", arguments(tmp_path))
     assert figures["correlation"] > 0.9
     reward = RewardModelReward(tmp_path / "model", batch_size=3)
-    sources, outputs = zip(*[(a, b) for a in TEXTS for b in TEXTS], strict=True)
+    sources, outputs = zip(*pairs, strict=True)
     scores = reward(sources, outputs)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -99,12 +84,9 @@ def test_scores_are_learned_and_given_back_by_the_saved_model(start, tmp_path):
 
 
 def test_preferences_are_learned(start, tmp_path):
-    rows = [
-        {"source": source, "chosen": "the film was fine", "rejected": other}
-        for source in TEXTS
-        for other in TEXTS
-        if other != "the film was fine"
-    ] * 4
+    best = "the film was fine"
+    others = [text for text in TEXTS if text != best]
+    rows = [{"source": s, "chosen": best, "rejected": text} for s in TEXTS for text in others] * 4
     figures = train_pair_scorer(rows, start, tmp_path / "model", arguments(tmp_path))
     assert figures["accuracy"] == 1
 

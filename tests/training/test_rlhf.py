@@ -25,38 +25,20 @@ def reviews(tmp_path_factory):
     """Labeled reviews, some of them twice."""
     draw = random.Random(0)
     path = tmp_path_factory.mktemp("data") / "reviews.jsonl"
-    rows = [
-        {
-            "text": f"The acting was {draw.choice((BAD, GOOD)[i % 2])} and the plot kept me awake.",
-            "label": i % 2,
-            "split": "test" if i < 20 else "train",
-        }
-        for i in range(140)
-    ]
-    rows += [
-        {"text": f"It is {draw.choice((BAD, GOOD)[i % 2])}, said number {i}.", "label": i % 2}
-        | {"split": "train"}
-        for i in range(60)
-    ]
+    mood = lambda i: draw.choice((BAD, GOOD)[i % 2])  # noqa: E731
+    texts = [f"The acting was {mood(i)} and the plot kept me awake." for i in range(140)]
+    texts += [f"It is {mood(i)}, said number {i}." for i in range(60)]
+    splits = ["test"] * 20 + ["train"] * 180
+    rows = [{"text": t, "label": i % 2, "split": splits[i]} for i, t in enumerate(texts)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def flags(tiny_gpt2, reviews, output_dir, **changes):
-    settings = {
-        "model_name_or_path": tiny_gpt2,
-        "dataset_name": reviews,
-        "output_dir": output_dir,
-        "max_steps": 4,
-        "batch_size": 8,
-        "eval_prompts": 8,
-        "response_length": 6,
-        "reward_context_length": 32,
-        "reward_epochs": 2,
-        "save_steps": 1,
-        "disable_tqdm": "true",
-    }
-    given = (settings | changes).items()
+    settings = {"model_name_or_path": tiny_gpt2, "dataset_name": reviews, "output_dir": output_dir}
+    settings |= {"max_steps": 4, "batch_size": 8, "eval_prompts": 8, "response_length": 6}
+    settings |= {"reward_context_length": 32, "reward_epochs": 2, "save_steps": 1}
+    given = (settings | {"disable_tqdm": "true"} | changes).items()
     return [word for name, value in given for word in (f"--{name}", str(value))]
 
 
