@@ -9,6 +9,7 @@ import yaml
 
 from trl_recipes import PPOConfig, RecipeError
 from trl_recipes.arguments import parse_arguments
+from trl_recipes.grpo import RLOOConfig
 from trl_recipes.ppo.config import REFUSED
 
 SIZES = ("batch_size", "mini_batch_size", "gradient_accumulation_steps", "num_mini_batches")
@@ -116,12 +117,15 @@ def test_options_without_meaning_warn_once_and_say_why(monkeypatch):
         PPOConfig(steps=100)
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_settings_of_trl_that_have_no_meaning_here_are_refused_by_both_ways(name):
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(PPOConfig, name) for name in REFUSED] + [(RLOOConfig, name) for name in RLOOConfig.refused],
+)
+def test_settings_of_trl_that_have_no_meaning_here_are_refused_by_both_ways(kind, name):
     with pytest.raises(RecipeError, match=f"`{name}` is TRL's, and no setting here: .*\\.$"):
-        PPOConfig(**{name: 1})
+        kind(**{name: 1})
     with pytest.raises(RecipeError, match=f"`--{name}`. It is TRL's, and no setting here: .*\\.$"):
-        parse_arguments(PPOConfig, argv=[f"--{name}", "1"])
+        parse_arguments(kind, argv=[f"--{name}", "1"])
 
 
 def test_only_a_run_with_an_output_dir_saves(tmp_path):

@@ -26,6 +26,10 @@ class GroupConfig(TrainingSettings):
         "load them: `load_prompts(..., length_sampler=LengthSampler(2, 65))`",
         "vllm_device": "TRL took it out; vLLM shares the GPUs of training (`vllm_mode` colocate), "
         "or has a server of its own",
+        "use_liger_loss": "it is called `use_liger_kernel` now",
+        "vllm_guided_decoding_regex": "it is called `vllm_structured_outputs_regex` now",
+        "vllm_max_model_len": "it is called `vllm_max_model_length` now",
+        "wandb_log_unique_prompts": "it is called `log_unique_prompts` now",
     }
 
     num_generations: int = setting(

@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
 
 from trl_recipes.callbacks import show_progress, train_or_stop
 from trl_recipes.describe import duration, peak_memory
@@ -57,11 +63,11 @@ class PretrainConfig(TrainingArguments):
         super().__post_init__()
 
 
-def with_learning_rate(config: TrainingArguments, base: str | None) -> TrainingArguments:
+def with_learning_rate(config: TrainingArguments, model: PreTrainedModel) -> TrainingArguments:
     """Choose the learning rate where none was given, in a copy: good weights want a small one."""
     config = copy.copy(config)
-    if config.learning_rate is None:
-        config.learning_rate = 1e-3 if base in (None, "embedded", str(language_model())) else 5e-5
+    if config.learning_rate is None:  # a model from scratch has no name
+        config.learning_rate = 1e-3 if model.name_or_path in ("", str(language_model())) else 5e-5
     return config
 
 
@@ -89,6 +95,7 @@ def fit(
     over the run), "rows", "seconds" and "seconds_per_step"; with held-out rows also "heldout_loss"
     and the trainer's own metrics with the same prefix.
     """
+    trainer.args = with_learning_rate(trainer.args, trainer.model)
     show_progress(trainer)
     check_embeddings(trainer.model, trainer.accelerator)
     wrap_by_layer(trainer.model, trainer.accelerator)

@@ -22,7 +22,7 @@ from trl_recipes.data.tokenizers import train_tokenizer
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.loading import load_language_model, load_tokenizer
 from trl_recipes.settings import setting
-from trl_recipes.training.fit import fit, mean_token_loss, token_losses, with_learning_rate
+from trl_recipes.training.fit import fit, mean_token_loss, token_losses
 
 
 @dataclass
@@ -95,7 +95,6 @@ def train_language_model(
     if not any(text.strip() for text in texts):
         raise RecipeError(f"All {len(texts)} texts to train on are empty. Give at least one.")
     sizes = sizes or LanguageModelSizes()
-    config = with_learning_rate(config, model_name_or_path)
     set_seed(config.seed)
     if model_name_or_path is None:
         tokenizer = train_tokenizer(texts, sizes.vocab_size, "causal")

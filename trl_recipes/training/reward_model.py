@@ -39,7 +39,7 @@ from trl_recipes.models.hub import resolve
 from trl_recipes.models.loading import load_classifier, load_config
 from trl_recipes.rewards.models import longest_input
 from trl_recipes.settings import setting
-from trl_recipes.training.fit import PretrainConfig, fit, with_learning_rate
+from trl_recipes.training.fit import PretrainConfig, fit
 from trl_recipes.training.language_model import check_width, windows
 from trl_recipes.training.reward_data import Labeled, Pairs
 
@@ -192,7 +192,6 @@ def train_reward_model(
     "heldout_accuracy": of whole texts, where the sum over a text's windows decides.
     """
     sizes = sizes or ClassifierSizes()
-    config = with_learning_rate(config, model_name_or_path)
     set_seed(config.seed)
     model, tokenizer = start_classifier(model_name_or_path, data, sizes)
     draw = random.Random(config.seed)
