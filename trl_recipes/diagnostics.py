@@ -5,12 +5,11 @@ one that a run leaves is a reason to look at its samples, not a verdict. What al
 alarms.yaml; an alarm stops nothing: the run's owner decides.
 """
 
-import itertools
 import math
 import operator
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -258,11 +257,8 @@ def _windows(rows: Rows) -> tuple[Rows, Rows]:
 
     GRPO and RLOO log rows without a score where a batch is gone over again.
     """
-
-    def fresh(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        return list(itertools.islice((row for row in rows if "env/reward_mean" in row), WINDOW))
-
-    first, last = fresh(rows), fresh(reversed(rows))[::-1]
+    scored = [row for row in rows if "env/reward_mean" in row]
+    first, last = scored[:WINDOW], scored[-WINDOW:]
     apart = len(first) == WINDOW and last[0]["step"] > first[-1]["step"]
     return (first, last) if apart else ([], [])
 

@@ -51,10 +51,6 @@ class ModelResult:
     kl: list[float]
     reference_nll: list[float]  # minus the log-probability under the reference, in nats
 
-    def interval(self, measure: str) -> tuple[float, float]:
-        """Mean of a measure over the responses that it scored, and its 95 percent half width."""
-        return mean_interval([value for value in self.scores[measure] if value is not None])
-
     @property
     def lengths(self) -> list[int]:
         """Number of tokens of each response, an end token counted."""
@@ -64,11 +60,6 @@ class ModelResult:
     def perplexity(self) -> float:
         """Perplexity of all responses under the reference: exp of nats per response token."""
         return math.exp(sum(self.reference_nll) / sum(self.lengths))
-
-    @property
-    def distinct_2(self) -> float:
-        """Distinct pairs of neighboring tokens over all such pairs in the responses."""
-        return distinct_n(self.token_ids, 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Collect all numbers and texts for JSON: summaries and what they were made from."""
@@ -80,7 +71,7 @@ class ModelResult:
             mean, half = mean_interval(known)
             summaries[name] = {"mean": mean, "half_width_95": half, "n": len(known)}
         responses = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
-        totals = {"perplexity": self.perplexity, "distinct_2": self.distinct_2}
+        totals = {"perplexity": self.perplexity, "distinct_2": distinct_n(self.token_ids, 2)}
         return summaries | totals | {"responses": responses}
 
 

@@ -23,7 +23,7 @@ from trl_recipes.callbacks import StopSignals
 from trl_recipes.data.prompts import PromptArguments
 from trl_recipes.embedded import language_model
 from trl_recipes.errors import RecipeError, RunStopped
-from trl_recipes.evaluation.compare import ModelResult, compare, mean_interval, measure_model
+from trl_recipes.evaluation.compare import ModelResult, compare, measure_model
 from trl_recipes.evaluation.judges import sentiment_measures
 from trl_recipes.grpo import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl_recipes.models.loading import load_run
@@ -268,14 +268,11 @@ class Curve(TrainerCallback):
 
 
 def figures(result: ModelResult) -> dict[str, float]:
-    """Collect what the curves show of a policy's answers; their first measure is the reward."""
-    return {
-        "reward": result.interval(next(iter(result.scores)))[0],
-        "kl": mean_interval(result.kl)[0],
-        "perplexity": result.perplexity,
-        "distinct_2": result.distinct_2,
-        "length": mean_interval(result.lengths)[0],
-    }
+    """Collect the means of a policy's answers; their first measure is the reward, too."""
+    found = result.to_dict()
+    means = {name: found[name]["mean"] for name in (*result.scores, "kl", "length")}
+    means |= {name: found[name] for name in ("perplexity", "distinct_2")}
+    return {"reward": means[next(iter(result.scores))]} | means
 
 
 class SweepRun:
@@ -333,10 +330,7 @@ class SweepRun:
         measures = {f"P({self.reward.label})": self.reward} | sentiment_measures(self.reward)
         comparison = compare(models, self.held_out, measures, max_new_tokens=task.response_length)
         write_results(run, comparison)
-        before, after = (
-            figures(result) | {measure: result.interval(measure)[0] for measure in measures}
-            for result in comparison.results
-        )
+        before, after = map(figures, comparison.results)
         last, steps = load_stats(folder / CURVE_FILE)[-1], pd.DataFrame(load_stats(folder)).mean()
         means = {name: steps[key] for key, name in _MEANS.items() if key in steps}
         result = {"reference": before, "policy": after | means}
