@@ -16,6 +16,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from ppo.test_golden import CASES, GOLDEN, probe, run_case
 from safetensors.torch import load_file
+from transformers import set_seed
 
 from trl_recipes import PPOConfig, PPOTrainer
 from trl_recipes.benchmark import models
@@ -108,12 +109,12 @@ def test_captured_sampling_keeps_what_a_forward_pass_gives(name, hold, monkeypat
 
 def test_a_captured_graph_draws_what_every_token_by_itself_draws(monkeypatch):
     model, captured = model_of("gpt2"), []
-    capture = static_sampling._captured
+    capture = static_sampling.captured
     monkeypatch.setattr(
-        static_sampling, "_captured", lambda *args: captured.append(1) or capture(*args)
+        static_sampling, "captured", lambda *args: captured.append(1) or capture(*args)
     )
     replayed = sample(model, eos=[7, 11], lengths=[40] * 4)
-    monkeypatch.setattr(static_sampling, "_captured", lambda step, device: step)
+    monkeypatch.setattr(static_sampling, "captured", lambda step, *_: step)
     alone = sample(model, eos=[7, 11], lengths=[40] * 4)
     assert captured == [1]
     assert replayed.responses.equal(alone.responses)
@@ -157,13 +158,17 @@ def trainer_of(model, folder=None, steps=3, **settings):
     )
 
 
+def policy_of(name):
+    if name != "lora":
+        return model_of(name)
+    adapter = LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True)
+    return get_peft_model(model_of("gpt2"), adapter)
+
+
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["gpt2", "qwen2", "t5", "bart", "lora"])
 def test_ppo_trains_and_its_first_batch_is_checked(name, bf16, hold):
-    model = model_of("gpt2" if name == "lora" else name)
-    if name == "lora":
-        adapter = LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True)
-        model = get_peft_model(model, adapter)
+    model = policy_of(name)
     trainer = trainer_of(model, bf16=bf16)
     trainer.train()
     assert unwrap_adapter(model) not in static_sampling._refused
@@ -173,6 +178,29 @@ def test_ppo_trains_and_its_first_batch_is_checked(name, bf16, hold):
     precision = "bfloat16" if bf16 else "float32"
     hold(f"first KL, {name}, {precision}", abs(first["objective/kl"]), 0.5 if bf16 else 1e-3)
     assert all(row["ppo/skipped_minibatches"] == 0 for row in trainer.all_stats)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen2", "t5", "bart", "lora"])
+def test_captured_passes_train_as_eager_ones(name, bf16, hold):
+    rows = []
+    for captured in (False, True):
+        trainer = trainer_of(policy_of(name), bf16=bf16, mini_batch_size=4)
+        if not captured:
+            trainer.captured_passes = None
+        for seed in range(4):
+            set_seed(seed)
+            given, responses = queries(range(1, 9)), queries([9, 2, 5, 14, 3, 7, 7, 1])
+            rows.append(trainer.step(given, responses, list(torch.randn(8))))
+    (passes,) = trainer.captured_passes.passes.values()
+    assert passes.replay
+    off = [
+        abs(row[key] - other[key]) / max(1, abs(row[key]))
+        for row, other in zip(rows[:4], rows[4:], strict=True)
+        for key in ("objective/kl", "ppo/loss/total", "ppo/val/error", "ppo/policy/entropy")
+    ]
+    precision = "bfloat16" if bf16 else "float32"
+    hold(f"captured and eager, {name}, {precision}", max(off), 0.1 if bf16 else 1e-3)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5"])

@@ -40,7 +40,7 @@ from trl_recipes.models.forward import (
     train_without_chance,
     unwrap_adapter,
 )
-from trl_recipes.models.sampling import ignores_padding, packed_weights, set_malloc_thresholds
+from trl_recipes.models.sampling import ignores_padding, packed_weights, prepare_device
 from trl_recipes.models.vllm_sampling import VLLMSampler
 from trl_recipes.rewards.loading import rewards_of
 from trl_recipes.run_folder import RunFolder
@@ -153,8 +153,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         fused_head = vars(unwrap_adapter(policy)).get("forward")  # of TRL >= 1.15
         self._fused_head = None if fused_head is own_forward else fused_head
         _set_forward(unwrap_adapter(policy), own_forward)
-        if self.accelerator.device.type == "cpu":
-            set_malloc_thresholds()
+        prepare_device(self.accelerator.device)
         inputs.count_positions(policy)
         check_causal(policy)
         if not ignores_padding(policy):

@@ -403,13 +403,16 @@ class _PackedLinear:
         return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
 
 
-def set_malloc_thresholds() -> None:
-    """Let the C library, where it is glibc, keep large blocks for the next tensor.
+def prepare_device(device: torch.device) -> None:
+    """Set what is slow by default where the shapes of passes change.
 
-    It returns them to the system by default, which hands out zeroed pages again: a tenth of a step
+    cuDNN's attention makes a plan for each new shape, some milliseconds each; torch has two others.
+    glibc returns large blocks to the system, which hands out zeroed pages again: a tenth of a step
     on the CPU with GPT-2 small, a third with small models. The peak stays the same.
     """
-    if sys.platform != "linux":
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    if device.type != "cpu" or sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

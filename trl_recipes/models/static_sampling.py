@@ -4,19 +4,20 @@ A GPU is done with a token sooner than Python has launched its kernels. Here eve
 same kernels on the same addresses: CUDA records them once and replays them for all the others.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import contextmanager
 from typing import NamedTuple
 from weakref import WeakSet
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.cache_utils import StaticLayer
 
+from trl_recipes.models.cuda_graphs import captured
 from trl_recipes.models.forward import (
+    aligned,
     decoder_start_token_id,
     evaluating,
     forward_arguments,
@@ -28,9 +29,8 @@ from trl_recipes.models.packing import pad_rows
 # What a model calls what it keeps of the tokens before; transformers renamed it in 5.24.
 CACHES = {"cache", "past_key_values"}
 
-logger = logging.getLogger(__name__)
-
 _refused: WeakSet[nn.Module] = WeakSet()  # models of which CUDA could not capture a token
+BLOCK = 256  # tokens whose probabilities are added up first
 ASK_EVERY = 16  # tokens between two looks at whether any row goes on: each waits for the GPU
 
 
@@ -61,9 +61,16 @@ def uniform(*shape: int, device: torch.device) -> Tensor:
 
 def draw(probabilities: Tensor, points: Tensor) -> Tensor:
     """Take a token per row, (B, 1): where a uniform number falls in the cumulative distribution."""
-    cumulative = probabilities.to(points.dtype).cumsum(1)
-    tokens = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
-    return tokens.clamp(max=cumulative.shape[1] - 1)
+    # first a block of tokens, then one of it: a GPU adds up a whole vocabulary row by row
+    blocks = F.pad(probabilities, (0, -probabilities.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    ends = blocks.sum(2, dtype=points.dtype).cumsum(1)
+    points = points * ends[:, -1:]
+    block = torch.searchsorted(ends, points, right=True).clamp(max=ends.shape[1] - 1)
+    inside = blocks.gather(1, block.unsqueeze(2).expand(-1, -1, BLOCK))[:, 0]
+    inside = inside.to(points.dtype).cumsum(1)
+    points = (points - ends.gather(1, block) + inside[:, -1:]).clamp(min=0)
+    tokens = block * BLOCK + torch.searchsorted(inside, points, right=True).clamp(max=BLOCK - 1)
+    return tokens.clamp(max=probabilities.shape[1] - 1)
 
 
 def first_inputs(language_model, queries, pad_token_id) -> dict:
@@ -123,8 +130,9 @@ def sample_static(
     """
     device = queries[0].device
     language_model = unwrap_adapter(model)
+    vocabulary = len(language_model.get_output_embeddings().weight)
     with evaluating(language_model), _autocast_weights(model, device.type):
-        batch = _StaticBatch(model, max_new_tokens, eos_token_id, temperature, device)
+        batch = _StaticBatch(model, max_new_tokens, eos_token_id, temperature, device, vocabulary)
         hook = language_model.get_decoder().register_forward_hook(
             lambda _, __, output: batch.states.append(output[0][:, -1])
         )
@@ -136,7 +144,7 @@ def sample_static(
                 if ask and not batch.alive.any():
                     break
                 if column == 2 and device.type == "cuda":
-                    replay = _captured(step, device)
+                    replay = captured(step, device, "sampling with this model")
                     if replay is None:
                         _refused.add(language_model)
                     step = replay or step
@@ -147,8 +155,8 @@ def sample_static(
 class _StaticBatch:
     """Tensors that stay where they are while the tokens of a batch are drawn."""
 
-    def __init__(self, model, limits, eos_token_id, temperature, device):
-        self.model, self.temperature = model, temperature
+    def __init__(self, model, limits, eos_token_id, temperature, device, vocabulary):
+        self.model, self.temperature, self.vocabulary = model, temperature, vocabulary
         self.limits = torch.as_tensor(limits, device=device)[:, None]
         stops = [] if eos_token_id is None else eos_token_id
         self.stops = torch.as_tensor(stops, device=device).reshape(1, -1)
@@ -192,7 +200,8 @@ class _StaticBatch:
 
     def _keep(self, logits: Tensor) -> Tensor:
         """Draw from the last logits, and write what is known of the tokens into their column."""
-        distribution = (logits[:, -1].float() / self.temperature).log_softmax(-1)
+        logits = logits[:, -1, : self.vocabulary].float()
+        distribution = (logits / self.temperature).log_softmax(-1)
         tokens = draw(distribution.exp(), self.points.index_select(0, self.column)[0])
         known = (tokens, self.alive.long(), distribution.gather(1, tokens), self.states.pop())
         for field, value in zip(self.samples, known, strict=True):
@@ -204,63 +213,20 @@ class _StaticBatch:
         return tokens
 
 
-def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], None] | None:
-    """Capture a step without running it; return its replay, or None where it asks the host."""
-    stream, place = _capture_place(device)
-    graph, pool = torch.cuda.CUDAGraph(), place.pool()
-    stream.wait_stream(torch.cuda.current_stream())
-    try:
-        with torch.cuda.stream(stream), _generator_aside(device):
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-            try:
-                step()
-            finally:
-                graph.capture_end()
-    except RuntimeError as error:
-        # a capture that fails leaves the pool as if it were still being filled
-        with suppress(RuntimeError):
-            torch._C._cuda_endAllocateToPool(device.index, pool)
-        _capture_place.cache_clear()
-        cause = error.__context__ or error  # what ended the capture, not that it did not end well
-        if isinstance(cause, torch.OutOfMemoryError):
-            raise cause from None
-        logger.warning("Sampling stays slow: CUDA cannot capture this model (%s).", cause)
-        return None
-    torch.cuda.current_stream().wait_stream(stream)
-    return graph.replay
-
-
-@contextmanager
-def _generator_aside(device: torch.device) -> Iterator[None]:
-    """Swap the generator's state for a copy: a failed capture would leave it unusable."""
-    generator = torch.cuda.default_generators[device.index]
-    own = generator.graphsafe_get_state()
-    generator.graphsafe_set_state(generator.clone_state())
-    try:
-        yield
-    finally:
-        generator.graphsafe_set_state(own)
-
-
-@cache
-def _capture_place(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]:
-    """Keep one stream and one pool of memory, which a small graph holds, for all captures."""
-    stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
-        torch.zeros(1, device=device)
-        graph.capture_end()
-    return stream, graph
-
-
 @contextmanager
 def _autocast_weights(model: nn.Module, device: str) -> Iterator[None]:
-    """Hold float32 weights in autocast's precision within the block, instead of autocast."""
+    """Hold float32 weights in autocast's precision within the block, instead of autocast.
+
+    The head's have rows of zeros at their end, up to a number that tensor cores take.
+    """
     autocast, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     kept = [(p, p.data) for p in model.parameters() if autocast and p.dtype == torch.float32]
+    head = unwrap_adapter(model).get_output_embeddings()
     try:
         for parameter, data in kept:
             parameter.data = data.to(dtype)
+            if parameter is head.weight and getattr(head, "bias", None) is None:
+                parameter.data = aligned(parameter.data)
         with torch.autocast(device, dtype, enabled=False):
             yield
     finally:

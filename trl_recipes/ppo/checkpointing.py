@@ -46,7 +46,9 @@ class PPOCheckpoints:
         size = self.config.batch_size
         first = self.state.episode + self.accelerator.process_index * size
         rows = stream_rows(first, size, len(self.prompts), self.config.seed)
-        return self.data_collator([self.prompts[row] for row in rows])
+        columns = self.prompts[[*rows]]
+        rows = zip(*columns.values(), strict=True)
+        return self.data_collator([dict(zip(columns, row, strict=True)) for row in rows])
 
     def _training_state(self) -> dict[str, Any]:
         """Collect everything that the next step depends on, except randomness; copies nothing."""

@@ -138,8 +138,10 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
         None, "Responses in all (default: num_train_epochs times the data set)."
     )
     num_total_batches: int | None = setting(None, "PPO steps in all; the trainer works it out.")
-    local_rollout_forward_batch_size: int = setting(
-        64, "Sequences in one forward pass that needs no gradient."
+    local_rollout_forward_batch_size: int | None = setting(
+        None,
+        "Sequences in one forward pass that needs no gradient (default 64, of small models on a "
+        "GPU more).",
     )
 
     # The response.

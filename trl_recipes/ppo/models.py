@@ -377,28 +377,32 @@ class ActorCritic(nn.Module):
         response_mask: Tensor | None = None,
         temperature: float = 1.0,
         with_logits: bool = False,
+        padded: bool = False,
         **classic: Any,
     ) -> tuple:
         """Compute log-probability, entropy and value of the N response tokens, row after row.
 
         Returns three times (N,), in nats and in score, and float32 logits (N, V) over the
-        temperature, or None: they stay in here, so that nothing copies them. Called as the user's
-        value-head model is, it returns what that does.
+        temperature, or None: they stay in here, so that nothing copies them. `padded` counts all
+        columns of the responses as tokens. Called as the user's value-head model is, it returns
+        what that does.
         """
         rows = (queries, query_mask, responses, response_mask)
         if response_mask is None:
             return self.value_head_model(*(x for x in rows if x is not None), **classic)
-        logits, hidden = self.logits_of(*rows)
-        labels = tokens_of(responses, response_mask)
+        logits, hidden = self.logits_of(*rows, padded=padded)
+        labels = responses.flatten() if padded else tokens_of(responses, response_mask)
         with torch.autocast(logits.device.type, enabled=False):
             logprobs, entropy = objective.logprobs_and_entropy(logits, labels, temperature)
             shown = logits.float() / temperature if with_logits else None
         return logprobs, entropy, self.values_of(hidden), shown
 
-    def logits_of(self, *rows: Tensor, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def logits_of(
+        self, *rows: Tensor, model: nn.Module | None = None, padded: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Run the policy, or its reference, on rows: logits (N, V) and hidden states (N, H)."""
         model = self.policy if model is None else model
-        return response_logits(model, *rows, pack=self.pack)
+        return response_logits(model, *rows, pack=self.pack, padded=padded)
 
     def values_of(self, hidden: Tensor) -> Tensor:
         """Compute the values (...) of the trunk's last hidden states (..., H), in float32."""

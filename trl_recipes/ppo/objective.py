@@ -123,7 +123,7 @@ class _LogprobsAndEntropy(torch.autograd.Function):
         logprobs, entropies = [], []
         for _, part, picked in _chunks(temperature, logits, labels):
             all_logprobs = part.log_softmax(1)
-            entropies.append(-torch.einsum("nv,nv->n", all_logprobs.exp(), all_logprobs))
+            entropies.append(-all_logprobs.exp().mul_(all_logprobs).sum(1))
             logprobs.append(all_logprobs.gather(1, picked.unsqueeze(1)).squeeze(1))
         ctx.save_for_backward(logits, labels)
         ctx.temperature = temperature

@@ -11,7 +11,7 @@ from trl_recipes.models.forward import evaluating
 from trl_recipes.models.packing import pad_rows
 from trl_recipes.ppo import checks, objective
 from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets
-from trl_recipes.ppo.statistics import UpdateStats, update_stats
+from trl_recipes.ppo.statistics import token_sums, update_means, update_stats
 
 
 class OverridableParts:
@@ -167,9 +167,8 @@ class OverridableParts:
         )
         full = logits.log_softmax(-1)
         entropy = -(full.exp() * full).sum(-1).expand_as(mask)
-        totals = UpdateStats(objective.local)
-        totals.add(losses, entropy, logprobs - old_logprobs, vpreds, returns, mask)
-        means = totals.means(mask.sum())
+        sums = token_sums(losses, entropy, logprobs - old_logprobs, vpreds, returns, mask)
+        means = update_means(sums, mask.sum())
         stats = update_stats(means, targets, mask, config.vf_coef, objective.local)
         policy, value = (objective.masked_mean(x, mask) for x in (losses.policy, losses.value))
         stats |= {"policy/ratio": losses.ratio, "policy/advantages": advantages[mask.bool()]}

@@ -100,33 +100,23 @@ def _moments(by_name: dict[str, Tensor], all_sum: Sum) -> Iterator[tuple[str, Te
     return zip(by_name, means, variances.sqrt(), strict=True)
 
 
-class UpdateStats:
-    """Collects token sums over the forward passes of one optimizer step, then averages them."""
+def token_sums(losses: PPOLosses, entropy, log_ratio, values, returns, mask: Tensor) -> Tensor:
+    """Add up what a forward pass says of its tokens, each (B, R): (10,), see `update_means`."""
+    tokens = (
+        *(losses.policy, losses.value, entropy, 0.5 * log_ratio.square(), -log_ratio),
+        *(losses.policy_clipped, values, (values - returns).square()),
+        *(losses.value_clipped, losses.ratio),
+    )
+    return (torch.stack(tokens).detach() * mask).sum((1, 2))
 
-    MEANS = (  # in the order of `add`
+
+def update_means(sums: Tensor, token_count: Tensor) -> dict[str, Tensor]:
+    """Average and name the sums of `token_sums` over an optimizer step."""
+    names = (
         *("loss/policy", "loss/value", "policy/entropy", "policy/approxkl", "policy/policykl"),
         *("policy/clipfrac", "val/vpred", "val/error", "val/clipfrac", "ratio"),
     )
-
-    def __init__(self, all_sum: Sum):
-        self.all_sum = all_sum
-        self.sums: list[Tensor] = []
-        self.ratios: list[Tensor] = []
-
-    def add(self, losses: PPOLosses, entropy, log_ratio, values, returns, mask: Tensor) -> None:
-        """Add one forward pass, whose tensors are all (B, R)."""
-        tokens = (
-            *(losses.policy, losses.value, entropy, 0.5 * log_ratio.square(), -log_ratio),
-            *(losses.policy_clipped, values, (values - returns).square()),
-            *(losses.value_clipped, losses.ratio),
-        )
-        self.sums.append((torch.stack(tokens).detach() * mask).sum((1, 2)))
-        self.ratios.append(with_mask(losses.ratio, mask))
-
-    def means(self, token_count: Tensor) -> dict[str, Tensor]:
-        """Average over the tokens of all forward passes and processes."""
-        totals = self.all_sum(torch.stack(self.sums).sum(0)) / token_count
-        return dict(zip(self.MEANS, totals, strict=True))
+    return dict(zip(names, sums / token_count, strict=True))
 
 
 def update_stats(

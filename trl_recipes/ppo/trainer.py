@@ -23,6 +23,7 @@ from trl_recipes.data.prompts import LengthSampler, collator
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.sharding import full_tensor, gathered, is_sharded, set_fsdp_root
 from trl_recipes.ppo import checks, classic, objective, setup, statistics
+from trl_recipes.ppo.captured_passes import CapturedPasses
 from trl_recipes.ppo.checkpointing import PPOCheckpoints
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.models import ActorCritic
@@ -168,6 +169,10 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         self._drawn_from = -1  # ... and of which weights
         self.stop_token_ids = setup.stop_token_ids(config, self.tokenizer, policy)
         self._pass_cost = setup.pass_cost(policy, self.current_device.type)
+        self.captured_passes: CapturedPasses | None = None
+        self._small_pass = setup.small_pass(policy, self.current_device.type, self._bf16)
+        if setup.can_capture(self):
+            self.captured_passes = CapturedPasses(self._padded_pass, self.model, self._small_pass)
         with self._gathered(), self._reference() as reference:
             self._actor_critic().pack = setup.both_can_pack(policy, reference)
 
@@ -240,7 +245,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             )
         rows = rollout.response_rows()
         rows = self._with_start_token(rows) if self.is_encoder_decoder else rows
-        responses = [row.tolist() for row in rows]
+        responses = [row.tolist() for row in torch.cat(rows).cpu().split([*map(len, rows)])]
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         scores, by_function = self._score(responses, texts, batch)
         batch["response"] = texts
@@ -272,7 +277,9 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
 
     def _rollout(self, query_ids: list) -> Rollout:
         """Sample a response to each query, with what was known when each token was drawn."""
-        queries = [torch.as_tensor(ids, device=self.current_device) for ids in query_ids]
+        lengths = [len(ids) for ids in query_ids]
+        together = torch.cat([torch.as_tensor(ids) for ids in query_ids])  # to the device at once
+        queries = together.to(self.current_device).split(lengths)
         defaults = self._generation_defaults()
         limit, sampler = defaults.pop("max_new_tokens"), self._length_sampler()
         limits = [sampler() if sampler else limit for _ in queries]
@@ -371,10 +378,10 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         logprobs, values, ref_logprobs, kl = torch.zeros(4, *shape, device=self.current_device)
         if known:
             logprobs, values = rollout.logprobs, actor_critic.values_of(rollout.hidden)
-        everything = torch.arange(shape[0])
-        for indices in self._passes(
-            rollout, everything, self.config.local_rollout_forward_batch_size
-        ):
+        size = self.config.local_rollout_forward_batch_size
+        if size is None:
+            size = max(64, self._small_pass // (rollout.queries.shape[1] + shape[1]))
+        for indices in self._passes(rollout, torch.arange(shape[0]), size):
             rows = rollout.rows(indices)
             place = (indices.to(self.current_device), slice(rows.responses.shape[1]))
             labels = rows.labels()
@@ -406,12 +413,15 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         batch, step = self.config.batch_size, self.config.backward_batch_size
         updates: list[dict] = []
         verdicts: list[Tensor] = []
+        captured = None
+        if self.captured_passes and self.first_batch.updated:
+            captured = self.captured_passes.load(rollout, targets, self.config.mini_batch_size)
         self.model.train()
         for _ in range(self.config.ppo_epochs):
             order = torch.from_numpy(np.random.permutation(batch))  # noqa: NPY002  as TRL 0.11
             for indices in order.split(step):
                 there = indices.to(self.current_device, non_blocking=True)
-                means, ratios = self._backward(indices, there, rollout, targets)
+                means, ratios = self._backward(indices, there, rollout, targets, captured)
                 verdicts.append(self._apply_gradients(means, quirks))
                 stats = statistics.update_stats(
                     means,
@@ -429,45 +439,75 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         return updates, skipped
 
     def _backward(
-        self, indices: Tensor, there: Tensor, rollout: Rollout, targets: Targets
+        self, indices: Tensor, there: Tensor, rollout: Rollout, targets: Targets, captured
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Sum gradients over the given sequences, in passes that do not change the sum.
 
         `indices` number them on the host, `there` on the device.
         Returns means over their tokens, and the probability ratio of each token.
         """
-        config = self.config
         token_count = self._all_sum(rollout.loss_mask[there].sum().float())
-        collected, own = statistics.UpdateStats(self._all_sum), {}
-        passes = self._passes(rollout, indices, config.mini_batch_size)
+        if captured is None:
+            results = self._eager_passes(indices, there.device, rollout, targets, token_count)
+        else:
+            parts = there.split(self.config.mini_batch_size)
+            results = [(*captured(rows, token_count), {}) for rows in parts]
+        sums, ratios, of_loss = zip(*results, strict=True)
+        own = {name: self._all_sum(sum(stats[name] for stats in of_loss)) for name in of_loss[0]}
+        means = statistics.update_means(self._all_sum(torch.stack(sums).sum(0)), token_count)
+        return means | own, torch.cat(ratios, 1)
+
+    def _eager_passes(
+        self, indices: Tensor, device, rollout: Rollout, targets: Targets, token_count: Tensor
+    ) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+        """Pass over rows of like length together; each result is that of `_pass`."""
+        results, passes = [], self._passes(rollout, indices, self.config.mini_batch_size)
         for number, rows_of_pass in enumerate(passes):
-            rows = rollout.rows(rows_of_pass)
-            mask, places = rows.loss_mask, rows_of_pass.to(there.device, non_blocking=True)
-            old = Targets(*(target[places, : mask.shape[1]] for target in targets))
+            rows, places = rollout.rows(rows_of_pass), rows_of_pass.to(device, non_blocking=True)
+            width = rows.loss_mask.shape[1]
+            old = Targets(*(target[places, :width] for target in targets))
             last = number == len(passes) - 1
             averages = last or is_sharded(self.model)  # parts of a gradient take less memory
             with nullcontext() if averages else self.accelerator.no_sync(self.model):
-                with self._autocast():
-                    logprobs, entropy, values, logits = self.model(
-                        *rows[:4], config.temperature, self._overrides("loss")
-                    )
-                if logits is not None:
-                    loss, stats = self._own_loss(rows, old, logits, values, token_count)
-                    own = {name: own.get(name, 0) + value for name, value in stats.items()}
-                logprobs, values, entropy = map(rows.unpack, (logprobs, values, entropy))
-                logprobs = torch.where(mask.bool(), logprobs, old.logprobs)
-                losses = objective.ppo_losses(
-                    logprobs, values, *old, config.cliprange, config.cliprange_value
-                )
-                log_ratio = (logprobs - old.logprobs).detach()
-                self.first_batch.check_ratio(log_ratio)
-                collected.add(losses, entropy, log_ratio, values, old.returns, mask)
-                if not own:
-                    loss = losses.policy + config.vf_coef * losses.value
-                    loss = (loss * mask).sum() / token_count
-                self.accelerator.backward(loss * self.accelerator.num_processes)
-        own = {name: self._all_sum(value) for name, value in own.items()}
-        return collected.means(token_count) | own, torch.cat(collected.ratios, 1)
+                results.append(self._pass(rows, old, token_count))
+        return results
+
+    def _padded_pass(
+        self, rollout: Rollout, targets: Targets, rows: Tensor, token_count: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Pass over these rows of a batch, (N,), without a question to the device."""
+        part = Rollout(*(field[rows] for field in rollout[:5]))
+        old = Targets(*(target[rows] for target in targets))
+        return self._pass(part, old, token_count, padded=True)[:2]
+
+    def _pass(
+        self, rows: Rollout, old: Targets, token_count: Tensor, padded: bool = False
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Run forward and backward: sums over tokens, their ratios, statistics of the user's loss.
+
+        `padded` computes masked columns too, so that nothing asks the device how many there are.
+        """
+        config, mask, own = self.config, rows.loss_mask, {}
+        with self._autocast():
+            logprobs, entropy, values, logits = self.model(
+                *rows[:4], config.temperature, self._overrides("loss"), padded
+            )
+        if logits is not None:
+            loss, own = self._own_loss(rows, old, logits, values, token_count)
+        unpack = (lambda tokens: tokens.view(mask.shape)) if padded else rows.unpack
+        logprobs, values, entropy = map(unpack, (logprobs, values, entropy))
+        logprobs = torch.where(mask.bool(), logprobs, old.logprobs)
+        losses = objective.ppo_losses(
+            logprobs, values, *old, config.cliprange, config.cliprange_value
+        )
+        log_ratio = (logprobs - old.logprobs).detach()
+        self.first_batch.check_ratio(log_ratio)
+        if logits is None:
+            loss = losses.policy + config.vf_coef * losses.value
+            loss = (loss * mask).sum() / token_count
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+        sums = statistics.token_sums(losses, entropy, log_ratio, values, old.returns, mask)
+        return sums, statistics.with_mask(losses.ratio, mask), own
 
     def _apply_gradients(self, means: dict[str, Tensor], quirks: bool) -> Tensor:
         """Clip and step, unless it would do harm; returns what `checks.judge_step` found."""
