@@ -47,7 +47,7 @@ def test_the_second_pass_of_a_shape_is_captured_and_every_later_one_replayed(mon
         return lambda: said.append("replayed") or step()
 
     monkeypatch.setattr(captured_passes, "captured", capture)
-    monkeypatch.setattr(captured_passes, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(captured_passes, "_on_gpu", lambda tensor: True)
     plain, padded = build(**SETTINGS), captures(build(**SETTINGS))
     for step in range(3):
         both_step(plain, padded, UNEVEN[2], step)
@@ -57,7 +57,7 @@ def test_the_second_pass_of_a_shape_is_captured_and_every_later_one_replayed(mon
 
 def test_a_model_that_cannot_be_captured_trains_without(monkeypatch):
     monkeypatch.setattr(captured_passes, "captured", lambda *_: None)
-    monkeypatch.setattr(captured_passes, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(captured_passes, "_on_gpu", lambda tensor: True)
     plain, padded = build(**SETTINGS), captures(build(**SETTINGS))
     for step in range(3):
         both_step(plain, padded, UNEVEN[2], step)

@@ -51,10 +51,6 @@ class CapturedPasses:
             gradient.zero_() if parameter.grad is None else gradient.copy_(parameter.grad)
             parameter.grad = gradient
 
-    def hold_gradients(self) -> None:
-        """Keep the tensors that passes add to, once they are there."""
-        self.gradients = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
-
 
 class _Pass:
     """Passes of one shape: run as they are at first, then captured, then replayed."""
@@ -84,9 +80,10 @@ class _Pass:
         self.owner.put_gradients_back()
         if not self.results:
             self.results = self._run()
-            self.owner.hold_gradients()
+            parameters = self.owner.model.parameters()
+            self.owner.gradients = [(p, p.grad) for p in parameters if p.grad is not None]
         else:
-            if on_gpu(rows) and not (self.replay or self.refused):
+            if _on_gpu(rows) and not (self.replay or self.refused):
                 self.replay = captured(self._step, rows.device, "updates of this model")
                 self.refused = self.replay is None
             (self.replay or self._step)()
@@ -100,6 +97,5 @@ class _Pass:
             place.copy_(result)
 
 
-def on_gpu(tensor: Tensor) -> bool:
-    """Whether a tensor lies where graphs are captured."""
+def _on_gpu(tensor: Tensor) -> bool:
     return tensor.is_cuda

@@ -24,6 +24,7 @@ from trl_recipes.errors import RecipeError
 from trl_recipes.models import adapters, forward, loading
 from trl_recipes.models.sampling import prepare_device
 from trl_recipes.models.sharding import check_fsdp_loading, wrap_by_layer
+from trl_recipes.ppo.captured_passes import CapturedPasses
 from trl_recipes.ppo.checks import check_reference
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.models import (
@@ -230,16 +231,19 @@ def pass_cost(policy: nn.Module, device_type: str) -> int:
 
 def small_pass(policy: nn.Module, device_type: str, bf16: bool) -> int:
     """Give the tokens of a pass that a GPU ends before Python has launched it; 0 on a CPU."""
-    # parameters times tokens, measured on an H100; processes with parts of a model split alike
-    alone = device_type == "cuda" and PartialState().num_processes == 1
-    return alone * round((1e12 if bf16 else 3e11) / policy.num_parameters())
+    if device_type != "cuda" or PartialState().num_processes > 1:
+        return 0
+    tokens = (1e12 if bf16 else 3e11) / policy.num_parameters()  # measured on an H100
+    return round(tokens)
 
 
-def can_capture(trainer: Any) -> bool:
-    """Whether passes of an update may become CUDA graphs; transformers says of which models."""
+def captured_passes(trainer: Any, most_tokens: int) -> CapturedPasses | None:
+    """Prepare the update's passes to become CUDA graphs, where the model can be captured."""
     policy = forward.unwrap_adapter(trainer._policy())
     plain = not (trainer.config.activation_checkpointing or trainer._overrides("loss"))
-    return trainer._small_pass > 0 and plain and policy._can_compile_fullgraph
+    if not (most_tokens and plain and policy._can_compile_fullgraph):  # as transformers says
+        return None
+    return CapturedPasses(trainer._padded_pass, trainer.model, most_tokens)
 
 
 def fuse_activations(model: nn.Module) -> None:

@@ -23,7 +23,6 @@ from trl_recipes.data.prompts import LengthSampler, collator
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.sharding import full_tensor, gathered, is_sharded, set_fsdp_root
 from trl_recipes.ppo import checks, classic, objective, setup, statistics
-from trl_recipes.ppo.captured_passes import CapturedPasses
 from trl_recipes.ppo.checkpointing import PPOCheckpoints
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.models import ActorCritic
@@ -169,10 +168,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         self._drawn_from = -1  # ... and of which weights
         self.stop_token_ids = setup.stop_token_ids(config, self.tokenizer, policy)
         self._pass_cost = setup.pass_cost(policy, self.current_device.type)
-        self.captured_passes: CapturedPasses | None = None
         self._small_pass = setup.small_pass(policy, self.current_device.type, self._bf16)
-        if setup.can_capture(self):
-            self.captured_passes = CapturedPasses(self._padded_pass, self.model, self._small_pass)
+        self.captured_passes = setup.captured_passes(self, self._small_pass)
         with self._gathered(), self._reference() as reference:
             self._actor_critic().pack = setup.both_can_pack(policy, reference)
 
