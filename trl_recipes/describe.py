@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 # Said before every run of GRPO and RLOO, because such a loss looks like a run that learns nothing.
 ABOUT_THE_LOSS = (
     "The loss that TRL logs stays near 0 however well it goes, because the advantages in a group "
@@ -58,8 +60,6 @@ def duration(seconds: float) -> str:
 
 def peak_memory() -> float:
     """Measure the most memory that this process held, in GB, of a GPU or else of RAM; else nan."""
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     status = Path("/proc/self/status")
@@ -70,8 +70,6 @@ def peak_memory() -> float:
 
 def device_name() -> str:
     """Name the GPU, or the CPU with the number of torch's threads."""
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"

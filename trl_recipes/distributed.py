@@ -12,6 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import torch
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list, gather_object
+
 from trl_recipes.errors import RecipeError
 
 T = TypeVar("T")
@@ -44,11 +48,7 @@ def process_index() -> int:
 
 def init_process() -> None:
     """Let the processes of a launch form a group, once training arguments are made."""
-    if not launched():
-        return
-    import torch
-
-    if not torch.accelerator.is_available():  # Accelerate would let each train alone
+    if launched() and not torch.accelerator.is_available():  # Accelerate would let each train alone
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 
@@ -80,8 +80,6 @@ def broadcast_from_main(work: Callable[[], T]) -> T:
     """Do work in the main process alone, and give its result, or its RecipeError, to all."""
     if not _in_group():
         return work()
-    from accelerate.utils import broadcast_object_list
-
     told: list[Any] = [None]
     if is_main_process():
         try:
@@ -116,8 +114,6 @@ def gather(part: list[T]) -> list[T]:
     """Gather the entries of all processes' lists, in the order of the processes."""
     if not _in_group():
         return part
-    from accelerate.utils import gather_object
-
     return gather_object(part)
 
 
@@ -144,8 +140,6 @@ def end_of(message: str, code: int) -> NoReturn:
 
 def end_of_error(error: Exception) -> NoReturn:
     """End a process of several for what is no mistake of the user's."""
-    import torch.distributed as dist
-
     own = os.environ.get(_ERROR_FILE)
     if own and not {*Path(own).parents[1].glob(f"*/{Path(own).name}")} <= {Path(own)}:
         _leave(None, 1)  # another process of this machine failed before: its message counts
@@ -167,8 +161,6 @@ def _in_group() -> bool:
     """Whether there are several processes that have formed a group."""
     if not launched():
         return False
-    import torch.distributed as dist
-
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

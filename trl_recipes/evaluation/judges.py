@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import nn
 
 from trl_recipes.data.conversations import full_texts
+from trl_recipes.embedded.rewrites import rewrite_quality, subjects_kept
 from trl_recipes.evaluation.compare import Comparison
 from trl_recipes.rewards import (
     RewardFunc,
@@ -138,8 +139,6 @@ def word_figures(comparison: Comparison, known_words: set[str]) -> str:
 def rewrite_metrics(dataset_name: str | None) -> list[RewardFunc]:
     """Choose the functions that are logged and never optimized; the embedded task has its own."""
     if dataset_name is None:
-        from trl_recipes.embedded.rewrites import rewrite_quality, subjects_kept
-
         return [rewrite_quality, subjects_kept]
     turned = mood_turned()
     return [content_kept] if turned is None else [turned, content_kept]

@@ -35,6 +35,7 @@ from trl_recipes.data.files import load_rows
 from trl_recipes.data.tokenizers import train_tokenizer
 from trl_recipes.describe import is_number
 from trl_recipes.distributed import broadcast_from_main
+from trl_recipes.embedded.rewrites import rewrites
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length
 from trl_recipes.models.hub import resolve
@@ -237,8 +238,6 @@ def plan_rewrites(
 def load_pairs(args: PairArguments, split: str) -> list[Pair]:
     """Load source-target pairs of the split "train" or "test"; no text is empty."""
     if args.dataset_name is None:
-        from trl_recipes.embedded.rewrites import rewrites  # parses its grammar
-
         return rewrites("heldout" if split == "test" else split)
     rows, where = load_rows(args.dataset_name, split=split), f"{args.dataset_name} ({split})"
 
