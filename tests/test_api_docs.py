@@ -94,7 +94,7 @@ def test_few_docstrings_are_as_long_as_what_they_describe():
     assert len(long) < LONG_DOCSTRINGS, sorted(long)
 
 
-LONG_DOCSTRINGS = 59
+LONG_DOCSTRINGS = 60
 
 
 EXAMPLES = [path for path in MODULES if ">>> " in path.read_text()]

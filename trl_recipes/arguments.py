@@ -133,8 +133,7 @@ def parse_arguments(
     except (ValueError, ImportError) as error:  # from a __post_init__, which knows no flags
         where = f" or `{path}`" if path is not None else ""
         raise RecipeError(
-            f"A setting from the command line{where} was refused: {error} Run with --help_all to "
-            "see every flag."
+            f"A setting from the command line{where} was refused: {error} See --help_all."
         ) from error
     for settings in parsed:
         names = given & {field.name for field in dataclasses.fields(settings)}

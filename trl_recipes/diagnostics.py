@@ -253,10 +253,8 @@ def _falling_diversity(rows: Rows, causes: str) -> Values | None:
 
 
 def _windows(rows: Rows) -> tuple[Rows, Rows]:
-    """Return the first and the last rows of freshly sampled batches; none as long as they overlap.
-
-    GRPO and RLOO log rows without a score where a batch is gone over again.
-    """
+    """Return the first and the last rows of freshly sampled batches; none while they overlap."""
+    # GRPO and RLOO log rows without a score where a batch is gone over again
     scored = [row for row in rows if "env/reward_mean" in row]
     first, last = scored[:WINDOW], scored[-WINDOW:]
     apart = len(first) == WINDOW and last[0]["step"] > first[-1]["step"]

@@ -195,8 +195,7 @@ def prepare_run(
             write_whole(run.config, _MARK + "\n")
     except OSError as error:
         raise RecipeError(
-            f"--output_dir: `{run}` cannot be made or written ({error.strerror}). Choose another "
-            "folder."
+            f"--output_dir: `{run}` cannot be made or written ({error.strerror}). Choose another."
         ) from error
     if settings:
         write_config(run, *settings)

@@ -59,21 +59,14 @@ class TrainingSettings:
 
     # What is trained, and for how long.
     learning_rate: float = setting(1.41e-5, "Learning rate of AdamW.")
-    lr_scheduler_type: str = setting(
-        "constant", "Learning-rate schedule, by its transformers name."
-    )
-    max_steps: int = setting(
-        -1, "Number of steps; -1 goes by total_episodes (PPO) or num_train_epochs."
-    )
+    lr_scheduler_type: str = setting("constant", "Learning-rate schedule, as in transformers.")
+    max_steps: int = setting(-1, "Steps; -1 goes by total_episodes (PPO) or num_train_epochs.")
     seed: int = setting(0, "Seed of python, numpy and torch.")
     trainable: str = setting(
         "all",
-        "What is trained, beside a value head: all, attention (its projections) or lora (an "
-        "adapter).",
+        "What is trained, beside a value head: all, attention (projections) or lora (adapter).",
     )
-    merge_adapter: bool = setting(
-        False, "Merge a LoRA adapter into the base weights when the model is saved."
-    )
+    merge_adapter: bool = setting(False, "Save a LoRA adapter merged into the base weights.")
 
     # The batch: responses of one process.
     batch_size: int | None = setting(
@@ -129,9 +122,7 @@ class TrainingSettings:
     log_samples: int = setting(4, "Samples per step written to samples.jsonl.")
     save_steps: float = setting(50, "Steps from one checkpoint to the next; 0: none.")
     save_total_limit: int | None = setting(2, "Checkpoints to keep; none: all.")
-    check: bool = setting(
-        False, "Check everything, try a few steps, say what the run takes; write nothing."
-    )
+    check: bool = setting(False, "Check all, try a few steps, say what a run takes; write nothing.")
     overwrite_output_dir: bool = setting(False, "Replace the run that output_dir holds.")
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
@@ -195,8 +186,7 @@ class TrainingSettings:
             check_range(settings.name, getattr(self, settings.name))
         if self.max_steps < 1 and self.max_steps != -1:
             raise RecipeError(
-                f"`max_steps` is {self.max_steps}. Use 1 or more, or -1 to go by the number of "
-                "epochs."
+                f"`max_steps` is {self.max_steps}. Use 1 or more, or -1 to go by epochs."
             )
         if self.fp16:
             raise RecipeError(

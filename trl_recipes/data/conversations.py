@@ -12,6 +12,7 @@ from trl_recipes.errors import RecipeError
 
 Message = dict[str, Any]
 Text = str | list[Message]
+Texts = Sequence[Text]  # prompts or completions
 
 
 def is_conversation(value: Any) -> bool:
@@ -26,12 +27,12 @@ def plain_text(value: str | Sequence[Message]) -> str:
     return "\n".join(_content(message.get("content")) for message in value)
 
 
-def completion_texts(completions: Sequence[Text]) -> list[str]:
+def completion_texts(completions: Texts) -> list[str]:
     """Return the text of each completion."""
     return [plain_text(completion) for completion in completions]
 
 
-def answers(texts: Sequence[str], prompts: Sequence[Text]) -> list[Text]:
+def answers(texts: Sequence[str], prompts: Texts) -> list[Text]:
     """Give each text the form of its prompt: a text, or a conversation of one message."""
     return [
         [{"role": "assistant", "content": text}] if is_conversation(prompt) else text
@@ -39,7 +40,7 @@ def answers(texts: Sequence[str], prompts: Sequence[Text]) -> list[Text]:
     ]
 
 
-def full_texts(prompts: Sequence[Text], completions: Sequence[Text]) -> list[str]:
+def full_texts(prompts: Texts, completions: Texts) -> list[str]:
     """Join each prompt and its completion: as they are, or message after message."""
     return [
         plain_text(prompt) + "\n" * (not isinstance(completion, str)) + plain_text(completion)
@@ -69,8 +70,7 @@ def encode_conversations(
     if not getattr(tokenizer, "chat_template", None):
         raise RecipeError(
             f"{where} holds conversations, but the tokenizer `{tokenizer.name_or_path}` has no "
-            "chat template to turn them into text. Use a chat model, whose tokenizer has one, or "
-            "give texts."
+            "chat template to turn them into text. Use a chat model, or give texts."
         )
     for row in order:
         messages = values[row]

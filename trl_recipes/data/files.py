@@ -186,8 +186,7 @@ def _options(path: Path) -> dict[str, Any]:
         if line.strip() and line.count("\t") < len(names) - 1:
             raise RecipeError(
                 f"{SOURCE}: `{path}`, line {number} has {line.count(delimiter) + 1} fields, the "
-                f"header {len(names)}. Fix the line; a text of several lines goes into .csv or "
-                ".jsonl."
+                f"header {len(names)}. Fix it; texts of several lines go into .csv or .jsonl."
             )
     # no value becomes a missing one, and no column an index
     return {"sep": delimiter, "quoting": quoting, "index_col": False, "keep_default_na": False}

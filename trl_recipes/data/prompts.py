@@ -375,8 +375,7 @@ def _tokenize(
             if text is not None and not isinstance(text, str):
                 raise RecipeError(
                     f"{SOURCE}: row {row + 1} of {where} holds {text!r} "
-                    f"({type(text).__name__}), which is no text. Choose a column of texts with "
-                    "--text_column."
+                    f"({type(text).__name__}), which is no text. Choose another --text_column."
                 )
         check_characters([text or "" for text in batch], tokenizer, f"{SOURCE}: {where}")
         # verbose=False: whole reviews are longer than the model's context, prompts are not.

@@ -116,9 +116,7 @@ def appended_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     """Count the tokens, such as EOS or SEP, that a tokenizer by itself puts behind a text."""
     first = text.strip()[:1]
     mask = tokenizer(first, return_special_tokens_mask=True)["special_tokens_mask"] if first else []
-    return len(mask) - max(
-        (place + 1 for place, special in enumerate(mask) if not special), default=0
-    )
+    return len(mask) - max((i + 1 for i, special in enumerate(mask) if not special), default=0)
 
 
 def cut_length(ids: Sequence[int], length: int, tokenizer: PreTrainedTokenizerBase) -> int:

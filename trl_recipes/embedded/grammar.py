@@ -78,9 +78,7 @@ class Writer:
     def expand(self, symbol: str, mood: str) -> str:
         """Draw one of a symbol's alternatives, and so on for what it refers to."""
         choice = self._draw(self.grammar[symbol + mood])
-        return "".join(
-            part if isinstance(part, str) else self._refer(*part, mood) for part in choice.parts
-        )
+        return "".join(p if isinstance(p, str) else self._refer(*p, mood) for p in choice.parts)
 
     def pick(self, values: list) -> Any:
         """Draw one of several values."""

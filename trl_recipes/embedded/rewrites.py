@@ -76,9 +76,7 @@ def read(text: str) -> Review | None:
     return None
 
 
-def rewrite_quality(
-    prompts: Sequence[str], completions: Sequence[str], **_: Any
-) -> list[float | None]:
+def rewrite_quality(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
     """Say how good rewrites are, 0 to 1; None of a source of no form.
 
     It is the mean over a rewrite's opinions, less the fraction of subjects not named: 1 for a
@@ -99,9 +97,7 @@ def rewrite_quality(
     return qualities
 
 
-def subjects_kept(
-    prompts: Sequence[str], completions: Sequence[str], **_: Any
-) -> list[float | None]:
+def subjects_kept(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
     """Give 1 to a rewrite that names all subjects of its source; None to a source of no form."""
     kept: list[float | None] = []
     for prompt, completion in zip(prompts, completions, strict=True):

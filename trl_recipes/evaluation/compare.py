@@ -166,9 +166,7 @@ def compare(
     """
     rows = [dict(row) for row in prompts]
     if not rows or not measures:
-        raise RecipeError(
-            f"compare got {len(rows)} prompts and {len(measures)} measures; both need one."
-        )
+        raise RecipeError(f"compare: {len(rows)} prompts, {len(measures)} measures; it needs both.")
     if reference not in models:
         raise RecipeError(f"compare: no reference '{reference}' among the models {list(models)}.")
     start, tokenizer = models[reference]

@@ -35,11 +35,9 @@ class GroupConfig(TrainingSettings):
     num_generations: int = setting(
         8, "Responses to each prompt, which are compared with each other; divides the batch."
     )
-    num_iterations: int = setting(
-        1, "Optimizer steps made with each sampled batch: its number of passes."
-    )
+    num_iterations: int = setting(1, "Passes over each sampled batch, one optimizer step each.")
     max_completion_length: int | None = setting(
-        None, "TRL's name of response_length (default: as there)."
+        None, "TRL's name of response_length, same default."
     )
     epsilon: float = setting(0.2, "The probability ratio is clipped at 1 plus or minus this.")
     epsilon_high: float | None = setting(None, "Upper end of the clipping (default: epsilon).")
@@ -123,9 +121,7 @@ class GRPOConfig(GroupConfig, trl.GRPOConfig):
 class RLOOConfig(GroupConfig, trl.RLOOConfig):
     """Settings of [`RLOOTrainer`]: all of `trl.RLOOConfig`, with the names of PPOConfig."""
 
-    beta: float = setting(
-        0.05, "Reward taken off for each nat of a response's KL; 0: no reference model."
-    )
+    beta: float = setting(0.05, "Reward taken off per nat of a response's KL; 0: no reference.")
     normalize_advantages: bool = setting(
         False, "Shift and scale the advantages of a batch to mean 0 and standard deviation 1."
     )

@@ -68,9 +68,7 @@ def check_tensor(name: str, row: int, value: Tensor) -> None:
         raise RecipeError(f"{where} holds {value.dtype}. Token ids are whole numbers: `.long()`?")
 
 
-def check_token_ids(
-    queries: Sequence[Tensor], responses: Sequence[Tensor], model: nn.Module
-) -> None:
+def check_token_ids(queries: list[Tensor], responses: list[Tensor], model: nn.Module) -> None:
     """Check token ids against the model's vocabulary, and their number against its context."""
     check_vocabulary_ids("queries", queries, model)
     check_vocabulary_ids("responses", responses, model)
@@ -80,8 +78,7 @@ def check_token_ids(
         if context is not None and length > context:
             raise RecipeError(
                 f"Sample {row} is {length} tokens long (query {len(query)}, response "
-                f"{len(response)}), but the model's context holds {context}. Shorten the one or "
-                "the other."
+                f"{len(response)}), but the model's context holds {context}. Shorten either."
             )
 
 
@@ -165,9 +162,7 @@ class FirstBatchCheck:
             off, tolerance = log_ratio.square().mean().sqrt().item(), 0.1
         if not off <= tolerance:
             cause = explain_mismatch(self.policy, self.reduced_precision)
-            raise RecipeError(
-                f"{what} {off:.2g}, where at most {tolerance:.0e} is rounding. {cause}"
-            )
+            raise RecipeError(f"{what} {off:.2g}; up to {tolerance:.0e} is rounding. {cause}")
 
 
 def judge_step(means: dict[str, Tensor], norm: Tensor, threshold: float) -> Tensor:

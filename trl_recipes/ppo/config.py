@@ -185,9 +185,7 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
     )
     early_stopping: bool = setting(False, "Leave a batch's epochs once the policy moved too far.")
     target_kl: float = setting(1.0, "early_stopping leaves at 1.5 times this, in nats per token.")
-    max_grad_norm: float | None = setting(
-        None, "Clip gradients to this norm (default: no clipping)."
-    )
+    max_grad_norm: float | None = setting(None, "Clip gradients to this norm (default: none).")
 
     cliprange: float = setting(0.2, "The probability ratio is clipped to 1 plus or minus this.")
     cliprange_value: float = setting(0.2, "Values are clipped to plus or minus this of the old.")
@@ -198,9 +196,7 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
 
     # Scores.
     use_score_scaling: bool = setting(False, "Divide scores by their running standard deviation.")
-    use_score_norm: bool = setting(
-        False, "With use_score_scaling: subtract the running mean first."
-    )
+    use_score_norm: bool = setting(False, "With use_score_scaling, subtract the running mean.")
     score_clip: float | None = setting(None, "Clip scores to plus or minus this (default: none).")
 
     trl_0_11_quirks: bool | None = setting(

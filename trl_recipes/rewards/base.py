@@ -30,7 +30,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from trl_recipes.data.conversations import Text, answers, are_conversations, plain_text
+from trl_recipes.data.conversations import Text, Texts, answers, are_conversations, plain_text
 from trl_recipes.data.prompts import PROMPT, own_names
 from trl_recipes.data.tokenizers import is_character_tokenizer
 from trl_recipes.describe import printable
@@ -97,8 +97,8 @@ class Rewards:
 
     def __call__(
         self,
-        prompts: Sequence[Text],
-        completions: Sequence[Text],
+        prompts: Texts,
+        completions: Texts,
         completion_ids: Sequence[Sequence[int]],
         columns: Mapping[str, Sequence[Any]] | None = None,
         **extras: Any,
@@ -253,7 +253,7 @@ def reward_inputs(
 
 
 def made_up(
-    prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase
+    prompts: Texts, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[str], list[list[int]]]:
     """Make up a completion of each of at most two prompts, to try reward functions on: with ids."""
     texts = [*_MADE_UP[: len(prompts)]]
@@ -302,9 +302,7 @@ def _arguments(prompts, completions, completion_ids, columns=None, **extras) -> 
     return columns | given
 
 
-def _chosen_arguments(
-    func: RewardFunc, name: str, arguments: Mapping[str, Any]
-) -> Mapping[str, Any]:
+def _chosen_arguments(func: RewardFunc, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Choose the arguments that `func` takes; a missing one that it needs is an error."""
     for missing in sorted(_needs(func) - arguments.keys()):
         raise RecipeError(
@@ -417,9 +415,7 @@ def _function(entry: Any, source: str) -> RewardFunc:
     return entry
 
 
-def _checked_weights(
-    weights: Sequence[float] | None, functions: Sequence[RewardFunc]
-) -> list[float]:
+def _checked_weights(weights: Sequence[float] | None, functions: list[RewardFunc]) -> list[float]:
     if weights is None:
         return [float(getattr(func, "default_weight", 1.0)) for func in functions]
     if len(weights) != len(functions):
@@ -429,9 +425,7 @@ def _checked_weights(
         )
     for weight in weights:
         if not isinstance(weight, numbers.Real) or not abs(weight) <= _LARGEST:
-            raise RecipeError(
-                f"`reward_weights` holds {weight!r}. Every weight must be a finite number."
-            )
+            raise RecipeError(f"`reward_weights` holds {weight!r}. Give finite numbers.")
     return [float(weight) for weight in weights]
 
 

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from torch.nn import functional as F
 
 from trl_recipes import embedded
-from trl_recipes.data.conversations import completion_texts, full_texts, is_conversation
+from trl_recipes.data.conversations import Texts, completion_texts, full_texts, is_conversation
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length, evaluating
 from trl_recipes.models.loading import load_classifier, load_run, load_tokenizer, set_pad_token
@@ -59,9 +59,7 @@ class SentimentReward:
         self.max_length = longest_input(self.model, self.tokenizer)
         self.__name__ = name or f"sentiment_{self.label.lower()}"
 
-    def __call__(
-        self, prompts: Sequence[str], completions: Sequence[str], **kwargs: Any
-    ) -> list[float]:
+    def __call__(self, prompts: Texts, completions: Texts, **kwargs: Any) -> list[float]:
         """Score each prompt plus completion; what exceeds the model's maximum is cut off."""
         texts = full_texts(prompts, completions)
         own = (self.model, self.tokenizer, texts, self.batch_size, self.max_length)
@@ -117,9 +115,7 @@ class RewardModelReward:
         self.__name__ = name or str(model.name_or_path).rstrip("/").split("/")[-1] or "reward_model"
 
     @torch.inference_mode()
-    def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any
-    ) -> list[float]:
+    def __call__(self, prompts: Texts, completions: Texts, **kwargs: Any) -> list[float]:
         """Score each prompt plus completion with the model's one logit, raw."""
         if self.reads_pairs:
             return self._score_pairs(completion_texts(prompts), completion_texts(completions))
@@ -137,7 +133,7 @@ class RewardModelReward:
 
         return _in_batches(full_texts(firsts, seconds), self.batch_size, score)
 
-    def _rendered(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[str]:
+    def _rendered(self, prompts: Texts, completions: Texts) -> list[str]:
         """Write conversations as texts, by the reward model's own chat template."""
         if self.tokenizer.chat_template is None:
             raise RecipeError(
@@ -175,9 +171,7 @@ class PerplexityReward:
         self.__name__ = "log_perplexity" if log else "perplexity"
 
     @torch.inference_mode()
-    def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any
-    ) -> list[float | None]:
+    def __call__(self, prompts: Texts, completions: Texts, **kwargs: Any) -> list[float | None]:
         """Score each prompt plus completion: at most -1 (at most 0 with `log`).
 
         An empty text gets None. Tokens beyond the model's context are left out.

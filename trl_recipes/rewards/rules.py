@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from trl_recipes.data.conversations import completion_texts
+from trl_recipes.data.conversations import Texts, completion_texts
 from trl_recipes.data.files import read_text
 from trl_recipes.errors import RecipeError
 
@@ -38,7 +38,7 @@ class KeywordReward:
         ]
         self.__name__ = "keywords"
 
-    def __call__(self, completions: Sequence[Any], **kwargs: Any) -> list[float]:
+    def __call__(self, completions: Texts, **kwargs: Any) -> list[float]:
         """Return each completion's share, 0 to 1."""
         return [
             sum(pattern.search(text) is not None for pattern in self.patterns) / len(self.patterns)
@@ -63,7 +63,7 @@ class RegexReward:
         self.match = compiled.fullmatch if whole else compiled.search
         self.__name__ = "regex"
 
-    def __call__(self, completions: Sequence[Any], **kwargs: Any) -> list[float]:
+    def __call__(self, completions: Texts, **kwargs: Any) -> list[float]:
         """Match each completion."""
         return [float(self.match(text) is not None) for text in completion_texts(completions)]
 
@@ -78,7 +78,7 @@ class UppercaseReward:
     def __init__(self):
         self.__name__ = "uppercase"
 
-    def __call__(self, completions: Sequence[Any], **kwargs: Any) -> list[float]:
+    def __call__(self, completions: Texts, **kwargs: Any) -> list[float]:
         """Measure each completion, 0 to 1; what has no letters gets 0."""
         shares = []
         for text in completion_texts(completions):
@@ -96,7 +96,7 @@ class KnownWordsReward:
             raise RecipeError("KnownWordsReward: the text has no words. Give one that has.")
         self.__name__ = "known_words"
 
-    def __call__(self, completions: Sequence[Any], **kwargs: Any) -> list[float | None]:
+    def __call__(self, completions: Texts, **kwargs: Any) -> list[float | None]:
         """Return each completion's share, 0 to 1; None for one without a whole word."""
         return [
             sum(word in self.words for word in words) / len(words) if words else None
@@ -136,7 +136,7 @@ class LengthPenalty:
         self.__name__ = "length"
 
     def __call__(
-        self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **kwargs: Any
+        self, completions: Texts, completion_ids: Sequence[Sequence[int]], **kwargs: Any
     ) -> list[float]:
         """Return each completion's penalty, 0 to 1."""
         if self.unit == "tokens":

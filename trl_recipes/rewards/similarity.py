@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from torch.nn import functional as F
 
-from trl_recipes.data.conversations import full_texts, plain_text
+from trl_recipes.data.conversations import Texts, full_texts, plain_text
 from trl_recipes.errors import RecipeError
 from trl_recipes.models import hub
 from trl_recipes.models.forward import context_length, evaluating
@@ -69,9 +69,7 @@ class SimilarityReward:
         self.reference_text, self.column = reference_text, column
         self.__name__ = "similarity"
 
-    def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> list[float]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float]:
         """Compare each prompt plus completion with its reference; 0 without a known word."""
         texts = full_texts(prompts, completions)
         if self.column is None:

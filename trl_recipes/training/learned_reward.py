@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import set_seed
 
+from trl_recipes.data.conversations import Texts
 from trl_recipes.data.files import load_rows
 from trl_recipes.data.prompts import TEXT_COLUMNS, PromptArguments
 from trl_recipes.errors import RecipeError
@@ -115,9 +116,7 @@ class LearnedReward:
         self.ready = True
         set_seed(self.seed)  # random states are the same, whether it was trained now or before
 
-    def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> list[float]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float]:
         """Score each prompt plus completion; an error until the model is trained."""
         if not self.ready:
             raise RecipeError("The reward model is not trained yet: train it, then `load` it.")

@@ -201,9 +201,7 @@ def _class_names(values: list[Any], source: str) -> list[str]:
     if found <= {0, 1, "0", "1"}:
         return ["NEGATIVE", "POSITIVE"]
     fault = "as label, which names no class. Fix the row, or use --kind number for numbers."
-    check_values(
-        values, lambda value: isinstance(value, str | int), "--label_column", source, fault
-    )
+    check_values(values, lambda v: isinstance(v, str | int), "--label_column", source, fault)
     spelled = pd.Series(sorted({str(value).strip() for value in found}))
     if len(spelled) > 100:
         raise RecipeError(

@@ -72,8 +72,7 @@ class RewardModelConfig(ClassifierConfig, RewardConfig):
     def __post_init__(self):
         if self.max_length is not None:
             raise RecipeError(
-                "`max_length` would drop the pairs that are longer. Use --context_length, which "
-                "cuts them."
+                "`max_length` would drop longer pairs. Use --context_length, which cuts them."
             )
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -128,8 +127,7 @@ def base_model(name: str | None) -> str | None:
     if not config.is_encoder_decoder:
         kind = f"a {config.model_type}, to which transformers can put no head that scores texts"
     raise RecipeError(
-        f"--model_name_or_path: `{name}` is {kind}. Give an encoder such as BERT, or a decoder "
-        "such as GPT-2."
+        f"--model_name_or_path: `{name}` is {kind}. Give an encoder such as BERT, or a decoder."
     )
 
 
