@@ -6,17 +6,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from trl_recipes import PPOConfig, PPOTrainer
 
 VOCAB = 64
-SMALL = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
+SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+SMALL |= {"num_attention_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2}
+SMALL |= {"bos_token_id": 0, "eos_token_id": 0}
 SEQ2SEQ = {"vocab_size": VOCAB, "d_model": 32, "pad_token_id": 0, "eos_token_id": 1}
 _T5 = SEQ2SEQ | {"d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 _T5["decoder_start_token_id"] = 0
@@ -86,17 +78,15 @@ OTHERS = {
 }
 
 
-def ppo_trainer(model, reward, data, folder=None, metrics=None, **config):
-    """A quiet PPOTrainer of a model whose tokens have no text; `data` are queries or columns."""
+def ppo_trainer(model, reward, data, folder=None, tokenizer=None, more=None, **config):
+    """A quiet PPOTrainer; `data` are queries, columns or a data set, `more` goes to the trainer."""
     output = {} if folder is None else {"output_dir": str(folder)}
-    return PPOTrainer(
-        args=PPOConfig(**output, **config, disable_tqdm=True, report_to="none"),
-        model=model,
-        reward_funcs=reward,
-        metrics=metrics,
-        train_dataset=Dataset.from_dict(data if isinstance(data, dict) else {"input_ids": data}),
-        processing_class=Words(),
-    )
+    data = {"input_ids": data} if isinstance(data, list) else data
+    given = {"model": model if hasattr(model, "config") else str(model), "reward_funcs": reward}
+    given |= {"train_dataset": Dataset.from_dict(data) if isinstance(data, dict) else data}
+    given |= {"processing_class": tokenizer or Words()} | (more or {})
+    config = PPOConfig(**output, **config, disable_tqdm=True, report_to="none")
+    return PPOTrainer(args=config, **given)
 
 
 class Words:

@@ -52,10 +52,8 @@ def update(kind, folder, **settings):
 
     def reward(prompts, completions, id, **_):
         seen.append([*zip(prompts, completions, id, strict=True)])
-        return [
-            len(set(text.split())) + 0.1 * number
-            for text, number in zip(completions, id, strict=True)
-        ]
+        words = [len(set(text.split())) for text in completions]
+        return [count + 0.1 * number for count, number in zip(words, id, strict=True)]
 
     size = GLOBAL_BATCH // PROCESSES
     settings = {"mini_batch_size": 4, "max_grad_norm": 1.0} | settings
@@ -72,10 +70,8 @@ def update(kind, folder, **settings):
     found = weights(trainer)
     with torch.no_grad():
         found["logits"] = trainer.accelerator.unwrap_model(trainer.model)(PROBE).logits
-    return found, {
-        "rows": without_times(trainer.all_stats),
-        "seen": seen[1:],
-    }  # the first were made up to check the reward
+    rows = without_times(trainer.all_stats)
+    return found, {"rows": rows, "seen": seen[1:]}  # the first were made up to check the reward
 
 
 def spell(completions, words, **_):
@@ -94,32 +90,35 @@ async def patient(prompts, completions, **_):
 def counted(function, calls):
     """The same function, which notes what it was called with."""
 
-    async def noting_async(**arguments):
-        calls.append([*zip(arguments["prompts"], arguments["completions"], strict=True)])
-        return await function(**arguments)
-
     def noting(**arguments):
         calls.append([*zip(arguments["prompts"], arguments["completions"], strict=True)])
-        return function(**arguments)
+        return function(**arguments)  # of an asynchronous one what is awaited
 
-    noting = noting_async if asyncio.iscoroutinefunction(function) else noting
     noting.__name__ = function.__name__
     return noting
 
 
-def ppo(rewards, steps=STEPS, metrics=None, folder=None, columns=None, **settings):
+def ppo(rewards, metrics=None, folder=None, columns=None, **settings):
     torch.manual_seed(0)
     model = ARCHITECTURES["gpt2"]()
     chosen = {"batch_size": GLOBAL_BATCH // PROCESSES // 2, "ppo_epochs": 1, "learning_rate": 3e-3}
-    chosen |= {"response_length": 6, "save_steps": 2, "reward_norm": "none", "max_steps": steps}
+    chosen |= {"response_length": 6, "save_steps": 2, "reward_norm": "none", "max_steps": STEPS}
     data = {"input_ids": torch.randint(2, VOCAB, (40, 3)).tolist()} | (columns or {})
-    return ppo_trainer(model, rewards, data, folder, metrics=metrics, **chosen | settings)
+    more = {"metrics": metrics}
+    return ppo_trainer(model, rewards, data, folder, more=more, **chosen | settings)
 
 
 def group(kind, rewards, metrics=None, **settings):
     more = {"metrics": metrics}
     data = prompts(9, words=list(range(9)))
     return build(kind, rewards=rewards, data=data, more=more, **settings)
+
+
+def run_of(kind, rewards, path, **settings):
+    """A trainer that leaves its run in a folder."""
+    if kind == "ppo":
+        return ppo(rewards, folder=path, **settings)
+    return group(kind, rewards, output_dir=str(path), **settings)
 
 
 def once(kind, folder):
@@ -151,10 +150,7 @@ def failing(kind, folder, reward_once=False, fails_in=1):
         return [float(len(text)) for text in completions]
 
     path, told = folder / "failing", {}
-    make = ppo if kind == "ppo" else partial(group, kind)
-    settings = {"reward_once": reward_once, "save_steps": 50}
-    settings |= {"folder": path} if kind == "ppo" else {"output_dir": str(path)}
-    trainer = make(picky, **settings)
+    trainer = run_of(kind, picky, path, reward_once=reward_once, save_steps=50)
     try:
         trainer.train()
     except RecipeError as error:
@@ -185,11 +181,9 @@ def stopped(kind, folder):
 
 def long(kind, rewards, path, **settings):
     """A trainer of four steps, of as many prompts whatever the number of processes."""
-    settings |= {"save_steps": 50}
-    if kind == "ppo":
-        return ppo(rewards, steps=4, folder=path, **settings)
-    settings |= {"batch_size": GLOBAL_BATCH // PROCESSES, "num_generations": 4, "max_steps": 4}
-    return group(kind, rewards, output_dir=str(path), **settings)
+    if kind != "ppo":
+        settings |= {"batch_size": GLOBAL_BATCH // PROCESSES, "num_generations": 4}
+    return run_of(kind, rewards, path, max_steps=4, save_steps=50, **settings)
 
 
 def noisy(completions, **_):
@@ -200,17 +194,14 @@ def noisy(completions, **_):
 def resumed(kind, folder):
     """A run left alone, and one that went on from its checkpoint: weights and rows of both."""
     found, told = {}, {}
-    make = ppo if kind == "ppo" else partial(group, kind)
+    settings = {"save_steps": 2, "max_steps": 4, "learning_rate": 1e-3}
     for name in ("whole", "stopped"):
         path = folder / name
-        settings = {"folder": path} if kind == "ppo" else {"output_dir": str(path)}
-        settings |= {"save_steps": 2, "max_steps": 4} if kind != "ppo" else {"steps": 4}
-        settings |= {"learning_rate": 1e-3}
-        trainer = make(noisy, **settings)
+        trainer = run_of(kind, noisy, path, **settings)
         trainer.train()
         if name == "stopped":
             processes.broadcast_from_main(partial(damage, path))
-            trainer = make(noisy, resume_from_checkpoint="true", **settings)
+            trainer = run_of(kind, noisy, path, resume_from_checkpoint="true", **settings)
             trainer.train()
         model = trainer.accelerator.unwrap_model(trainer.model).state_dict()
         found |= {f"{name}.{key}": value.clone() for key, value in model.items()}
@@ -227,27 +218,23 @@ def damage(run):
 
 
 TEXTS = [f"{text} {i}" for i in range(8) for text in SENTENCES]
+QUIET = {"per_device_train_batch_size": 4, "disable_tqdm": True}
 
 
 def language_model(folder):
-    config = PretrainConfig(
-        output_dir=str(folder), max_steps=6, per_device_train_batch_size=4, disable_tqdm=True
-    )
+    config = PretrainConfig(output_dir=str(folder), max_steps=6, **QUIET)
     sizes = LanguageModelSizes(n_layer=1, n_head=2, n_embd=16, vocab_size=300)
     return trained(lambda: train_language_model(TEXTS, folder / "model", config, sizes=sizes))
 
 
-def reward_model(kind, folder):
-    config = RewardModelConfig(
-        output_dir=str(folder), max_steps=6, per_device_train_batch_size=4, disable_tqdm=True
-    )
+def reward_model(data, folder):
+    config = RewardModelConfig(output_dir=str(folder), max_steps=6, **QUIET)
     sizes = ClassifierSizes(num_layers=1, num_heads=2, hidden_size=16, vocab_size=300, dropout=0.1)
-    data = {
-        "classes": lambda: Labeled(TEXTS, [i % 2 for i in range(len(TEXTS))], ("BAD", "GOOD")),
-        "numbers": lambda: Labeled(TEXTS, [float(i % 3) for i in range(len(TEXTS))], None),
-        "pairs": lambda: Pairs(TEXTS, TEXTS[::-1]),
-    }[kind]()
     return trained(lambda: train_reward_model(data, folder / "model", config, sizes=sizes))
+
+
+CLASSES = Labeled(TEXTS, [i % 2 for i in range(len(TEXTS))], ("BAD", "GOOD"))
+NUMBERS = Labeled(TEXTS, [float(i % 3) for i in range(len(TEXTS))], None)
 
 
 def rewriter(folder):
@@ -256,8 +243,7 @@ def rewriter(folder):
     sizes = Seq2SeqSizes(num_layers=1, num_heads=2, hidden_size=16, vocab_size=300)
 
     def settings(kind, name):
-        chosen = {"max_steps": 5, "per_device_train_batch_size": 4, "disable_tqdm": True}
-        return kind(output_dir=str(folder / name), adam_beta2=0.99, **chosen)
+        return kind(output_dir=str(folder / name), adam_beta2=0.99, max_steps=5, **QUIET)
 
     def pretrained():
         config = settings(PretrainConfig, "lm")
@@ -314,35 +300,19 @@ def conversations(folder):
     return {}, {"scores": scores, "raw": raw, "calls": calls}
 
 
-UPDATES = {
-    "grpo": {},
-    "grpo, groups over both": {
-        "num_generations": 16,
-        "loss_type": "grpo",
-        "scale_rewards": "batch",
-    },
-    "grpo, batches used twice": {"num_iterations": 2},
-    "rloo": {},
-}
-CASES = {
-    "ppo, once": partial(once, "ppo"),
-    "grpo, once": partial(once, "grpo"),
-    "rloo, once": partial(once, "rloo"),
-    "conversations": conversations,
-    "ppo, failing": partial(failing, "ppo"),
-    "grpo, failing": partial(failing, "grpo"),
-    "ppo, failing once": partial(failing, "ppo", reward_once=True, fails_in=0),
-    "grpo, failing once": partial(failing, "grpo", reward_once=True, fails_in=0),
-    "ppo, stopped": partial(stopped, "ppo"),
-    "grpo, stopped": partial(stopped, "grpo"),
-    "ppo, resumed": partial(resumed, "ppo"),
-    "grpo, resumed": partial(resumed, "grpo"),
-    "language model": language_model,
-    "classes": partial(reward_model, "classes"),
-    "numbers": partial(reward_model, "numbers"),
-    "pairs": partial(reward_model, "pairs"),
-    "rewriter": rewriter,
-}
+OVER_BOTH = {"num_generations": 16, "loss_type": "grpo", "scale_rewards": "batch"}
+UPDATES = {"grpo": {}, "grpo, groups over both": OVER_BOTH, "rloo": {}}
+UPDATES["grpo, batches used twice"] = {"num_iterations": 2}
+ONCE = {"reward_once": True, "fails_in": 0}
+CASES = {f"{kind}, once": partial(once, kind) for kind in ("ppo", "grpo", "rloo")}
+for kind in ("ppo", "grpo"):
+    CASES[f"{kind}, failing"] = partial(failing, kind)
+    CASES[f"{kind}, failing once"] = partial(failing, kind, **ONCE)
+    CASES[f"{kind}, stopped"] = partial(stopped, kind)
+    CASES[f"{kind}, resumed"] = partial(resumed, kind)
+CASES |= {"classes": partial(reward_model, CLASSES), "numbers": partial(reward_model, NUMBERS)}
+CASES |= {"pairs": partial(reward_model, Pairs(TEXTS, TEXTS[::-1])), "rewriter": rewriter}
+CASES |= {"language model": language_model, "conversations": conversations}
 CASES |= {name: partial(update, name.partition(",")[0], **more) for name, more in UPDATES.items()}
 
 

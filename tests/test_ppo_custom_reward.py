@@ -58,17 +58,8 @@ def test_only_the_attention_was_trained(finished, tiny_gpt2):
 
 def test_version_1_optimizes_perplexity_and_logs_the_rest(tiny_gpt2, tmp_path):
     (tmp_path / "goal.txt").write_text("A dull film.")
-    run_here(
-        RECIPE,
-        *words(
-            tiny_gpt2,
-            tmp_path / "run",
-            "--version",
-            "1",
-            "--reference_text",
-            f"{tmp_path}/goal.txt",
-        ),
-    )
+    more = ["--version", "1", "--reference_text", f"{tmp_path}/goal.txt"]
+    run_here(RECIPE, *words(tiny_gpt2, tmp_path / "run", *more))
     for line in (tmp_path / "run" / "all_stats.jsonl").read_text().splitlines():
         row = json.loads(line)
         raw = 3.0 * row["rewards/log_perplexity/mean"] - 0.5 * row["rewards/repetition/mean"]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from architectures import ppo_trainer
 from datasets import Dataset, DatasetDict, IterableDataset
 from huggingface_hub import HfApi
 from tiny_grpo import KINDS, build, tiny, variety, word_tokenizer
@@ -35,13 +36,8 @@ def trainer(kind, data, reward=lambda completions, **_: [0.0] * len(completions)
     tokenizer.chat_template = TEMPLATE
     if kind != "ppo":
         return build(kind, data=data, rewards=reward, tokenizer=tokenizer, max_steps=1)
-    return PPOTrainer(
-        args=PPOConfig(batch_size=8, max_steps=1, response_length=4, disable_tqdm=True),
-        model=tiny(),
-        reward_funcs=reward,
-        train_dataset=data,
-        processing_class=tokenizer,
-    )
+    settings = {"batch_size": 8, "max_steps": 1, "response_length": 4}
+    return ppo_trainer(tiny(), reward, data, tokenizer=tokenizer, **settings)
 
 
 def seen(kind, data):
@@ -234,13 +230,8 @@ def test_a_configuration_stays_as_it_was_and_gives_each_trainer_its_own_steps(ki
     before = copy.deepcopy({n: v for n, v in vars(config).items() if n != "distributed_state"})
     steps = []
     for count in (4, 8, 4):
-        made = trainer_class(
-            args=config,
-            model=tiny(),
-            reward_funcs=variety,
-            train_dataset=LIST[:count],
-            processing_class=word_tokenizer(),
-        )
+        parts = {"reward_funcs": variety, "processing_class": word_tokenizer()}
+        made = trainer_class(args=config, model=tiny(), train_dataset=LIST[:count], **parts)
         made.train()
         steps.append(made.state.global_step)
     assert steps == ([2, 4, 2] if kind == "ppo" else [4, 8, 4])

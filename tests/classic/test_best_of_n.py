@@ -4,12 +4,8 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from trl_recipes import (
-    AutoModelForCausalLMWithValueHead,
-    BestOfNSampler,
-    RecipeError,
-    load_tokenizer,
-)
+from trl_recipes import AutoModelForCausalLMWithValueHead, BestOfNSampler, load_tokenizer
+from trl_recipes.errors import RecipeError
 
 
 @pytest.fixture(scope="module")

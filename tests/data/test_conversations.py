@@ -6,11 +6,13 @@ import datasets
 import pytest
 import torch
 import trl
+from architectures import ppo_trainer
 from launching import run_here
+from tiny_grpo import build
 from tiny_models import SENTENCES, byte_level_tokenizer, save_tiny_classifier
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from trl_recipes import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RecipeError, load_prompts
+from trl_recipes import RecipeError, load_prompts
 from trl_recipes.data.conversations import encode_conversations, full_texts, plain_text
 from trl_recipes.data.prompts import holds_conversations, one_prompt
 from trl_recipes.evaluation.compare import compare
@@ -166,25 +168,13 @@ def test_a_reward_function_sees_what_grpo_gives_it(tmp_path, tokenizer, chat_mod
 
         return reward
 
-    settings = {"output_dir": str(tmp_path / "ppo"), "max_steps": 1, "batch_size": 8}
-    prompts = load(path, tokenizer)
-    trainer = PPOTrainer(
-        args=PPOConfig(**settings, mini_batch_size=8, response_length=6, disable_tqdm=True),
-        model=str(chat_model),
-        reward_funcs=recorder("ppo"),
-        train_dataset=prompts,
-        processing_class=tokenizer,
-    )
-    trainer.train()
+    prompts, settings = load(path, tokenizer), {"batch_size": 8, "response_length": 6}
+    given = (chat_model, recorder("ppo"), prompts, tmp_path / "ppo", tokenizer)
+    ppo_trainer(*given, mini_batch_size=8, max_steps=1, **settings).train()
 
-    settings |= {"output_dir": str(tmp_path / "grpo"), "max_steps": 2, "num_generations": 2}
-    GRPOTrainer(
-        args=GRPOConfig(**settings, response_length=6, disable_tqdm=True),
-        model=str(chat_model),
-        reward_funcs=recorder("grpo"),
-        train_dataset=prompts,
-        processing_class=tokenizer,
-    ).train()
+    settings |= {"num_generations": 2, "max_steps": 2, "output_dir": str(tmp_path / "grpo")}
+    model = GPT2LMHeadModel.from_pretrained(chat_model)
+    build("grpo", model, recorder("grpo"), prompts, tokenizer, **settings).train()
 
     arguments = trl.GRPOConfig(
         output_dir=str(tmp_path / "theirs"), per_device_train_batch_size=8, num_generations=2,

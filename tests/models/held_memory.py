@@ -11,15 +11,13 @@ import sys
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from peft import LoraConfig
 from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from architectures import Words
+from architectures import ppo_trainer
 
-from trl_recipes import PPOConfig, PPOTrainer
 from trl_recipes.models.adapters import kept_by
 
 STEPS = 2
@@ -63,16 +61,10 @@ def main(shape, plan):
     chosen = {"batch_size": plan["batch"], "mini_batch_size": plan["micro_batch"]}
     chosen |= {"gradient_accumulation_steps": plan["batch"] // plan["micro_batch"]}
     chosen |= {"response_length": plan["response"], "min_response_length": None, "ppo_epochs": 1}
-    chosen |= {"stop_token": None, "max_steps": STEPS, "use_cpu": True, "report_to": "none"}
-    chosen |= {"activation_checkpointing": plan["checkpointing"], "disable_tqdm": True}
-    trainer = PPOTrainer(
-        args=PPOConfig(**chosen),
-        model=model,
-        reward_funcs=length,
-        train_dataset=Dataset.from_dict({"input_ids": query}),
-        processing_class=Words(),
-        peft_config=adapter if plan["rank"] else None,
-    )
+    chosen |= {"stop_token": None, "max_steps": STEPS, "use_cpu": True}
+    chosen |= {"activation_checkpointing": plan["checkpointing"]}
+    more = {"peft_config": adapter if plan["rank"] else None}
+    trainer = ppo_trainer(model, length, query, more=more, **chosen)
     gradients = []
 
     def note(*_):

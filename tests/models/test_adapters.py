@@ -5,12 +5,11 @@ import json
 import pytest
 import tiny_grpo
 import torch
-from architectures import gpt2
-from datasets import Dataset
+from architectures import gpt2, ppo_trainer
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import Adafactor
 
-from trl_recipes import PPOConfig, PPOTrainer, RecipeError, load_run
+from trl_recipes import RecipeError, load_run
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 LORA = {"r": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True, "task_type": "CAUSAL_LM"}
@@ -37,14 +36,9 @@ def build(kind, model, optimizer=None, **config):
     if kind != "ppo":
         more = {"optimizers": (optimizer, None)} if optimizer else {}
         return tiny_grpo.build(kind, model=model, beta=0.1, more=more, **config)
-    return PPOTrainer(
-        args=PPOConfig(batch_size=8, max_steps=3, learning_rate=1e-2, disable_tqdm=True, **config),
-        model=model,
-        optimizer=optimizer,
-        reward_funcs=tiny_grpo.variety,
-        train_dataset=Dataset.from_dict({"input_ids": [[5, 6], [7]] * 4}),
-        processing_class=tiny_grpo.word_tokenizer(),
-    )
+    settings = {"batch_size": 8, "max_steps": 3, "learning_rate": 1e-2} | config
+    parts = {"tokenizer": tiny_grpo.word_tokenizer(), "more": {"optimizer": optimizer}}
+    return ppo_trainer(model, tiny_grpo.variety, [[5, 6], [7]] * 4, **parts, **settings)
 
 
 def policy_of(trainer):

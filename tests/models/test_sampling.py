@@ -85,14 +85,9 @@ def test_tokens_are_drawn_as_often_as_the_model_says():
     torch.manual_seed(0)
     model = gpt2().eval()
     expected = model(torch.tensor([[5, 6]])).logits[0, -1].div(1.3).softmax(-1)
-    drawn = sample_responses(
-        model,
-        [torch.tensor([5, 6])] * 20_000,
-        pad_token_id=0,
-        eos_token_id=None,
-        max_new_tokens=[1] * 20_000,
-        temperature=1.3,
-    ).responses[:, 0]
+    queries, settings = [torch.tensor([5, 6])] * 20_000, {"pad_token_id": 0, "eos_token_id": None}
+    settings |= {"max_new_tokens": [1] * 20_000, "temperature": 1.3}
+    drawn = sample_responses(model, queries, **settings).responses[:, 0]
     counts = torch.bincount(drawn, minlength=VOCAB)
     chi_square = ((counts - expected * 20_000) ** 2 / (expected * 20_000)).sum()
     assert chi_square < 110  # 63 degrees of freedom: exceeded by chance once in 4000

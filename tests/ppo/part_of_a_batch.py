@@ -43,15 +43,9 @@ def run_case(name, steps, settings):
     mine = slice(rank * size, (rank + 1) * size)
     torch.manual_seed(0)
     model = ARCHITECTURES[name]()
-    config = PPOConfig(
-        batch_size=size,
-        ppo_epochs=2,
-        max_steps=steps,
-        report_to="none",
-        disable_tqdm=True,
-        **{"learning_rate": 1e-3, "trl_0_11_quirks": False} | settings,
-    )
-    trainer = PPOTrainer(config, model, tokenizer=Words())
+    chosen = {"batch_size": size, "ppo_epochs": 2, "max_steps": steps, "report_to": "none"}
+    chosen |= {"disable_tqdm": True, "learning_rate": 1e-3, "trl_0_11_quirks": False} | settings
+    trainer = PPOTrainer(PPOConfig(**chosen), model, tokenizer=Words())
     assert trainer.accelerator.num_processes == processes
     assert is_sharded(trainer.model) == SHARDED
     rows = []

@@ -6,11 +6,7 @@ from architectures import gpt2, ppo_trainer
 from tiny_grpo import build as build_grpo
 from tiny_grpo import variety
 
-from trl_recipes import (
-    AutoModelForCausalLMWithValueHead,
-    RecipeError,
-    create_reference_model,
-)
+from trl_recipes import AutoModelForCausalLMWithValueHead, RecipeError, create_reference_model
 
 
 def with_value_head(**given):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from architectures import VOCAB, Words, gpt2
+from architectures import VOCAB, Words, gpt2, ppo_trainer
 from datasets import Dataset
 from test_trainer import build, rollout_of, weights
 from transformers import AutoModelForCausalLM
@@ -146,13 +146,7 @@ def test_train_moves_the_policy_towards_the_reward(tokenizer, tiny_gpt2, tmp_pat
 
     ids = [tokenizer(t)["input_ids"] for t in ("The acting", "A dull", "I liked", "Nothing") * 8]
     settings = {"batch_size": 16, "max_steps": 25, "learning_rate": 3e-3, "response_length": 8}
-    trainer = PPOTrainer(
-        args=PPOConfig(output_dir=str(tmp_path), disable_tqdm=True, **settings),
-        model=str(tiny_gpt2),
-        reward_funcs=vowels,
-        train_dataset=Dataset.from_dict({"input_ids": ids}),
-        processing_class=tokenizer,
-    )
+    trainer = ppo_trainer(tiny_gpt2, vowels, ids, tmp_path, tokenizer, **settings)
     trainer.train()
     scores = [row["env/reward_mean"] for row in trainer.all_stats]
     assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 2
@@ -168,11 +162,7 @@ def test_a_classic_loop_with_its_own_optimizer_and_reference():
     dataset = Dataset.from_dict({"input_ids": [[3, 4], [5, 6, 7]] * 4, "query": ["a", "b"] * 4})
     dataset.set_format("torch")
     trainer = PPOTrainer(
-        PPOConfig(batch_size=4, model_name="tiny"),
-        model,
-        ref_model,
-        Words(),
-        dataset,
+        *(PPOConfig(batch_size=4, model_name="tiny"), model, ref_model, Words(), dataset),
         optimizer=optimizer,
         lr_scheduler=scheduler,
         data_collator=lambda rows: {key: [row[key] for row in rows] for key in rows[0]},

@@ -5,12 +5,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, OTHERS, VOCAB, Words, gpt2
 
-from trl_recipes import (
-    LengthSampler,
-    PPOConfig,
-    PPOTrainer,
-    RecipeError,
-)
+from trl_recipes import LengthSampler, PPOConfig, PPOTrainer, RecipeError
 from trl_recipes.models.packing import unpack
 
 

@@ -4,12 +4,13 @@ import asyncio
 
 import pytest
 import torch
+from architectures import ppo_trainer
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import get_repetition_penalty_reward
 
-from trl_recipes import PPOConfig, PPOTrainer, RecipeError, load_stats
+from trl_recipes import RecipeError, load_stats
 from trl_recipes.rewards import (
     KeywordReward,
     LengthPenalty,
@@ -36,29 +37,17 @@ def functions(model, tokenizer):
             for text, word in zip(completions, wanted, strict=True)
         ]
 
-    return [
-        PerplexityReward(model, tokenizer),
-        SimilarityReward(None, model, tokenizer, column="wanted"),
-        LengthPenalty(5),
-        RepetitionPenalty(2),
-        KeywordReward(["a", "film"]),
-        UppercaseReward(),
-        get_repetition_penalty_reward(2),
-        of_a_column,
-    ]
+    own = [LengthPenalty(5), RepetitionPenalty(2), KeywordReward(["a", "film"]), UppercaseReward()]
+    similar = SimilarityReward(None, model, tokenizer, column="wanted")
+    perplexity = PerplexityReward(model, tokenizer)
+    return [perplexity, similar, *own, get_repetition_penalty_reward(2), of_a_column]
 
 
 def ppo(folder, tokenizer, rewards, **settings):
-    chosen = settings.pop("given", {})
-    config = {"batch_size": 8, "max_steps": 1, "response_length": 6, "disable_tqdm": True}
-    return PPOTrainer(
-        args=PPOConfig(**config | settings),
-        model=str(folder),
-        reward_funcs=rewards,
-        train_dataset=data(tokenizer),
-        processing_class=tokenizer,
-        **chosen,
-    )
+    more = settings.pop("given", {})
+    settings = {"batch_size": 8, "max_steps": 1, "response_length": 6} | settings
+    given = (folder, rewards, data(tokenizer))
+    return ppo_trainer(*given, tokenizer=tokenizer, more=more, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ from statistics import fmean, pstdev
 import pytest
 import tiny_grpo
 import torch
+from architectures import ppo_trainer
 from launching import run_warm
 from transformers import AutoTokenizer
 
-from trl_recipes import PPOConfig, PPOTrainer, RecipeError, Rewards, SentimentReward
+from trl_recipes import RecipeError, Rewards, SentimentReward
 from trl_recipes.evaluation.judges import score_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
@@ -93,17 +94,12 @@ def test_by_default_all_but_a_lone_sentiment_logit_is_normalized():
 
 def ppo(folder, reward, **settings):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    config = {"batch_size": 8, "max_steps": 2, "response_length": 6, "disable_tqdm": True}
+    config = {"batch_size": 8, "max_steps": 2, "response_length": 6, "learning_rate": 1e-2}
     rows = [
         {"query": text, "input_ids": tokenizer(text)["input_ids"]} for text in ("A", "The film")
     ]
-    return PPOTrainer(
-        args=PPOConfig(**config | {"learning_rate": 1e-2} | settings),
-        model=str(folder),
-        reward_funcs=reward,
-        train_dataset=tiny_grpo.Dataset.from_list(rows * 8),
-        processing_class=tokenizer,
-    )
+    data = tiny_grpo.Dataset.from_list(rows * 8)
+    return ppo_trainer(folder, reward, data, tokenizer=tokenizer, **config | settings)
 
 
 @pytest.mark.parametrize("kind", ["ppo", "rloo", "grpo"])
