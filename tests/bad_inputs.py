@@ -121,7 +121,6 @@ RLHF = (
     "--batch_size 4 --response_length 6 "
 )
 SHOUT = "grpo_shouting.py --text_file text.txt --output_dir out "
-ONE_RUN = {"run": run()}
 TEXT = {"text.txt": "A line of text that is long enough.\n" * 20}
 
 
@@ -162,46 +161,19 @@ MODELS = [
 ]
 
 FOLDERS = [
-    bad(PPO + "--output_dir run", "already holds | --overwrite", **ONE_RUN),
-    bad(LM + "--output_dir run", "already holds | --overwrite", **ONE_RUN),
     bad(
         CLASSIFIER + "--output_dir a",
         "no config.yaml of a run | another folder",
         a=model("gpt2"),
         **{"a/model": folder, "a/model/x": "mine"},
-    ),
-    bad(
-        LM + "--output_dir run --overwrite_output_dir true --dataset_name no.csv",
-        "`no.csv` | path",
-        **ONE_RUN,
-    ),
-    bad(COMPARE + "--output_dir data.jsonl", "`data.jsonl` | another folder", **ONE_RUN),
-    bad(PLOT + "--output run", "`run` | .png", **ONE_RUN),
-    bad(PLOT + "--output data.jsonl/a.png", "data.jsonl/a.png | another", **ONE_RUN),
-    bad(PLOT + "--output a.xyz", "a.xyz | .png", **ONE_RUN),
+    )
 ]
 
 RUNS = [
-    bad(
-        PPO + "--resume_from_checkpoint true --overwrite_output_dir",
-        "both given | Choose one",
-        out=run(),
-    ),
-    bad(
-        PPO + "--resume_from_checkpoint data.jsonl",
-        "`data.jsonl` is no whole checkpoint | Give `true`",
-        out=run(),
-    ),
     bad(PLOT, "no rows yet | after each step", run=run(all_stats__jsonl="")),
     bad(PLOT, "line 1 | Fix", run=run(all_stats__jsonl="{'step': 1}\n{}\n")),
     bad(PLOT, "config.yaml | Fix", run=run(config__yaml="a: [\n")),
-    bad("plot.py run ./run", "2 times | Give it once", **ONE_RUN),
     bad(COMPARE, "`run` | not a model | finished run", run=without_model),
-    bad(
-        COMPARE + "--runs run other",
-        "several models | --reference",
-        **(ONE_RUN | {"other": runs_from_elsewhere}),
-    ),
     bad(
         COMPARE,
         "`response_length` | 'long' | config.yaml | Fix",
@@ -233,12 +205,7 @@ SEQ2SEQ = [
         REWRITE,
         "row 17 | `target` | empty | Fix",
         data__jsonl=PAIRS["data.jsonl"] + rows(9, source="A film.", target=" "),
-    ),
-    bad(
-        REWRITE + "--model_name_or_path {gpt2}",
-        "causal model | encoder-decoder | ppo_sentiment.py",
-        **PAIRS,
-    ),
+    )
 ]
 
 
@@ -249,13 +216,6 @@ SHOUTING = [
         "`text.txt` has 9 characters | need 192 | --context_length (96)",
         text__txt="too short",
     ),
-    bad(SHOUT + "--n_embd 130", "--n_embd (130) | --n_head (4) | Use 128", **TEXT),
-    bad(
-        SHOUT + "--context_length 80",
-        "--context_length (80) | --prompt_length 40 | 88 or more",
-        **TEXT,
-    ),
-    bad(SHOUT + "--stage grpo", "no finished tokenizer | --stage tokenizer first", **TEXT),
 ]
 
 PLAIN = """
@@ -311,15 +271,35 @@ ppo_ablation.py --only x => no `x` | Choose of: the default
 VERSUS --dataset_name no.csv => `no.csv` | path
 SHOUT => --text_file | `text.txt` | No such file | Give
 """
+BESIDE_A_RUN = """
+PPO --output_dir run => already holds | --overwrite
+LM --output_dir run => already holds | --overwrite
+LM --output_dir run --overwrite_output_dir true --dataset_name no.csv => `no.csv` | path
+COMPARE --output_dir data.jsonl => `data.jsonl` | another folder
+COMPARE --runs run other => several models | --reference
+plot.py run ./run => 2 times | Give it once
+PLOT --output run => `run` | .png
+PLOT --output data.jsonl/a.png => data.jsonl/a.png | another
+PLOT --output a.xyz => a.xyz | .png
+PPO --output_dir run --resume_from_checkpoint true --overwrite_output_dir => both given | Choose one
+PPO --output_dir run --resume_from_checkpoint data.jsonl => no whole checkpoint | Give `true`
+"""
+OTHERS = """
+SHOUT --n_embd 130 => --n_embd (130) | --n_head (4) | Use 128
+SHOUT --context_length 80 => --context_length (80) | --prompt_length 40 | 88 or more
+SHOUT --stage grpo => no finished tokenizer | --stage tokenizer first
+REWRITE --model_name_or_path {gpt2} => causal model | encoder-decoder | ppo_sentiment.py
+"""
 COMMANDS = {name: text for name, text in list(globals().items()) if isinstance(text, str)}
 
 
-def plain(line):
-    """A mistake that needs no file: a command above and further flags => what is said of it."""
-    command, says = line.split(" => ")
-    first, _, more = command.partition(" ")
-    return bad(f"{COMMANDS.get(first, first)} {more}", says)
+def plain(lines, **files):
+    """A mistake a line, beside some files: a command above and more flags => what is said of it."""
+    for command, says in (line.split(" => ") for line in lines.strip().splitlines()):
+        first, _, more = command.partition(" ")
+        yield bad(f"{COMMANDS.get(first, first)} {more}", says, **files)
 
 
-BAD_INPUTS = [*map(plain, PLAIN.strip().splitlines()), *DATA, *MODELS, *FOLDERS, *RUNS]
+BAD_INPUTS = [*plain(PLAIN), *plain(BESIDE_A_RUN, run=run(), other=runs_from_elsewhere)]
+BAD_INPUTS += [*plain(OTHERS, **TEXT, **PAIRS), *DATA, *MODELS, *FOLDERS, *RUNS]
 BAD_INPUTS += [*REWARDS, *SEQ2SEQ, *SHOUTING]

@@ -36,8 +36,8 @@ def trainer(kind, data, reward=lambda completions, **_: [0.0] * len(completions)
     tokenizer.chat_template = TEMPLATE
     if kind != "ppo":
         return build(kind, data=data, rewards=reward, tokenizer=tokenizer, max_steps=1)
-    settings = {"batch_size": 8, "max_steps": 1, "response_length": 4}
-    return ppo_trainer(tiny(), reward, data, tokenizer=tokenizer, **settings)
+    settings = {"batch_size": 8, "max_steps": 1, "response_length": 4, "tokenizer": tokenizer}
+    return ppo_trainer(tiny(), reward, [], more={"train_dataset": data}, **settings)
 
 
 def seen(kind, data):

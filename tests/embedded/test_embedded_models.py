@@ -19,13 +19,9 @@ def heldout():
     return embedded.reviews("heldout")
 
 
-def load_classifier(folder):
-    return pipeline("text-classification", model=str(folder), device="cpu")
-
-
 @pytest.fixture(scope="module")
 def classifier():
-    return load_classifier(embedded.sentiment_classifier())
+    return pipeline("text-classification", model=str(embedded.sentiment_classifier()))
 
 
 def positive(classifier, texts):
@@ -44,22 +40,13 @@ def continued(folder, rows):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     draw = random.Random(0)
-    queries = [
-        torch.tensor(tokenizer(row["text"])["input_ids"][: draw.randint(2, 8)])
-        for row in rows[:256]
-    ]
+    texts = [tokenizer(row["text"])["input_ids"][: draw.randint(2, 8)] for row in rows[:256]]
+    queries, end = list(map(torch.tensor, texts)), tokenizer.eos_token_id
     torch.manual_seed(0)
-    responses = generate_responses(
-        model,
-        queries,
-        pad_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        max_new_tokens=[draw.randint(4, 16) for _ in queries],
-    )
-    return [
-        tokenizer.decode([*query, *response], skip_special_tokens=True)
-        for query, response in zip(queries, responses, strict=True)
-    ]
+    settings = {"pad_token_id": end, "eos_token_id": end}
+    settings["max_new_tokens"] = [draw.randint(4, 16) for _ in queries]
+    pairs = zip(queries, generate_responses(model, queries, **settings), strict=True)
+    return [tokenizer.decode([*pair[0], *pair[1]], skip_special_tokens=True) for pair in pairs]
 
 
 def test_the_classifier_is_right_on_held_out_reviews(classifier, heldout):
@@ -133,7 +120,7 @@ def test_a_small_training_gives_the_same_files_each_time(tmp_path):
 @pytest.mark.slow
 def test_models_trained_again_behave_like_those_of_the_package(tmp_path, classifier, heldout):
     train_embedded_models(tmp_path)
-    again = load_classifier(tmp_path / "sentiment_classifier")
+    again = pipeline("text-classification", model=str(tmp_path / "sentiment_classifier"))
     assert accuracy(again, heldout) == pytest.approx(accuracy(classifier, heldout), abs=0.01)
     means = [
         positive(classifier, continued(folder, heldout)).mean()

@@ -39,27 +39,26 @@ def flags(tmp_path_factory, tiny_gpt2):
     save_tiny_classifier(tokenizer, folder / "classifier")
     rows = [{"text": f"{text} {i}"} for i, text in enumerate(TEXTS)]
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return {
-        "--model_name_or_path": tiny_gpt2,
-        "--reward_model": folder / "classifier",
-        "--dataset_name": folder / "data.jsonl",
-        "--tokens": BUDGET,
-        "--batch": BATCH,
-        "--response_length": RESPONSE,
-        "--evaluations": 2,
-        "--eval_prompts": 6,
-        "--seeds": 0,
-        "--jobs": 1,
-    } | {f"--{name}": json.dumps(settings) for name, settings in OWN.items()}
+    names = {"model_name_or_path": tiny_gpt2, "reward_model": folder / "classifier"}
+    names |= {"dataset_name": folder / "data.jsonl", "tokens": BUDGET, "batch": BATCH}
+    names |= {
+        "response_length": RESPONSE,
+        "evaluations": 2,
+        "eval_prompts": 6,
+        "seeds": 0,
+        "jobs": 1,
+    }
+    return names | {name: json.dumps(settings) for name, settings in OWN.items()}
 
 
 def recipe(flags, folder, **changes):
     """Run the recipe in this process; its runs have processes of their own."""
-    chosen = flags | {"--output_dir": folder} | {f"--{k}": v for k, v in changes.items()}
+    chosen = flags | {"output_dir": folder} | changes
+    words = [word for name, value in chosen.items() for word in (f"--{name}", value)]
     started = SimpleNamespace(Popen=WarmProcess, DEVNULL=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "subprocess", started)
-        run_here("compare_algorithms.py", *(word for pair in chosen.items() for word in pair))
+        run_here("compare_algorithms.py", *words)
 
 
 def lines(path):
@@ -180,7 +179,7 @@ def test_an_unfinished_run_goes_on_as_if_never_stopped(compared, flags, capsys):
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 def test_looking_does_not_change_the_run(flags, tmp_path, algorithm):
     names = ("model_name_or_path", "reward_model", "dataset_name")
-    shared = {name: str(flags[f"--{name}"]) for name in names}
+    shared = {name: str(flags[name]) for name in names}
     shared |= {"tokens": 150, "batch": BATCH, "response_length": RESPONSE, "eval_prompts": 4}
     rows = []
     for often in (1, 4):

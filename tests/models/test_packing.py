@@ -132,14 +132,10 @@ def test_the_model_itself_says_whether_it_is_fit(name, dtype):
     assert model.training
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_both_kinds_of_attention_are_fit(attention):
+def test_both_attentions_and_an_adapter_are_fit_and_a_prefix_that_all_tokens_read_is_not():
     torch.manual_seed(0)
-    assert can_pack(gpt2(attn_implementation=attention))
-
-
-def test_an_adapter_is_fit_and_a_prefix_that_all_tokens_read_is_not():
-    torch.manual_seed(0)
+    for attention in ("eager", "sdpa"):
+        assert can_pack(gpt2(attn_implementation=attention))
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True)
     assert can_pack(get_peft_model(gpt2(), lora))
     prefix = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
@@ -151,10 +147,8 @@ def test_a_model_without_masks_of_its_own_is_unfit():
 
     class Careless(type(gpt2())):
         def forward(self, input_ids=None, position_ids=None, attention_mask=None, **kwargs):
-            mask = torch.ones_like(input_ids)
-            return super().forward(
-                input_ids=input_ids, position_ids=position_ids, attention_mask=mask, **kwargs
-            )
+            given = {"input_ids": input_ids, "position_ids": position_ids} | kwargs
+            return super().forward(attention_mask=torch.ones_like(input_ids), **given)
 
     torch.manual_seed(0)
     model = Careless(gpt2().config)

@@ -55,7 +55,9 @@ def test_batch_sizes_follow_from_what_was_given(given, expected):
     assert tuple(getattr(config, name) for name in SIZES) == expected
 
 
-def test_a_configuration_can_be_copied():
+def test_a_configuration_can_be_copied_and_has_the_classic_names():
+    assert PPOConfig(gradient_checkpointing=True).activation_checkpointing is True
+    assert PPOConfig(optimize_cuda_cache=True).optimize_device_cache is True
     config = PPOConfig(batch_size=64, mini_batch_size=16, ppo_epochs=2, init_kl_coef=0.1)
     copy = dataclasses.replace(config, learning_rate=1e-4)
     assert (copy.batch_size, copy.num_mini_batches, copy.ppo_epochs) == (64, 4, 2)
@@ -135,8 +137,3 @@ def test_only_a_run_with_an_output_dir_saves(tmp_path):
     chosen.save_to("elsewhere")
     assert (config.should_save, config.output_dir) == (True, str(tmp_path / "run"))
     assert chosen.output_dir == str(tmp_path)
-
-
-def test_classic_names_of_checkpointing_and_cache():
-    assert PPOConfig(gradient_checkpointing=True).activation_checkpointing is True
-    assert PPOConfig(optimize_cuda_cache=True).optimize_device_cache is True

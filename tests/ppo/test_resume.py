@@ -88,11 +88,8 @@ def test_a_given_checkpoint_is_gone_on_from_and_later_rows_are_dropped(tmp_path)
     whole = trainer_of(folder, save_total_limit=None)
     whole.train()
     rows = without_times(load_stats(folder))
-    assert [path.name for path in checkpoints_in(folder / "checkpoints")] == [
-        "checkpoint-6",
-        "checkpoint-4",
-        "checkpoint-2",
-    ]
+    names = [path.name for path in checkpoints_in(folder / "checkpoints")]
+    assert names == ["checkpoint-6", "checkpoint-4", "checkpoint-2"]
     again = trainer_of(folder, resume_from_checkpoint=str(folder / "checkpoints" / "checkpoint-2"))
     again.train()
     assert without_times(load_stats(folder)) == rows
@@ -126,9 +123,6 @@ def test_other_weights_than_the_checkpoints_are_refused(tmp_path):
     other = trainer_of(tmp_path / "run", trainable="attention")
     with pytest.raises(RecipeError, match=r"other weights than this run trains: `.*not there"):
         other.train(resume_from_checkpoint=True)
-
-
-def test_resuming_needs_a_folder():
     with pytest.raises(RecipeError, match="needs `output_dir`"):
         trainer_of(None).train(resume_from_checkpoint=True)
 
