@@ -10,13 +10,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "arguments": ("run_recipe",),
     "data.files": ("load_rows",),
-    "data.prompts": (
-        "LengthSampler",
-        "PromptArguments",
-        "collator",
-        "load_prompts",
-        "one_prompt",
-    ),
+    "data.prompts": ("LengthSampler", "PromptArguments", "collator", "load_prompts", "one_prompt"),
     "describe": ("printable",),
     "embedded": ("language_model",),
     "errors": ("RecipeError",),

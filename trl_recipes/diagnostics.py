@@ -9,16 +9,15 @@ import math
 import operator
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any, NamedTuple
 
 import yaml
 
 from trl_recipes.describe import is_number
-from trl_recipes.stats import STATISTICS, tenth
+from trl_recipes.stats import STATISTICS, Rows, tenth
 
-Rows = Sequence[Mapping[str, Any]]
 Values = dict[str, Any]  # what an alarm's sentence tells
 
 ALARMS = yaml.safe_load(resources.files("trl_recipes").joinpath("alarms.yaml").read_text("utf-8"))

@@ -11,12 +11,14 @@ import importlib.resources
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.run_folder import RunFolder, write_whole
+
+Rows = Sequence[Mapping[str, Any]]  # of all_stats
 
 
 class StatKey(NamedTuple):
@@ -120,7 +122,7 @@ def keep_steps(path: str | Path, last: int) -> list[dict[str, Any]]:
     return rows
 
 
-def steps_of(all_stats: Sequence[dict[str, Any]]) -> list[int]:
+def steps_of(all_stats: Rows) -> list[int]:
     """Give the step of each row; rows of a hand-written loop that name none are counted from 1."""
     return [int(row.get("step", number)) for number, row in enumerate(all_stats, 1)]
 

@@ -97,9 +97,7 @@ def write_card(
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     card = ModelCard.from_template(
         ModelCardData(
-            library_name="transformers",
-            pipeline_tag="text-classification",
-            tags=["reward-model"],
+            library_name="transformers", pipeline_tag="text-classification", tags=["reward-model"]
         ),
         template_path=str(Path(__file__).with_name("reward_model_card.md.j2")),
         labels=[printable(str(name)) for name in config["id2label"].values()],

@@ -93,10 +93,7 @@ class Run:
 def make_runs(
     task: Task, algorithms: Sequence[str], seeds: Sequence[int], own: Mapping[str, Any], place: Path
 ) -> list[Run]:
-    """Make and check a run of each algorithm and seed; `own` settings are a dict or JSON.
-
-    Their folders are in `place`.
-    """
+    """Make and check runs, one a seed and algorithm, in `place`; `own` settings may be JSON."""
     for name in algorithms:
         if name not in ALGORITHMS:
             raise RecipeError(f"--algorithms: `{name}` is unknown. Use {', '.join(ALGORITHMS)}.")

@@ -36,9 +36,7 @@ class GroupConfig(TrainingSettings):
         8, "Responses to each prompt, which are compared with each other; divides the batch."
     )
     num_iterations: int = setting(1, "Passes over each sampled batch, one optimizer step each.")
-    max_completion_length: int | None = setting(
-        None, "TRL's name of response_length, same default."
-    )
+    max_completion_length: int | None = setting(None, "TRL's name of response_length.")
     epsilon: float = setting(0.2, "The probability ratio is clipped at 1 plus or minus this.")
     epsilon_high: float | None = setting(None, "Upper end of the clipping (default: epsilon).")
     mask_truncated_completions: bool = setting(

@@ -14,13 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from trl_recipes.data.conversations import is_conversation, shown
-from trl_recipes.data.prompts import (
-    OWN,
-    check_prompts,
-    column_of_ids,
-    dataset_of,
-    prompt_column,
-)
+from trl_recipes.data.prompts import OWN, check_prompts, column_of_ids, dataset_of, prompt_column
 from trl_recipes.errors import RecipeError
 from trl_recipes.grpo.config import GroupConfig
 from trl_recipes.models.forward import temporarily, unwrap_adapter

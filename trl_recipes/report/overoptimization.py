@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from trl_recipes.describe import printable
 from trl_recipes.report import plots
-from trl_recipes.stats import steps_of, tenth
+from trl_recipes.stats import Rows, steps_of, tenth
 
 SCORE = "env/reward_mean"
 KL = "objective/kl"
@@ -37,7 +37,7 @@ class Parting(NamedTuple):
     rise: float  # of the score, from there to the end
 
 
-def find_parting(all_stats: plots.Rows, judge: str) -> Parting | None:
+def find_parting(all_stats: Rows, judge: str) -> Parting | None:
     """Find from where on the judge fell while the score rose; None where they do not part.
 
     The highest mean of a tenth of the steps is held against the mean of the last tenth. Fall and
@@ -64,7 +64,7 @@ def find_parting(all_stats: plots.Rows, judge: str) -> Parting | None:
     return Parting(int(course.index[best + window // 2]), float(kl), float(fall), float(rise))
 
 
-def overoptimization(all_stats: plots.Rows, judge: str) -> str | None:
+def overoptimization(all_stats: Rows, judge: str) -> str | None:
     """Say from where on the judge fell while the score rose; None where they agree."""
     found = find_parting(all_stats, judge)
     if found is None:
@@ -79,7 +79,7 @@ def overoptimization(all_stats: plots.Rows, judge: str) -> str | None:
 
 
 def plot_overoptimization(
-    all_stats: plots.Rows, judge: str, path: str | Path | None = None, title: str | None = None
+    all_stats: Rows, judge: str, path: str | Path | None = None, title: str | None = None
 ) -> Figure:
     """Draw learned score and judge against the KL from the reference, and where they part."""
     course, found = _course(all_stats, judge), find_parting(all_stats, judge)
@@ -110,7 +110,7 @@ def plot_overoptimization(
     return plots.save_figure(figure, path)
 
 
-def plot_run(all_stats: plots.Rows, folder: str | Path, title: str | None = None) -> list[str]:
+def plot_run(all_stats: Rows, folder: str | Path, title: str | None = None) -> list[str]:
     """Draw `training.png`, and the score beside each metric; say which fell while it rose."""
     plots.plot_stats(all_stats, Path(folder) / "training.png", title=title)
     judges = judges_of(all_stats) if any(KL in row for row in all_stats) else []
@@ -122,13 +122,13 @@ def plot_run(all_stats: plots.Rows, folder: str | Path, title: str | None = None
     return [sentence for sentence in said if sentence is not None]
 
 
-def judges_of(all_stats: plots.Rows) -> list[str]:
+def judges_of(all_stats: Rows) -> list[str]:
     """Give the keys of the means of all metrics that a run logged, in their order."""
     keys = dict.fromkeys(key for row in all_stats for key in row)
     return [key for key in keys if key.startswith("metrics/") and key.endswith("/mean")]
 
 
-def _course(all_stats: plots.Rows, judge: str) -> pd.DataFrame:
+def _course(all_stats: Rows, judge: str) -> pd.DataFrame:
     """What a run did at the steps at which all is known: `kl`, and gains of `score` and `judge`."""
     stds = {key: key.removesuffix("mean") + "std" for key in (SCORE, judge)}
     table = pd.DataFrame(all_stats, index=steps_of(all_stats))

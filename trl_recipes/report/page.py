@@ -28,7 +28,7 @@ from trl_recipes.run_folder import (
     read_record,
     write_whole,
 )
-from trl_recipes.stats import load_stats, read_rows, run_names
+from trl_recipes.stats import Rows, load_stats, read_rows, run_names
 
 LONGEST = 2000  # characters of one text; a page is to be read
 SAMPLES = 8  # of the first step and of the last
@@ -201,7 +201,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RecipeError(f"`{path}` is damaged ({error}). Fix or delete it.") from error
 
 
-def _warnings(run: RunFolder, stats: plots.Rows, last: Mapping[str, Any]) -> list[tuple[Any, str]]:
+def _warnings(run: RunFolder, stats: Rows, last: Mapping[str, Any]) -> list[tuple[Any, str]]:
     """Step (None: the whole run) and sentence of each; a failure first, then what alarms said."""
     failed = [(last.get("step"), f"The run failed. {last.get('said', '')}")]
     alarms = [(row.get("step"), str(row.get("alarm", ""))) for row in read_rows(run.alarms)]
@@ -225,7 +225,7 @@ def _figures(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _curves(
-    stats: plots.Rows, settings: Mapping[str, Any], record: Mapping[str, Any]
+    stats: Rows, settings: Mapping[str, Any], record: Mapping[str, Any]
 ) -> list[plots.Chart]:
     """Charts of all panels, and one for each reward and metric, as each has a unit of its own."""
     adaptive = settings.get("target") if settings.get("adap_kl_ctrl") else None
@@ -240,7 +240,7 @@ def _curves(
     return plots.panel_charts([first, *own, *others], {"": stats}, target)
 
 
-def _samples(rows: plots.Rows) -> dict[int, list[Mapping[str, Any]]]:
+def _samples(rows: Rows) -> dict[int, list[Mapping[str, Any]]]:
     """Some of the first step and of the last."""
     steps = sorted({row["step"] for row in rows if isinstance(row.get("step"), int)})
     return {

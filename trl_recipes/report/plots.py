@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from trl_recipes.describe import is_number, printable
 from trl_recipes.errors import RecipeError
-from trl_recipes.stats import steps_of, tenth
+from trl_recipes.stats import Rows, steps_of, tenth
 
 # After Okabe and Ito, so that color-blind readers tell them apart; each stands out from white paper
 # and from a page's dark paper (contrast above 3).
@@ -41,8 +41,6 @@ DPI = 150
 # Inches of a chart in a page: as wide as a phone, its letters as large as text.
 PAGE_SIZE = (5, 2.8)
 MARKS = 400  # about as many single steps and points of a line find room
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 class Panel(NamedTuple):

@@ -40,8 +40,7 @@ class PretrainConfig(TrainingArguments):
     output_dir: str = setting("runs/lm", "Folder that the run writes to; the model is in it.")
     overwrite_output_dir: bool = setting(False, "Replace the run that the output folder holds.")
     learning_rate: float | None = setting(
-        None,
-        "Peak learning rate of AdamW (default: 5e-5 from a base model of yours, else 1e-3).",
+        None, "Peak learning rate of AdamW (default: 5e-5 from a base model of yours, else 1e-3)."
     )
     num_train_epochs: float = setting(1.0, "Passes over the texts.")
     per_device_train_batch_size: int = setting(8, "Rows per process and step.")
