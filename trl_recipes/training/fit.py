@@ -71,7 +71,7 @@ def with_learning_rate(config: TrainingArguments, model: PreTrainedModel) -> Tra
 
 
 def stage_settings(args: Any, stage: str, config: TrainingArguments) -> dict[str, Any]:
-    """Collect what `args` says of a stage, and what it shares with `config`, of the next one."""
+    """Collect a stage's settings: those of `args` named after it, and what it has of `config`."""
     own = {f"{stage}_{flag}": name for flag, name in _STAGE_SETTINGS.items()}
     settings = {name: getattr(args, flag) for flag, name in own.items() if hasattr(args, flag)}
     shared = ("seed", "use_cpu", "bf16", "report_to", "disable_tqdm", "check")

@@ -118,7 +118,9 @@ class StageArguments:
     reward_model: str | None = setting(None, "A finished reward model, in place of that stage.")
     pretrain_steps: int = setting(1600, "Steps of pretraining.")
     pretrain_batch_size: int = setting(32, "Its pairs per step.")
-    pretrain_learning_rate: float = setting(1e-3, "Its peak learning rate.")
+    pretrain_learning_rate: float | None = setting(
+        None, "Its peak learning rate (default: 5e-5 from a base model of yours, else 1e-3)."
+    )
     reward_outputs: int = setting(4000, "Outputs that are compared for the reward model.")
     reward_swapped: float = setting(
         0.4,
