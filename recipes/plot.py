@@ -35,12 +35,12 @@ def main(args: PlotArguments) -> None:
     # Runs
     names = run_names(args.runs)
     runs = {name: load_stats(run) for name, run in zip(names, args.runs, strict=True)}
-    targets = {kl_target(RunFolder(Path(run))) for run in args.runs}
+    targets = {kl_target(RunFolder(run)) for run in args.runs}
     target = targets.pop() if len(targets) == 1 else None
 
     # Results
     if len(runs) == 1:
-        path = Path(args.output or RunFolder(Path(args.runs[0])).plots / "training.png")
+        path = Path(args.output or RunFolder(args.runs[0]).plots / "training.png")
         plot_stats(runs[names[0]], path, title=names[0], kl_target=target)
     else:
         path = Path(args.output or Path(args.runs[0]).parent / "runs.png")

@@ -198,8 +198,9 @@ def _read(path: Path, start: int) -> bytes:
         return file.read(_BLOCK)
 
 
-def drop_later_rows(run: RunFolder, step: int) -> list[dict[str, Any]]:
+def drop_later_rows(output_dir: str, step: int) -> list[dict[str, Any]]:
     """Drop what a run logged after a step that it goes back to; the rows of all_stats are left."""
+    run = RunFolder(output_dir)
     for path in (run.samples, run.alarms):
         keep_steps(path, step)
     return keep_steps(run.all_stats, step)

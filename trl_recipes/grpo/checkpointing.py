@@ -52,8 +52,7 @@ class GroupCheckpoints:
             return
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            run = RunFolder(Path(self.args.output_dir))
-            self.all_stats = drop_later_rows(run, self.state.global_step)
+            self.all_stats = drop_later_rows(self.args.output_dir, self.state.global_step)
         self._alarms.replay(self.all_stats)
         if self._checkpoint is None:
             return
@@ -129,7 +128,7 @@ class GroupCheckpoints:
         writes = self.accelerator.is_main_process
         policy = full_model(self.accelerator.unwrap_model(self.model), keep=writes)
         if writes:
-            folder = Path(output_dir or RunFolder(Path(self.args.output_dir)).model)
+            folder = Path(output_dir or RunFolder(self.args.output_dir).model)
             folder.mkdir(parents=True, exist_ok=True)
             # as the start model had them: TRL and transformers write the tokenizer's tokens in
             unwrap_adapter(policy).generation_config = self._saved_settings

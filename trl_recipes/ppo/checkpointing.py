@@ -25,7 +25,6 @@ from trl_recipes.models import adapters
 from trl_recipes.models.sharding import full_tensors, shard_like
 from trl_recipes.ppo import checks, setup
 from trl_recipes.ppo.models import save_actor_critic
-from trl_recipes.run_folder import RunFolder
 
 logger = get_logger(__name__)
 
@@ -171,8 +170,7 @@ class PPOCheckpoints:
         self.state.epoch = self.state.episode / len(self.prompts)
         self.accelerator.wait_for_everyone()  # all have read before one writes
         if self.args.should_save:
-            run = RunFolder(Path(self.args.output_dir))
-            self.all_stats = drop_later_rows(run, self.state.global_step)
+            self.all_stats = drop_later_rows(self.args.output_dir, self.state.global_step)
             self.alarms.replay(self.all_stats)
 
     def _load_checkpoint(self, folder: Path) -> None:

@@ -79,7 +79,7 @@ def write_comparison(
     comparison.save(folder / "comparison.json")
     plots.plot_comparison(comparison, folder / "comparison.png")
     named = zip(run_names(list(runs), taken=["reference"]), runs, strict=True)
-    stats = {n: load_stats(run) for n, run in named if RunFolder(Path(run)).all_stats.is_file()}
+    stats = {n: load_stats(run) for n, run in named if RunFolder(run).all_stats.is_file()}
     page = folder / "compare.html"
     write_whole(page, comparison_page(comparison.to_dict(), stats))
     return (
