@@ -57,15 +57,12 @@ def test_each_step_is_one_row(name, folders):
     assert {json.loads(line)["step"] for line in samples} == {1, 2}
 
 
-def test_only_the_main_process_speaks(folders):
+def test_only_the_main_process_speaks_and_writes(folders):
     told = (folders[1] / "0.out").read_text()
     for line in ("Training a GPT-2 of 1 layers", "Reward model:", "baseline: train loss"):
         assert told.count(line) == 1, line
     assert (folders[1] / "1.out").read_text() == ""
     assert (folders[1] / "1.err").read_text() == ""
-
-
-def test_only_the_main_process_writes(folders):
     two = folders[1]
     mine, others = (
         {path for path in (two / f"{rank}.written").read_text().splitlines() if str(two) in path}

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from tiny_grpo import without_times
 from tiny_models import SENTENCES, save_tiny_classifier, save_tiny_gpt2
 
+RESUME = ["--resume_from_checkpoint", "true"]
 RECIPE = Path(__file__).parents[1] / "recipes" / "ppo_sentiment.py"
 
 
@@ -41,17 +42,10 @@ def make_models(folder):
     ]
 
 
-def start(flags, output_dir, **kwargs):
+def start(flags, output_dir):
     words = [sys.executable, str(RECIPE), *flags, "--output_dir", str(output_dir)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        words,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **kwargs,
-    )
+    given = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **given)
 
 
 def finish(process):
@@ -82,9 +76,7 @@ def torture(flags, output_dir, kills, seed=0):
     chance, struck, done = random.Random(seed), 0, 0
     checkpoints = output_dir / "checkpoints"
     while done < kills:
-        process = start(
-            [*flags, *(["--resume_from_checkpoint", "true"] if done else [])], output_dir
-        )
+        process = start([*flags, *(RESUME if done else [])], output_dir)
         before = rows_in(output_dir) if done else 0
         while process.poll() is None and rows_in(output_dir) in (0, before):
             time.sleep(0.002)  # until it trains
@@ -98,7 +90,7 @@ def torture(flags, output_dir, kills, seed=0):
         process.communicate()
         done += 1
         struck += bool(list(checkpoints.glob(".unfinished/*")))
-    finish(start([*flags, "--resume_from_checkpoint", "true"], output_dir))
+    finish(start([*flags, *RESUME], output_dir))
     return struck
 
 
@@ -106,10 +98,8 @@ def result(output_dir):
     """Weights and statistics, times aside."""
     lines = (output_dir / "all_stats.jsonl").read_text().splitlines()
     rows = without_times(map(json.loads, lines))
-    weights = [
-        load_file(output_dir / "model" / f"{x}.safetensors") for x in ("model", "value_head")
-    ]
-    return rows, (output_dir / "samples.jsonl").read_text(), weights[0] | weights[1]
+    model, head = (f"{output_dir}/model/{name}.safetensors" for name in ("model", "value_head"))
+    return rows, (output_dir / "samples.jsonl").read_text(), load_file(model) | load_file(head)
 
 
 def assert_same(calm, tortured):

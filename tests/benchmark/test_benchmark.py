@@ -46,19 +46,12 @@ def test_needs_by_hand():
     work = Workload("tiny", batch=1, query=1, response=2, epochs=1)
     # 2 tokens: 2 * 10 * 2 through the trunk, 2 * 6 * 2 through the head; 1 + 2 = 3 pairs, each
     # 4 * width 2 = 8 in attention: 40 + 24 + 24
-    assert needs(work, TOY) == Needs(
-        generation_operations=88,
-        generation_bytes=2 * (10 + 6) * 4,
-        forward_operations=88,
-        update_operations=3 * 88,
-        update_bytes=100 * 28,
-    )
-    adapted = replace(work, precision="bf16", peft=True)
-    needed = needs(adapted, TOY._replace(adapter=5))
+    read, update = 2 * (10 + 6) * 4, {"update_operations": 3 * 88, "update_bytes": 100 * 28}
+    assert needs(work, TOY) == Needs(88, read, 88, **update)
+    needed = needs(replace(work, precision="bf16", peft=True), TOY._replace(adapter=5))
     # weights 64 forward and once back; attention 24 and adapter 2 * 5 * 2 = 20 three times
     assert needed.update_operations == 2 * 64 + 3 * (24 + 20)
-    assert needed.update_bytes == 5 * 28
-    assert needed.generation_bytes == 2 * (10 + 6) * 2
+    assert (needed.update_bytes, needed.generation_bytes) == (5 * 28, 2 * (10 + 6) * 2)
 
 
 @pytest.mark.parametrize(
@@ -101,22 +94,15 @@ def test_needs_are_what_torch_counts():
 
 
 def test_the_bound_adds_phases_and_overlaps_reading_with_multiplying():
-    needed = Needs(
-        generation_operations=100,
-        generation_bytes=30,
-        forward_operations=100,
-        update_operations=600,
-        update_bytes=40,
-    )
+    update = {"update_operations": 600, "update_bytes": 40}
+    needed = Needs(100, generation_bytes=30, forward_operations=100, **update)
     least = {"generation": 30, "forward": 10, "update": 60 + 40, "step": 140}
     assert bound(needed, Rates(10, 1)) == least
     assert bound(needed, Rates(10, 10))["generation"] == 10
 
 
 def test_rates_are_of_this_machine():
-    rates = measure_rates(WORK, model_shape(WORK))
-    assert rates.operations > 1e7
-    assert rates.bytes > 1e7
+    assert min(measure_rates(WORK, model_shape(WORK))) > 1e7
 
 
 # Clock
@@ -154,15 +140,15 @@ def test_the_table_has_every_phase_the_bound_and_both_trainers():
     lines = Report(WORK, results, needed, Rates(4, 1)).table().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == ["Seconds a step", "trl_recipes", f"TRL {version('trl')}", "bound"]
-    assert ["**step**", "2 (2 to 2)", "8 (8 to 8)", "1"] in cells
-    assert ["update", "0.5 (0.5 to 0.5)", "2 (2 to 2)", "0.5"] in cells
-    assert ["step over bound", "2.00", "8.00", "1"] in cells
-    assert ["response tokens a second", "16", "4", ""] in cells
-    assert ["peak memory", "3.00 GB", "6.00 GB", ""] in cells
-
-
-def test_one_trainer_alone_has_no_ratio():
-    report = Report(WORK, {"ours": [result([2.0])]}, Needs(1, 0, 1, 2, 0), Rates(4, 1))
+    told = {
+        "**step**": ["2 (2 to 2)", "8 (8 to 8)", "1"],
+        "update": ["0.5 (0.5 to 0.5)", "2 (2 to 2)", "0.5"],
+        "step over bound": ["2.00", "8.00", "1"],
+        "response tokens a second": ["16", "4", ""],
+        "peak memory": ["3.00 GB", "6.00 GB", ""],
+    }
+    assert {row[0]: row[1:] for row in cells if row[0] in told} == told
+    report = Report(WORK, {"ours": results["ours"]}, needed, Rates(4, 1))  # alone: no ratio
     assert report.ratios() == {}
     assert report.chart().get_suptitle() == f"One PPO step\n{WORK}"
 
@@ -216,9 +202,8 @@ def test_a_failing_process_shows_its_last_lines():
 
 def test_trainers_take_turns(monkeypatch):
     order = []
-    monkeypatch.setattr(
-        worker, "run_worker", lambda name, work: order.append(name) or result([1.0])
-    )
+    noted = lambda name, work: order.append(name) or result([1.0])  # noqa: E731
+    monkeypatch.setattr(worker, "run_worker", noted)
     results = run_in_turn(["ours", "trl"], WORK, 3, print_line=lambda line: None)
     assert all(a != b for a, b in pairwise(order))
     assert {name: len(runs) for name, runs in results.items()} == {"ours": 3, "trl": 3}

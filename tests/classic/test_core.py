@@ -59,10 +59,8 @@ def test_dictionaries_are_flattened_and_stacked():
 def test_responses_to_a_batch_are_of_the_length_asked_for(tiny_gpt2):
     model = GPT2LMHeadModel.from_pretrained(tiny_gpt2).eval()
     queries = torch.tensor([[5, 6, 7], [8, 9, 10]])
-    greedy = model.generate(
-        queries, attention_mask=torch.ones_like(queries), max_new_tokens=4, do_sample=False,
-        eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+    settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    greedy = model.generate(queries, attention_mask=torch.ones_like(queries), **settings)
     assert torch.equal(core.respond_to_batch(model, queries, 4, top_k=1), greedy[:, 3:])
     assert core.respond_to_batch(model, queries, txt_len=6, top_p=0.9).shape == (2, 6)
 

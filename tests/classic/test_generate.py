@@ -56,11 +56,9 @@ def test_a_search_finds_what_transformers_finds(trainer, tiny_gpt2, beams):
     model = GPT2LMHeadModel.from_pretrained(tiny_gpt2)
     found = trainer.generate(QUERIES, return_prompt=False, num_beams=beams, **GREEDY, **NEVER)
     for query, row in zip(QUERIES, found, strict=True):
-        mask = torch.ones(1, len(query)).long()
-        expected = model.generate(
-            query[None], attention_mask=mask, num_beams=beams, eos_token_id=None, pad_token_id=0,
-            **GREEDY,
-        )  # fmt: skip
+        tokens = {"attention_mask": torch.ones(1, len(query)).long(), "pad_token_id": 0}
+        tokens |= {"eos_token_id": None, "num_beams": beams}
+        expected = model.generate(query[None], **tokens, **GREEDY)
         assert row.tolist() == expected[0, len(query) :].tolist()
 
 
@@ -82,9 +80,8 @@ def test_criteria_end_a_row_and_processors_bend_it(trainer, tokenizer):
 
 
 def test_the_responses_to_one_query_are_a_batch(trainer):
-    both = trainer.generate(
-        QUERIES[0], max_new_tokens=4, num_return_sequences=3, generate_ref_response=True, **NEVER
-    )
+    settings = {"num_return_sequences": 3, "generate_ref_response": True, **NEVER}
+    both = trainer.generate(QUERIES[0], max_new_tokens=4, **settings)
     assert [tuple(rows.shape) for rows in both] == [(3, 7), (3, 7)]
     assert both[0][:, :3].tolist() == [[40, 41, 42]] * 3
 

@@ -104,17 +104,16 @@ def test_what_a_tool_does_wrong_is_told_to_the_model(environment, tools, answer)
 
 
 def test_an_episode_ends_without_a_call_by_turns_or_by_length(environment):
-    env = environment()
-    says(env, "no call")
-    assert env.run(["x"])[-1][0].text == "xno call"
-    env = environment(max_turns=2)
-    says(env, *[REQUEST] * 3)
-    assert env.run(["x"])[-1][0].text.count("<response>") == 2
-    env = environment(max_length=5)
-    says(env, *[REQUEST] * 3)
-    (history,) = env.run(["x"])[-1]
-    assert history.truncated
-    assert "<response>" not in history.text
+    def history(*texts, **options):
+        env = environment(**options)
+        says(env, *texts)
+        return env.run(["x"])[-1][0]
+
+    assert history("no call").text == "xno call"
+    assert history(*[REQUEST] * 3, max_turns=2).text.count("<response>") == 2
+    cut = history(*[REQUEST] * 3, max_length=5)
+    assert cut.truncated
+    assert "<response>" not in cut.text
 
 
 def test_rows_of_a_batch_do_not_depend_on_their_neighbors(environment):

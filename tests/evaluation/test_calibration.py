@@ -19,11 +19,8 @@ def brute_force(predicted, observed, borders):
     """The calibration error straight from its definition, bin after bin, row after row."""
     total = 0.0
     for low, high in itertools.pairwise(borders):
-        rows = [
-            (p, o)
-            for p, o in zip(predicted, observed, strict=True)
-            if low < p <= high or (p == low == borders[0])
-        ]
+        pairs = zip(predicted, observed, strict=True)
+        rows = [(p, o) for p, o in pairs if low < p <= high or (p == low == borders[0])]
         if rows:
             confidence = math.fsum(p for p, _ in rows) / len(rows)
             accuracy = math.fsum(o for _, o in rows) / len(rows)

@@ -126,10 +126,10 @@ def test_kl_and_perplexity_are_those_of_the_responses_one_by_one(
     result = compare(models, prompts, {"keep": keep}, max_new_tokens=[9, 3, 6, 1]).results[1]
     kl, nll, answers = [], 0.0, seen["ids"][1]
     for row, ids in zip(prompts, answers, strict=True):
-        query, response = torch.tensor(row["input_ids"]), torch.tensor(ids)
-        reference_logprob = alone(reference, query, response).sum().item()
-        kl.append(alone(policy, query, response).sum().item() - reference_logprob)
-        nll -= reference_logprob
+        pair = torch.tensor(row["input_ids"]), torch.tensor(ids)
+        ours, theirs = (alone(model, *pair).sum().item() for model in (policy, reference))
+        kl.append(ours - theirs)
+        nll -= theirs
     assert result.kl == pytest.approx(kl, abs=1e-4)
     assert result.perplexity == pytest.approx(math.exp(nll / sum(map(len, answers))), rel=1e-4)
     assert result.lengths == [len(ids) for ids in answers]
@@ -158,8 +158,8 @@ def test_measures_get_texts_ids_and_columns(reference, prompts, tokenizer):
         assert completions == decoded
         return [None if number == 1 else float(number) for number in stars]
 
-    comparison = compare({"reference": (reference, tokenizer)}, prompts, {"stars": stars},
-                         max_new_tokens=4)  # fmt: skip
+    one = {"reference": (reference, tokenizer)}
+    comparison = compare(one, prompts, {"stars": stars}, max_new_tokens=4)
     assert comparison.results[0].scores == {"stars": [0.0, None, 2.0, 3.0]}
     assert comparison.results[0].to_dict()["stars"]["mean"] == pytest.approx(5 / 3)
     assert "(n 3)" in comparison.table()
@@ -244,13 +244,10 @@ def test_the_judge_reads_query_and_response():
     judge = vader_judge()
     if judge is None:
         pytest.skip("vaderSentiment is not installed")
-    good, bad, mixed = judge(
-        prompts=["A wonderful", "An awful", "A wonderful"],
-        completions=[" film.", " film.", " failure, terrible and dull."],
-        completion_ids=[[1], [1], [1]],
-    )
-    assert good > 0.5
-    assert bad < -0.3
+    prompts = ["A wonderful", "An awful", "A wonderful"]
+    completions = [" film.", " film.", " failure, terrible and dull."]
+    good, bad, mixed = judge(prompts=prompts, completions=completions, completion_ids=[[1]] * 3)
+    assert bad < -0.3 < 0.5 < good
     assert mixed < good
 
 

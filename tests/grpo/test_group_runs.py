@@ -19,13 +19,17 @@ both = pytest.mark.parametrize("kind", KINDS)
 
 
 def test_the_run_folder_and_the_saved_model(tmp_path):
-    trainer = build(output_dir=str(tmp_path), save_steps=2)
+    model = tiny()
+    model.generation_config.update(eos_token_id=[9, 5], top_k=3, do_sample=True, pad_token_id=None)
+    settings = model.generation_config.to_dict()  # saved as the start model had them
+    trainer = build(model=model, output_dir=str(tmp_path), save_steps=2)
     trainer.train()
     trainer.save_model()
     assert without_times(load_stats(tmp_path)) == without_times(trainer.all_stats)
     samples = (tmp_path / "samples.jsonl").read_text().splitlines()
     assert len(samples) == 3 * 2  # one response of each prompt
     names = {path.name for path in tmp_path.iterdir()}
+    assert GenerationConfig.from_pretrained(tmp_path / "model").to_dict() == settings
     kept = {"all_stats.jsonl", "samples.jsonl", "training.json"}
     assert names == {*kept, "checkpoints", "model"}
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
@@ -186,16 +190,6 @@ def test_any_end_token_of_a_chat_model_ends_a_response():
     assert 0 < cut < 1
     assert trainer.all_stats[0]["tokens/masked_share"] == pytest.approx(cut)
     assert trainer.model.generation_config.eos_token_id == [0, 5]
-
-
-def test_generation_settings_are_saved_as_the_start_model_had_them(tmp_path):
-    model = tiny()
-    model.generation_config.update(eos_token_id=[9, 5], top_k=3, do_sample=True, pad_token_id=None)
-    start = model.generation_config.to_dict()
-    trainer = build(model=model, max_steps=1)
-    trainer.train()
-    trainer.save_model(str(tmp_path))
-    assert GenerationConfig.from_pretrained(tmp_path).to_dict() == start
 
 
 @pytest.mark.parametrize("name", ["bamba", "lfm2"])

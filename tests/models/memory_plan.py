@@ -38,7 +38,7 @@ class Memory(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a language model is made of, in numbers of weights."""
+    """What a language model is made of."""
 
     parameters: int  # tied ones once
     layers: int  # blocks of attention and MLP
@@ -107,24 +107,14 @@ def lora_parameters(shape: Shape, rank: int) -> int:
 
 
 def kept(trained: int, frozen: int, reference: int, number: int = FLOAT32) -> Memory:
-    """Give the bytes that one process keeps all the time, from numbers of parameters.
-
-    `number` is the bytes of one that is not trained, the reference's included.
-    """
-    return Memory(
-        weights=trained * FLOAT32 + frozen * number,
-        gradients=trained * FLOAT32,
-        moments=trained * FLOAT32 * MOMENTS,
-        reference=reference * number,
-    )
+    """Give the bytes kept all the time, of numbers of parameters; `number`: of one not trained."""
+    own = trained * FLOAT32
+    return Memory(own + frozen * number, own, own * MOMENTS, reference * number)
 
 
 def needed(shape: Shape, plan: Plan) -> Memory:
-    """Work out the bytes that training takes on each GPU, at its most.
-
-    FSDP2 divides what is kept; sampling and evaluation gather the whole policy, and evaluation the
-    reference.
-    """
+    """Work out the bytes that training takes on each GPU, at its most."""
+    # FSDP2 divides what is kept; sampling and evaluation gather the policy, the latter both models
     adapter = 0 if plan.rank is None else lora_parameters(shape, plan.rank)
     trained = adapter or shape.parameters
     frozen = shape.parameters if adapter else 0

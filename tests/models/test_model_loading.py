@@ -40,9 +40,10 @@ def test_sizes_that_differ_and_a_broken_config_are_one_error(tiny_gpt2, tmp_path
 
 
 def test_each_kind_of_model_is_sent_to_its_own_recipe():
-    check_language_model(GPT2Config(), "x", causal=True)
-    check_language_model(T5Config(), "x", causal=False)
-    with pytest.raises(RecipeError, match=r"`x` is an encoder-decoder \(t5\).*ppo_seq2seq.py"):
-        check_language_model(T5Config(), "x", causal=True)
-    with pytest.raises(RecipeError, match=r"`x` is a causal model \(gpt2\).*ppo_sentiment.py"):
-        check_language_model(GPT2Config(), "x", causal=False)
+    for kind, causal, told in (
+        (GPT2Config(), True, r"`x` is a causal model \(gpt2\).*ppo_sentiment.py"),
+        (T5Config(), False, r"`x` is an encoder-decoder \(t5\).*ppo_seq2seq.py"),
+    ):
+        check_language_model(kind, "x", causal=causal)
+        with pytest.raises(RecipeError, match=told):
+            check_language_model(kind, "x", causal=not causal)

@@ -22,11 +22,8 @@ def layers():
     torch.manual_seed(0)
     conv = Conv1D(40, 24)
     nn.init.normal_(conv.bias)
-    return {
-        "linear": nn.Linear(24, 40),
-        "without bias": nn.Linear(24, 40, bias=False),
-        "GPT-2's": conv,
-    }
+    bare = nn.Linear(24, 40, bias=False)
+    return {"linear": nn.Linear(24, 40), "without bias": bare, "GPT-2's": conv}
 
 
 def exact(layer, inputs):
@@ -70,7 +67,7 @@ def test_after_the_block_a_layer_sees_its_new_weights():
     assert layer(inputs).equal(layer.bias.expand(2, 40))
 
 
-def test_layers_that_are_not_plain_stay_as_they_are():
+def test_layers_that_are_not_plain_or_small_and_large_models_stay_as_they_are(monkeypatch):
     class Quantized(nn.Linear):
         pass
 
@@ -81,9 +78,6 @@ def test_layers_that_are_not_plain_stay_as_they_are():
     with packed_weights(model):
         assert ["forward" in vars(layer) for layer in model] == [False, False, True, False]
     assert changed.forward is own
-
-
-def test_small_layers_and_large_models_stay_as_they_are(monkeypatch):
     layer = nn.Linear(24, 40)
     for name, value in (("SMALLEST", 24 * 40 + 1), ("MOST", 24 * 40 - 1)):
         with monkeypatch.context() as patched:

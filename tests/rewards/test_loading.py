@@ -54,10 +54,7 @@ def test_a_file_runs_once_and_only_when_it_is_named(folder):
     assert not (folder / "ran").exists()
     load_reward_funcs(["counts.py:f", "counts.py:f"])
     assert (folder / "ran").read_text() == "x"
-
-
-def test_two_files_of_one_name_do_not_mix(folder):
-    for name, value in (("a", 1), ("b", 2)):
+    for name, value in (("a", 1), ("b", 2)):  # two files of one name do not mix
         (folder / name).mkdir()
         (folder / name / "same.py").write_text(f"def f(**_): return {value}\n")
     assert [f() for f in load_reward_funcs(["a/same.py:f", "b/same.py:f"])] == [1, 2]
@@ -76,12 +73,8 @@ def test_kinds_of_this_package_with_and_without_settings():
 def test_trls_own_functions_pass_unchanged():
     from trl.rewards import think_format_reward
 
-    loaded, penalty = load_reward_funcs(
-        [
-            "trl.rewards:think_format_reward",
-            {"trl.rewards:get_repetition_penalty_reward": {"ngram_size": 2}},
-        ]
-    )
+    made = {"trl.rewards:get_repetition_penalty_reward": {"ngram_size": 2}}
+    loaded, penalty = load_reward_funcs(["trl.rewards:think_format_reward", made])
     assert loaded is think_format_reward
     assert penalty(completion_ids=[[5, 5, 5, 5, 5]]) == [-0.75]
 

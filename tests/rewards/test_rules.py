@@ -22,11 +22,8 @@ from trl_recipes.rewards.rules import known_share, whole_words, words_of
 
 KNOWN = KnownWordsReward("The film didn't end. It was good.")
 IDS = st.lists(st.lists(st.integers(0, 4), max_size=12), min_size=1, max_size=6)
-SAMPLES = st.lists(
-    st.tuples(st.text(max_size=30), st.lists(st.integers(0, 4), max_size=12)),
-    min_size=1,
-    max_size=6,
-)
+TEXT_AND_IDS = st.tuples(st.text(max_size=30), st.lists(st.integers(0, 4), max_size=12))
+SAMPLES = st.lists(TEXT_AND_IDS, min_size=1, max_size=6)
 
 
 def ask(reward, completions, ids=None):
@@ -72,10 +69,7 @@ def test_penalties_are_trls_measures(ids, n):
     repetition = get_repetition_penalty_reward(ngram_size=n, max_penalty=-1.0)
     expected = [-value for value in repetition(completion_ids=ids)]
     assert penalize(RepetitionPenalty(n), ids) == expected
-
-
-def test_left_to_themselves_penalties_take_off():
-    rewards = Rewards([LengthPenalty(1), RepetitionPenalty(1)])
+    rewards = Rewards([LengthPenalty(1), RepetitionPenalty(1)])  # left to themselves they take off
     assert rewards([""], [""], [[1, 1]])[0] == [-1.5]
     assert rewards.names == ["length", "repetition"]
 
@@ -94,17 +88,11 @@ def test_words_as_found_by_splitting(text):
     assert whole_words(text) == (words[:-1] if text[-1:].isalpha() else words)
 
 
-@pytest.mark.parametrize(
-    "reward",
-    [
-        KeywordReward(["a", "b"]),
-        RegexReward("a.b"),
-        UppercaseReward(),
-        LengthPenalty(4),
-        LengthPenalty(2, soft=3),
-        RepetitionPenalty(2),
-    ],
-)
+PENALTIES = [LengthPenalty(4), LengthPenalty(2, soft=3), RepetitionPenalty(2)]
+RULES = [KeywordReward(["a", "b"]), RegexReward("a.b"), UppercaseReward(), *PENALTIES]
+
+
+@pytest.mark.parametrize("reward", RULES)
 @given(samples=SAMPLES, seed=st.randoms(use_true_random=False))
 def test_order_and_batching_do_not_matter(reward, samples, seed):
     values = ask(reward, *map(list, zip(*samples, strict=True)))
@@ -116,14 +104,11 @@ def test_order_and_batching_do_not_matter(reward, samples, seed):
     assert together == [value for _, value in pairs]
 
 
-def test_the_share_of_several_texts_counts_each_word_once():
-    assert known_share(["a b ", "a "], {"a"}) == 2 / 3
-    assert math.isnan(known_share(["", "b"], {"b"}))
-
-
-def test_the_text_of_known_words_may_be_a_file(tmp_path):
+def test_the_share_of_several_texts_counts_each_word_once_and_they_may_be_a_file(tmp_path):
     (tmp_path / "a.txt").write_text("The film")
     assert KnownWordsReward(str(tmp_path / "a.txt")).words == {"the", "film"}
+    assert known_share(["a b ", "a "], {"a"}) == 2 / 3
+    assert math.isnan(known_share(["", "b"], {"b"}))
 
 
 @pytest.mark.parametrize(

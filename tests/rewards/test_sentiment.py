@@ -177,6 +177,8 @@ def test_labels_are_found_by_name_in_any_case(roberta):
     assert (reward.label, reward.label_id) == ("NEGATIVE", 0)
     assert reward.__name__ == "sentiment_negative"
     assert SentimentReward(roberta, name="mood").__name__ == "mood"
+    with pytest.raises(RecipeError, match="SentimentReward: unknown score 'softmax'"):
+        SentimentReward(roberta, score="softmax")
 
 
 def test_a_label_that_the_classifier_lacks_is_an_error_that_lists_its_labels(three_labels):
@@ -204,11 +206,6 @@ def test_a_damaged_folder_is_one_error_that_names_the_flag(own_roberta, damage, 
     damage(own_roberta[1])
     with pytest.raises(RecipeError, match=f"^--reward_model: .*{message}"):
         SentimentReward(str(own_roberta[1]))
-
-
-def test_an_unknown_score_is_refused(roberta):
-    with pytest.raises(RecipeError, match="SentimentReward: unknown score 'softmax'"):
-        SentimentReward(roberta, score="softmax")
 
 
 def test_the_embedded_classifier_is_the_default(monkeypatch, roberta):

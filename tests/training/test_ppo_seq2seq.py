@@ -126,9 +126,6 @@ def test_pairs_of_a_file_and_a_count_of_what_was_cut(tmp_path, caplog):
     assert 0 <= accuracy <= 1  # there was nothing to score by: preferences
 
 
-SCORES = '{"source": "a", "output": "b", "score": "good"}\n' * 9
-
-
 @pytest.mark.parametrize(
     ("more", "told"),
     [
@@ -150,7 +147,7 @@ SCORES = '{"source": "a", "output": "b", "score": "good"}\n' * 9
 def test_each_mistake_is_one_message_and_leaves_nothing(tmp_path, monkeypatch, capsys, more, told):
     monkeypatch.chdir(tmp_path)
     Path("a.txt").write_text("a\nb\nc\n")
-    Path("s.jsonl").write_text(SCORES)
+    Path("s.jsonl").write_text('{"source": "a", "output": "b", "score": "good"}\n' * 9)
     with pytest.raises(SystemExit) as left:
         run("out", *more)
     assert left.value.code == 2
