@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
 from trl_recipes.models.adapters import MOMENTS
+from trl_recipes.ppo.objective import CHUNK_GPU
 
 FLOAT32, BFLOAT16 = 4, 2
 HEADROOM = 0.1
@@ -29,7 +30,7 @@ class Memory(NamedTuple):
     gradients: float
     moments: float
     reference: float
-    copies: float = 0  # of gradients, in the buckets of DDP; of packed weights
+    copies: float = 0  # of gradients, in the buckets of DDP
     phase: float = 0  # the phase that takes most on top of these
 
     @property
@@ -99,6 +100,7 @@ class Plan:
     processes: int = 1  # GPUs
     spread: Literal["nothing", "all"] = "nothing"  # over GPUs: DDP, or FSDP2
     packed: bool = False  # weights are laid out once more for sampling, as on a CPU
+    chunk: int = CHUNK_GPU  # logits that are float32 at a time
 
 
 def lora_parameters(shape: Shape, rank: int) -> int:
@@ -130,8 +132,7 @@ def needed(shape: Shape, plan: Plan) -> Memory:
         update_bytes(shape, plan) + (layer_bytes(shape) if spread else 0),
     )
     buckets = full.gradients if plan.processes > 1 and not spread else 0.0
-    packed = full.weights if plan.packed else 0.0
-    return part._replace(copies=buckets + packed, phase=phase)
+    return part._replace(copies=buckets, phase=phase)
 
 
 def sampling_bytes(shape: Shape, plan: Plan) -> float:
@@ -139,13 +140,25 @@ def sampling_bytes(shape: Shape, plan: Plan) -> float:
     number = BFLOAT16 if plan.autocast else FLOAT32
     tokens = plan.batch * (plan.query + plan.response)
     cache = 2 * shape.layers * shape.key_value * tokens * number
-    return cache + 2 * plan.batch * shape.vocabulary * FLOAT32 + autocast_bytes(shape, plan)
+    logits = 2 * plan.batch * shape.vocabulary * FLOAT32
+    packed = shape.parameters * FLOAT32 if plan.packed else 0
+    return cache + logits + packed + autocast_bytes(shape, plan)
 
 
 def evaluation_bytes(shape: Shape, plan: Plan) -> float:
-    """Give the bytes of one pass's logits: themselves, their softmax, and the reference's."""
-    logits = plan.micro_batch * plan.response * shape.vocabulary * FLOAT32
-    return 3 * logits + autocast_bytes(shape, plan)
+    """Give the bytes of one pass's logits, and of the reference's beside them."""
+    whole, chunk = logits_bytes(shape, plan)
+    return 2 * whole + chunk + autocast_bytes(shape, plan)
+
+
+def logits_bytes(shape: Shape, plan: Plan) -> tuple[float, float]:
+    """Give the bytes of one pass's logits, and of the rows of them that are float32 at a time.
+
+    There are three of the latter: logits, their softmax, and a product of both.
+    """
+    logits = plan.micro_batch * plan.response * shape.vocabulary
+    number = BFLOAT16 if plan.autocast else FLOAT32
+    return logits * number, 3 * min(logits, plan.chunk) * FLOAT32
 
 
 def update_bytes(shape: Shape, plan: Plan) -> float:
@@ -163,8 +176,10 @@ def update_bytes(shape: Shape, plan: Plan) -> float:
     layers = shape.layers * layer
     if plan.checkpointing:
         layers = layer + shape.layers * tokens * shape.width * number
-    logits = plan.micro_batch * plan.response * shape.vocabulary * FLOAT32
-    return layers + 3 * logits + autocast_bytes(shape, plan)
+    whole, chunk = logits_bytes(shape, plan)
+    if plan.autocast and shape.vocabulary % 8:  # an odd vocabulary's gradient is copied
+        whole *= 2
+    return layers + whole + chunk + autocast_bytes(shape, plan)
 
 
 def autocast_bytes(shape: Shape, plan: Plan) -> float:

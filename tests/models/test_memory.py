@@ -15,11 +15,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from trl_recipes.models.adapters import kept_by
+from trl_recipes.ppo.objective import CHUNK_CPU
 
 ROOT = Path(__file__).parents[2]
 # 10 weights; a layer has 4 vectors of width 2 and so on
 TOY = Shape(10, layers=2, width=2, intermediate=4, gated=False, key_value=1, vocabulary=5)
 TOY_PLAN = Plan(frozen=4, checkpointing=False, batch=3, micro_batch=2, query=1, response=4)
+TOY_PLAN = replace(TOY_PLAN, chunk=15)
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("GPT")])
@@ -43,19 +45,19 @@ def test_phases_of_a_toy_by_hand():
     # copies of 10 weights in bfloat16: 20. Keys and values of 2 layers, width 1, 3 * 5 tokens, 2
     # bytes: 120; logits of 3 sequences twice: 2 * 3 * 5 * 4 = 120
     assert memory_plan.sampling_bytes(TOY, TOY_PLAN) == 120 + 120 + 20
-    # logits of 2 * 4 tokens: 8 * 5 * 4 = 160, three times
-    assert memory_plan.evaluation_bytes(TOY, TOY_PLAN) == 480 + 20
-    # 10 tokens of 2 layers, 8 * 2 + 2 * 1 + 2 * 4 = 26 numbers of 2 bytes: 1040
-    assert memory_plan.update_bytes(TOY, TOY_PLAN) == 1040 + 480 + 20
+    # logits of 2 * 4 tokens: 8 * 5 * 2 = 80, twice, and 15 of them in float32, three times: 180
+    assert memory_plan.evaluation_bytes(TOY, TOY_PLAN) == 160 + 180 + 20
+    # 10 tokens of 2 layers, 8 * 2 + 2 * 1 + 2 * 4 = 26 numbers of 2 bytes: 1040; 5 is odd
+    assert memory_plan.update_bytes(TOY, TOY_PLAN) == 1040 + 160 + 180 + 20
 
 
 @pytest.mark.parametrize(
     ("plan", "expected"),
     [
-        (TOY_PLAN, Memory(40, 40, 80, 40, 0, 1540)),
-        (replace(TOY_PLAN, reference=False), Memory(40, 40, 80, 0, 0, 1540)),
-        (replace(TOY_PLAN, processes=2), Memory(40, 40, 80, 40, 40, 1540)),
-        (replace(TOY_PLAN, packed=True), Memory(40, 40, 80, 40, 40, 1540)),
+        (TOY_PLAN, Memory(40, 40, 80, 40, 0, 1400)),
+        (replace(TOY_PLAN, reference=False), Memory(40, 40, 80, 0, 0, 1400)),
+        (replace(TOY_PLAN, processes=2), Memory(40, 40, 80, 40, 40, 1400)),
+        (replace(TOY_PLAN, packed=True, batch=60), Memory(40, 40, 80, 40, 0, 4800 + 20)),
     ],
 )
 def test_the_whole_of_a_toy_by_hand(plan, expected):
@@ -67,12 +69,12 @@ def test_what_is_spread_over_gpus_is_gathered_to_sample_and_to_evaluate():
     plan = replace(TOY_PLAN, **changes)
     taken = needed(TOY, plan)
     assert taken[:5] == (10, 10, 20, 10, 0)
-    # logits of one token: 3 * 5 * 4 = 60, copies 20, policy and reference gathered 40 each, and
-    # the part of the gradients, which are not there yet: 10
-    assert memory_plan.evaluation_bytes(TOY, plan) == 80
+    # logits of one token twice, 2 * 5 * 2 = 20, and in float32, 3 * 5 * 4 = 60, copies 20, policy
+    # and reference gathered 40 each, and the part of the gradients, which are not there yet: 10
+    assert memory_plan.evaluation_bytes(TOY, plan) == 100
     assert taken.phase == max(
         memory_plan.sampling_bytes(TOY, plan) + 40 - 10,
-        80 + 80 - 10,
+        100 + 80 - 10,
         memory_plan.update_bytes(TOY, plan) + memory_plan.layer_bytes(TOY),
     )
 
@@ -108,10 +110,11 @@ def test_what_ppo_holds_is_what_was_worked_out(rank):
         assert held[what] == getattr(expected, what), what
 
     shape = Shape(MIDDLE_PARAMETERS, 6, 384, 4 * 384, False, 384, 32000)
-    plan = Plan(**plan, autocast=False)
-    assert held["allocated"] == pytest.approx(needed(shape, plan).total, rel=0.1)
-    packed = needed(shape, replace(plan, packed=True)).total
-    assert held["process"] == pytest.approx(packed, rel=0.3)  # its heap has holes
+    plan = Plan(**plan, autocast=False, packed=True, chunk=CHUNK_CPU)
+    expected = needed(shape, plan).total
+    assert held["allocated"] == pytest.approx(expected, rel=0.1)
+    # its heap keeps what was packed for sampling, and has holes
+    assert held["process"] == pytest.approx(expected + MIDDLE_PARAMETERS * 4, rel=0.3)
 
 
 @pytest.mark.parametrize("adapter", [None, LoraConfig(r=4, target_modules=["c_attn"])])

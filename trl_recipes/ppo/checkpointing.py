@@ -130,6 +130,7 @@ class PPOCheckpoints:
             seconds.append(time.perf_counter() - started)
         self._set_training_state(before)
         set_random_states(randomness)
+        self.captured_passes = setup.captured_passes(self, self._small_pass)
         kept = adapters.kept_by(self._actor_critic(), self.ref_model)
         checked = "ratio 1 before the first update, the KL to the reference"
         sample = tuple(batch[name][0] for name in ("query", "response", "score"))
