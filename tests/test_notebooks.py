@@ -1,5 +1,6 @@
 """Every notebook runs top to bottom without a network, and what is kept of it is a whole run."""
 
+import ast
 import base64
 import importlib.util
 import io
@@ -121,6 +122,14 @@ def faults_of_the_kept(notebook):
         yield "metadata of a cell"
     if sum(len(pictures(cell)) for cell in code_cells(notebook)) < 2:
         yield "fewer than two pictures"
+
+
+@each_notebook
+def test_what_it_imports_is_there(path):
+    nodes = (n for cell in code_cells(runner.read(path)) for n in ast.walk(ast.parse(cell.source)))
+    imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert imports
+    exec(compile(ast.Module(imports, []), path.name, "exec"), {})
 
 
 RUNS = [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in RUN_SLOWLY)) for p in PATHS]
