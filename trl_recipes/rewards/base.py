@@ -255,7 +255,7 @@ def reward_inputs(
 def made_up(
     prompts: Texts, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[str], list[list[int]]]:
-    """Make up a completion of each of at most two prompts, to try reward functions on: with ids."""
+    """Make up a completion and its ids for each of at most two prompts, to try rewards on."""
     texts = [*_MADE_UP[: len(prompts)]]
     if is_character_tokenizer(tokenizer):  # which may not know every letter of these
         texts = [plain_text(prompt) for prompt in prompts]
