@@ -81,7 +81,8 @@ def test_damage_is_named_and_the_checkpoint_before_is_taken(run, name, harm, cap
     ):
         assert reason is None  # whoever reads it tells
         return
-    assert f"`{name}` is " in reason
+    told = "missing" if harm is Path.unlink else "cut short or damaged"
+    assert f"`{name}` is {told}" in reason
     with caplog.at_level(logging.WARNING):
         assert found(run, True).name == taken
     assert f"checkpoint-10` is damaged: {reason}" in caplog.text

@@ -176,11 +176,10 @@ def test_a_reward_function_sees_what_grpo_gives_it(tmp_path, tokenizer, chat_mod
     model = GPT2LMHeadModel.from_pretrained(chat_model)
     build("grpo", model, recorder("grpo"), prompts, tokenizer, **settings).train()
 
-    arguments = trl.GRPOConfig(
-        output_dir=str(tmp_path / "theirs"), per_device_train_batch_size=8, num_generations=2,
-        max_completion_length=6, max_steps=2, report_to=[], use_cpu=True, bf16=False,
-        save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+    settings = {"per_device_train_batch_size": 8, "num_generations": 2, "max_completion_length": 6}
+    settings |= {"max_steps": 2, "report_to": [], "use_cpu": True, "bf16": False}
+    settings |= {"save_strategy": "no", "disable_tqdm": True}
+    arguments = trl.GRPOConfig(output_dir=str(tmp_path / "theirs"), **settings)
     rows = datasets.Dataset.from_list(ROWS)
     grpo = trl.GRPOTrainer(str(chat_model), recorder("theirs"), arguments, rows)
     grpo.train()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from architectures import made
 from datasets import Dataset
-from launching import run_warm
+from launching import run_here
 from peft import LoraConfig
 from tiny_grpo import build
 from tiny_models import SENTENCES, byte_level_tokenizer
@@ -22,19 +22,12 @@ gguf = pytest.importorskip("gguf", reason="package gguf is not installed")
 F32, Q8_0 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0
 LAYER = "model.layers.1.mlp.down_proj.weight"
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
-NAMES = {  # of llama.cpp, by transformers'
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+# llama.cpp's names by transformers'
+NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
+NAMES |= {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+NAMES |= {f"self_attn.{name}_proj": f"attn_{name}" for name in "qkv"}
+NAMES |= {f"mlp.{name}_proj": f"ffn_{name}" for name in ("gate", "up", "down")}
+NAMES["self_attn.o_proj"] = "attn_output"
 
 
 def tiny_llama():
@@ -114,15 +107,13 @@ def test_a_recipe_trains_a_file_and_leaves_a_plain_model(file, tmp_path):
     words = ["--model_name_or_path", file, "--max_steps", 2, "--batch_size", 8, "--eval_prompts", 8]
     words += ["--response_length", 4, "--output_dir", tmp_path / "run"]
     for check in ("true", "false"):
-        done = run_warm("ppo.py", *words, "--reward_funcs", "UppercaseReward", "--check", check)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_here("ppo.py", *words, "--reward_funcs", "UppercaseReward", "--check", check)
         assert (tmp_path / "run").exists() == (check == "false")
     assert AutoTokenizer.from_pretrained(tmp_path / "run" / "model").chat_template == TEMPLATE
     trained, start = load_run(tmp_path / "run")[0], load_run(file)[0]
     assert not torch.equal(trained.get_parameter(LAYER), start.get_parameter(LAYER))
     assert getattr(trained.config, "quantization_config", None) is None
-    done = run_warm("compare.py", tmp_path / "run", "--output_dir", tmp_path / "compared")
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_here("compare.py", tmp_path / "run", "--output_dir", tmp_path / "compared")
 
 
 def test_grpo_has_a_reference_and_an_adapter_its_base(file, tmp_path):

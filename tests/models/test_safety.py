@@ -88,11 +88,16 @@ def test_a_folder_of_pickled_weights_is_refused_unread(pickled, tmp_path, loader
     assert not (tmp_path / "touched").exists()
 
 
-def test_the_message_converts_and_then_it_loads(pickled, tiny_gpt2):
-    with pytest.raises(RecipeError) as error:
-        load_run(pickled)
+def convert(folder):
+    """Run the command that a refusal gives."""
+    with pytest.raises(RecipeError, match="pickle file") as error:
+        load_run(folder)
     command = re.search(r"python -c .*$", str(error.value))[0]
     subprocess.run(command, shell=True, check=True, capture_output=True, env=THIS_PYTHON)
+
+
+def test_the_message_converts_and_then_it_loads(pickled, tiny_gpt2):
+    convert(pickled)
     model, expected = load_run(pickled)[0].state_dict(), load_run(tiny_gpt2)[0].state_dict()
     assert model.keys() == expected.keys()
     assert all(torch.equal(model[key], expected[key]) for key in model)
@@ -101,16 +106,13 @@ def test_the_message_converts_and_then_it_loads(pickled, tiny_gpt2):
 def test_a_pickled_adapter_is_refused_and_can_be_converted(tiny_gpt2, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_gpt2)
     get_peft_model(model, LoraConfig(target_modules=["c_attn"])).save_pretrained(tmp_path)
-    shutil.copy(tiny_gpt2 / "tokenizer.json", tmp_path)
-    shutil.copy(tiny_gpt2 / "tokenizer_config.json", tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_gpt2 / name, tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
     expected = load_file(weights)
     torch.save(expected, tmp_path / "adapter_model.bin")
     weights.unlink()
-    with pytest.raises(RecipeError, match="pickle file") as error:
-        load_run(tmp_path)
-    command = re.search(r"python -c .*$", str(error.value))[0]
-    subprocess.run(command, shell=True, check=True, env=THIS_PYTHON)
+    convert(tmp_path)
     assert load_file(weights).keys() == expected.keys()
     load_run(tmp_path)
 

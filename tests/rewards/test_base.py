@@ -154,7 +154,7 @@ def test_an_exception_names_function_and_line_without_calling_again():
 
     expected = (
         r"`broken` raised ZeroDivisionError: .*test_base.py, line \d+\) for a batch that begins "
-        "with 'The film', completion ' was good'"
+        "with 'The film', completion ' was good'.*Fix"
     )
     with pytest.raises(RecipeError, match=expected) as caught:
         score(Rewards([length, broken]))

@@ -47,9 +47,8 @@ def test_perplexity_is_of_the_models_own_loss_one_by_one(model, own_tokenizer, b
     log = PerplexityReward(model, own_tokenizer, log=True, batch_size=batch_size)
     plain = PerplexityReward(model, own_tokenizer, batch_size=batch_size)
     assert log(prompts, completions) == pytest.approx([-loss for loss in losses], abs=1e-5)
-    assert plain(prompts, completions) == pytest.approx(
-        [-math.exp(loss) for loss in losses], rel=1e-5
-    )
+    perplexities = [-math.exp(loss) for loss in losses]
+    assert plain(prompts, completions) == pytest.approx(perplexities, rel=1e-5)
     assert max(losses) - min(losses) > 0.05  # texts differ, so an order mix-up would show
 
 

@@ -1,6 +1,7 @@
 """One function, the same numbers under our PPOTrainer and TRL's GRPOTrainer."""
 
 import asyncio
+import math
 
 import pytest
 import torch
@@ -73,33 +74,26 @@ def test_one_function_gives_the_same_numbers_under_ppo_and_grpo(tiny_gpt2, parts
     prompts, completions, ids, columns, totals, raw = seen[-1]
     assert len(prompts) == 8
 
-    arguments = GRPOConfig(
-        output_dir=str(tmp_path), per_device_train_batch_size=8, num_generations=2,
-        max_completion_length=6, report_to=[], use_cpu=True, bf16=False,
-    )  # fmt: skip
+    settings = {"per_device_train_batch_size": 8, "num_generations": 2, "max_completion_length": 6}
+    settings |= {"report_to": [], "use_cpu": True, "bf16": False}
+    arguments = GRPOConfig(output_dir=str(tmp_path), **settings)
     grpo = GRPOTrainer(str(tiny_gpt2), rewards, arguments, data(tokenizer))
-    rows = [
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-    ]
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     theirs = grpo._calculate_rewards(rows, prompts, completions, ids)
-    ours = torch.tensor(
-        [[float("nan") if v is None else v for v in raw[name]] for name in trainer.rewards.names]
-    ).T
+    columns = [[math.nan if v is None else v for v in raw[n]] for n in trainer.rewards.names]
+    ours = torch.tensor(columns).T
     torch.testing.assert_close(ours, theirs, equal_nan=True, atol=1e-6, rtol=1e-6)
     assert grpo.reward_func_names == trainer.rewards.names
     weights = torch.tensor(trainer.rewards.weights)
-    torch.testing.assert_close(
-        (theirs * weights).nansum(1), torch.tensor(totals), atol=1e-4, rtol=0
-    )
+    sums = (theirs * weights).nansum(1)
+    torch.testing.assert_close(sums, torch.tensor(totals), atol=1e-4, rtol=0)
 
 
 def test_metrics_and_normalization_stand_in_every_row(tiny_gpt2, parts, tmp_path):
     rewards = [UppercaseReward(), LengthPenalty(3)]
-    trainer = ppo(
-        tiny_gpt2, parts[1], rewards, reward_norm="reference", max_steps=2,
-        output_dir=str(tmp_path), score_clip=5.0,
-        given={"metrics": KeywordReward("film")}, metrics=["UppercaseReward"],
-    )  # fmt: skip
+    settings = {"reward_norm": "reference", "max_steps": 2, "score_clip": 5.0}
+    settings |= {"given": {"metrics": KeywordReward("film")}, "metrics": ["UppercaseReward"]}
+    trainer = ppo(tiny_gpt2, parts[1], rewards, output_dir=str(tmp_path), **settings)
     trainer.train()
     first, second = load_stats(tmp_path)
     for name in ("uppercase", "length"):
@@ -111,11 +105,11 @@ def test_metrics_and_normalization_stand_in_every_row(tiny_gpt2, parts, tmp_path
         raw = row["rewards/uppercase/mean"] - row["rewards/length/mean"]
         assert row["env/reward_mean"] == pytest.approx(raw, abs=1e-6)
         assert row["rewards/length/mean"] >= 0
-    normalized = sum(
-        weight * (first[f"rewards/{n}/mean"] - first[f"rewards/{n}/shift"])
-        / first[f"rewards/{n}/scale"]
-        for n, weight in (("uppercase", 1), ("length", -1))
-    )  # fmt: skip
+    names = ("mean", "shift", "scale")
+    normalized = 0
+    for name, weight in (("uppercase", 1), ("length", -1)):
+        mean, shift, scale = (first[f"rewards/{name}/{figure}"] for figure in names)
+        normalized += weight * (mean - shift) / scale
     assert first["ppo/mean_scores"] == pytest.approx(normalized, abs=1e-4)
     assert first["env/reward_mean"] != pytest.approx(normalized, abs=1e-3)
 
@@ -124,10 +118,9 @@ def test_functions_of_the_configuration_stand_in_place_of_those_passed(tiny_gpt2
     (tmp_path / "mine.py").write_text(
         "def mine(completions, **_):\n    return [1.0] * len(completions)\n"
     )
-    trainer = ppo(
-        tiny_gpt2, parts[1], [LengthPenalty(3)], given={"reward_weights": [5.0]},
-        reward_funcs=[f"{tmp_path / 'mine.py'}:mine", {"LengthPenalty": {"max_length": 2}}],
-    )  # fmt: skip
+    named = [f"{tmp_path / 'mine.py'}:mine", {"LengthPenalty": {"max_length": 2}}]
+    passed = {"given": {"reward_weights": [5.0]}}
+    trainer = ppo(tiny_gpt2, parts[1], [LengthPenalty(3)], reward_funcs=named, **passed)
     assert trainer.rewards.names == ["mine", "length"]
     assert trainer.rewards.weights == [1.0, -1.0]
     weighed = ppo(tiny_gpt2, parts[1], [LengthPenalty(3)], reward_weights=[-7.0])
@@ -144,10 +137,8 @@ def test_a_missing_column_shows_before_training(tiny_gpt2, parts):
 
 def test_a_resumed_run_normalizes_as_it_began(tiny_gpt2, parts, tmp_path):
     def run(**settings):
-        trainer = ppo(
-            tiny_gpt2, parts[1], [UppercaseReward(), LengthPenalty(3)], reward_norm="reference",
-            output_dir=str(tmp_path), **settings,
-        )  # fmt: skip
+        settings |= {"reward_norm": "reference", "output_dir": str(tmp_path)}
+        trainer = ppo(tiny_gpt2, parts[1], [UppercaseReward(), LengthPenalty(3)], **settings)
         trainer.train()
         return trainer.rewards.normalization
 

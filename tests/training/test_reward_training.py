@@ -282,7 +282,7 @@ def test_conversations_go_through_the_chat_template(tokenizer):
         ({"text": ["", " "], "label": [0, 1]}, {}, "all 2 texts of data"),
         ({"body": ["a"], "label": [0]}, {}, "no column `text`.*body, label"),
         ({"text": ["a"], "mood": [0]}, {}, "no column `label`.*text, mood.*chosen and rejected"),
-        ({"text": ["a", "b"], "label": [0.5, math.nan]}, {}, "row 2 of .* holds nan as label"),
+        ({"text": ["a", "b"], "label": [0.5, math.nan]}, {}, "row 2 of .* nan as label.*Fix"),
         ({"text": ["a", "b"], "label": [1, None]}, {}, "row 2 of data .train. holds None"),
         ({"text": [3], "label": [0]}, {}, "--text_column: row 1 of data .train. holds 3"),
         ({"text": ["a", "b"], "label": [0, 2]}, MOOD, "--class_names: row 2 of .* holds 2 as"),
