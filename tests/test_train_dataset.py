@@ -188,18 +188,15 @@ def test_a_prompt_that_is_empty_or_none_names_its_row(kind, column, values, told
         trainer(kind, Dataset.from_dict({column: values})).train()
 
 
-@pytest.mark.parametrize(
-    ("rows", "told"),
-    [
+def test_token_ids_that_cannot_be_trained_on_name_their_row():
+    for rows, told in (
         ([[1], [], [2]], r"row 2 holds \[\]"),
         ([[1], [2], None], "row 3 holds None"),
         ([[1], [2, 10**6]], r"row 2 holds \[2, 1000000\]. Give .*the model's vocabulary"),
         ([[[1], [2]]], r"row 1 holds \[\["),
-    ],
-)
-def test_token_ids_that_cannot_be_trained_on_name_their_row(rows, told):
-    with pytest.raises(RecipeError, match=f"^`train_dataset`, column `input_ids`, {told}"):
-        trainer("ppo", Dataset.from_dict({"input_ids": rows})).train()
+    ):
+        with pytest.raises(RecipeError, match=f"^`train_dataset`, column `input_ids`, {told}"):
+            trainer("ppo", Dataset.from_dict({"input_ids": rows})).train()
 
 
 @both
@@ -217,9 +214,6 @@ def test_no_prompt_ends_in_what_a_tokenizer_appends(kind, ending):
         assert as_prompts(LIST, tokenizer, tiny())["input_ids"][:] == expected[:-1]
     else:
         assert made._tokenize_prompts(texts)[0] == expected
-
-
-# The call around it
 
 
 @every

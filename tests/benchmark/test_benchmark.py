@@ -39,9 +39,6 @@ def result(step, memory=1, tokens=16.0):
     return Result(steps, memory, tokens, "a machine")
 
 
-# Counts
-
-
 def test_needs_by_hand():
     work = Workload("tiny", batch=1, query=1, response=2, epochs=1)
     # 2 tokens: 2 * 10 * 2 through the trunk, 2 * 6 * 2 through the head; 1 + 2 = 3 pairs, each
@@ -90,9 +87,6 @@ def test_needs_are_what_torch_counts():
     assert step == needed.update_operations / WORK.epochs + 3 * hidden
 
 
-# Bound
-
-
 def test_the_bound_adds_phases_and_overlaps_reading_with_multiplying():
     update = {"update_operations": 600, "update_bytes": 40}
     needed = Needs(100, generation_bytes=30, forward_operations=100, **update)
@@ -105,9 +99,6 @@ def test_rates_are_of_this_machine():
     assert min(measure_rates(WORK, model_shape(WORK))) > 1e7
 
 
-# Clock
-
-
 def test_the_clock_counts_from_step_end_to_step_end(monkeypatch):
     times = iter([1.0, 3.0, 4.5, 8.0, 9.0])
     monkeypatch.setattr(worker.time, "perf_counter", lambda: next(times))
@@ -118,9 +109,6 @@ def test_the_clock_counts_from_step_end_to_step_end(monkeypatch):
     watch.on_step_end(None, None, None)
     watch.on_step_end(None, None, None)
     assert watch.steps == [{"step": 7.0, "generation": 1.5}, {"step": 1.0}]
-
-
-# Report
 
 
 def test_ratios_are_medians_of_pairs():
@@ -160,9 +148,6 @@ def test_lengths_are_spread_evenly():
     assert "response 4 to 64" in str(work)
 
 
-# Same work for both
-
-
 def test_both_trainers_are_given_the_same_prompts_and_weights():
     first, again = (models.language_model(WORK).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -189,9 +174,6 @@ def test_the_tokenizer_has_a_word_for_each_id(size):
     last = models.model_config(size).vocab_size - 1
     assert len(tokenizer) == last + 1
     assert tokenizer.batch_decode([[0, last]]) == [f"w0 w{last}"]
-
-
-# Mistakes
 
 
 def test_a_failing_process_shows_its_last_lines():
@@ -228,9 +210,6 @@ def test_what_cannot_run_is_refused_before_anything_runs(change, only, message):
 def test_a_trl_without_its_ppo_is_told_before_anything_runs(only):
     with pytest.raises(RecipeError, match=r"pip install 'trl<1.13'.*--only ours"):
         check_workload(WORK, only)
-
-
-# All of it
 
 
 @pytest.fixture

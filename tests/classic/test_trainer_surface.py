@@ -47,9 +47,6 @@ def same(first, second, atol=1e-5):
             np.testing.assert_allclose(first[key], second[key], rtol=0, atol=atol, err_msg=key)
 
 
-# What a subclass overrides
-
-
 class NoRewards(PPOTrainer):
     def compute_rewards(self, scores, logprobs, ref_logprobs, masks):
         return [torch.zeros_like(logprobs)] * 3
@@ -133,9 +130,6 @@ def test_a_batched_forward_pass_knows_what_step_knows(name):
     )
 
 
-# What `step` knows of what `generate` drew
-
-
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
 def test_step_takes_from_generate_what_it_knew(name):
     def steps(forget):
@@ -175,9 +169,6 @@ def test_a_start_token_that_a_slice_cut_off_is_put_back():
     queries, responses = rows(whole)
     sliced = [responses[0], *(response[1:] for response in responses[1:])]
     same(step(whole, queries, responses), step(cut, queries, sliced), 1e-6)
-
-
-# The trainer's model, data, folder
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5"])

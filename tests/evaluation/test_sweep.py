@@ -190,8 +190,6 @@ def test_looking_does_not_change_the_run(flags, tmp_path, algorithm):
     assert rows[0] == rows[1]
 
 
-# --- processes, with a stand-in for the training
-
 STAND_IN = """
 import json, signal, sys, time
 from pathlib import Path
@@ -247,9 +245,6 @@ def test_a_signal_reaches_every_run_and_waits_for_it(stand_in, tmp_path):
     with pytest.raises(RunStopped, match="The same command goes on"):
         run_all(some_runs(tmp_path, 9, algorithms=["ppo"]), 1, lambda _: None)
     assert (run / "saved").is_file()
-
-
-# --- results
 
 
 def made_up(**ends):

@@ -15,9 +15,6 @@ from trl_recipes.stats import load_stats
 both = pytest.mark.parametrize("kind", KINDS)
 
 
-# What it leaves
-
-
 def test_the_run_folder_and_the_saved_model(tmp_path):
     model = tiny()
     model.generation_config.update(eos_token_id=[9, 5], top_k=3, do_sample=True, pad_token_id=None)
@@ -64,9 +61,6 @@ def test_an_adapter_is_trained_alone_and_saved_as_told(merge, tmp_path):
         assert again.all_stats[-1]["objective/kl"] != 0
 
 
-# --check, description
-
-
 @both
 def test_a_check_writes_nothing_and_changes_nothing(kind, tmp_path):
     settings = {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 1}
@@ -89,9 +83,6 @@ def test_the_description_tells_the_arithmetic_and_about_the_loss():
     assert "each of 8 responses, 4 to a prompt, gone over 2 times" in said
     assert "stays near 0 however well it goes" in said
     assert "rewarded by variety" in said
-
-
-# What is refused
 
 
 @pytest.mark.parametrize(
@@ -138,9 +129,6 @@ def test_both_ways_to_write_a_batch():
 def test_what_cannot_be_trained_is_told_before_training(make, words):
     with pytest.raises((RecipeError, TypeError), match=words):
         make().train()
-
-
-# Alarms, and gradients that are not finite
 
 
 def test_groups_without_spread_are_said_once(tmp_path, caplog):

@@ -28,9 +28,6 @@ class Snapshots(TrainerCallback):
         self.after.append({k: v.detach().clone() for k, v in model.state_dict().items()})
 
 
-# What is TRL's
-
-
 @both
 def test_training_is_that_of_trls_own_trainer(kind, tmp_path):
     """On prompts of one length, which need no padding; to the bit but for TRL's fused head."""
@@ -117,9 +114,6 @@ def test_every_logged_key_is_explained(kind):
     assert "ended by themselves" in stat_key("completions/max_terminated_length").meaning
 
 
-# What the figures say, worked out anew
-
-
 @both
 def test_the_kl_of_a_response_is_its_summed_log_ratio(kind):
     """Of prompts of different lengths, each passed through the model alone, without padding."""
@@ -179,9 +173,6 @@ def test_a_row_stands_for_each_step_also_where_a_batch_is_used_again():
     assert fresh == ["objective/kl" in row for row in trainer.all_stats] == [True, False] * 2
 
 
-# Rewards
-
-
 def test_penalties_weigh_minus_one_and_metrics_nothing():
     def length_penalty(completions, **_):
         return [float(len(text.split())) for text in completions]
@@ -209,9 +200,6 @@ def test_async_rewards_and_none_count_as_in_trl():
     assert trainer.all_stats[0]["rewards/later/mean"] == 2
     assert trainer.all_stats[0]["env/reward_mean"] == 2  # an unscored sample is no 0
     assert trainer.all_stats[0]["groups/equal"] == 1
-
-
-# Sampling, and the reference
 
 
 def test_the_models_own_generation_settings_are_set_aside():

@@ -33,9 +33,6 @@ def test_an_adapter_has_the_weights_that_peft_makes(name):
     assert memory_plan.lora_parameters(memory_plan.SHAPES[name], 16) == trained
 
 
-# By hand
-
-
 def test_what_is_kept_by_hand():
     assert kept(trained=10, frozen=0, reference=10) == Memory(40, 40, 80, 40, 0, 0)
     assert kept(trained=3, frozen=10, reference=0, number=2) == Memory(32, 12, 24, 0, 0, 0)
@@ -83,8 +80,6 @@ def test_what_is_spread_over_gpus_is_gathered_to_sample_and_to_evaluate():
 def test_a_tenth_of_a_gpu_stays_free(size, gpu):
     assert memory_plan.smallest_gpu(size) == gpu
 
-
-# Measured
 
 MIDDLE = {"n_layer": 6, "n_embd": 384, "n_head": 6, "vocab_size": 32000}
 MIDDLE_PARAMETERS = 32000 * 384 + 128 * 384 + 6 * (12 * 384**2 + 13 * 384) + 2 * 384

@@ -81,9 +81,6 @@ def test_rows_of_one_length_have_a_line_each():
     assert bin_pack([3, 9, 6, 1]) == [[1], [2, 0], [3]]
 
 
-# A forward pass over packed lines
-
-
 def batch(seed=0):
     """Sequences of 4 to 20 tokens: 8 of them, which lines of the longest hold in fewer."""
     generator = torch.Generator().manual_seed(seed)

@@ -106,6 +106,11 @@ def with_itself():
     return new(model, model)
 
 
+def of_two_berts():
+    half = BertConfig(**SMALL)
+    return EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(half, half))
+
+
 def lora_and_attention():
     return new(peft_config=LoraConfig(task_type="CAUSAL_LM"), trainable="attention")
 
@@ -120,6 +125,13 @@ def lora_and_attention():
             f"knows {VOCAB + 1} tokens.* only {VOCAB}.*own tok",
         ),
         (lambda: new(3), "`model` must be a name, a folder, or a language model"),
+        (lambda: new(gpt2().transformer), "A GPT2Model has no language-model head"),
+        (lambda: new(of_two_berts()), "whose decoder keeps the head to itself"),
+        (lambda: check_lengths(50, 20, gpt2()), r"holds 64\. Lower `response_length` to 14"),
+        (
+            lambda: check_language_model(ProphetNetConfig(pad_token_id=1), "x"),
+            "a ProphetNet whose pad_token_id is 1",
+        ),
         (lora_and_attention, "`trainable: attention` trains weights of the full"),
     ],
 )
@@ -128,23 +140,15 @@ def test_what_does_not_fit_together_is_refused(make, message):
         make()
 
 
-def test_a_missing_pad_token_is_filled_in(tokenizer):
+def test_a_missing_pad_token_is_filled_in_by_an_end_token_or_refused(tokenizer):
     assert tokenizer.pad_token is None
     model = gpt2()
     model.resize_token_embeddings(len(tokenizer))
     new(model, tokenizer=tokenizer)
     assert tokenizer.pad_token == tokenizer.eos_token
-
-
-def test_a_tokenizer_without_pad_and_end_token_is_refused(tokenizer):
-    tokenizer.eos_token = None
+    tokenizer.pad_token = tokenizer.eos_token = None
     with pytest.raises(RecipeError, match="neither a pad nor an eos token"):
         new(tokenizer=tokenizer)
-
-
-def test_a_prompt_that_leaves_no_room_is_refused_before_training():
-    with pytest.raises(RecipeError, match=r"context holds 64\. Lower `response_length` to 14"):
-        check_lengths(50, 20, gpt2())
 
 
 def test_a_reference_that_should_agree_but_does_not_stops_the_run(trainer):
@@ -224,8 +228,6 @@ def test_what_vllm_cannot_sample_from_is_refused(model, settings, message, tiny_
         PPOTrainer(PPOConfig(use_vllm=True, **settings), policy, None, Words())
 
 
-# Models that cannot be trained, or would draw at random
-
 EXPERTS = SMALL | {"num_local_experts": 4, "num_key_value_heads": 1}
 
 
@@ -240,17 +242,6 @@ EXPERTS = SMALL | {"num_local_experts": 4, "num_key_value_heads": 1}
 def test_a_model_that_sees_what_comes_is_refused(kind, settings, words):
     with pytest.raises(RecipeError, match=words):
         new(made(kind, **{"vocab_size": VOCAB} | settings))
-
-
-def test_models_that_keep_their_head_or_count_padding_are_refused():
-    half = BertConfig(**SMALL)
-    both = EncoderDecoderConfig.from_encoder_decoder_configs(half, half)
-    with pytest.raises(RecipeError, match="whose decoder keeps the head to itself"):
-        new(EncoderDecoderModel(both))
-    with pytest.raises(RecipeError, match="a ProphetNet whose pad_token_id is 1"):
-        check_language_model(ProphetNetConfig(pad_token_id=1), "x")
-    with pytest.raises(RecipeError, match="A GPT2Model has no language-model head"):
-        new(gpt2().transformer)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,6 @@ from trl_recipes import (
 )
 from trl_recipes.ppo.rollout import collate
 
-# Saving and loading
-
 
 @pytest.mark.parametrize("saves", ["trainer", "model"])
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
@@ -64,9 +62,6 @@ def test_a_merged_adapter_is_a_plain_model_with_the_adapters_logits(tmp_path):
             assert (trainer.policy_model(ids).logits - expected).abs().max() > 1e-4
 
 
-# Generation
-
-
 def test_generation_ignores_the_models_own_settings_and_restores_them():
     trainer = build(seed=3)
     own = trainer.policy_model.generation_config
@@ -96,9 +91,6 @@ def test_one_query_and_the_prompt_as_in_the_classic_loop():
     response = trainer.generate(query, max_new_tokens=4, eos_token_id=-1, **kwargs)
     assert response.shape == (1, 7)
     assert response[0, :3].tolist() == [4, 5, 6]
-
-
-# Skipped updates, early stop, scores
 
 
 def test_an_update_with_a_wild_ratio_is_skipped_and_counted():
@@ -135,9 +127,6 @@ def test_scores_are_scaled_by_all_scores_seen():
         shaped = trainer.scaling(scores, torch.ones(4).bool())
         seen = batches[:number].flatten()
         torch.testing.assert_close(shaped, (scores - seen.mean()) / seen.std())
-
-
-# The modern way in
 
 
 def test_train_moves_the_policy_towards_the_reward(tokenizer, tiny_gpt2, tmp_path):

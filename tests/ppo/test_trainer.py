@@ -43,9 +43,6 @@ def assert_same_function(first, second, atol=1e-5):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 
 
-# Every architecture, one code path
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES | OTHERS)
 def test_each_architecture_generates_and_trains(name):
     torch.manual_seed(0)
@@ -137,9 +134,6 @@ def test_optimizer_steps_an_epoch_follow_from_the_sizes():
     assert len(taken) == 3 * 4 // 2
 
 
-# Dropout, precision, the first batch
-
-
 @pytest.mark.parametrize("name", ["gpt2", "bart", "t5"])
 def test_dropout_is_off_and_train_mode_on(name):
     torch.manual_seed(0)
@@ -187,9 +181,6 @@ def test_bf16_autocast_trains_float32_weights():
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
     assert stats["ppo/loss/total"] == pytest.approx(full["ppo/loss/total"], abs=0.1)
     assert stats["ppo/loss/total"] != full["ppo/loss/total"]
-
-
-# What is trained
 
 
 def test_attention_only_trains_attention_and_value_head():

@@ -138,11 +138,12 @@ def test_a_value_that_is_no_finite_number_names_function_and_sample(value, told)
         ([1.0, 2.0], "`<lambda>` returned 2 for 3 completions"),
         (None, "returned None for 3 .*must return a list of 3 numbers"),
         (1.0, "returned 1.0 for 3 .*must return a list of 3 numbers"),
+        ([1e30] * 3, r"weighted sum of <lambda> is beyond .*reward_weights"),
     ],
 )
-def test_something_other_than_a_list_of_as_many_is_an_error(values, told):
+def test_something_other_than_a_list_of_as_many_or_beyond_float32_is_an_error(values, told):
     with pytest.raises(RecipeError, match=told):
-        score(Rewards(lambda completions: values))
+        score(Rewards(lambda completions: values, [1e30]))
 
 
 def test_an_exception_names_function_and_line_without_calling_again():
@@ -160,11 +161,6 @@ def test_an_exception_names_function_and_line_without_calling_again():
         score(Rewards([length, broken]))
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert calls == [3]
-
-
-def test_a_total_beyond_float32_is_an_error():
-    with pytest.raises(RecipeError, match=r"weighted sum of <lambda> is beyond .*reward_weights"):
-        score(Rewards(lambda completions: [1e30] * 3, [1e30]))
 
 
 def _shuffles(prompts, completions, completion_ids, answer):
