@@ -107,13 +107,6 @@ def test_importing_the_package_loads_neither_torch_nor_trl_and_drawing_no_pyplot
     assert done.stdout == "set()\nFalse\n"
 
 
-def test_every_public_name_can_be_had_and_has_a_docstring():
-    import trl_recipes
-
-    for name in trl_recipes.__all__:
-        assert getattr(trl_recipes, name).__doc__, name
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 def test_a_recipe_is_a_short_story(path):
     text = path.read_text()

@@ -119,19 +119,16 @@ def test_a_folder_that_no_run_wrote_is_never_overwritten(tmp_path, name, overwri
     assert contents(tmp_path) == before
 
 
-def test_there_must_be_something_to_resume(tmp_path):
+def test_there_must_be_something_to_resume_and_no_file_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RecipeError, match="cannot be a folder, because"):
+            prepare_run(path)
     with pytest.raises(RecipeError, match="holds no run to go on with"):
         prepare_run(tmp_path / "new", resume=True)
     assert not (tmp_path / "new").exists()
     with pytest.raises(RecipeError, match="both given"):
         prepare_run(tmp_path, resume=True, overwrite=True)
-
-
-def test_a_file_in_the_way_is_an_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(RecipeError, match="cannot be a folder, because"):
-            prepare_run(path)
 
 
 def test_other_processes_neither_look_nor_write(finished, tmp_path, monkeypatch):

@@ -199,11 +199,15 @@ def test_a_model_that_is_loaded_keeps_its_dtype(caplog):
     assert "`dtype` is for a model loaded by name" in caplog.text
 
 
-def test_rows_may_be_tuples_and_a_collator_of_the_training_may_pad():
+def test_rows_may_be_tuples_and_too_few_are_told_when_they_are_gone_through():
     data = TensorDataset(torch.ones(8, 3).long(), torch.full((8, 2), 4))
     trainer = build(dataset=data)
     queries, responses = next(iter(trainer.dataloader))
     assert trainer.step(list(queries), list(responses), SCORES)["tokens/queries_len_mean"] == 3
+    trainer = build(dataset=Dataset.from_dict({"input_ids": [[3, 4]] * 3}))
+    assert len(trainer.dataloader) == 0
+    with pytest.raises(RecipeError, match="has 3 prompts, fewer than one batch of 4"):
+        next(iter(trainer.dataloader))
 
 
 def test_a_collator_of_the_training_pads_and_nothing_else(tokenizer, tiny_gpt2):
@@ -216,13 +220,6 @@ def test_a_collator_of_the_training_pads_and_nothing_else(tokenizer, tiny_gpt2):
     cuts = lambda batch: {k: v[:, :1] for k, v in pads(batch).items()}  # noqa: E731
     with pytest.raises(RecipeError, match="`training_data_collator` changes the tokens"):
         PPOTrainer(*given, training_data_collator=cuts)
-
-
-def test_a_data_set_smaller_than_a_batch_is_told_when_it_is_gone_through():
-    trainer = build(dataset=Dataset.from_dict({"input_ids": [[3, 4]] * 3}))
-    assert len(trainer.dataloader) == 0
-    with pytest.raises(RecipeError, match="has 3 prompts, fewer than one batch of 4"):
-        next(iter(trainer.dataloader))
 
 
 def test_trl_warns_and_so_do_we():

@@ -33,15 +33,12 @@ def test_a_rewrite_is_worth_what_it_is_by_hand(rewrite, quality, kept):
     assert subjects_kept([SOURCE], [rewrite]) == [kept]
 
 
-def test_the_title_of_a_film_is_a_subject_too():
+def test_the_title_of_a_film_is_a_subject_too_and_a_source_of_another_kind_has_no_quality():
+    assert rewrite_quality(["A film."], [SOURCE]) == subjects_kept(["A film."], [SOURCE]) == [None]
     source = "In Iron Garden, the jokes were clever."
     kept, lost = "In Iron Garden, the jokes were dull.", "In Salt Harbour, the jokes were dull."
     assert rewrite_quality([source] * 2, [kept, lost]) == [1.0, 0.5]
     assert subjects_kept([source] * 2, [kept, lost]) == [1.0, 0.0]
-
-
-def test_a_source_of_another_kind_has_no_quality():
-    assert rewrite_quality(["A film."], [SOURCE]) == subjects_kept(["A film."], [SOURCE]) == [None]
 
 
 def test_every_text_is_read_back_as_it_was_written():

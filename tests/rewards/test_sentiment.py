@@ -154,7 +154,11 @@ def test_a_model_that_cannot_pad_is_scored_one_by_one(tmp_path, gpt2, lost):
     )
 
 
-def test_a_ready_pipeline_is_taken_as_it_is(roberta):
+def test_a_ready_pipeline_is_taken_as_it_is_and_the_embedded_classifier_by_default(
+    monkeypatch, roberta
+):
+    monkeypatch.setattr("trl_recipes.embedded.sentiment_classifier", lambda: roberta)
+    assert SentimentReward().model.name_or_path == roberta
     ready = pipeline("text-classification", model=roberta, device="cpu")
     reward = SentimentReward(ready)
     assert reward.model is ready.model
@@ -172,19 +176,16 @@ def test_long_texts_are_cut_to_what_the_model_takes(own_roberta, roberta):
     )
 
 
-def test_labels_are_found_by_name_in_any_case(roberta):
+def test_labels_are_found_by_name_in_any_case_or_listed(roberta, three_labels):
+    told = rf"{three_labels}` has no label 'POSITIVE'\. Its labels are: bad, so so, good"
+    with pytest.raises(RecipeError, match=told):
+        SentimentReward(three_labels, label="POSITIVE")
     reward = SentimentReward(roberta, label="negative")
     assert (reward.label, reward.label_id) == ("NEGATIVE", 0)
     assert reward.__name__ == "sentiment_negative"
     assert SentimentReward(roberta, name="mood").__name__ == "mood"
     with pytest.raises(RecipeError, match="SentimentReward: unknown score 'softmax'"):
         SentimentReward(roberta, score="softmax")
-
-
-def test_a_label_that_the_classifier_lacks_is_an_error_that_lists_its_labels(three_labels):
-    told = rf"{three_labels}` has no label 'POSITIVE'\. Its labels are: bad, so so, good"
-    with pytest.raises(RecipeError, match=told):
-        SentimentReward(three_labels, label="POSITIVE")
 
 
 def lose_the_head(folder):
@@ -206,8 +207,3 @@ def test_a_damaged_folder_is_one_error_that_names_the_flag(own_roberta, damage, 
     damage(own_roberta[1])
     with pytest.raises(RecipeError, match=f"^--reward_model: .*{message}"):
         SentimentReward(str(own_roberta[1]))
-
-
-def test_the_embedded_classifier_is_the_default(monkeypatch, roberta):
-    monkeypatch.setattr("trl_recipes.embedded.sentiment_classifier", lambda: roberta)
-    assert SentimentReward().model.name_or_path == roberta
