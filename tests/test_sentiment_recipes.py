@@ -99,6 +99,14 @@ def test_a_check_says_what_it_takes_and_writes_nothing(kind, models, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
+def test_compare_takes_any_two_runs(finished, tmp_path, capsys):
+    runs = (finished[0] / "grpo", finished[0] / "rloo")
+    run_here("compare.py", *runs, "--max_prompts", 4, "--output_dir", tmp_path)
+    told = capsys.readouterr().out
+    assert "KL (nats/response)" in told
+    assert "rloo" in told
+
+
 def test_the_three_recipes_differ_in_the_algorithm_alone():
     """The same flags of the recipe, and below `Trainer` the same text but for the names."""
     parts = {}

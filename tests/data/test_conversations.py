@@ -91,12 +91,13 @@ def test_the_tokens_are_the_chat_templates(tmp_path, tokenizer, name):
 
 
 def test_conversations_may_stand_in_another_column_and_texts_beside_them(tmp_path, tokenizer):
-    rows = [{"messages": row["prompt"], "text": "The film was fine."} for row in ROWS]
-    path = write(tmp_path / "a.jsonl", rows, rows)
-    prompts = load(path, tokenizer, text_column="messages")
-    assert prompts["prompt"][:] == [row["messages"] for row in rows]
-    rows = [{"prompt": row["prompt"], "text": "The film was fine."} for row in ROWS]
-    path = write(tmp_path / "b.jsonl", rows, rows)
+    def path_of(column):
+        rows = [{column: row["prompt"], "text": "The film was fine."} for row in ROWS]
+        return write(tmp_path / f"{column}.jsonl", rows, rows)
+
+    prompts = load(path_of("messages"), tokenizer, text_column="messages")
+    assert prompts["prompt"][:] == [row["prompt"] for row in ROWS]
+    path = path_of("prompt")
     assert holds_conversations(load(path, tokenizer))  # as TRL, which always takes `prompt`
     texts = load_prompts(path, tokenizer, length_sampler=lambda: 2, text_column="text")
     assert not holds_conversations(texts)

@@ -11,12 +11,8 @@ from tiny_grpo import tiny
 from transformers import AutoModelForCausalLM
 
 SCRIPT = Path(__file__).with_name("group_in_parts.py")
-DEEPSPEED = [
-    pytest.mark.skipif(
-        importlib.util.find_spec("deepspeed") is None, reason="needs `pip install deepspeed`"
-    ),
-    pytest.mark.slow,
-]
+MISSING = importlib.util.find_spec("deepspeed") is None
+DEEPSPEED = [pytest.mark.skipif(MISSING, reason="needs `pip install deepspeed`"), pytest.mark.slow]
 
 
 def run(folder, way, **environment):

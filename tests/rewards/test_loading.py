@@ -4,8 +4,11 @@ import sys
 
 import pytest
 
+from trl_recipes import PPOConfig
+from trl_recipes.arguments import parse_arguments
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards import LengthPenalty, UppercaseReward, load_reward_funcs
+from trl_recipes.run_folder import prepare_run, write_config
 
 FILE = """
 from math import sqrt
@@ -110,10 +113,6 @@ def test_what_goes_wrong_inside_the_users_code_is_raised_as_it_is(folder):
 
 
 def test_a_configuration_names_them_with_settings_and_runs_again_from_what_it_wrote(tmp_path):
-    from trl_recipes import PPOConfig
-    from trl_recipes.arguments import parse_arguments
-    from trl_recipes.run_folder import prepare_run, write_config
-
     (tmp_path / "mine.yaml").write_text(
         "reward_funcs:\n  - UppercaseReward\n  - LengthPenalty: {max_length: 3}\n"
         "metrics: [RegexReward: {pattern: a}]\n"
