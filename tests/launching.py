@@ -142,6 +142,12 @@ class Recipe:
         out, err = self.said()
         return SimpleNamespace(returncode=self.process.exitcode, stdout=out, stderr=err)
 
+    def ends_with(self, code):
+        """What it wrote; it must end with this exit code."""
+        done = self.finish()
+        assert done.returncode == code, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
 
 def run_warm(name, *words, **options):
     """Run a recipe to its end: what `subprocess.run` would return."""

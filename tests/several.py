@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import numpy as np
 import torch
 from architectures import ARCHITECTURES, VOCAB, ppo_trainer
 from safetensors.torch import save_file
-from tiny_grpo import build, prompts, weights, without_times
+from tiny_grpo import build, noisy, prompts, weights, without_times
 from tiny_models import SENTENCES
 
 from trl_recipes import RecipeError
@@ -184,11 +183,6 @@ def long(kind, rewards, path, **settings):
     if kind != "ppo":
         settings |= {"batch_size": GLOBAL_BATCH // PROCESSES, "num_generations": 4}
     return run_of(kind, rewards, path, max_steps=4, save_steps=50, **settings)
-
-
-def noisy(completions, **_):
-    """A reward that draws from the generators that users draw from."""
-    return [len(set(text.split())) + float(np.random.rand()) for text in completions]
 
 
 def resumed(kind, folder):

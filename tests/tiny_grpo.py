@@ -1,5 +1,6 @@
 """Tiny models, prompts and rewards for the tests of GRPO and RLOO."""
 
+import numpy as np
 import torch
 from architectures import ARCHITECTURES, VOCAB
 from datasets import Dataset
@@ -33,6 +34,24 @@ def prompts(count=7, seed=0, **columns):
 def variety(completions, **_):
     """How many different words a response has."""
     return [float(len(set(text.split()))) for text in completions]
+
+
+def noisy(completions, **_):
+    """The same, with noise of the generator that users draw from."""
+    return [value + float(np.random.rand()) for value in variety(completions)]
+
+
+def at_call(number, what):
+    """The noisy reward, which does something at one of its calls."""
+    calls = iter(range(100))
+
+    def reward(completions, **_):
+        if next(calls) == number:
+            what()
+        return noisy(completions)
+
+    reward.__name__ = noisy.__name__
+    return reward
 
 
 def tiny(name="gpt2", seed=0):

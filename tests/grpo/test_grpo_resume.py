@@ -3,10 +3,9 @@
 import os
 import signal
 
-import numpy as np
 import pytest
 import torch
-from tiny_grpo import build, same, variety, weights, without_times
+from tiny_grpo import at_call, build, noisy, same, weights, without_times
 
 from trl_recipes import RecipeError
 from trl_recipes.errors import RunStopped
@@ -23,24 +22,6 @@ CYCLES = {
     "a batch for two steps, twice": {"steps_per_generation": 2, "num_iterations": 2},
 }
 STEPS = 7  # the prompts are gone through more than once
-
-
-def noisy(completions, **_):
-    """A reward that draws from the generators that users draw from."""
-    return [value + float(np.random.rand()) for value in variety(completions)]
-
-
-def at_call(number, what):
-    """The same reward, which does something at one of its calls."""
-    calls = iter(range(100))
-
-    def reward(completions, **_):
-        if next(calls) == number:
-            what()
-        return noisy(completions)
-
-    reward.__name__ = noisy.__name__
-    return reward
 
 
 def terminate():

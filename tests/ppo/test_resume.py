@@ -2,22 +2,16 @@
 
 import signal
 
-import numpy as np
 import pytest
 import torch
 import torture
 from architectures import ARCHITECTURES, VOCAB, ppo_trainer
 from launching import Recipe
-from tiny_grpo import without_times
+from tiny_grpo import at_call, noisy, without_times
 
 from trl_recipes import RecipeError
 from trl_recipes.checkpointing import checkpoints_in
 from trl_recipes.stats import load_stats
-
-
-def noisy(completions, **_):
-    """A reward that draws from the generators that users draw from."""
-    return [len(set(text.split())) + float(np.random.rand()) for text in completions]
 
 
 def trainer_of(folder, name="gpt2", reward=noisy, steps=6, **settings):
@@ -40,21 +34,8 @@ def assert_same_run(first, second, folders):
     assert samples[0] == samples[1]
 
 
-class Stopped(Exception):
-    """Raised by a reward, to end a run in the middle of a step."""
-
-
-def failing_at(call):
-    calls = iter(range(100))
-
-    def reward(completions, **_):
-        scores = noisy(completions)
-        if next(calls) == call:
-            raise Stopped
-        return scores
-
-    reward.__name__ = noisy.__name__
-    return reward
+def fail():
+    raise ValueError("in the middle of a step")
 
 
 CASES = {
@@ -73,8 +54,8 @@ def test_three_steps_and_three_more_are_six(case, tmp_path):
     whole = trainer_of(folders[0], **CASES[case])
     whole.train()
     # the sixth call of the reward (one a step, after one that checks it) is in step 5
-    with pytest.raises(RecipeError, match="`noisy` raised Stopped"):
-        trainer_of(folders[1], reward=failing_at(5), **CASES[case]).train()
+    with pytest.raises(RecipeError, match="`noisy` raised ValueError"):
+        trainer_of(folders[1], reward=at_call(5, fail), **CASES[case]).train()
     assert len(load_stats(folders[1])) == 4
     torch.manual_seed(99)  # whatever state the new process is in
     halves = trainer_of(folders[1], **CASES[case])
@@ -168,16 +149,10 @@ def start(flags, folder, *more):
     return Recipe("ppo_sentiment.py", *flags, "--output_dir", folder, *more)
 
 
-def finish(recipe, code=0):
-    done = recipe.finish()
-    assert done.returncode == code, done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
 @pytest.mark.slow
 def test_a_run_survives_being_killed_again_and_again(tmp_path):
     flags = [*torture.make_models(tmp_path), "--max_steps", "60"]
-    finish(start(flags, tmp_path / "calm"))
+    start(flags, tmp_path / "calm").ends_with(0)
     struck = torture.torture(flags, tmp_path / "run", kills=5, seed=1)
     assert struck >= 1  # in the middle of writing a checkpoint
     torture.assert_same(tmp_path / "calm", tmp_path / "run")
@@ -186,13 +161,13 @@ def test_a_run_survives_being_killed_again_and_again(tmp_path):
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path):
     flags = [*torture.make_models(tmp_path), "--max_steps", "20", "--save_steps", "50"]
     calm, folder = tmp_path / "calm", tmp_path / "run"
-    finish(start(flags, calm))
+    start(flags, calm).ends_with(0)
     recipe = start(flags, folder)
     recipe.wait_until(lambda: torture.rows_in(folder) >= 3)
     recipe.send_signal(signal.SIGINT)
-    output = finish(recipe, code=128 + signal.SIGINT)
+    output = recipe.ends_with(128 + signal.SIGINT)
     assert "Stopped by SIGINT after step" in output
     assert "the same command with --resume_from_checkpoint true" in output
     assert "Traceback" not in output
-    finish(start(flags, folder, "--resume_from_checkpoint", "true"))
+    start(flags, folder, "--resume_from_checkpoint", "true").ends_with(0)
     torture.assert_same(calm, folder)

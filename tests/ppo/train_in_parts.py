@@ -15,12 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import cpu_as_gpu  # noqa: F401
 from architectures import ARCHITECTURES, VOCAB, ppo_trainer
 from safetensors.torch import save_file
+from tiny_grpo import variety
 
 from trl_recipes.models.sharding import full_tensors
-
-
-def different_words(completions, **_):
-    return [float(len(set(text.split()))) for text in completions]
 
 
 def trainer_of(folder, name, steps, settings):
@@ -31,7 +28,7 @@ def trainer_of(folder, name, steps, settings):
     chosen = {"batch_size": 8 // processes, "gradient_accumulation_steps": 4 // processes}
     chosen |= {"mini_batch_size": 2, "ppo_epochs": 2, "learning_rate": 1e-3, "save_steps": 2}
     chosen |= {"response_length": 6, "min_response_length": 2, "max_steps": steps}
-    return ppo_trainer(model, different_words, queries, folder, **chosen | settings)
+    return ppo_trainer(model, variety, queries, folder, **chosen | settings)
 
 
 def train(folder, text, settings):
