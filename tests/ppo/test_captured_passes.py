@@ -65,16 +65,34 @@ def test_a_model_that_cannot_be_captured_trains_without(monkeypatch):
     assert_same_function(plain, padded)
 
 
-def test_large_passes_and_replaced_weights_are_not_replayed():
+def test_large_passes_run_as_they_are():
     trainer = captures(build(**SETTINGS), most_tokens=23)
     for step in range(2):
         trainer.step(*rollout_of(trainer, UNEVEN[0], seed=step))
     assert not trainer.captured_passes.passes  # 8 and 16 tokens make 24
-    trainer.captured_passes.most_tokens = 24
-    trainer.step(*rollout_of(trainer, UNEVEN[0]))
-    (first,) = trainer.captured_passes.passes.values()
+
+
+def replace_a_weight(trainer):
     parameter = next(trainer.model.parameters())
     parameter.data = parameter.data.clone()
-    trainer.step(*rollout_of(trainer, UNEVEN[0]))
-    (second,) = trainer.captured_passes.passes.values()
-    assert second is not first
+
+
+def freeze_a_weight(trainer):
+    next(trainer.model.parameters()).requires_grad_(False)
+
+
+def anneal_the_clip_range(trainer):
+    trainer.config.cliprange = 0.1
+
+
+@pytest.mark.parametrize("change", [replace_a_weight, freeze_a_weight, anneal_the_clip_range])
+def test_what_a_graph_has_written_in_it_starts_a_new_one(change):
+    plain, padded = build(**SETTINGS), captures(build(**SETTINGS))
+    seen = []
+    for step in range(4):
+        if step == 3:
+            change(plain), change(padded)
+        both_step(plain, padded, UNEVEN[2], step)
+        seen.append([*padded.captured_passes.passes.values()])
+    assert seen[1] == seen[2] != seen[3]
+    assert_same_function(plain, padded)

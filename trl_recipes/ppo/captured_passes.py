@@ -24,16 +24,20 @@ class CapturedPasses:
 
     def __init__(self, run: Run, model: nn.Module, most_tokens: int):
         self.run, self.model, self.most_tokens = run, model, most_tokens
-        self._forget([])
+        self.written_in: list = []
+        self.passes: dict[tuple[int, ...], _Pass] = {}
+        self.gradients: list[tuple[nn.Parameter, Tensor]] = []
 
-    def _forget(self, addresses: list[int]) -> None:
-        self.addresses, self.passes, self.gradients = addresses, {}, []
+    def load(
+        self, rollout: Rollout, targets: Targets, size: int, *settings: float
+    ) -> "_Pass | None":
+        """Take a batch, and give what runs passes over `size` of its rows; None: not worth it.
 
-    def load(self, rollout: Rollout, targets: Targets, size: int) -> "_Pass | None":
-        """Take a batch, and give what runs passes over `size` of its rows; None: not worth it."""
-        addresses = [parameter.data_ptr() for parameter in self.model.parameters()]
-        if addresses != self.addresses:  # weights were replaced, and graphs still read the old ones
-            self._forget(addresses)
+        Weights that were replaced, frozen or thawed, and other `settings`, start new graphs.
+        """
+        weights = [(p.data_ptr(), p.requires_grad) for p in self.model.parameters()]
+        if self.written_in != [weights, settings]:
+            self.written_in, self.passes, self.gradients = [weights, settings], {}, []
         widths = rollout.queries.shape[1], rollout.responses.shape[1]
         shape = (len(rollout.queries), size, *(-(-width // COLUMNS) * COLUMNS for width in widths))
         if size * sum(shape[2:]) > self.most_tokens:

@@ -239,9 +239,8 @@ def small_pass(policy: nn.Module, device_type: str, bf16: bool) -> int:
 
 def captured_passes(trainer: Any, most_tokens: int) -> CapturedPasses | None:
     """Prepare the update's passes to become CUDA graphs, where the model can be captured."""
-    policy = forward.unwrap_adapter(trainer._policy())
-    plain = not (trainer.config.activation_checkpointing or trainer._overrides("loss"))
-    if not (most_tokens and plain and policy._can_compile_fullgraph):  # as transformers says
+    fits = forward.unwrap_adapter(trainer._policy())._can_compile_fullgraph  # as transformers says
+    if not (most_tokens and fits) or trainer.config.activation_checkpointing:
         return None
     return CapturedPasses(trainer._padded_pass, trainer.model, most_tokens)
 

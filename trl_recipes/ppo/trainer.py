@@ -411,8 +411,11 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         updates: list[dict] = []
         verdicts: list[Tensor] = []
         captured = None
-        if self.captured_passes and self.first_batch.updated:
-            captured = self.captured_passes.load(rollout, targets, self.config.mini_batch_size)
+        plain = self.first_batch.updated and not self._overrides("loss")
+        if self.captured_passes and plain:
+            names = ("mini_batch_size", "cliprange", "cliprange_value", "vf_coef", "temperature")
+            settings = (getattr(self.config, name) for name in names)
+            captured = self.captured_passes.load(rollout, targets, *settings)
         self.model.train()
         for _ in range(self.config.ppo_epochs):
             order = torch.from_numpy(np.random.permutation(batch))  # noqa: NPY002  as TRL 0.11
