@@ -53,6 +53,7 @@ class BaselineConfig:
     def training(self, config: TrainingArguments) -> PretrainConfig:
         """Build the Trainer's settings of the baseline of a GRPO run with `config`."""
         return PretrainConfig(
+            output_dir=config.output_dir,
             train_sampling_strategy="random",
             logging_steps=max(1, self.baseline_steps // 100),
             eval_strategy="steps",
