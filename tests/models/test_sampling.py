@@ -179,12 +179,17 @@ def test_rows_that_all_ended_are_looked_for_every_few_tokens():
     assert len(calls) <= 5 + static_sampling.ASK_EVERY
 
 
-@pytest.mark.parametrize("vocabulary", [64, 65])  # the head of the latter gets rows of zeros
-def test_a_static_cache_samples_in_the_precision_of_autocast_and_leaves_the_weights(vocabulary):
+# a head of 65 tokens gets rows of zeros, unless an adapter adds its own 65 logits
+@pytest.mark.parametrize(
+    ("vocabulary", "adapted"), [(64, ["c_attn"]), (65, ["c_attn"]), (65, ["c_attn", "lm_head"])]
+)
+def test_a_static_cache_samples_in_the_precision_of_autocast_and_leaves_the_weights(
+    vocabulary, adapted
+):
     torch.manual_seed(0)
     model = gpt2()
     model.resize_token_embeddings(vocabulary)
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"]))
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=adapted))
     before = {name: (weight, weight.clone()) for name, weight in model.named_parameters()}
     exact = both_samplers(model, max_new_tokens=[9] * 4)[1]
     with torch.autocast("cpu", torch.bfloat16):

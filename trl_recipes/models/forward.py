@@ -161,6 +161,11 @@ def _pick(states: Tensor, places: Tensor) -> Tensor:
     return states.flatten(0, 1)[places]
 
 
+def can_align(head: nn.Module) -> bool:
+    """Whether a head is one product and nothing else: an adapter adds logits of the vocabulary."""
+    return type(head) is nn.Linear and head.bias is None and "forward" not in vars(head)
+
+
 def aligned(weight: Tensor) -> Tensor:
     """Add rows of zeros to a weight (V, H), up to a multiple of 8, which tensor cores want."""
     return F.pad(weight, (0, 0, 0, -len(weight) % 8))
@@ -169,12 +174,11 @@ def aligned(weight: Tensor) -> Tensor:
 @contextmanager
 def _aligned_head(head: nn.Module) -> Iterator[None]:
     """Let a head of an odd vocabulary multiply as fast as others, in half precision on a GPU."""
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-    fits = type(head) is nn.Linear and head.bias is None and "forward" not in vars(head)
-    if not (fits and head.weight.is_cuda and len(head.weight) % 8):
+    if not (can_align(head) and head.weight.is_cuda and len(head.weight) % 8):
         yield
         return
-    dtype = dtype or head.weight.dtype
+    autocast = torch.is_autocast_enabled("cuda")
+    dtype = torch.get_autocast_dtype("cuda") if autocast else head.weight.dtype
     if dtype.itemsize == 2:
         head.forward = lambda hidden: _AlignedHead.apply(hidden, head.weight, dtype)
     try:

@@ -18,6 +18,7 @@ from transformers.cache_utils import StaticLayer
 from trl_recipes.models.cuda_graphs import captured
 from trl_recipes.models.forward import (
     aligned,
+    can_align,
     decoder_start_token_id,
     evaluating,
     forward_arguments,
@@ -130,7 +131,8 @@ def sample_static(
     """
     device = queries[0].device
     language_model = unwrap_adapter(model)
-    vocabulary = len(language_model.get_output_embeddings().weight)
+    head = language_model.get_output_embeddings()
+    vocabulary = len(head.weight) if can_align(head) else None
     with evaluating(language_model), _autocast_weights(model, device.type):
         batch = _StaticBatch(model, max_new_tokens, eos_token_id, temperature, device, vocabulary)
         hook = language_model.get_decoder().register_forward_hook(
@@ -225,7 +227,7 @@ def _autocast_weights(model: nn.Module, device: str) -> Iterator[None]:
     try:
         for parameter, data in kept:
             parameter.data = data.to(dtype)
-            if parameter is head.weight and getattr(head, "bias", None) is None:
+            if can_align(head) and parameter is head.weight:
                 parameter.data = aligned(parameter.data)
         with torch.autocast(device, dtype, enabled=False):
             yield
