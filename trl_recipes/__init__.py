@@ -20,7 +20,7 @@ _NAMES = {
     "core": ("set_seed",),
     "text_environment": ("TextEnvironment", "TextHistory"),
     "models.loading": ("load_run", "load_tokenizer", "model_kwargs"),
-    "models.sampling": ("BestOfNSampler", "generate_responses"),
+    "models.generation": ("BestOfNSampler", "generate_responses"),
     "ppo": (
         "AutoModelForCausalLMWithValueHead",
         "AutoModelForSeq2SeqLMWithValueHead",

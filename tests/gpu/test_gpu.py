@@ -21,11 +21,9 @@ from transformers import set_seed
 from trl_recipes import PPOConfig, PPOTrainer
 from trl_recipes.benchmark import models
 from trl_recipes.benchmark.models import Workload
-from trl_recipes.models import sampling, static_sampling
-from trl_recipes.models.forward import response_logits, unwrap_adapter
-from trl_recipes.models.packing import pad_rows
-from trl_recipes.models.sampling import sample_growing, sample_responses
-from trl_recipes.models.static_sampling import can_sample_static
+from trl_recipes.models import sampling
+from trl_recipes.models.forward import pad_rows, response_logits, unwrap_adapter
+from trl_recipes.models.sampling import can_sample_static, sample_growing, sample_responses
 from trl_recipes.ppo.objective import logprobs_from_logits
 
 if not torch.cuda.is_available():
@@ -98,23 +96,20 @@ def test_captured_sampling_keeps_what_a_forward_pass_gives(name, hold, monkeypat
     samples = sample(model)
     assert samples.mask.sum(1).tolist() == [20, 3, 18, 20]
     hold(f"sampling {name}, float32", off_a_forward_pass(model, samples, queries())[0].max(), 1e-4)
-    assert model not in static_sampling._refused
+    assert model not in sampling._refused
     # CUDA draws other numbers in one call than in many
     numbers = lambda *shape, device: torch.rand(shape, dtype=torch.float64).to(device)  # noqa: E731
-    for module in (sampling, static_sampling):
-        monkeypatch.setattr(module, "uniform", numbers)
+    monkeypatch.setattr(sampling, "uniform", numbers)
     growing = sample(model, sample_growing, lengths=[20] * 4)
     assert sample(model, lengths=[20] * 4).responses.equal(growing.responses)
 
 
 def test_a_captured_graph_draws_what_every_token_by_itself_draws(monkeypatch):
     model, captured = model_of("gpt2"), []
-    capture = static_sampling.captured
-    monkeypatch.setattr(
-        static_sampling, "captured", lambda *args: captured.append(1) or capture(*args)
-    )
+    capture = sampling.captured
+    monkeypatch.setattr(sampling, "captured", lambda *args: captured.append(1) or capture(*args))
     replayed = sample(model, eos=[7, 11], lengths=[40] * 4)
-    monkeypatch.setattr(static_sampling, "captured", lambda step, *_: step)
+    monkeypatch.setattr(sampling, "captured", lambda step, *_: step)
     alone = sample(model, eos=[7, 11], lengths=[40] * 4)
     assert captured == [1]
     assert replayed.responses.equal(alone.responses)
@@ -171,7 +166,7 @@ def test_ppo_trains_and_its_first_batch_is_checked(name, bf16, hold):
     model = policy_of(name)
     trainer = trainer_of(model, bf16=bf16)
     trainer.train()
-    assert unwrap_adapter(model) not in static_sampling._refused
+    assert unwrap_adapter(model) not in sampling._refused
     first = trainer.all_stats[0]
     assert trainer.first_batch.updated
     assert trainer.first_batch.trust_sampling is True or bf16
@@ -300,6 +295,6 @@ def test_a_model_that_asks_the_host_is_sampled_without_a_graph():
     samples = sample(model)
     assert samples.mask.sum(1).tolist() == [20, 3, 18, 20]
     assert off_a_forward_pass(model, samples, queries())[0].max() < 1e-4
-    assert model in static_sampling._refused
+    assert model in sampling._refused
     assert sample(other).mask.sum(1).tolist() == [20, 3, 18, 20]  # the next is captured again
-    assert other not in static_sampling._refused
+    assert other not in sampling._refused

@@ -7,8 +7,14 @@ import torch
 from architectures import ARCHITECTURES, UNUSUAL, VOCAB, gpt2
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
-from trl_recipes.models.forward import can_pack, response_logits
-from trl_recipes.models.packing import bin_pack, length_groups, pad_rows, unpack
+from trl_recipes.models.forward import (
+    bin_pack,
+    can_pack,
+    length_groups,
+    pad_rows,
+    response_logits,
+    unpack,
+)
 
 MODELS = ARCHITECTURES | UNUSUAL
 FIT = {"gpt2", "llama", "qwen2", "gpt_neox", "gemma2"}

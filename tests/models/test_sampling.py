@@ -7,11 +7,15 @@ from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import import_utils
 
-from trl_recipes.models import sampling, static_sampling
-from trl_recipes.models.forward import response_logits
-from trl_recipes.models.packing import pad_rows
-from trl_recipes.models.sampling import can_sample, generate_responses, sample_responses
-from trl_recipes.models.static_sampling import can_sample_static, sample_static
+from trl_recipes.models import sampling
+from trl_recipes.models.forward import pad_rows, response_logits
+from trl_recipes.models.generation import generate_responses
+from trl_recipes.models.sampling import (
+    can_sample,
+    can_sample_static,
+    sample_responses,
+    sample_static,
+)
 
 QUERIES = [torch.arange(2, 2 + n) for n in (3, 1, 6, 2)]
 MODELS = ARCHITECTURES | {name: model for name, model in UNUSUAL.items() if name != "mamba"}
@@ -102,7 +106,7 @@ def test_a_token_is_where_the_cumulative_distribution_passes_the_number(vocabula
     points[:2, 0] = torch.tensor([0, 1 - 2**-53], dtype=torch.float64)
     totals = probabilities.double().cumsum(1)
     expected = (totals <= points * totals[:, -1:]).sum(1, keepdim=True)
-    assert static_sampling.draw(probabilities, points).equal(expected)
+    assert sampling.draw(probabilities, points).equal(expected)
 
 
 def test_a_model_without_keys_and_values_is_left_to_transformers():
@@ -115,12 +119,13 @@ def test_a_model_without_keys_and_values_is_left_to_transformers():
     assert [len(row) for row in responses] == [5, 2, 4, 7]
 
 
-def both_samplers(model, **changes):
+def both_samplers(model, begin=lambda: None, **changes):
     """What a growing cache and a static one draw, from the same random numbers a column."""
     settings = {"pad_token_id": 0, "eos_token_id": None, "temperature": 0.7} | changes
     drawn = []
     for sampler in (sample_responses, sample_static):
         torch.manual_seed(3)
+        begin()
         drawn.append(sampler(model, QUERIES, **settings))
     return drawn
 
@@ -133,15 +138,16 @@ def test_a_static_cache_draws_the_same_tokens(name, ends, monkeypatch):
     assert can_sample_static(model, torch.device("cpu")) == (name != "gemma2")  # it has windows
     if name == "gemma2":
         return
-    if ends:  # rows leave one of the two: each column has one number for all rows
-        numbers = torch.rand(20, dtype=torch.float64).tolist()
-        draw = static_sampling.draw
-        for module in (sampling, static_sampling):
+    numbers, draw = torch.rand(20, dtype=torch.float64).tolist(), sampling.draw
+
+    def begin():
+        if ends:  # rows leave one of the two: each column has one number for all rows
             left = iter(numbers)
-            same = lambda p, u, left=left: draw(p, torch.full_like(u, next(left)))  # noqa: E731
-            monkeypatch.setattr(module, "draw", same)
-    lengths = [20, 3, 18, 20] if ends else [7] * 4
-    growing, static = both_samplers(model, max_new_tokens=lengths, eos_token_id=ends)
+            same = lambda p, u: draw(p, torch.full_like(u, next(left)))  # noqa: E731
+            monkeypatch.setattr(sampling, "draw", same)
+
+    settings = {"max_new_tokens": [20, 3, 18, 20] if ends else [7] * 4, "eos_token_id": ends}
+    growing, static = both_samplers(model, begin, **settings)
     assert growing.responses.equal(static.responses)
     assert growing.mask.equal(static.mask)
     torch.testing.assert_close(growing.logprobs, static.logprobs, rtol=0, atol=1e-5)
@@ -158,14 +164,14 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "gemma2"])
 def test_a_token_that_is_captured_asks_nothing_of_the_device(name, monkeypatch):
     torch.manual_seed(0)
-    step = static_sampling._StaticBatch.step
+    step = sampling._StaticBatch.step
 
     def watched(batch):
         with NoWaiting(), monkeypatch.context() as capturing:
             capturing.setattr(import_utils, "is_cuda_stream_capturing", lambda: True)
             step(batch)
 
-    monkeypatch.setattr(static_sampling._StaticBatch, "step", watched)
+    monkeypatch.setattr(sampling._StaticBatch, "step", watched)
     both_samplers(MODELS[name]().eval(), max_new_tokens=[4] * 4)
 
 
@@ -176,7 +182,7 @@ def test_rows_that_all_ended_are_looked_for_every_few_tokens():
     lengths = [50] * len(QUERIES)
     samples = both_samplers(model, max_new_tokens=lengths, eos_token_id=list(range(60)))[1]
     assert samples.responses.shape[1] < 5
-    assert len(calls) <= 5 + static_sampling.ASK_EVERY
+    assert len(calls) <= 5 + sampling.ASK_EVERY
 
 
 # a head of 65 tokens gets rows of zeros, unless an adapter adds its own 65 logits

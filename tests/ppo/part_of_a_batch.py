@@ -16,7 +16,7 @@ from architectures import ARCHITECTURES, VOCAB, Words
 from safetensors.torch import save_file
 
 from trl_recipes import PPOConfig, PPOTrainer
-from trl_recipes.models.packing import pad_rows
+from trl_recipes.models.forward import pad_rows
 from trl_recipes.models.sharding import full_tensors, is_sharded
 
 GLOBAL_BATCH = 8

@@ -6,7 +6,7 @@ import torch
 from architectures import ARCHITECTURES, OTHERS, VOCAB, Words, gpt2
 
 from trl_recipes import LengthSampler, PPOConfig, PPOTrainer, RecipeError
-from trl_recipes.models.packing import unpack
+from trl_recipes.models.forward import unpack
 
 
 def build(name="gpt2", seed=0, **config):

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 
 from trl_recipes.describe import printable
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.forward import response_logits
+from trl_recipes.models.forward import pad_rows, response_logits
+from trl_recipes.models.generation import generate_responses
 from trl_recipes.models.loading import check_lengths
-from trl_recipes.models.packing import pad_rows
-from trl_recipes.models.sampling import generate_responses
 from trl_recipes.report.plots import figure_cells, plus_minus
 from trl_recipes.rewards import RewardFunc, Rewards
 from trl_recipes.rewards.base import reward_inputs

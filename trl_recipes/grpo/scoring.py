@@ -18,8 +18,8 @@ from trl_recipes.distributed import gather
 from trl_recipes.errors import RecipeError
 from trl_recipes.grpo.config import RLOOConfig
 from trl_recipes.models.forward import temporarily, unwrap_adapter
+from trl_recipes.models.generation import generate_responses
 from trl_recipes.models.loading import check_lengths
-from trl_recipes.models.sampling import generate_responses
 from trl_recipes.models.sharding import is_whole
 from trl_recipes.rewards.base import (
     TokenRewards,

@@ -1,107 +1,68 @@
-"""Sample responses from a model's whole distribution, with what training needs of each token."""
+"""Draw responses from a model's whole distribution, with what training needs of each token.
+
+Where a GPU can, with a cache of fixed size: a GPU is done with a token sooner than Python has
+launched its kernels, so CUDA records those of one token, and replays them for all the others.
+"""
 
 import ctypes
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import (
-    GenerationConfig,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    set_seed,
-)
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+from transformers.cache_utils import StaticLayer
 from transformers.pytorch_utils import Conv1D
 
-from trl_recipes.errors import RecipeError
+from trl_recipes.models.cuda_graphs import captured
 from trl_recipes.models.forward import (
+    aligned,
+    can_align,
+    decoder_start_token_id,
     evaluating,
     forward_arguments,
+    pad_rows,
     response_logits,
-    temporarily,
     unwrap_adapter,
-)
-from trl_recipes.models.packing import pad_rows
-from trl_recipes.models.static_sampling import (
-    CACHES,
-    Samples,
-    can_sample_static,
-    draw,
-    first_inputs,
-    sample_static,
-    uniform,
+    without_router,
 )
 
 logger = logging.getLogger(__name__)
 
+# What a model calls what it keeps of the tokens before; transformers renamed it in 5.24.
+CACHES = {"cache", "past_key_values"}
 # Entries from which a weight is packed: below, starting the kernels costs more than the layout.
 SMALLEST = 2**18
 # Entries of all packed weights together: larger models on a CPU want for memory before time.
 MOST = 2**30
+BLOCK = 256  # tokens whose probabilities are added up first
+ASK_EVERY = 16  # tokens between two looks at whether any row goes on: each waits for the GPU
+_refused: WeakSet[nn.Module] = WeakSet()  # models of which CUDA could not capture a token
 
 
-@torch.no_grad()
-def generate_responses(
-    model: nn.Module,
-    queries: Sequence[Tensor],
-    *,
-    pad_token_id: int,
-    eos_token_id: int | list[int] | None,
-    max_new_tokens: int | Sequence[int],
-    temperature: float = 1.0,
-    do_sample: bool = True,
-    batch_size: int | None = None,
-    **generation_kwargs,
-) -> list[Tensor]:
-    """Continue each query, sampling from the model's whole distribution unless told otherwise.
+class Samples(NamedTuple):
+    """Responses of B queries; R is the longest. Gaps at the right hold 0."""
 
-    The model's own generation settings (top-k, repetition penalty, forced tokens ...) are set
-    aside: a log-probability is only that of the sampled token when nothing bends the distribution.
+    responses: Tensor  # token ids, (B, R), without query or a decoder's start token
+    mask: Tensor  # 1 at response tokens, the ending one included, (B, R)
+    logprobs: Tensor  # log-probability of each token when it was drawn, (B, R), in nats
+    hidden: Tensor  # the trunk's last hidden state before each token, (B, R, H)
 
-    Args:
-        model: causal or encoder-decoder model, or the PEFT model around one.
-        queries: token ids, each of shape (query length,).
-        pad_token_id: fills the gaps; attention masks hide it.
-        eos_token_id: ends a response, as any of several does; None never ends one early.
-        max_new_tokens: most tokens of a response: one number, or one per query.
-        temperature: of the sampling distribution.
-        do_sample: False takes the most likely token each time.
-        batch_size: queries generated together; None takes all.
-        **generation_kwargs: what else transformers' `generate` takes.
+    def rows(self) -> list[Tensor]:
+        """Responses as a list, each of shape (response length,)."""
+        lengths = self.mask.sum(1).tolist()
+        return [row[:n] for row, n in zip(self.responses, lengths, strict=True)]
 
-    Returns responses of shape (length,), without query, padding or a decoder's start token.
-    """
-    device = next(model.parameters()).device
-    limits = [max_new_tokens] * len(queries) if isinstance(max_new_tokens, int) else max_new_tokens
-    tokens = {"pad_token_id": pad_token_id, "eos_token_id": eos_token_id}
-    fast = do_sample and not generation_kwargs and can_sample(model)
-    responses: list[Tensor] = []
-    size = batch_size or len(queries)
-    for start in range(0, len(queries), size):
-        chunk = [query.to(device) for query in queries[start : start + size]]
-        lengths = limits[start : start + size]
-        if fast:
-            chosen = {"max_new_tokens": lengths, "temperature": temperature}
-            responses += sample_responses(model, chunk, **tokens, **chosen).rows()
-            continue
-        settings = GenerationConfig(do_sample=do_sample, **tokens)
-        if do_sample:
-            settings.update(temperature=temperature, top_k=0, top_p=1.0)
-        called = settings.update(**generation_kwargs)
-        limited = list(zip(chunk, torch.tensor(lengths, device=device), strict=True))
-        made: dict[int, Tensor] = {}
-        for rows in _fit_together(model, chunk):
-            group, limit = zip(*(limited[row] for row in rows), strict=True)
-            drawn = _generate(model, group, torch.stack(limit), settings, **called)
-            made |= zip(rows, drawn, strict=True)
-        responses += [made[row] for row in sorted(made)]
-    return responses
+    def trimmed(self) -> "Samples":
+        """Cut the columns that no response reaches."""
+        width = int(self.mask.sum(1).max())
+        return Samples(*(field[:, :width] for field in self))
 
 
 def can_sample(model: nn.Module) -> bool:
@@ -114,14 +75,6 @@ def can_sample(model: nn.Module) -> bool:
 def ignores_padding(model: nn.Module) -> bool:
     """Whether a row beside a longer one is what it is alone: not with RWKV, RecurrentGemma."""
     return unwrap_adapter(model).config.is_encoder_decoder or _row_is_as_alone(model, False)
-
-
-def _fit_together(model: nn.Module, queries: Sequence[Tensor]) -> list[list[int]]:
-    # rows of one length need no padding, which the states of a model may take for text
-    lengths = [len(query) for query in queries]
-    if unwrap_adapter(model).config.is_encoder_decoder or can_sample(model):
-        return [list(range(len(queries)))]
-    return [[i for i, own in enumerate(lengths) if own == length] for length in set(lengths)]
 
 
 @torch.no_grad()
@@ -239,118 +192,186 @@ def _keep_rows(inputs: dict, kept: Tensor) -> dict:
     return inputs | {name: inputs[name][kept] for name in by_row if name in inputs}
 
 
-class _RowLengths(StoppingCriteria):
-    """Ends each row of a batch at a length of its own, (B,), or where another criterion does."""
-
-    def __init__(self, start: int, lengths: Tensor, others: Sequence[StoppingCriteria] = ()):
-        self.start, self.lengths, self.others = start, lengths, others
-
-    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
-        length = input_ids.shape[1] - self.start
-        for criterion in self.others:
-            ends = torch.as_tensor(criterion(input_ids, scores, **kwargs), device=input_ids.device)
-            self.lengths = self.lengths.where(~ends, self.lengths.clamp(max=length))
-        beams = len(input_ids) // len(self.lengths)
-        return length >= self.lengths.repeat_interleave(beams)
+def uniform(*shape: int, device: torch.device) -> Tensor:
+    """Draw numbers from [0, 1), (...), in the precision in which probabilities add up."""
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    return torch.rand(shape, dtype=exact, device=device)
 
 
-def _generate(
-    model, queries, lengths, settings: GenerationConfig, stopping_criteria=(), **called
-) -> list[Tensor]:
-    """Let transformers generate one padded batch, with these settings in place of the model's."""
-    language_model = unwrap_adapter(model)
-    encoder_decoder = language_model.config.is_encoder_decoder
-    own = language_model.generation_config
-    side = "right" if encoder_decoder else "left"
-    ids, mask = pad_rows(queries, settings.pad_token_id, side)
-    before = 1 if encoder_decoder else ids.shape[1]
-    settings.max_new_tokens = int(lengths.max())
-    bare = GenerationConfig(
-        decoder_start_token_id=own.decoder_start_token_id, bos_token_id=own.bos_token_id
-    )
-    ends_at = _RowLengths(before, lengths, stopping_criteria)
-    with evaluating(language_model), temporarily(language_model, generation_config=bare):
-        output = language_model.generate(
-            ids,
-            attention_mask=mask,
-            generation_config=settings,
-            stopping_criteria=StoppingCriteriaList([ends_at]),
-            **called,
-        )
-    sampled = output[:, before:]
-    ends = _ends(sampled, ends_at.lengths, settings.eos_token_id)
-    return [row[:end] for row, end in zip(sampled, ends.tolist(), strict=True)]
+def draw(probabilities: Tensor, points: Tensor) -> Tensor:
+    """Take a token per row, (B, 1): where a uniform number falls in the cumulative distribution."""
+    # first a block of tokens, then one of it: a GPU adds up a whole vocabulary row by row
+    blocks = F.pad(probabilities, (0, -probabilities.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    ends = blocks.sum(2, dtype=points.dtype).cumsum(1)
+    points = points * ends[:, -1:]
+    block = torch.searchsorted(ends, points, right=True).clamp(max=ends.shape[1] - 1)
+    inside = blocks.gather(1, block.unsqueeze(2).expand(-1, -1, BLOCK))[:, 0]
+    inside = inside.to(points.dtype).cumsum(1)
+    points = (points - ends.gather(1, block) + inside[:, -1:]).clamp(min=0)
+    tokens = block * BLOCK + torch.searchsorted(inside, points, right=True).clamp(max=BLOCK - 1)
+    return tokens.clamp(max=probabilities.shape[1] - 1)
 
 
-def _ends(sampled: Tensor, lengths: Tensor, eos_token_id) -> Tensor:
-    # each response goes up to its own limit, or to the first end token before it
-    lengths = lengths.clamp(max=sampled.shape[1])
-    if eos_token_id is None:
-        return lengths
-    stops = torch.isin(sampled, torch.as_tensor(eos_token_id, device=sampled.device))
-    first = torch.where(stops.any(1), stops.float().argmax(1) + 1, sampled.shape[1])
-    return torch.minimum(lengths, first)
+def first_inputs(language_model, queries, pad_token_id) -> dict:
+    """What the model's first call takes; an encoder runs here, once."""
+    config = language_model.config
+    if config.is_encoder_decoder:
+        ids, mask = pad_rows(queries, pad_token_id, side="right")
+        return without_router(language_model) | {
+            "encoder_outputs": language_model.get_encoder()(input_ids=ids, attention_mask=mask),
+            "attention_mask": mask,
+            "decoder_input_ids": torch.full_like(ids[:, :1], decoder_start_token_id(config)),
+        }
+    ids, mask = pad_rows(queries, pad_token_id, side="left")
+    inputs = {"input_ids": ids, "attention_mask": mask} | without_router(language_model)
+    accepted = forward_arguments(language_model)
+    if "position_ids" in accepted:
+        # explicit, so that a row's positions never depend on its neighbors' padding
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    if "logits_to_keep" in accepted:
+        inputs["logits_to_keep"] = 1
+    return inputs
 
 
-class BestOfNSampler:
-    """Samples `sample_size` responses to each query and keeps the `n_candidates` best.
+def can_sample_static(model: nn.Module, device: torch.device) -> bool:
+    """Whether [`sample_static`] can decode with this model.
 
-    TRL 0.11's class. `queries_to_scores` is called once a query with the decoded texts, query
-    included, and returns one number each; `length_sampler` draws the most new tokens.
+    transformers says which models run without a word to the host; a layer with a window counts its
+    tokens there. Weights in several places, or in a precision of their own, are left alone.
     """
+    language_model = unwrap_adapter(model)
+    if language_model in _refused or not language_model._can_compile_fullgraph:
+        return False
+    autocast = torch.is_autocast_enabled(device.type)
+    known = {torch.float32, torch.get_autocast_dtype(device.type)}
+    weights = list(model.parameters())
+    return (
+        all(type(layer) is StaticLayer for layer in StaticCache(language_model.config, 1).layers)
+        and all(weight.device == device and type(weight.data) is Tensor for weight in weights)
+        and (not autocast or all(w.dtype in known for w in weights if w.is_floating_point()))
+    )
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        queries_to_scores: Callable[[list[str]], Sequence[float]],
-        length_sampler: Callable[[], int],
-        sample_size: int = 4,
-        seed: int | None = None,
-        n_candidates: int = 1,
-        generation_config: GenerationConfig | None = None,
-    ):
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise RecipeError(f"`tokenizer` must be a tokenizer, got {type(tokenizer).__name__}.")
-        if not hasattr(model, "generate"):
-            raise RecipeError(f"`model` must be able to generate, got {type(model).__name__}.")
-        if not 0 < n_candidates <= sample_size:
-            raise RecipeError(
-                f"`n_candidates` ({n_candidates}) must lie between 1 and `sample_size` "
-                f"({sample_size})."
-            )
-        if seed is not None:
-            set_seed(seed)
-        self.model, self.tokenizer = model, tokenizer
-        self.queries_to_scores, self.length_sampler = queries_to_scores, length_sampler
-        self.sample_size, self.n_candidates = sample_size, n_candidates
-        self.gen_config = generation_config
 
-    def generate(
-        self,
-        tokenized_query: list[int] | Tensor | list[Tensor] | list[list[int]],
-        skip_special_tokens: bool = True,
-        device: str | torch.device | None = None,
-        **generation_kwargs,
-    ) -> list[list[str]]:
-        """Texts of the best responses to each query, best first."""
-        single = isinstance(tokenized_query[0], int) or (
-            isinstance(tokenized_query, Tensor) and tokenized_query.dim() == 1
+@torch.no_grad()
+def sample_static(
+    model: nn.Module,
+    queries: Sequence[Tensor],
+    *,
+    pad_token_id: int,
+    eos_token_id: int | list[int] | None,
+    max_new_tokens: Sequence[int],
+    temperature: float = 1.0,
+) -> Samples:
+    """Draw responses as `sample_responses` does, all rows to the end of the longest.
+
+    On CUDA the third token is captured and every later one replayed. Under autocast the weights are
+    held in its precision meanwhile, and not cast at each token.
+    """
+    device = queries[0].device
+    language_model = unwrap_adapter(model)
+    head = language_model.get_output_embeddings()
+    vocabulary = len(head.weight) if can_align(head) else None
+    with evaluating(language_model), _autocast_weights(model, device.type):
+        batch = _StaticBatch(model, max_new_tokens, eos_token_id, temperature, device, vocabulary)
+        hook = language_model.get_decoder().register_forward_hook(
+            lambda _, __, output: batch.states.append(output[0][:, -1])
         )
-        best = []
-        for query in [tokenized_query] if single else tokenized_query:
-            queries = torch.as_tensor(query, device=device).reshape(1, -1)
-            generated = self.model.generate(
-                queries.repeat(self.sample_size, 1),
-                attention_mask=torch.ones_like(queries).repeat(self.sample_size, 1),
-                max_new_tokens=self.length_sampler(),
-                generation_config=self.gen_config,
-                **generation_kwargs,
-            )
-            texts = self.tokenizer.batch_decode(generated, skip_special_tokens=skip_special_tokens)
-            scores = torch.as_tensor(self.queries_to_scores(texts), dtype=torch.float32)
-            best.append([texts[i] for i in scores.topk(self.n_candidates).indices])
-        return best
+        with hook:
+            batch.begin(first_inputs(language_model, queries, pad_token_id))
+            step: Callable[[], None] = batch.step
+            for column in range(1, max(max_new_tokens)):
+                ask = eos_token_id is not None and column % ASK_EVERY == 0
+                if ask and not batch.alive.any():
+                    break
+                if column == 2 and device.type == "cuda":
+                    replay = captured(step, device, "sampling with this model")
+                    if replay is None:
+                        _refused.add(language_model)
+                    step = replay or step
+                step()
+    return batch.samples.trimmed()
+
+
+class _StaticBatch:
+    """Tensors that stay where they are while the tokens of a batch are drawn."""
+
+    def __init__(self, model, limits, eos_token_id, temperature, device, vocabulary):
+        self.model, self.temperature, self.vocabulary = model, temperature, vocabulary
+        self.limits = torch.as_tensor(limits, device=device)[:, None]
+        stops = [] if eos_token_id is None else eos_token_id
+        self.stops = torch.as_tensor(stops, device=device).reshape(1, -1)
+        shape = (len(limits), max(limits))
+        self.points = uniform(shape[1], shape[0], 1, device=device)
+        self.column = torch.zeros(1, dtype=torch.long, device=device)
+        self.alive = torch.ones(shape[0], 1, dtype=torch.bool, device=device)
+        ids = torch.zeros(shape, dtype=torch.long, device=device)
+        self.samples = Samples(ids, torch.zeros_like(ids), torch.zeros(shape, device=device), None)
+        self.states: list[Tensor] = []  # of the trunk, from its last call
+
+    def begin(self, inputs: dict) -> None:
+        """Read the queries, draw the first token, and lay out what every later step takes."""
+        language_model = unwrap_adapter(self.model)
+        self.ids = "input_ids" if "input_ids" in inputs else "decoder_input_ids"
+        rows, most = self.samples.mask.shape
+        # masks are 1 at the tokens to come too: causality hides them until they are there
+        if self.ids == "input_ids":
+            mask = inputs["attention_mask"]
+            inputs["attention_mask"] = torch.cat([mask, mask.new_ones(rows, most)], 1)
+        else:  # without one BART makes its own, and asks the device how long
+            inputs["decoder_attention_mask"] = inputs[self.ids].new_ones(rows, 1 + most)
+        (name,) = CACHES & forward_arguments(language_model)
+        inputs[name] = StaticCache(language_model.config, inputs[self.ids].shape[1] + most)
+        if self.ids != "input_ids":  # what the encoder gives never grows
+            inputs[name] = EncoderDecoderCache(inputs[name], DynamicCache())
+        logits = self.model(**inputs, use_cache=True).logits
+        state = self.states[0]
+        self.samples = self.samples._replace(hidden=state.new_zeros(rows, most, state.shape[-1]))
+        inputs[self.ids] = self._keep(logits)
+        if "position_ids" in inputs:
+            inputs["position_ids"] = inputs["position_ids"][:, -1:] + 1
+        self.inputs = inputs
+
+    def step(self) -> None:
+        """Draw one token a row behind what the cache holds."""
+        tokens = self._keep(self.model(**self.inputs, use_cache=True).logits)
+        self.inputs[self.ids].copy_(tokens)
+        if "position_ids" in self.inputs:
+            self.inputs["position_ids"].add_(1)
+
+    def _keep(self, logits: Tensor) -> Tensor:
+        """Draw from the last logits, and write what is known of the tokens into their column."""
+        logits = logits[:, -1, : self.vocabulary].float()
+        distribution = (logits / self.temperature).log_softmax(-1)
+        tokens = draw(distribution.exp(), self.points.index_select(0, self.column)[0])
+        known = (tokens, self.alive.long(), distribution.gather(1, tokens), self.states.pop())
+        for field, value in zip(self.samples, known, strict=True):
+            value = value.where(self.alive, 0).reshape(len(value), 1, *field.shape[2:])
+            field.index_copy_(1, self.column, value)
+        self.column.add_(1)
+        ended = (tokens == self.stops).any(1, keepdim=True) | (self.limits <= self.column)
+        self.alive.logical_and_(~ended)
+        return tokens
+
+
+@contextmanager
+def _autocast_weights(model: nn.Module, device: str) -> Iterator[None]:
+    """Hold float32 weights in autocast's precision within the block, instead of autocast.
+
+    The head's have rows of zeros at their end, up to a number that tensor cores take.
+    """
+    autocast, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    kept = [(p, p.data) for p in model.parameters() if autocast and p.dtype == torch.float32]
+    head = unwrap_adapter(model).get_output_embeddings()
+    try:
+        for parameter, data in kept:
+            parameter.data = data.to(dtype)
+            if can_align(head) and parameter is head.weight:
+                parameter.data = aligned(parameter.data)
+        with torch.autocast(device, dtype, enabled=False):
+            yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
 
 
 @contextmanager

@@ -14,10 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StopStringCriteria
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.forward import decoder_start_token_id
+from trl_recipes.models.forward import decoder_start_token_id, pad_rows
+from trl_recipes.models.generation import generate_responses
 from trl_recipes.models.loading import check_lengths
-from trl_recipes.models.packing import pad_rows
-from trl_recipes.models.sampling import generate_responses
 from trl_recipes.ppo import checks
 from trl_recipes.ppo.overridable import OverridableParts
 from trl_recipes.ppo.rollout import Rollout, collate, sample

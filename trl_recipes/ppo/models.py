@@ -21,9 +21,13 @@ from transformers.utils import PushToHubMixin
 from trl_recipes.errors import RecipeError
 from trl_recipes.models import loading
 from trl_recipes.models.adapters import StartModel, save_policy
-from trl_recipes.models.forward import response_logits, train_without_chance, unwrap_adapter
+from trl_recipes.models.forward import (
+    response_logits,
+    tokens_of,
+    train_without_chance,
+    unwrap_adapter,
+)
 from trl_recipes.models.hub import resolve
-from trl_recipes.models.packing import tokens_of
 from trl_recipes.models.sharding import full_model, full_tensor, full_tensors
 from trl_recipes.ppo import objective
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from trl_recipes.models.forward import evaluating
-from trl_recipes.models.packing import pad_rows
+from trl_recipes.models.forward import evaluating, pad_rows
 from trl_recipes.ppo import checks, objective
 from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets
 from trl_recipes.ppo.statistics import token_sums, update_means, update_stats

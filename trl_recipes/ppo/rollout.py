@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trl_recipes.models.packing import length_groups, pad_rows, tokens_of, unpack
-from trl_recipes.models.sampling import can_sample, generate_responses, sample_responses
+from trl_recipes.models.forward import length_groups, pad_rows, tokens_of, unpack
+from trl_recipes.models.generation import generate_responses
+from trl_recipes.models.sampling import can_sample, sample_responses
 
 
 class Rollout(NamedTuple):

@@ -12,9 +12,8 @@ from torch.nn import functional as F
 from trl_recipes import embedded
 from trl_recipes.data.conversations import Texts, completion_texts, full_texts, is_conversation
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.forward import context_length, evaluating
+from trl_recipes.models.forward import context_length, evaluating, pad_rows
 from trl_recipes.models.loading import load_classifier, load_run, load_tokenizer, set_pad_token
-from trl_recipes.models.packing import pad_rows
 
 
 class SentimentReward:

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from trl_recipes.data.conversations import Texts, full_texts, plain_text
 from trl_recipes.errors import RecipeError
 from trl_recipes.models import hub
-from trl_recipes.models.forward import context_length, evaluating
-from trl_recipes.models.packing import pad_rows
+from trl_recipes.models.forward import context_length, evaluating, pad_rows
 from trl_recipes.rewards.models import batches_by_length, language_model_of
 from trl_recipes.rewards.rules import text_of
 

@@ -38,6 +38,7 @@ from trl_recipes.distributed import broadcast_from_main
 from trl_recipes.embedded.rewrites import rewrites
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import context_length
+from trl_recipes.models.generation import generate_responses
 from trl_recipes.models.hub import resolve
 from trl_recipes.models.loading import (
     load_classifier,
@@ -45,7 +46,6 @@ from trl_recipes.models.loading import (
     load_run,
     load_tokenizer,
 )
-from trl_recipes.models.sampling import generate_responses
 from trl_recipes.rewards import RewardFunc, RewardModelReward
 from trl_recipes.rewards.models import encode_pairs, longest_input
 from trl_recipes.run_folder import RunFolder
