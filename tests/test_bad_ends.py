@@ -1,18 +1,52 @@
 """What ends one process ends all of them within seconds, with its message in the last lines."""
 
 import json
+import os
 import signal
+import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import ends_badly
 import pytest
 import recipes_in_turn
+import torch
 from launching import LAUNCH, RECIPES, Recipe, run_warm
+from transformers import TrainingArguments
+
+from trl_recipes import RecipeError
+from trl_recipes.arguments import run_recipe
+from trl_recipes.callbacks import StopSignals
 
 SLOW = pytest.mark.slow
 MEMORY = "OutOfMemoryError: tried to allocate 20 GiB"
 WORD = "error: The connection to another process was lost"
+
+
+@dataclass
+class Ending(TrainingArguments):
+    """How the second process ends, and what the first does meanwhile."""
+
+    how: str = field(default="killed")
+    meanwhile: str = field(default="waits")
+    output_dir: str = field(default="unused")
+
+
+def main(config: Ending) -> None:
+    """What each process does."""
+    numbers = torch.ones(1)
+    with StopSignals():
+        for step in range(3):
+            if step == 2 and config.process_index == 1:
+                Path(config.output_dir, "when").write_text(str(time.time()))
+                if config.how == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if config.how == "a bad row":
+                    raise RecipeError("row 7 of reviews.jsonl holds no text. Mend the row.")
+                raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+            if step == 2 and config.meanwhile == "is busy":
+                time.sleep(60)
+            torch.distributed.all_reduce(numbers)
 
 
 @pytest.mark.parametrize(
@@ -25,9 +59,8 @@ WORD = "error: The connection to another process was lost"
     ],
 )
 def test_the_end_of_one_is_the_end_of_all(how, meanwhile, message, told, tmp_path):
-    script = Path(ends_badly.__file__)
     flags = ["--how", how, "--meanwhile", meanwhile, "--output_dir", tmp_path]
-    done = run_warm(*LAUNCH, script, *flags)
+    done = run_warm(*LAUNCH, Path(__file__), *flags)
     took = time.time() - float((tmp_path / "when").read_text())
     assert done.returncode != 0
     assert took < 10
@@ -41,18 +74,21 @@ def test_the_launcher_told_to_stop_leaves_a_checkpoint_to_go_on_from(tmp_path):
     recipes_in_turn.make_models(tmp_path / "models")
     recipe, flags = recipes_in_turn.RUNS["grpo"]
     flags = flags.format(models=tmp_path / "models").replace("--max_steps 2", "--max_steps 9999")
-    script = RECIPES / f"{recipe}.py"
     flags = flags.replace("--save_steps 1", "--save_steps 9999") + " --disable_tqdm true"
-    launcher = Recipe(*LAUNCH, script, *flags.split(), "--output_dir", tmp_path / "run")
+    command = [RECIPES / f"{recipe}.py", *flags.split(), "--output_dir", tmp_path / "run"]
+    launcher = Recipe(*LAUNCH, *command)
     rows = tmp_path / "run" / "all_stats.jsonl"
     launcher.wait_until(lambda: rows.is_file() and rows.stat().st_size)
     launcher.send_signal(signal.SIGTERM)
     done = launcher.finish()
-    told = done.stderr
     assert done.returncode != 0
-    assert told.count("SIGTERM: finishing this step, then saving.") == 1
-    assert told.count("--resume_from_checkpoint true") == 1
+    assert done.stderr.count("SIGTERM: finishing this step, then saving.") == 1
+    assert done.stderr.count("--resume_from_checkpoint true") == 1
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     steps = len(rows.read_text().splitlines())
     assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] == steps
     assert len(list(checkpoint.glob("rng_state_*.pth"))) == 2
+
+
+if __name__ == "__main__":
+    run_recipe(main, Ending, argv=sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The sentiment recipes as users run them; their mistakes stand in bad_inputs.py."""
+"""The sentiment recipes as users run them; their mistakes stand in test_bad_inputs.py."""
 
 import dataclasses
 import io

@@ -1,53 +1,320 @@
 """Several real processes under Accelerate and gloo: the answer of one, in all of them."""
 
+import asyncio
 import json
+import os
 import shutil
+import signal
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-import several
 import torch
+import transformers
+from architectures import VOCAB, ppo_trainer
 from launching import launch
-from safetensors.torch import load_file
-from several import STEPS, UPDATES
+from safetensors.torch import load_file, save_file
+from tiny_grpo import at_call, build, noisy, prompts, tiny, weights, without_times
+from tiny_models import SENTENCES
 
+from trl_recipes import RecipeError
+from trl_recipes import distributed as processes
+from trl_recipes.errors import RunStopped
+from trl_recipes.rewards import Rewards
+from trl_recipes.rewards.base import score_part
 from trl_recipes.stats import load_stats
+from trl_recipes.training.fit import PretrainConfig
+from trl_recipes.training.language_model import LanguageModelSizes, train_language_model
+from trl_recipes.training.reward_data import Labeled, Pairs
+from trl_recipes.training.reward_model import ClassifierSizes, RewardModelConfig, train_reward_model
+from trl_recipes.training.seq2seq import Seq2SeqSizes, train_pair_scorer, train_seq2seq
 
+RANK, PROCESSES = (int(os.environ.get(key, n)) for key, n in (("RANK", 0), ("WORLD_SIZE", 1)))
+GLOBAL_BATCH, STEPS = 16, 3
+PROBE = torch.arange(24).view(2, 12) % VOCAB
 # What TRL averages over passes, whose rows it draws in each process, rather than over tokens.
 OF_PASSES = ("entropy", "kl", "clip_ratio")
+assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
+
+# What each process does: a case gives tensors that were found, and what else there is to tell
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """All cases in two processes: a function that gives what each found and told."""
-    folder = tmp_path_factory.mktemp("both")
-    launch(Path(several.__file__), folder)
-
-    def found(name):
-        return [results(folder, name, rank) for rank in (0, 1)]
-
-    found.folder = folder
-    return found
+def given_responses(step, rows):
+    """Responses of one to six words for rows of the whole batch, whoever has them."""
+    for row in rows:
+        draw = torch.Generator().manual_seed(1000 * step + row)
+        length = int(torch.randint(1, 7, (1,), generator=draw))
+        yield torch.randint(2, VOCAB, (length,), generator=draw).tolist()
 
 
-def results(folder, name, rank):
+def update(kind, folder, **settings):
+    """Steps on given responses: what is logged, and what the model has become."""
+    seen, steps = [], iter(range(100))
+
+    def reward(prompts, completions, id, **_):
+        seen.append([*zip(prompts, completions, id, strict=True)])
+        words = [len(set(text.split())) for text in completions]
+        return [count + 0.1 * number for count, number in zip(words, id, strict=True)]
+
+    size = GLOBAL_BATCH // PROCESSES
+    settings = {"mini_batch_size": 4, "max_grad_norm": 1.0} | settings
+    # Adam divides by a gradient's size: where that is rounding alone, epsilon keeps it from a step
+    settings |= {"batch_size": size, "max_steps": STEPS, "adam_epsilon": 1e-5}
+    trainer = build(kind, rewards=reward, **settings)
+
+    def given(prompt_ids, *_, **__):
+        responses = [*given_responses(next(steps), range(RANK * size, RANK * size + size))]
+        return (responses, None) if kind == "grpo" else responses
+
+    trainer._generate_single_turn = given
+    trainer.train()
+    found = weights(trainer)
+    with torch.no_grad():
+        found["logits"] = trainer.accelerator.unwrap_model(trainer.model)(PROBE).logits
+    rows = without_times(trainer.all_stats)
+    return found, {"rows": rows, "seen": seen[1:]}  # the first were made up to check the reward
+
+
+def trainer_of(kind, rewards, folder=None, metrics=None, **settings):
+    """A trainer of prompts with a column `words`."""
+    more = {"metrics": metrics}
+    if kind != "ppo":
+        settings |= {} if folder is None else {"output_dir": str(folder)}
+        data = prompts(9, words=list(range(9)))
+        return build(kind, rewards=rewards, data=data, more=more, **settings)
+    model = tiny()
+    chosen = {"batch_size": GLOBAL_BATCH // PROCESSES // 2, "ppo_epochs": 1, "learning_rate": 3e-3}
+    chosen |= {"response_length": 6, "save_steps": 2, "reward_norm": "none", "max_steps": STEPS}
+    data = {"input_ids": torch.randint(2, VOCAB, (40, 3)).tolist(), "words": list(range(40))}
+    return ppo_trainer(model, rewards, data, folder, more=more, **chosen | settings)
+
+
+def four_steps(kind, rewards, folder, **settings):
+    """A trainer of as many prompts a step whatever the number of processes."""
+    if kind != "ppo":
+        settings |= {"batch_size": GLOBAL_BATCH // PROCESSES, "num_generations": 4}
+    return trainer_of(kind, rewards, folder, max_steps=4, save_steps=50, **settings)
+
+
+def spell(completions, words, **_):
+    """A reward of None for some, with a column of the data set."""
+    pairs = zip(completions, words, strict=True)
+    return [None if len(text) < 9 else float(len(text) + word) for text, word in pairs]
+
+
+async def patient(prompts, completions, **_):
+    await asyncio.sleep(0.001)
+    pairs = zip(prompts, completions, strict=True)
+    return [float(len(prompt) - len(text)) for prompt, text in pairs]
+
+
+def unique(completions, **_):
+    return [float(len(set(text))) for text in completions]
+
+
+def counted(function, calls):
+    """The same function, which notes what it was called with."""
+
+    def noting(**arguments):
+        calls.append([*zip(arguments["prompts"], arguments["completions"], strict=True)])
+        return function(**arguments)  # of an asynchronous one what is awaited
+
+    noting.__name__ = function.__name__
+    return noting
+
+
+def once(kind, folder):
+    """The same run with rewards in each process and once for all: rows, and who was called."""
+    told = {}
+    for name, reward_once in (("each", False), ("once", True)):
+        calls = {"spell": [], "patient": [], "unique": []}
+        functions = [counted(f, calls[f.__name__]) for f in (spell, patient, unique)]
+        settings = {"reward_once": reward_once, "reward_weights": [1.0, 0.5]}
+        trainer = trainer_of(kind, functions[:2], metrics=functions[2:], **settings)
+        trainer.train()
+        told[name] = {"rows": without_times(trainer.all_stats), "calls": calls}
+    return {}, told
+
+
+def fails():
+    raise ValueError(f"out of paper in {RANK}")
+
+
+def is_told_to_stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def ended(kind, folder, what, rank=1, **settings):
+    """Something happens to one process at the second step: what each makes of it."""
+    told, reward = {}, at_call(2, what) if rank == RANK else noisy  # once checked
+    try:
+        four_steps(kind, reward, folder / "run", **settings).train()
+    except (RecipeError, RunStopped) as end:
+        told = {"said": str(end), "code": getattr(end, "exit_code", None)}
+    processes.gather([0])  # all have written
+    told["checkpoints"] = [path.name for path in (folder / "run" / "checkpoints").iterdir()]
+    return {}, told
+
+
+def resumed(kind, folder):
+    """A run left alone, and one that went on from its checkpoint: weights and rows of both."""
+    found, told = {}, {}
+    settings = {"save_steps": 2, "max_steps": 4, "learning_rate": 1e-3}
+    for name in ("whole", "stopped"):
+        path = folder / name
+        trainer = trainer_of(kind, noisy, path, **settings)
+        trainer.train()
+        if name == "stopped":
+            processes.broadcast_from_main(partial(damage, path))
+            trainer = trainer_of(kind, noisy, path, resume_from_checkpoint="true", **settings)
+            trainer.train()
+        found |= {f"{name}.{key}": value for key, value in weights(trainer).items()}
+        told[name] = without_times(load_stats(path)) if RANK == 0 else []
+    return found, told
+
+
+def damage(run):
+    """As if the run had been killed while it wrote its last checkpoint."""
+    last = max(run.glob("checkpoints/*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in last.glob("*.json"):
+        path.unlink()
+
+
+TEXTS = [f"{text} {i}" for i in range(8) for text in SENTENCES]
+TINY = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "vocab_size": 300}
+
+
+def settings_of(kind, folder, **more):
+    quiet = {"per_device_train_batch_size": 4, "disable_tqdm": True, "max_steps": 6}
+    return kind(output_dir=str(folder), **quiet | more)
+
+
+def trained(train, *given, **sizes):
+    """What a training on transformers' Trainer leaves in this process's own model."""
+    kept, init = [], transformers.Trainer.__init__
+
+    def noting(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        kept.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.Trainer, "__init__", noting)
+        told = train(*given, **sizes)
+    return weights(kept[-1]), told
+
+
+def language_model(folder):
+    sizes = LanguageModelSizes(n_layer=1, n_head=2, n_embd=16, vocab_size=300)
+    given = (TEXTS, folder / "model", settings_of(PretrainConfig, folder))
+    return trained(train_language_model, *given, sizes=sizes)
+
+
+def reward_model(data, folder):
+    given = (data, folder / "model", settings_of(RewardModelConfig, folder))
+    return trained(train_reward_model, *given, sizes=ClassifierSizes(**TINY, dropout=0.1))
+
+
+def rewriter(folder):
+    """An encoder-decoder from scratch, then a reward model of either kind on it."""
+    short = {"adam_beta2": 0.99, "max_steps": 5}
+    pairs = [{"source": text, "target": text[::-1][:20]} for text in TEXTS]
+    given = (
+        pairs,
+        pairs[:4],
+        folder / "start",
+        settings_of(PretrainConfig, folder / "lm", **short),
+    )
+    found, told = trained(train_seq2seq, *given, sizes=Seq2SeqSizes(**TINY))
+    scores = [{"source": t, "output": t[:9], "score": float(i % 5)} for i, t in enumerate(TEXTS)]
+    chosen = [{"source": t, "chosen": t[:9], "rejected": t[3:]} for t in TEXTS]
+    for name, rows in (("scores", scores), ("preferences", chosen)):
+        config = settings_of(RewardModelConfig, folder / f"{name}-run", **short)
+        model, _ = trained(train_pair_scorer, rows, folder / "start", folder / name, config)
+        found |= {f"{name}.{key}": value for key, value in model.items()}
+    return found, told
+
+
+def conversations(folder):
+    """Parts of different sizes, of messages, scored once."""
+    calls = []
+
+    def polite(prompts, completions, completion_ids, mood, **_):
+        calls.append([prompts, completions, completion_ids, mood])
+        lengths = [float(len(completion[0]["content"])) for completion in completions]
+        return [None if m == "bad" else n for m, n in zip(mood, lengths, strict=True)]
+
+    mine = [[0], [1, 2]][RANK]
+    message = lambda role, text: [{"role": role, "content": text}]  # noqa: E731
+    scores, raw = score_part(
+        Rewards(polite),
+        True,
+        [message("user", f"question {i}") for i in mine],
+        [message("assistant", "word " * i) for i in mine],
+        [[i] * i for i in mine],
+        {"mood": [["bad", "good", "bad"][i] for i in mine]},
+    )
+    return {}, {"scores": scores, "raw": raw, "calls": calls}
+
+
+OVER_BOTH = {"num_generations": 16, "loss_type": "grpo", "scale_rewards": "batch"}
+UPDATES = {"grpo": {}, "grpo, groups over both": OVER_BOTH, "rloo": {}}
+UPDATES["grpo, batches used twice"] = {"num_iterations": 2}
+MODELS = {
+    "language model": language_model,
+    "classes": partial(reward_model, Labeled(TEXTS, [0, 1] * 24, ("BAD", "GOOD"))),
+    "numbers": partial(reward_model, Labeled(TEXTS, [0.0, 1.0, 2.0] * 16, None)),
+    "pairs": partial(reward_model, Pairs(TEXTS, TEXTS[::-1])),
+    "rewriter": rewriter,
+}
+CASES = {f"{kind}, once": partial(once, kind) for kind in ("ppo", "grpo", "rloo")}
+for kind in ("ppo", "grpo"):
+    CASES[f"{kind}, failing"] = partial(ended, kind, what=fails)
+    CASES[f"{kind}, failing once"] = partial(ended, kind, what=fails, rank=0, reward_once=True)
+    CASES[f"{kind}, stopped"] = partial(ended, kind, what=is_told_to_stop)
+    CASES[f"{kind}, resumed"] = partial(resumed, kind)
+CASES |= MODELS | {"conversations": conversations}
+CASES |= {name: partial(update, name.partition(",")[0], **more) for name, more in UPDATES.items()}
+
+
+def run(folder, names):
+    """Run cases in this process; what they found and told goes to a folder for each."""
+    for name in names:
+        own = folder / name.replace(", ", "-")
+        own.mkdir(parents=True, exist_ok=True)
+        found, told = CASES[name](own)
+        save_file({k: v.contiguous() for k, v in found.items()}, own / f"found-{RANK}.safetensors")
+        (own / f"told-{RANK}.json").write_text(json.dumps(told))
+
+
+def results(folder, name, rank=0):
     own = folder / name.replace(", ", "-")
     found = load_file(own / f"found-{rank}.safetensors")
     return found, json.loads((own / f"told-{rank}.json").read_text())
 
 
-def assert_equal(first, second):
-    assert first.keys() == second.keys()
-    assert first
-    for name, value in first.items():
-        assert value.equal(second[name]), name
+# The tests
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """All cases in two processes."""
+    folder = tmp_path_factory.mktemp("both")
+    launch(Path(__file__), folder)
+    return folder
+
+
+@pytest.fixture
+def both(folder):
+    """A function that gives what each process found and told in a case."""
+    return lambda name: [results(folder, name, rank) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("name", UPDATES)
 def test_given_the_same_responses_two_processes_make_the_update_of_one(name, both, tmp_path):
     (first, told), (second, other) = both(name)
-    several.run(tmp_path, [name])
-    alone, expected = results(tmp_path, name, 0)
+    run(tmp_path, [name])
+    alone, expected = results(tmp_path, name)
 
     assert_equal(first, second)
     torch.testing.assert_close(first["logits"], alone["logits"], rtol=0, atol=1e-5)
@@ -56,16 +323,15 @@ def test_given_the_same_responses_two_processes_make_the_update_of_one(name, bot
     assert len(expected["rows"]) == STEPS
     for row, together, beside in zip(expected["rows"], told["rows"], other["rows"], strict=True):
         assert {"loss", "grad_norm", "objective/kl", "samples/distinct_2"} & {*row}
-        for key, value in row.items():
-            if key.startswith(OF_PASSES):
-                continue
-            assert together[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
-            assert together[key] == beside[key], key
+        names = {name for name in row if not name.startswith(OF_PASSES)}
+        row, together, beside = ({k: r[k] for k in names} for r in (row, together, beside))
+        assert together == beside == pytest.approx(row, rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["language model", "classes", "numbers", "pairs", "rewriter"])
+@pytest.mark.parametrize("name", MODELS)
 def test_after_training_all_processes_hold_the_same_weights(name, both):
     (first, told), (second, other) = both(name)
+    assert first
     assert_equal(first, second)
     assert told["train_loss"] == other["train_loss"]
 
@@ -76,9 +342,8 @@ def test_rewards_are_called_once_for_all_and_score_the_same(kind, both):
     assert main["once"]["rows"] == main["each"]["rows"]
     assert len(main["once"]["rows"]) == STEPS
     assert all(row["env/reward_std"] > 0 for row in main["once"]["rows"])
-    for name, calls in main["once"]["calls"].items():
+    for name, (check, *steps) in main["once"]["calls"].items():
         assert other["once"]["calls"][name] == []
-        check, *steps = calls
         assert len(check) == 2
         assert len(steps) == STEPS
         parts = [told["each"]["calls"][name][1:] for told in (main, other)]
@@ -87,60 +352,64 @@ def test_rewards_are_called_once_for_all_and_score_the_same(kind, both):
 
 def test_parts_of_different_sizes_and_conversations_are_put_in_order(both):
     (_, main), (_, other) = both("conversations")
-    prompts, completions, ids, mood = main["calls"][0]
+    ((prompts, completions, ids, mood),) = main["calls"]
     assert [prompt[0]["content"] for prompt in prompts] == [f"question {i}" for i in range(3)]
     assert [len(text[0]["content"]) for text in completions] == [0, 5, 10]
     assert (ids, mood) == ([[], [1], [2, 2]], ["bad", "good", "bad"])
-    assert len(main["calls"]) == 1
-    assert other["calls"] == []
-    assert (main["raw"], other["raw"]) == ({"polite": [None]}, {"polite": [5.0, None]})
-    assert (main["scores"], other["scores"]) == ([0.0], [5.0, 0.0])
+    assert other == {"scores": [5.0, 0.0], "raw": {"polite": [5.0, None]}, "calls": []}
+    assert (main["scores"], main["raw"]) == ([0.0], {"polite": [None]})
 
 
-@pytest.mark.parametrize("name", ["ppo, failing", "grpo, failing"])
-def test_a_reward_that_fails_in_one_process_is_told_in_all_and_nothing_is_lost(name, both):
-    for told in (told for case in (name, f"{name} once") for _, told in both(case)):
-        assert "Reward function `picky` raised ValueError: out of paper in" in told["error"]
-        assert [entry.rpartition("-")[2] for entry in told["checkpoints"]] == ["1"]
-    for rank, case in ((1, name), (0, f"{name} once")):
-        assert all(f"out of paper in {rank}" in told["error"] for _, told in both(case))
+@pytest.mark.parametrize(("case", "rank"), [("failing", 1), ("failing once", 0)])
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_a_reward_that_fails_in_one_process_is_told_in_all_and_nothing_is_lost(
+    kind, case, rank, both
+):
+    for _, told in both(f"{kind}, {case}"):
+        assert f"`noisy` raised ValueError: out of paper in {rank}" in told["said"]
+        assert told["checkpoints"] == ["checkpoint-1"]
 
 
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])
 def test_a_resumed_run_ends_as_one_that_was_left_alone(kind, both):
     (first, told), (second, _) = both(f"{kind}, resumed")
     assert_equal(first, second)
-    whole = {name[6:]: value for name, value in first.items() if name.startswith("whole.")}
-    stopped = {name[8:]: value for name, value in first.items() if name.startswith("stopped.")}
-    assert_equal(whole, stopped)
+    whole = {key[6:]: value for key, value in first.items() if key.startswith("whole.")}
+    assert whole
+    assert_equal(whole, {key: first[f"stopped.{key}"] for key in whole})
     assert told["whole"] == told["stopped"]
     assert [row["step"] for row in told["whole"]] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])
-def test_what_one_process_is_told_ends_all_and_another_number_goes_on(kind, both, tmp_path, caplog):
+def test_what_one_process_is_told_ends_all_and_another_number_goes_on(
+    kind, both, folder, tmp_path, caplog
+):
     (_, told), (_, other) = both(f"{kind}, stopped")
     assert told == other
     assert "Stopped by SIGTERM after step 2 of 4" in told["said"]
-    assert told["code"] == 128 + 15
-    assert [name.rpartition("-")[2] for name in told["checkpoints"]] == ["2"]
+    assert (told["code"], told["checkpoints"]) == (128 + 15, ["checkpoint-2"])
 
-    left = both.folder / f"{kind}-stopped" / "run"
-    shutil.copytree(left, tmp_path / "run")
-    seen = []
+    left = shutil.copytree(folder / f"{kind}-stopped" / "run", tmp_path / "run")
+    before, seen = load_stats(left), []
 
     def lengths(prompts, completions, **_):
         seen.append(list(prompts))
         return [float(len(text)) for text in completions]
 
-    trainer = several.long(kind, lengths, tmp_path / "run", resume_from_checkpoint="true")
     with caplog.at_level("WARNING"):
-        trainer.train()
+        four_steps(kind, lengths, left, resume_from_checkpoint="true").train()
     assert "The run had 2 processes and has 1 now: it goes on with the same weights" in caplog.text
-    rows = load_stats(tmp_path / "run")
+    rows = load_stats(left)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert rows[:2] == load_stats(left)
+    assert rows[:2] == before
     assert rows[3]["episode"] == 2 * rows[1]["episode"]  # as large a batch
     gone_on = seen[-2:]
-    several.long(kind, lengths, tmp_path / "another").train()
+    four_steps(kind, lengths, tmp_path / "another").train()
     assert seen[-2:] == gone_on  # the prompts of a run of one process
+
+
+if __name__ == "__main__":
+    processes.init_process()
+    run(Path(sys.argv[1]), CASES)
+    processes.let_go()

@@ -2,22 +2,36 @@
 
 import importlib.util
 import json
+import os
+import sys
 from pathlib import Path
 
+import cpu_as_gpu  # noqa: F401
 import pytest
 import torch
 from launching import launch
-from tiny_grpo import tiny
+from tiny_grpo import build, tiny, without_times
 from transformers import AutoModelForCausalLM
 
-SCRIPT = Path(__file__).with_name("group_in_parts.py")
 MISSING = importlib.util.find_spec("deepspeed") is None
 DEEPSPEED = [pytest.mark.skipif(MISSING, reason="needs `pip install deepspeed`"), pytest.mark.slow]
 
 
+def train(folder):
+    """What each process does."""
+    trainer = build(output_dir=str(folder), max_steps=3, save_steps=2, beta=0.1, learning_rate=1e-3)
+    trainer.train()
+    trainer.save_model()
+    if trainer.accelerator.is_main_process:
+        rows = [{"way": str(trainer.accelerator.distributed_type)}, *trainer.all_stats]
+        (folder / "rows.json").write_text(json.dumps(without_times(rows)))
+    trainer.accelerator.wait_for_everyone()
+    os._exit(0)  # torch 2.13 can wait for itself for ever when it takes gloo down
+
+
 def run(folder, way, **environment):
     """The rows of a run, and the model that it saved as plain transformers loads it."""
-    launch(SCRIPT, folder, way=way, DS_ACCELERATOR="cpu", **environment)
+    launch(Path(__file__), folder, way=way, DS_ACCELERATOR="cpu", **environment)
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     return json.loads((folder / "rows.json").read_text()), model
 
@@ -25,8 +39,7 @@ def run(folder, way, **environment):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The run whose processes hold all weights."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    return run(folder, "whole", ACCELERATE_USE_CPU="true")
+    return run(tmp_path_factory.mktemp("whole") / "run", "whole", ACCELERATE_USE_CPU="true")
 
 
 @pytest.mark.parametrize(
@@ -45,3 +58,7 @@ def test_weights_in_parts_make_the_run_of_whole_ones(way, whole, tmp_path):
         logits, expected_logits, start = (m(ids).logits for m in (model, expected_model, tiny()))
     torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-3)
     assert (logits - start).abs().max() > 1e-2
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]))
