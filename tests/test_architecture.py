@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from trl_recipes import PPOConfig, PPOTrainer, language_model, load_run
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_recipes"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -98,6 +100,32 @@ def test_what_reads_a_run_imports_no_trainer(name):
 def test_the_trainer_of_ppo_reads_without_many_other_files():
     assert len(ARROWS["trl_recipes.ppo.trainer"]) <= 15
     assert len((PACKAGE / "ppo" / "trainer.py").read_text().splitlines()) <= 600
+
+
+def test_one_round_of_ppo_is_followed_in_ten_files():
+    model, tokenizer = load_run(language_model())
+    prompts = [{"prompt": text} for text in ("The film", "A plot of", "This", "I liked")]
+    args = PPOConfig(batch_size=4, max_steps=2, response_length=4, report_to="none")
+    trainer, entered = PPOTrainer(args, model, None, tokenizer, prompts, reward_funcs=vowels), set()
+
+    def note(frame, event, _):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and PACKAGE in path.parents and trainer.state.global_step == 1:
+            entered.add(path.relative_to(PACKAGE))
+
+    sys.setprofile(note)
+    try:
+        trainer.train()
+    finally:
+        sys.setprofile(None)
+    # what is known by its name: settings, and the ground, which holds no algorithm
+    followed = {str(p) for p in entered if len(p.parts) > 1} - {"ppo/config.py"}
+    assert "ppo/objective.py" in followed
+    assert len(followed) <= 10, sorted(followed)
+
+
+def vowels(completions, **columns):
+    return [sum(map(text.count, "aeiou")) / 10 for text in completions]
 
 
 def test_importing_the_package_loads_neither_torch_nor_trl_and_drawing_no_pyplot():

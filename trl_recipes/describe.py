@@ -34,11 +34,6 @@ def replace_unknown_characters() -> None:
             stream.reconfigure(errors="replace")
 
 
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Lay out rows, the first a heading, as Markdown: the first column left, the others right."""
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]

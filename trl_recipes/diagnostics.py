@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from trl_recipes.describe import is_number
-from trl_recipes.stats import STATISTICS, Rows, tenth
+from trl_recipes.stats import STATISTICS, Rows, is_number, tenth
 
 Values = dict[str, Any]  # what an alarm's sentence tells
 

@@ -132,6 +132,11 @@ def tenth(count: int) -> int:
     return max(1, min(count, 3), count // 10)
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def run_names(runs: Sequence[str | Path], taken: Sequence[str] = ()) -> list[str]:
     """Name runs for tables and legends: by folder, or by the whole path where that is unclear.
 

@@ -14,7 +14,7 @@ UNEVEN = ((3, 9), (1, 2), (6, 4), (2, 7)), ((2, 3), (9, 1), (1, 8), (4, 4)), ((3
 
 
 def captures(trainer, most_tokens=10_000):
-    trainer.captured_passes = CapturedPasses(trainer._padded_pass, trainer.model, most_tokens)
+    trainer.captured_passes = CapturedPasses(trainer._pass, trainer.model, most_tokens)
     return trainer
 
 

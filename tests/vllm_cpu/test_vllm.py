@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 from vllm_run import PROMPTS, SMALL, trainer_of
 
 from trl_recipes import PPOConfig, PPOTrainer
+from trl_recipes.ppo.rollout import sample
 from trl_recipes.stats import load_stats
 
 pytest.importorskip("vllm")
@@ -77,7 +78,9 @@ def test_vllm_samples_from_the_policy_as_it_is_now(name, lora, tmp_path, monkeyp
     tokens = {"pad_token_id": 0, "eos_token_id": ENDS, "temperature": 0.7}
     for _ in range(2):
         move(trainer)
-        rollout = trainer._draw(queries, limits, **tokens)
+        rollout = sample(
+            trainer._policy(), queries, trainer.vllm_generation, max_new_tokens=limits, **tokens
+        )
         moved = []
         for row, response in enumerate(rollout.response_rows()):
             known = rollout.sampling_logprobs[row, : len(response)]

@@ -12,14 +12,14 @@ from trl_recipes.ppo.rollout import Rollout, Targets
 COLUMNS = 8  # batches are padded to multiples of this many, so that few shapes come up
 READ = 5  # fields of a rollout that a pass reads: its ids and masks
 
-Run = Callable[[Rollout, Targets, Tensor, Tensor], tuple[Tensor, ...]]
+Run = Callable[..., tuple]
 
 
 class CapturedPasses:
     """Forward and backward passes over rows of a batch, one graph for each shape.
 
-    `run(rollout, targets, rows, token_count)` adds to the gradients what those rows, (N,), give,
-    and returns tensors; it must ask nothing of the device. `most_tokens` is the largest pass.
+    `run` is the trainer's pass over rows; with `padded` it asks nothing of the device.
+    `most_tokens` is the largest pass.
     """
 
     def __init__(self, run: Run, model: nn.Module, most_tokens: int):
@@ -78,7 +78,7 @@ class _Pass:
             place.copy_(F.pad(field, padding), non_blocking=True)
 
     def __call__(self, rows: Tensor, token_count: Tensor) -> tuple[Tensor, ...]:
-        """Add the gradients of these rows, (N,); return what `run` does."""
+        """Add the gradients of these rows, (N,); return sums over tokens, and their ratios."""
         self.rows.copy_(rows)
         self.token_count.copy_(token_count)
         self.owner.put_gradients_back()
@@ -94,7 +94,9 @@ class _Pass:
         return tuple(result.clone() for result in self.results)
 
     def _run(self) -> tuple[Tensor, ...]:
-        return self.owner.run(self.rollout, self.targets, self.rows, self.token_count)
+        rows = Rollout(*(field[self.rows] for field in self.rollout[:READ]))
+        old = Targets(*(target[self.rows] for target in self.targets))
+        return self.owner.run(rows, old, self.token_count, padded=True)[:2]
 
     def _step(self) -> None:
         for place, result in zip(self.results, self._run(), strict=True):

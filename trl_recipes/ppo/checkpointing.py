@@ -1,7 +1,6 @@
 """Checkpoint and exact resume of PPO, and steps that are tried and undone."""
 
 import copy
-import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate.logging import get_logger
-from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerState
@@ -18,7 +16,6 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from trl_recipes.callbacks import push_model
 from trl_recipes.checkpointing import drop_later_rows, random_states, set_random_states
-from trl_recipes.data.prompts import as_prompts, stream_rows
 from trl_recipes.describe import describe_check
 from trl_recipes.errors import RecipeError
 from trl_recipes.models import adapters
@@ -34,20 +31,6 @@ _OWN = "PPOTrainer"  # under which trainer_state.json holds what only PPO has
 
 class PPOCheckpoints:
     """Mixin of PPOTrainer: a resumed run takes the steps of an uninterrupted one."""
-
-    @functools.cached_property
-    def prompts(self) -> Dataset:
-        """Tokenize the prompts of `train`, whatever form they were given in."""
-        return as_prompts(self.dataset, self.tokenizer, self._policy())
-
-    def _next_batch(self) -> dict[str, list]:
-        """This process's part of the prompts that come next."""
-        size = self.config.batch_size
-        first = self.state.episode + self.accelerator.process_index * size
-        rows = stream_rows(first, size, len(self.prompts), self.config.seed)
-        columns = self.prompts[[*rows]]
-        rows = zip(*columns.values(), strict=True)
-        return self.data_collator([dict(zip(columns, row, strict=True)) for row in rows])
 
     def _training_state(self) -> dict[str, Any]:
         """Collect everything that the next step depends on, except randomness; copies nothing."""

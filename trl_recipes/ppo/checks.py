@@ -129,8 +129,6 @@ class FirstBatchCheck:
 
     def after_evaluation(self, rollout: Rollout, evaluation: Evaluation) -> None:
         """Check on the first batch that KL to the start model is 0, and compare with sampling."""
-        if self.evaluated:
-            return
         self.evaluated = True
         if self.is_start or reference_is_start(self.policy, self.ref_model):
             self.check_kl((evaluation.logprobs - evaluation.ref_logprobs) * rollout.loss_mask)
@@ -151,10 +149,9 @@ class FirstBatchCheck:
         self._check(f"{before} log-probabilities differ by", log_ratio)
 
     def check_ratio(self, log_ratio: Tensor) -> None:
-        """Check that new log-probabilities equal the rollout's until the first update."""
-        if not self.updated:
-            what = "Before the first update, new and old log-probabilities differ by"
-            self._check(what, log_ratio)
+        """Check that new log-probabilities equal the rollout's before the first update."""
+        before = "Before the first update, new and old"
+        self._check(f"{before} log-probabilities differ by", log_ratio)
 
     def _check(self, what: str, log_ratio: Tensor) -> None:
         off, tolerance = log_ratio.abs().max().item(), ROUNDING
@@ -163,30 +160,6 @@ class FirstBatchCheck:
         if not off <= tolerance:
             cause = explain_mismatch(self.policy, self.reduced_precision)
             raise RecipeError(f"{what} {off:.2g}; up to {tolerance:.0e} is rounding. {cause}")
-
-
-def judge_step(means: dict[str, Tensor], norm: Tensor, threshold: float) -> Tensor:
-    """Judge a gradient before it is applied: finite, to be taken, ratio and norm, (4,)."""
-    finite = torch.isfinite(norm) & torch.isfinite(means["loss/policy"])
-    healthy = finite & (means["ratio"] <= threshold)
-    return torch.stack([finite, healthy, means["ratio"], norm])
-
-
-def count_skipped(verdicts: list[Tensor], threshold: float, not_finite: int) -> tuple[int, int]:
-    """Warn of skipped optimizer steps; count them, and those in a row that were not finite."""
-    skipped = 0
-    for finite, healthy, ratio, norm in torch.stack(verdicts).tolist():
-        not_finite = 0 if finite else not_finite + 1
-        skipped += not healthy
-        if not healthy:
-            logger.warning(
-                "Skipped an optimizer step: mean probability ratio %.2f (threshold %.2f), gradient "
-                "norm %.3g.",
-                ratio,
-                threshold,
-                norm,
-            )
-    return skipped, not_finite
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -121,7 +120,10 @@ class ClassicLoop(OverridableParts):
         size = batch_size or len(queries)
         for start in range(0, len(queries), size):
             part = [query.to(self.current_device) for query in queries[start : start + size]]
-            rollout = self._draw(part, limits[start : start + size], **tokens)
+            most = limits[start : start + size]
+            rollout = sample(
+                self._policy(), part, self.vllm_generation, max_new_tokens=most, **tokens
+            )
             responses += rollout.response_rows()
             if rollout.logprobs is not None and tokens["temperature"] == self.config.temperature:
                 known = zip(rollout.logprobs, rollout.hidden, strict=True)
@@ -131,24 +133,6 @@ class ClassicLoop(OverridableParts):
             self._drawn.pop(next(iter(self._drawn)))
         self._drawn_from = self._weights_version()
         return responses
-
-    @contextmanager
-    def _sampling(self) -> Iterator[None]:
-        """Make the policy ready to sample, for the time of the block, unless vLLM does."""
-        # once for all parts: processes may have different numbers of them
-        if self.vllm_generation is None:
-            with self._gathered(), self._autocast():
-                yield
-        else:
-            yield
-
-    def _draw(self, queries: list[Tensor], limits: list[int], **tokens: Any) -> Rollout:
-        """Draw one response to each query, by vLLM where the configuration says so."""
-        if self.vllm_generation is None:
-            return sample(self._policy(), queries, max_new_tokens=limits, **tokens)
-        drawn, logprobs = self.vllm_generation.sample(queries, limits, **tokens)
-        rollout = collate(queries, drawn, None, tokens["pad_token_id"])
-        return rollout._replace(sampling_logprobs=pad_sequence(logprobs, batch_first=True))
 
     def _weights_version(self) -> int:
         # grows with each change of a weight in place

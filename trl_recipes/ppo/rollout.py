@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from trl_recipes.models.forward import length_groups, pad_rows, tokens_of, unpack
 from trl_recipes.models.generation import generate_responses
@@ -117,9 +118,16 @@ def collate(
     return Rollout(query_ids, query_mask, response_ids, response_mask, loss_mask)
 
 
-def sample(policy: nn.Module, queries: Sequence[Tensor], **settings: Any) -> Rollout:
-    """Draw one response to each query, with the settings of [`sample_responses`]."""
+def sample(policy: nn.Module, queries: Sequence[Tensor], vllm: Any, **settings: Any) -> Rollout:
+    """Draw one response to each query, with the settings of [`sample_responses`].
+
+    Where there is a [`VLLMSampler`], it draws them.
+    """
     pad_token_id = settings["pad_token_id"]
+    if vllm is not None:
+        drawn, logprobs = vllm.sample(queries, **settings)
+        rollout = collate(queries, drawn, None, pad_token_id)
+        return rollout._replace(sampling_logprobs=pad_sequence(logprobs, batch_first=True))
     if not can_sample(policy):  # no step-by-step decoding: a forward pass finds out the rest
         responses = generate_responses(policy, queries, **settings)
         return collate(queries, responses, None, pad_token_id)

@@ -242,7 +242,7 @@ def captured_passes(trainer: Any, most_tokens: int) -> CapturedPasses | None:
     fits = forward.unwrap_adapter(trainer._policy())._can_compile_fullgraph  # as transformers says
     if not (most_tokens and fits) or trainer.config.activation_checkpointing:
         return None
-    return CapturedPasses(trainer._padded_pass, trainer.model, most_tokens)
+    return CapturedPasses(trainer._pass, trainer.model, most_tokens)
 
 
 def fuse_activations(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 And what PPO learns from them: the KL coefficient, and the scale of scores.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.objective import PPOLosses, Sum, local, masked_moments
 from trl_recipes.ppo.rollout import Evaluation, Targets
 from trl_recipes.stats import append_alarms, append_samples, append_stats, distinct_n
+
+logger = logging.getLogger(__name__)
 
 
 def rollout_stats(
@@ -142,6 +145,30 @@ def with_mask(values: Tensor, mask: Tensor) -> Tensor:
     """Put values beside their mask, (2, B * R): taking out the masked ones would wait for a GPU."""
     flags = mask.flatten().to(values.dtype)
     return torch.stack([values.flatten(), flags])
+
+
+def judge_step(means: dict[str, Tensor], norm: Tensor, threshold: float) -> Tensor:
+    """Judge a gradient before it is applied: finite, to be taken, ratio and norm, (4,)."""
+    finite = torch.isfinite(norm) & torch.isfinite(means["loss/policy"])
+    healthy = finite & (means["ratio"] <= threshold)
+    return torch.stack([finite, healthy, means["ratio"], norm])
+
+
+def count_skipped(verdicts: list[Tensor], threshold: float, not_finite: int) -> tuple[int, int]:
+    """Warn of skipped optimizer steps; count them, and those in a row that were not finite."""
+    skipped = 0
+    for finite, healthy, ratio, norm in torch.stack(verdicts).tolist():
+        not_finite = 0 if finite else not_finite + 1
+        skipped += not healthy
+        if not healthy:
+            logger.warning(
+                "Skipped an optimizer step: mean probability ratio %.2f (threshold %.2f), gradient "
+                "norm %.3g.",
+                ratio,
+                threshold,
+                norm,
+            )
+    return skipped, not_finite
 
 
 def average_updates(updates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
 """PPOTrainer: rollout, score, evaluate, advantages, optimize, record."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,14 @@ from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
 from trl_recipes.callbacks import own_copy, show_progress, train_or_stop
 from trl_recipes.checkpointing import random_states, set_random_states
-from trl_recipes.data.prompts import LengthSampler, collator
+from trl_recipes.data.prompts import LengthSampler, as_prompts, collator, stream_rows
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.sharding import full_tensor, gathered, is_sharded, set_fsdp_root
 from trl_recipes.ppo import checks, classic, objective, setup, statistics
 from trl_recipes.ppo.checkpointing import PPOCheckpoints
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.models import ActorCritic
-from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets
+from trl_recipes.ppo.rollout import Evaluation, Rollout, Targets, sample
 from trl_recipes.rewards import reward_inputs, rewards_of, score_part
 
 logger = get_logger(__name__)
@@ -146,7 +147,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         self.dataloader = classic.loader_of(loaders, self.dataset, config.global_batch_size)
         if self.ref_model is not None:
             self.ref_model.to(self.current_device)
-        if is_sharded(self.model):
+        self._sharded = is_sharded(self.model)
+        if self._sharded:
             set_fsdp_root(self.model)
             if self.ref_model is not None:
                 fully_shard(self.ref_model)  # which is used within `gathered` alone
@@ -270,18 +272,42 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         stats["time/generation_share"] = stats["time/generation"] / sum(map(stats.get, phases))
         return stats
 
-    # Rollout and score
+    # Prompts, rollout and score
+
+    @cached_property
+    def prompts(self) -> Dataset:
+        """Tokenize the prompts of `train`, whatever form they were given in."""
+        return as_prompts(self.dataset, self.tokenizer, self._policy())
+
+    def _next_batch(self) -> dict[str, list]:
+        """This process's part of the prompts that come next."""
+        size = self.config.batch_size
+        first = self.state.episode + self.accelerator.process_index * size
+        rows = stream_rows(first, size, len(self.prompts), self.config.seed)
+        columns = self.prompts[[*rows]]
+        rows = zip(*columns.values(), strict=True)
+        return self.data_collator([dict(zip(columns, row, strict=True)) for row in rows])
+
+    @contextmanager
+    def _sampling(self) -> Iterator[None]:
+        """Make the policy ready to sample, for the time of the block, unless vLLM does."""
+        # once for all parts: processes may have different numbers of them
+        if self.vllm_generation is None:
+            with self._gathered(), self._autocast():
+                yield
+        else:
+            yield
 
     def _rollout(self, query_ids: list) -> Rollout:
         """Sample a response to each query, with what was known when each token was drawn."""
         lengths = [len(ids) for ids in query_ids]
         together = torch.cat([torch.as_tensor(ids) for ids in query_ids])  # to the device at once
         queries = together.to(self.current_device).split(lengths)
-        defaults = self._generation_defaults()
-        limit, sampler = defaults.pop("max_new_tokens"), self._length_sampler()
-        limits = [sampler() if sampler else limit for _ in queries]
+        settings, sampler = self._generation_defaults(), self._length_sampler()
+        limit = settings["max_new_tokens"]
+        settings["max_new_tokens"] = [sampler() if sampler else limit for _ in queries]
         with self._sampling():
-            rollout = self._draw(queries, limits, **defaults)
+            rollout = sample(self._policy(), queries, self.vllm_generation, **settings)
         if self.config.trl_0_11_quirks and self.is_encoder_decoder:
             return classic.without_first_token(rollout)
         return rollout
@@ -397,12 +423,13 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         if kind != "full":
             kl = objective.kl_penalty(logprobs, ref_logprobs, kind)
         evaluation = Evaluation(logprobs, values, ref_logprobs, kl)
-        self.first_batch.after_evaluation(rollout, evaluation)
+        if not self.first_batch.evaluated:
+            self.first_batch.after_evaluation(rollout, evaluation)
         return evaluation
 
     def _passes(self, rollout: Rollout, indices: Tensor, size: int) -> list[Tensor]:
         # processes that hold parts of a model need as many passes each: they split alike
-        alike = self._actor_critic().pack or is_sharded(self.model)
+        alike = self._actor_critic().pack or self._sharded
         return rollout.passes(indices, size, None if alike else self._pass_cost)
 
     def _optimize(self, rollout: Rollout, targets: Targets, quirks: bool) -> tuple[list[dict], int]:
@@ -435,7 +462,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             if self.config.early_stopping and moved > 1.5 * self.config.target_kl:
                 break
         threshold, before = self.config.ratio_threshold, self.steps_not_finite
-        skipped, self.steps_not_finite = checks.count_skipped(verdicts, threshold, before)
+        skipped, self.steps_not_finite = statistics.count_skipped(verdicts, threshold, before)
         return updates, skipped
 
     def _backward(
@@ -467,18 +494,10 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             width = rows.loss_mask.shape[1]
             old = Targets(*(target[places, :width] for target in targets))
             last = number == len(passes) - 1
-            averages = last or is_sharded(self.model)  # parts of a gradient take less memory
+            averages = last or self._sharded  # parts of a gradient take less memory
             with nullcontext() if averages else self.accelerator.no_sync(self.model):
                 results.append(self._pass(rows, old, token_count))
         return results
-
-    def _padded_pass(
-        self, rollout: Rollout, targets: Targets, rows: Tensor, token_count: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Pass over these rows of a batch, (N,), without a question to the device."""
-        part = Rollout(*(field[rows] for field in rollout[:5]))
-        old = Targets(*(target[rows] for target in targets))
-        return self._pass(part, old, token_count, padded=True)[:2]
 
     def _pass(
         self, rows: Rollout, old: Targets, token_count: Tensor, padded: bool = False
@@ -501,7 +520,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             logprobs, values, *old, config.cliprange, config.cliprange_value
         )
         log_ratio = (logprobs - old.logprobs).detach()
-        self.first_batch.check_ratio(log_ratio)
+        if not self.first_batch.updated:
+            self.first_batch.check_ratio(log_ratio)
         if logits is None:
             loss = losses.policy + config.vf_coef * losses.value
             loss = (loss * mask).sum() / token_count
@@ -510,7 +530,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         return sums, statistics.with_mask(losses.ratio, mask), own
 
     def _apply_gradients(self, means: dict[str, Tensor], quirks: bool) -> Tensor:
-        """Clip and step, unless it would do harm; returns what `checks.judge_step` found."""
+        """Clip and step, unless it would do harm; returns what `judge_step` found."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         clips = self.config.max_grad_norm and not (quirks and self.first_batch.updated)
         self.first_batch.updated = True
@@ -518,10 +538,11 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
         else:
             norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        verdict = checks.judge_step(means, full_tensor(norm), self.config.ratio_threshold)
+        norm = full_tensor(norm) if self._sharded else norm
+        verdict = statistics.judge_step(means, norm, self.config.ratio_threshold)
         optimizer = self.optimizer.optimizer
         fused = all(group.get("fused") for group in optimizer.param_groups)
-        if fused := fused and not is_sharded(self.model):
+        if fused := fused and not self._sharded:
             optimizer.found_inf = 1 - verdict[1]  # where it is 1, the kernel leaves the step out
         if fused or verdict[1]:
             self.optimizer.step()
@@ -556,7 +577,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
 
     def _gathered(self) -> AbstractContextManager[None]:
         """All of the policy's weights in each process, where they lie in parts."""
-        if not is_sharded(self.model):
+        if not self._sharded:
             return nullcontext()
         return gathered(self.model, self.accelerator.state.fsdp_plugin.reshard_after_forward)
 
@@ -564,7 +585,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         """The reference model: one of its own, or the policy as it was before training."""
         if self.ref_model is None:
             return self._actor_critic().start.restored()
-        return gathered(self.ref_model)
+        return gathered(self.ref_model) if self._sharded else nullcontext(self.ref_model)
 
     def _autocast(self) -> AbstractContextManager:
         return torch.autocast(self.current_device.type, torch.bfloat16, enabled=self._bf16)

@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from trl_recipes.describe import duration, is_number, printable
+from trl_recipes.describe import duration, printable
 from trl_recipes.diagnostics import judge, range_of
 from trl_recipes.distributed import is_main_process
 from trl_recipes.errors import RecipeError
@@ -28,7 +28,7 @@ from trl_recipes.run_folder import (
     read_record,
     write_whole,
 )
-from trl_recipes.stats import Rows, load_stats, read_rows, run_names
+from trl_recipes.stats import Rows, is_number, load_stats, read_rows, run_names
 
 LONGEST = 2000  # characters of one text; a page is to be read
 SAMPLES = 8  # of the first step and of the last

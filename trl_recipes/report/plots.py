@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from trl_recipes.describe import is_number, printable
+from trl_recipes.describe import printable
 from trl_recipes.errors import RecipeError
-from trl_recipes.stats import Rows, steps_of, tenth
+from trl_recipes.stats import Rows, is_number, steps_of, tenth
 
 # After Okabe and Ito, so that color-blind readers tell them apart; each stands out from white paper
 # and from a page's dark paper (contrast above 3).

@@ -245,11 +245,12 @@ def reward_inputs(
     """
     columns = own_names({n: values for n, values in batch.items() if n not in PROMPT})
     prompts = batch.get("prompt")
-    if not are_conversations(prompts or []):
-        prompts = batch.get("query") or tokenizer.batch_decode(
-            batch["input_ids"], skip_special_tokens=True
-        )
-    return prompts, answers(completions, prompts), columns
+    if prompts and are_conversations(prompts):
+        return prompts, answers(completions, prompts), columns
+    texts = batch.get("query")
+    if not texts:
+        texts = tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    return texts, completions, columns
 
 
 def made_up(

@@ -16,8 +16,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_recipes.data.conversations import is_conversation
-from trl_recipes.describe import is_number
 from trl_recipes.errors import RecipeError
+from trl_recipes.stats import is_number
 from trl_recipes.training.language_model import check_values, read_column, read_texts
 
 _log = logging.getLogger(__name__)

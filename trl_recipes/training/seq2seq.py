@@ -33,7 +33,6 @@ from transformers.utils import logging as transformers_logging
 
 from trl_recipes.data.files import load_rows
 from trl_recipes.data.tokenizers import train_tokenizer
-from trl_recipes.describe import is_number
 from trl_recipes.distributed import broadcast_from_main
 from trl_recipes.embedded.rewrites import rewrites
 from trl_recipes.errors import RecipeError
@@ -50,6 +49,7 @@ from trl_recipes.rewards import RewardFunc, RewardModelReward
 from trl_recipes.rewards.models import encode_pairs, longest_input
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.settings import setting
+from trl_recipes.stats import is_number
 from trl_recipes.training.fit import (
     PretrainConfig,
     fit,
