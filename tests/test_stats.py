@@ -22,12 +22,16 @@ from trl_recipes.stats import (
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def test_rows_come_back_as_they_were_written(tmp_path):
-    path, rows = tmp_path / "all_stats.jsonl", [{"step": 1, "kl": 0.1}, {"step": 2, "kl": 1 / 3}]
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "all_stats.jsonl"
+
+
+def test_rows_come_back_as_they_were_written(path):
+    rows = [{"step": 1, "kl": 0.1}, {"step": 2, "kl": 1 / 3}]
     for row in rows:
         append_stats(path, row)
-    assert load_stats(path) == rows
-    assert load_stats(tmp_path) == rows  # the run folder does as well as the file
+    assert load_stats(path) == load_stats(path.parent) == rows  # the file, or its run folder
     append_stats(path, {"step": 3, "x": math.nan})
     assert math.isnan(load_stats(path)[2]["x"])  # null in the file
 
@@ -47,14 +51,13 @@ def test_rows_come_back_as_they_were_written(tmp_path):
         (torch.tensor(math.inf), None),
     ],
 )
-def test_every_kind_of_scalar_is_written_as_a_json_number_or_null(tmp_path, value, stored):
+def test_every_kind_of_scalar_is_written_as_a_json_number_or_null(path, value, stored):
     arrays = {"a": np.zeros(3), "b": torch.zeros(1), "c": [1.0], "d": "text", "e": None}
-    append_stats(tmp_path / "s.jsonl", {"x": value} | arrays)  # which are left out
-    assert json.loads((tmp_path / "s.jsonl").read_text()) == {"x": stored}
+    append_stats(path, {"x": value} | arrays)  # which are left out
+    assert json.loads(path.read_text()) == {"x": stored}
 
 
-def test_a_cut_last_line_is_replaced_by_the_next_row_and_one_without_its_newline_is_read(tmp_path):
-    path = tmp_path / "all_stats.jsonl"
+def test_a_cut_last_line_is_replaced_by_the_next_row_and_one_without_its_newline_is_read(path):
     path.write_text('{"step": 1}\n{"step": 2, "obj')
     assert load_stats(path) == [{"step": 1}]
     append_stats(path, {"step": 2})
@@ -66,25 +69,24 @@ def test_a_cut_last_line_is_replaced_by_the_next_row_and_one_without_its_newline
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        (None, "No statistics at"),
         ('{"step": 1}\n{"st\n{"step": 3}\n', r"stats\.jsonl, line 2: not JSON"),
         ("[1, 2]\n", "line 1: expected an object"),
         ('{"step": "one"}\n', "row 1: `step` is 'one'"),
         ("", "holds no rows"),
     ],
 )
-def test_a_line_that_is_no_row_of_numbers_is_named(tmp_path, text, told):
-    with pytest.raises(RecipeError, match="No statistics at"):
-        load_stats(tmp_path)
-    (tmp_path / "all_stats.jsonl").write_text(text)
+def test_a_line_that_is_no_row_of_numbers_is_named(path, text, told):
+    if text is not None:
+        path.write_text(text)
     with pytest.raises(RecipeError, match=told):
-        load_stats(tmp_path)
+        load_stats(path.parent)
 
 
 def test_samples_are_one_row_each_in_the_text_they_had(tmp_path):
     path = tmp_path / "run" / "samples.jsonl"
     append_samples(path, 3, ["the", "a"], [' film "is"\n great é', ""], [torch.tensor(1.5), -2])
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert rows == [
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == [
         {"step": 3, "query": "the", "response": ' film "is"\n great é', "score": 1.5},
         {"step": 3, "query": "a", "response": "", "score": -2},
     ]
@@ -100,29 +102,24 @@ def test_every_recorded_key_of_trl_is_explained(family):
 
 def test_names_in_patterns_stand_for_any_reward_function():
     assert stat_key("rewards/sentiment/mean") == STAT_KEYS["rewards/<name>/mean"]
-    assert stat_key("rewards/sentiment/median") is None
-    assert stat_key("no/such/key") is None
+    assert stat_key("rewards/sentiment/median") is stat_key("no/such/key") is None
     assert steps_of([{"ppo/loss/total": 0.1}, {"ppo/loss/total": 0.2}]) == [1, 2]  # by hand
 
 
 def test_the_table_explains_each_key_in_a_sentence_with_a_unit():
-    lines = stat_table().splitlines()
-    assert lines[:2] == ["| Key | Unit | Meaning |", "| --- | --- | --- |"]
-    assert len(lines) == len(STAT_KEYS) + 2
-    for line in lines[2:]:
+    first, second, *lines = stat_table().splitlines()
+    assert (first, second) == ("| Key | Unit | Meaning |", "| --- | --- | --- |")
+    assert len(lines) == len(STAT_KEYS)
+    for line in lines:
         _, key, unit, meaning, _ = (cell.strip() for cell in line.split("|"))
-        assert key.startswith("`")
-        assert unit
-        assert meaning.endswith(".")
+        assert (key[0], bool(unit), meaning[-1]) == ("`", True, ".")
 
 
 def test_distinct_n_by_hand():
     # pairs: (a b) (b a) | (a b) (b c): three distinct of four
-    assert distinct_n(["a b a", "a  b\nc"]) == 3 / 4
-    assert distinct_n([[1, 2, 1], [1, 2, 3]]) == 3 / 4
+    assert distinct_n(["a b a", "a  b\nc"]) == distinct_n([[1, 2, 1], [1, 2, 3]]) == 3 / 4
     assert distinct_n(["a b a", "a b c"], n=1) == 3 / 6
-    # nothing crosses from one text to the next: (a b) and (c d), not (b c)
-    assert distinct_n(["a b", "c d"]) == 1
+    assert distinct_n(["a b", "c d"]) == 1  # nothing crosses from one text to the next: no (b c)
     assert math.isnan(distinct_n(["a", ""]))
 
 

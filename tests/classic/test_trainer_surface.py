@@ -1,12 +1,14 @@
 """What scripts and subclasses of TRL 0.11's PPOTrainer call, override and are told."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, VOCAB, Words, ppo_trainer
 from datasets import Dataset
+from huggingface_hub import HfApi
 from torch.utils.data import TensorDataset
 from transformers import (
     AutoModelForCausalLM,
@@ -15,7 +17,6 @@ from transformers import (
 )
 
 from trl_recipes import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer, RecipeError
-from trl_recipes.ppo import classic
 
 SCORES = [torch.tensor(score) for score in (1.0, -1.0, 0.5, 2.0)]
 
@@ -47,38 +48,42 @@ def same(first, second, atol=1e-5):
             np.testing.assert_allclose(first[key], second[key], rtol=0, atol=atol, err_msg=key)
 
 
-class NoRewards(PPOTrainer):
-    def compute_rewards(self, scores, logprobs, ref_logprobs, masks):
-        return [torch.zeros_like(logprobs)] * 3
+def overriding(name, method):
+    return type("Mine", (PPOTrainer,), {name: method})
 
 
-class Threes(PPOTrainer):
-    def compute_advantages(self, values, rewards, mask):
-        return values, rewards, 3.0 * mask
-
-
-class TwoNats(PPOTrainer):
-    def _kl_penalty(self, logprob, ref_logprob):
-        return torch.full_like(logprob, 2.0)
+def two_nats(self, logprob, ref_logprob):
+    return torch.full_like(logprob, 2.0)
 
 
 @pytest.mark.parametrize(
-    ("kind", "key", "expected"),
-    [
-        (NoRewards, "ppo/returns/mean", 0),  # beside a value head of zeros
-        (Threes, "ppo/returns/mean", 3),
-        (TwoNats, "objective/kl", 2 * 18 / 4),  # of 18 tokens in 4 responses
+    ("name", "method", "key", "expected"),
+    [  # the first beside a value head of zeros
+        ("compute_rewards", lambda self, *given: [0 * given[1]] * 3, "ppo/returns/mean", 0),
+        ("compute_advantages", lambda self, v, r, m: (v, r, 3.0 * m), "ppo/returns/mean", 3),
+        ("_kl_penalty", two_nats, "objective/kl", 2 * 18 / 4),  # of 18 tokens in 4 responses
     ],
 )
-def test_step_calls_what_a_subclass_overrides(kind, key, expected):
-    trainer = build(kind=kind)
+def test_step_calls_what_a_subclass_overrides(name, method, key, expected):
+    trainer = build(kind=overriding(name, method))
     assert trainer.step(*rows(trainer), SCORES)[key] == pytest.approx(expected, abs=1e-6)
 
 
-class SameLoss(PPOTrainer):
+def test_overriding_what_step_does_not_call_is_refused():
+    with pytest.raises(RecipeError, match="Mine overrides `batched_forward_pass`, which"):
+        build(kind=overriding("batched_forward_pass", lambda self: None))
+    with pytest.raises(RecipeError, match="Mine overrides how the KL becomes rewards"):
+        build(kind=overriding("_kl_penalty", two_nats), kl_penalty="full")
+
+
+def scaled_loss(scale):
+    """A trainer whose loss is the usual one times a number."""
+
     def loss(self, *args):
-        policy, value, stats = super().loss(*args)
-        return policy, value, stats | {"policy/mine": torch.tensor(7.0)}
+        policy, value, stats = PPOTrainer.loss(self, *args)
+        return scale * policy, scale * value, stats | {"policy/mine": torch.tensor(7.0)}
+
+    return overriding("loss", loss)
 
 
 @pytest.mark.parametrize("mini_batch_size", [4, 1])
@@ -86,29 +91,16 @@ class SameLoss(PPOTrainer):
 def test_a_loss_that_is_overridden_is_the_one_that_trains(name, mini_batch_size):
     sizes = {"mini_batch_size": mini_batch_size}
     sizes |= {"gradient_accumulation_steps": 4 // mini_batch_size}
-    ours, theirs = build(name, **sizes), build(name, SameLoss, **sizes)
+    ours, theirs = build(name, **sizes), build(name, scaled_loss(1), **sizes)
     for _ in range(2):
         first, second = (step(t, *rows(t)) for t in (ours, theirs))
         same(first, second, atol=1e-4)
     assert second["ppo/policy/mine"] == pytest.approx(7)
 
-    class NoLoss(PPOTrainer):
-        def loss(self, *args):
-            policy, value, stats = super().loss(*args)
-            return 0 * policy, 0 * value, stats
-
-    still = build(name, NoLoss, learning_rate=1.0)
+    still = build(name, scaled_loss(0), learning_rate=1.0)
     before = [p.detach().clone() for p in still.model.parameters()]
     assert still.step(*rows(still), SCORES)["ppo/loss/total"] == 0
     assert all(map(torch.equal, before, still.model.parameters()))
-
-
-def test_overriding_what_step_does_not_call_is_refused():
-    kind = type("Mine", (PPOTrainer,), {"batched_forward_pass": lambda self: None})
-    with pytest.raises(RecipeError, match="Mine overrides `batched_forward_pass`, which"):
-        build(kind=kind)
-    with pytest.raises(RecipeError, match="TwoNats overrides how the KL becomes rewards"):
-        build(kind=TwoNats, kl_penalty="full")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5", "llama"])
@@ -120,14 +112,13 @@ def test_a_batched_forward_pass_knows_what_step_knows(name):
         trainer.model, queries, responses, inputs, return_logits=True
     )
     first = 2 if trainer.is_encoder_decoder else 0  # the start token, and one that TRL left out
-    assert mask.sum(1).tolist() == [len(r) - first for r in responses]
+    lengths = [len(r) - first for r in responses]
+    assert mask.sum(1).tolist() == lengths
     assert logits.shape[:2] == values.shape == mask.shape
     stats = trainer.step(queries, responses, SCORES)
-    known = [row[first - 1 if first else 0 :][: len(r) - first]
-             for row, r in zip(stats["objective/logprobs"], responses, strict=True)]  # fmt: skip
-    np.testing.assert_allclose(
-        logprobs[mask.bool()].detach(), np.concatenate(known), rtol=0, atol=1e-5
-    )
+    known = zip(stats["objective/logprobs"][:, max(first - 1, 0) :], lengths, strict=True)
+    known = np.concatenate([row[:length] for row, length in known])
+    np.testing.assert_allclose(logprobs[mask.bool()].detach(), known, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
@@ -251,31 +242,25 @@ def test_a_loop_by_hand_neither_goes_on_in_a_folder_nor_loses_a_column(tmp_path)
     with pytest.raises(RecipeError, match="`resume_from_checkpoint` is for `train`"):
         loop(resume_from_checkpoint="true")
     ones = lambda completions, **_: [1.0] * len(completions)  # noqa: E731
-    settings = {"batch_size": 4, "max_steps": 1}
-    trainer = ppo_trainer(ARCHITECTURES["gpt2"](), ones, [[3, 4]] * 4, tmp_path / "run", **settings)
+    given = (ARCHITECTURES["gpt2"](), ones, [[3, 4]] * 4, tmp_path / "run")
     with pytest.raises(RecipeError, match="already holds a run"):
-        trainer.train()
+        ppo_trainer(*given, batch_size=4, max_steps=1).train()
     loop(overwrite_output_dir=True)
     assert len((tmp_path / "run" / "all_stats.jsonl").read_text().splitlines()) == 1
 
 
 def test_what_is_saved_is_what_goes_to_the_hub(tmp_path, monkeypatch, tokenizer, tiny_gpt2):
-    class Hub:
-        def __init__(self, token):
-            assert token == "secret"
+    def upload(self, repo_id, folder_path, commit_message, revision):
+        AutoModelForCausalLM.from_pretrained(folder_path)
+        PreTrainedTokenizerFast.from_pretrained(folder_path)
+        return f"{self.token} {repo_id} {revision} {commit_message}"
 
-        def create_repo(self, repo_id, **kwargs):
-            return type("Url", (), {"repo_id": f"me/{repo_id}"})
-
-        def upload_folder(self, repo_id, folder_path, commit_message, revision):
-            AutoModelForCausalLM.from_pretrained(folder_path)
-            PreTrainedTokenizerFast.from_pretrained(folder_path)
-            return f"{repo_id} {revision} {commit_message}"
-
-    monkeypatch.setattr(classic, "HfApi", Hub)
+    repo = lambda self, name, **_: SimpleNamespace(repo_id=f"me/{name}")  # noqa: E731
+    monkeypatch.setattr(HfApi, "create_repo", repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
     trainer = PPOTrainer(PPOConfig(batch_size=2), str(tiny_gpt2), None, tokenizer)
     sent = trainer.save_pretrained(
         tmp_path / "mine", push_to_hub=True, token="secret", revision="v1", commit_message="end"
     )
-    assert sent == "me/mine v1 end"
+    assert sent == "secret me/mine v1 end"
     assert "AutoModelForCausalLMWithValueHead" in (tmp_path / "mine" / "README.md").read_text()

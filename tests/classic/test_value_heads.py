@@ -32,52 +32,50 @@ def load(folder, **given):
     return AutoModelForCausalLMWithValueHead.from_pretrained(str(folder), **given)
 
 
+def load_random():
+    return AutoModelForCausalLMWithValueHead.from_pretrained(gpt2(), v_head_init_strategy="normal")
+
+
 def in_one_file(folder):
     weights = load_file(folder / "model.safetensors")
     save_file(weights | HEAD, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def in_a_shard(folder):
+    first, second = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
     weights = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-    save_file(HEAD, folder / "model-00002-of-00002.safetensors", metadata={"format": "pt"})
-    places = dict.fromkeys(weights, "model-00001-of-00002.safetensors")
-    places |= dict.fromkeys(HEAD, "model-00002-of-00002.safetensors")
-    index = {"metadata": {}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").rename(folder / first)
+    save_file(HEAD, folder / second, metadata={"format": "pt"})
+    index = {"weight_map": dict.fromkeys(weights, first) | dict.fromkeys(HEAD, second)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index | {"metadata": {}}))
 
 
 def beside_an_adapter(folder):
-    adapter = folder / "adapter"
-    get_peft_model(gpt2(), LoraConfig(**LORA)).save_pretrained(adapter)
-    named = json.loads((adapter / "adapter_config.json").read_text())
-    named["base_model_name_or_path"] = str(folder)
-    (adapter / "adapter_config.json").write_text(json.dumps(named))
-    torch.save(HEAD, adapter / "pytorch_model.bin")
-    return adapter
+    model = get_peft_model(gpt2(), LoraConfig(**LORA))
+    model.peft_config["default"].base_model_name_or_path = str(folder)
+    model.save_pretrained(folder / "adapter")
+    torch.save(HEAD, folder / "adapter" / "pytorch_model.bin")
+    return folder / "adapter"
 
 
-def where_the_model_was_converted(folder):
-    torch.save(gpt2().state_dict() | HEAD, folder / "pytorch_model.bin")
-
-
-def by_llama_factory(folder):
-    save_file(HEAD, folder / "value_head.safetensors")
-
-
-def by_old_llama_factory(folder):
-    torch.save(HEAD, folder / "value_head.bin")
-
-
-def wrapped_for_several_processes(folder):
+def as_several_processes_wrap_it(folder):
     torch.save({f"module.{key}": value for key, value in HEAD.items()}, folder / "value_head.bin")
 
 
-FORMS = [in_one_file, in_a_shard, beside_an_adapter, where_the_model_was_converted]
-FORMS += [by_llama_factory, by_old_llama_factory, wrapped_for_several_processes]
+FORMS = {
+    "in one file": in_one_file,
+    "in a shard": in_a_shard,
+    "beside an adapter": beside_an_adapter,
+    "where the model was converted": lambda folder: torch.save(
+        gpt2().state_dict() | HEAD, folder / "pytorch_model.bin"
+    ),
+    "by LLaMA-Factory": lambda folder: save_file(HEAD, folder / "value_head.safetensors"),
+    "by an old LLaMA-Factory": lambda folder: torch.save(HEAD, folder / "value_head.bin"),
+    "wrapped for several processes": as_several_processes_wrap_it,
+}
 
 
-@pytest.mark.parametrize("save", FORMS)
+@pytest.mark.parametrize("save", FORMS.values(), ids=FORMS)
 def test_every_form_in_which_a_value_head_was_saved_is_read(save, tmp_path):
     gpt2().save_pretrained(tmp_path)
     summary = load(save(tmp_path) or tmp_path).v_head.summary
@@ -115,10 +113,6 @@ def test_weights_have_the_names_of_the_language_model_and_go_back_under_them(tmp
     for key, value in load(tmp_path).state_dict().items():
         assert torch.equal(other.state_dict()[key], weights[key])
         assert torch.equal(value, doubled[key])
-
-
-def load_random():
-    return AutoModelForCausalLMWithValueHead.from_pretrained(gpt2(), v_head_init_strategy="normal")
 
 
 def test_a_subclass_names_its_heads(tmp_path):
@@ -213,9 +207,8 @@ def test_a_reward_adapter_scores_as_the_classifier_that_it_was_trained_in(tmp_pa
     assert any("default" in name for name in trained)
     assert not any("reward_adapter" in name or "score" in name for name in trained)
     base.save_pretrained(tmp_path / "plain")
+    both["reward_adapter"] = str(tmp_path / "plain")
     with pytest.raises(RecipeError, match=r"`.*plain` holds no head .* Give the adapter"):
-        AutoModelForCausalLMWithValueHead.from_pretrained(
-            gpt2(), peft_config=both["peft_config"], reward_adapter=str(tmp_path / "plain")
-        )
+        AutoModelForCausalLMWithValueHead.from_pretrained(gpt2(), **both)
     with pytest.raises(RecipeError, match="no reward adapter"):
         load_random().compute_reward_score(ids)
