@@ -12,8 +12,15 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from trl_recipes import RecipeError, run_recipe, setting
-from trl_recipes.evaluation.sweep import ALGORITHMS, SweepRun, Task, make_runs, run_all
-from trl_recipes.evaluation.sweep_results import load_results, plot_results
+from trl_recipes.evaluation.sweep import (
+    ALGORITHMS,
+    SweepRun,
+    Task,
+    load_results,
+    make_runs,
+    plot_results,
+    run_all,
+)
 from trl_recipes.run_folder import check_folder, write_whole
 
 OWN = "Settings of its own, as in its YAML file; on the command line as JSON."

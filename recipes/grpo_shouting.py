@@ -21,8 +21,14 @@ from trl_recipes.report import write_report, write_results
 from trl_recipes.report.plots import plot_stats
 from trl_recipes.rewards import KnownWordsReward, UppercaseReward
 from trl_recipes.run_folder import RunFolder
-from trl_recipes.training import characters
-from trl_recipes.training.characters import BaselineConfig, cut_prompts, divide_text
+from trl_recipes.training.language_model import (
+    BaselineConfig,
+    cut_prompts,
+    divide_text,
+    new_model,
+    plan_shouting,
+    train_baseline,
+)
 
 
 @dataclass
@@ -47,7 +53,7 @@ def main(args: ShoutingArguments, sizes: BaselineConfig, config: GRPOConfig) -> 
     run, settings = RunFolder(config.output_dir), (args, sizes, config)
     text = read_text(args.text_file, "--text_file") if args.text_file else write_dialogue()
     train_text, heldout_text = divide_text(text, sizes.context_length, args.text_file or "the play")
-    alphabet, baseline, grpo, last, plan = characters.plan_shouting(run, args, sizes, config, text)
+    alphabet, baseline, grpo, last, plan = plan_shouting(run, args, sizes, config, text)
 
     # Models
     tokenizer = character_tokenizer(text)
@@ -62,11 +68,11 @@ def main(args: ShoutingArguments, sizes: BaselineConfig, config: GRPOConfig) -> 
     # Trainer
     data = {"train_dataset": prompts, "processing_class": tokenizer}
     make_trainer = partial(GRPOTrainer, args=config, reward_funcs=reward, **data)
-    trainer = make_trainer(characters.new_model(sizes, tokenizer, config.seed))  # finds mistakes
+    trainer = make_trainer(new_model(sizes, tokenizer, config.seed))  # finds mistakes
     print_main(plan, trainer.describe(), sep="\n")
     if not config.check:
         alphabet.do(lambda: tokenizer.save_pretrained(alphabet.folder))
-    train = partial(characters.train_baseline, train_text, heldout_text, tokenizer, sizes=sizes)
+    train = partial(train_baseline, train_text, heldout_text, tokenizer, sizes=sizes)
     baseline.train(train, sizes.training(config), settings, report_baseline)
     if config.check:
         return print_main(trainer.check())

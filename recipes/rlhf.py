@@ -20,7 +20,7 @@ from trl_recipes.evaluation.reward_model import write_figures
 from trl_recipes.models.loading import model_kwargs
 from trl_recipes.report import write_report, write_results
 from trl_recipes.run_folder import RunFolder
-from trl_recipes.training.learned_reward import LearnedReward, RewardArguments
+from trl_recipes.training.reward_model import LearnedReward, RewardArguments
 from trl_recipes.training.stage import Stage, plan_stages, settings_of
 
 

@@ -7,9 +7,8 @@ import pytest
 from trl_recipes import PPOConfig, RecipeError
 from trl_recipes.arguments import parse_arguments
 from trl_recipes.settings import RANGES, check_range, check_trackers
-from trl_recipes.training.characters import BaselineConfig
 from trl_recipes.training.fit import PretrainConfig
-from trl_recipes.training.language_model import LanguageModelSizes
+from trl_recipes.training.language_model import BaselineConfig, LanguageModelSizes
 from trl_recipes.training.reward_model import ClassifierSizes
 
 

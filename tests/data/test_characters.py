@@ -14,7 +14,7 @@ from trl_recipes.data.tokenizers import (
     is_character_tokenizer,
 )
 from trl_recipes.errors import RecipeError
-from trl_recipes.training.characters import RandomWindows, cut_prompts, divide_text, encode
+from trl_recipes.training.language_model import RandomWindows, cut_prompts, divide_text, encode
 
 LINES = "".join(f"Line {i} says that it is number {i}.\n" for i in range(60))
 # all that a UTF-8 file can hold: everything but halves of surrogate pairs

@@ -21,8 +21,16 @@ from transformers import AutoTokenizer
 
 from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.evaluation import sweep
-from trl_recipes.evaluation.sweep import Run, SweepRun, Task, make_runs, run_all
-from trl_recipes.evaluation.sweep_results import Results, load_results, plot_results
+from trl_recipes.evaluation.sweep import (
+    Results,
+    Run,
+    SweepRun,
+    Task,
+    load_results,
+    make_runs,
+    plot_results,
+    run_all,
+)
 from trl_recipes.report.page import read_json
 
 TEXTS = ["The acting was wonderful and the plot kept me awake.", "A dull film, sadly."] * 30

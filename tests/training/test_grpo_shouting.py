@@ -16,7 +16,7 @@ from trl_recipes.callbacks import LossLog
 from trl_recipes.data.files import read_text
 from trl_recipes.data.tokenizers import character_tokenizer
 from trl_recipes.rewards import UppercaseReward
-from trl_recipes.training.characters import BaselineConfig, divide_text, encode, new_model
+from trl_recipes.training.language_model import BaselineConfig, divide_text, encode, new_model
 
 SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 32, "context_length": 24}
 WORDS = ["--prompt_length", "8", "--response_length", "16", "--eval_prompts", "32"]

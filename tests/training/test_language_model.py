@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from trl_recipes.data.tokenizers import train_tokenizer
 from trl_recipes.errors import RecipeError
-from trl_recipes.training.characters import BaselineConfig
 from trl_recipes.training.fit import PretrainConfig
 from trl_recipes.training.language_model import (
+    BaselineConfig,
     LanguageModelSizes,
     language_model_rows,
     read_texts,

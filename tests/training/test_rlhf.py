@@ -14,7 +14,7 @@ from trl_recipes.data.prompts import PromptArguments
 from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.judges import mood_judges
 from trl_recipes.ppo import PPOConfig
-from trl_recipes.training.learned_reward import LearnedReward, RewardArguments, divide
+from trl_recipes.training.reward_model import LearnedReward, RewardArguments, divide
 
 SLOW = pytest.mark.slow
 GOOD, BAD = ("wonderful", "lovely", "great"), ("dull", "awful", "poor")
