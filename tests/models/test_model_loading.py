@@ -1,12 +1,13 @@
 """A model of another kind, or not whole, is refused; transformers would fill it in at random."""
 
 import json
+import logging.handlers
 
 import pytest
 from transformers import AutoTokenizer, GPT2Config, T5Config
 
 from trl_recipes import AutoModelForCausalLMWithValueHead, RecipeError, load_run
-from trl_recipes.models.loading import check_language_model
+from trl_recipes.models.loading import check_language_model, load_classifier
 
 
 def test_heads_of_other_tasks_are_no_language_models():
@@ -47,3 +48,13 @@ def test_each_kind_of_model_is_sent_to_its_own_recipe():
         check_language_model(kind, "x", causal=causal)
         with pytest.raises(RecipeError, match=told):
             check_language_model(kind, "x", causal=not causal)
+
+
+def test_a_head_that_was_asked_for_is_no_news(tiny_gpt2, monkeypatch):
+    told = logging.handlers.BufferingHandler(100)
+    logger = logging.getLogger("transformers")
+    monkeypatch.setattr(logger, "handlers", [told])
+    model, _ = load_classifier(tiny_gpt2, new_head=True, num_labels=1)
+    assert told.buffer == []
+    assert model.num_labels == 1
+    assert logger.level == logging.WARNING  # as it was

@@ -7,6 +7,11 @@ import pytest
 from chains import assert_same_weights, contents, result_of, rows_of
 from launching import run_here
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from trl import ModelConfig
+
+from trl_recipes import PPOConfig
+from trl_recipes.run_folder import RunFolder
+from trl_recipes.training import seq2seq
 
 TINY = """--hidden_size 16 --num_layers 1 --num_heads 2 --pretrain_steps 8 --pretrain_batch_size 8
  --reward_outputs 40 --reward_steps 4 --reward_batch_size 8 --max_steps 2 --batch_size 8
@@ -32,6 +37,15 @@ def test_each_stage_leaves_a_model_that_plain_transformers_loads(finished):
     scorer = AutoModelForSequenceClassification.from_pretrained(finished / "reward_model" / "model")
     assert scorer.config.num_labels == 1
     assert (finished / "plots" / "training.png").stat().st_size > 10_000
+
+
+def test_a_reward_model_on_a_base_of_yours_learns_more_slowly(tmp_path):
+    for base, rate in ((None, 1e-3), ("a base", 5e-5)):
+        config, stages = PPOConfig(output_dir=str(tmp_path / "run")), seq2seq.StageArguments()
+        settings = (seq2seq.PairArguments(), stages, seq2seq.Seq2SeqSizes(), config)
+        start, texts = ModelConfig(model_name_or_path=base), seq2seq.RewriteTexts([], [], [], None)
+        seq2seq.plan_rewrites(RunFolder(config.output_dir), *settings, start, texts)
+        assert stages.training("reward", config).learning_rate == rate
 
 
 def test_learned_and_true_reward_stand_side_by_side_in_every_row(finished):

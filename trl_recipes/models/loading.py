@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from trl_recipes.errors import RecipeError
@@ -142,9 +143,15 @@ def load_classifier(
         tokenizer = AutoTokenizer.from_pretrained(folder, **trusted, **gguf)
         settings = {"dtype": "float32", "use_safetensors": True} | trusted | kwargs
         settings |= _unpacked(path, gguf, kwargs)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=new_head, **settings
-        )
+        verbosity = logging.get_verbosity()
+        if new_head:  # which transformers would tell in a table of all its weights
+            logging.set_verbosity_error()
+        try:
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=new_head, **settings
+            )
+        finally:
+            logging.set_verbosity(verbosity)
     if not new_head:
         _check_missing(info, f"{source}: `{name}`", "classifier")
     return model, tokenizer

@@ -29,7 +29,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.utils import logging as transformers_logging
 
 from trl_recipes.data.files import load_rows
 from trl_recipes.data.tokenizers import train_tokenizer
@@ -130,7 +129,9 @@ class StageArguments:
     reward_noise: float = setting(0.1, "Standard deviation of errors in the learned scores.")
     reward_steps: int = setting(800, "Steps of the reward model.")
     reward_batch_size: int = setting(32, "Its comparisons per step.")
-    reward_learning_rate: float = setting(1e-3, "Its peak learning rate.")
+    reward_learning_rate: float | None = setting(
+        None, "Its peak learning rate (default: 5e-5 from a base model of yours, else 1e-3)."
+    )
 
     def __post_init__(self):
         unknown = [name for name in self.stages if name not in STAGES]
@@ -209,6 +210,8 @@ def plan_rewrites(
 ) -> tuple[Stage | None, Stage | None, Stage]:
     """Plan pretraining, the reward model and PPO; None where a named model stands for it."""
     base, wanted, advice = model_config.model_name_or_path, stages.stages, "Run that stage too"
+    if stages.reward_learning_rate is None:
+        stages.reward_learning_rate = 1e-3 if base is None else 5e-5
     learned_from = ("pairs", "sources", "comparisons")
     digests = {name: digest(getattr(texts, name) or []) for name in learned_from}
     pretrain = score = None
@@ -470,12 +473,7 @@ def _encode(
 
 def _start_scorer(start: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Put a new head with one label on the weights of another model."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # that a head is new goes without saying here
-    try:
-        model, tokenizer = load_classifier(start, new_head=True, num_labels=1)
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+    model, tokenizer = load_classifier(start, new_head=True, num_labels=1)
     model.config.reads_pairs, model.config.problem_type = True, "regression"
     positions = context_length(model.config)
     longest = positions or 2 * tokenizer.model_max_length  # relative positions take any length
