@@ -1,5 +1,6 @@
 """arguments: YAML and flags into dataclasses, and an error for each way to get them wrong."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,18 +41,18 @@ def parse(*argv):
 
 @pytest.fixture
 def config(tmp_path):
-    def write(text, name="config.yaml"):
-        path = tmp_path / name
-        path.write_text(text)
-        return str(path)
+    def write(text):
+        (tmp_path / "config.yaml").write_text(text)
+        return str(tmp_path / "config.yaml")
 
     return write
 
 
-def refused(*argv):
+def assert_told(parts, *argv):
     with pytest.raises(RecipeError) as error:
         parse(*argv)
-    return str(error.value)
+    assert [part for part in parts if part not in str(error.value)] == []
+    assert "\n" not in str(error.value)
 
 
 def test_without_arguments_or_with_an_empty_file_everything_has_its_default(config):
@@ -77,8 +78,7 @@ def test_yaml_values_become_what_the_flags_would_make_of_them(config):
         "output_dir: 'no'\n"
     )
     args, training = parse("--config", path)
-    assert args.reward_weights == [1.0, 0.5, 0.2]
-    assert [type(weight) for weight in args.reward_weights] == [float] * 3
+    assert str(args.reward_weights) == "[1.0, 0.5, 0.2]"  # floats all
     assert (args.shuffle, args.half, args.dataset_name) == (False, True, "2024")
     assert training == TrainingConfig(1e-5, "no", ["tensorboard", "wandb"], {"power": 2})
 
@@ -86,7 +86,6 @@ def test_yaml_values_become_what_the_flags_would_make_of_them(config):
 def test_null_in_yaml_is_none_where_none_is_allowed(config):
     args, _ = parse("--config", config("dataset_name: null\nreward_weights:\n"))
     assert (args.dataset_name, args.reward_weights) == (None, None)
-    assert "`min_length` is empty" in refused("--config", config("min_length: null\n"))
 
 
 @pytest.mark.parametrize(
@@ -124,9 +123,7 @@ def test_flags_for_truth_values_stand_alone_or_take_a_value(argv, shuffle, half)
     ],
 )
 def test_a_wrong_command_line_is_told_in_one_line(argv, told):
-    message = refused(*argv)
-    assert [part for part in told if part not in message] == []
-    assert "\n" not in message
+    assert_told(told, *argv)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +144,7 @@ def test_a_flag_of_an_earlier_version_is_told_by_its_name_of_today(config, old, 
         ("learning_rate: [1, 2]", ["`learning_rate` takes one value, not [1, 2]"]),
         ("learning_rate: {a: 1}", ["`learning_rate` takes one value, not {'a': 1}"]),
         ("min_length: 2.5", ["`min_length`: invalid int value: '2.5'"]),
+        ("min_length: null", ["`min_length` is empty"]),
         ("change_score: 2", ["`change_score`: invalid choice", "choose from 0, 1"]),
         ("shuffle: perhaps", ["`shuffle`: ", "perhaps"]),
         ("dataset_name: yes", ["`dataset_name` is true", "quotes"]),
@@ -159,9 +157,7 @@ def test_a_flag_of_an_earlier_version_is_told_by_its_name_of_today(config, old, 
 )
 def test_a_wrong_file_is_told_with_its_name_and_the_key(config, text, told):
     path = config(text)
-    message = refused("--config", path)
-    assert [part for part in [*told, f"`{path}`"] if part not in message] == []
-    assert "\n" not in message
+    assert_told([*told, f"`{path}`"], "--config", path)
 
 
 def test_a_missing_required_flag_is_named_and_a_file_can_give_it(config):
@@ -202,39 +198,29 @@ def test_help_leaves_inherited_flags_to_help_all(capsys):
 
     with pytest.raises(SystemExit):
         parse_arguments(Config, ModelConfig, argv=["--help"])
-    flags = [
-        line.split()[0]
-        for line in capsys.readouterr().out.splitlines()
-        if line.strip().startswith("--") and "lists every" not in line
-    ]
-    assert {"--config", "--horizon"} <= set(flags)
-    assert {"--output_dir", "--seed", "--max_steps", "--use_peft", "--lora_r"} <= set(flags)
-    assert {"--adam_beta1", "--load_in_4bit"} & set(flags) == set()
-    assert len(flags) < 25
+    flags = set(re.findall(r"(?m)^ *(--\w+)", capsys.readouterr().out))
+    assert {"--config", "--horizon", "--output_dir", "--seed", "--max_steps"} <= flags
+    assert {"--use_peft", "--lora_r"} <= flags
     with pytest.raises(SystemExit, match=r"^0$"):
         parse_arguments(Config, ModelConfig, argv=["--help_all"])
-    printed = capsys.readouterr().out
-    assert "--adam_beta1" in printed
-    assert "--load_in_4bit" in printed
+    every = set(re.findall(r"(?m)^ *(--\w+)", capsys.readouterr().out))
+    assert {"--adam_beta1", "--load_in_4bit"} <= every - flags
+    assert len(flags) < 26  # --help_all among them
 
 
 def test_the_configuration_of_trl_itself_can_be_parsed(monkeypatch, config):
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    path = config(
-        "learning_rate: 1.41e-5\nlora_target_modules: [c_attn, c_proj]\nbf16: false\n"
-        "gradient_checkpointing: false\n"
-        "lr_scheduler_kwargs: {}\nreport_to: none\neval_strategy: 'no'\n"
-    )
+    text = "learning_rate: 1.41e-5\nlora_target_modules: [c_attn, c_proj]\nbf16: false\n"
+    text += "gradient_checkpointing: false\nlr_scheduler_kwargs: {}\neval_strategy: 'no'\n"
+    path = config(f"{text}report_to: none\n")
     args, training, model = parse_arguments(
         SentimentArguments, SFTConfig, ModelConfig, argv=["--config", path, "--use_peft"]
     )
-    assert training.learning_rate == 1.41e-5
-    assert training.bf16 is False
+    assert (args, training.learning_rate, training.bf16) == (SentimentArguments(), 1.41e-5, False)
     assert (model.use_peft, model.lora_target_modules) == (True, ["c_attn", "c_proj"])
-    assert args == SentimentArguments()
-    bad = config("eval_strategy: no\n")
+    path = config("eval_strategy: no\n")
     with pytest.raises(RecipeError, match=r"`eval_strategy` is false. YAML .*quotes"):
-        parse_arguments(SFTConfig, argv=["--config", bad])
+        parse_arguments(SFTConfig, argv=["--config", path])
 
 
 def test_a_recipe_may_have_a_default_file(tmp_path, monkeypatch, capsys):

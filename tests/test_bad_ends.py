@@ -1,6 +1,5 @@
 """What ends one process ends all of them within seconds, with its message in the last lines."""
 
-import json
 import os
 import signal
 import sys
@@ -9,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import recipes_in_turn
 import torch
-from launching import LAUNCH, RECIPES, Recipe, run_warm
+from launching import LAUNCH, run_warm
 from transformers import TrainingArguments
 
 from trl_recipes import RecipeError
@@ -67,27 +65,6 @@ def test_the_end_of_one_is_the_end_of_all(how, meanwhile, message, told, tmp_pat
     assert told in done.stderr
     assert message in "\n".join(done.stderr.splitlines()[-12:])
     assert "gloo" not in done.stderr  # what the end looks like from the other process
-
-
-@SLOW  # that one process which is told ends all, test_several_processes.py holds
-def test_the_launcher_told_to_stop_leaves_a_checkpoint_to_go_on_from(tmp_path):
-    recipes_in_turn.make_models(tmp_path / "models")
-    recipe, flags = recipes_in_turn.RUNS["grpo"]
-    flags = flags.format(models=tmp_path / "models").replace("--max_steps 2", "--max_steps 9999")
-    flags = flags.replace("--save_steps 1", "--save_steps 9999") + " --disable_tqdm true"
-    command = [RECIPES / f"{recipe}.py", *flags.split(), "--output_dir", tmp_path / "run"]
-    launcher = Recipe(*LAUNCH, *command)
-    rows = tmp_path / "run" / "all_stats.jsonl"
-    launcher.wait_until(lambda: rows.is_file() and rows.stat().st_size)
-    launcher.send_signal(signal.SIGTERM)
-    done = launcher.finish()
-    assert done.returncode != 0
-    assert done.stderr.count("SIGTERM: finishing this step, then saving.") == 1
-    assert done.stderr.count("--resume_from_checkpoint true") == 1
-    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
-    steps = len(rows.read_text().splitlines())
-    assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] == steps
-    assert len(list(checkpoint.glob("rng_state_*.pth"))) == 2
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """recipes/ppo_custom_reward.py as users run it, short; its figures are measured elsewhere."""
 
-import json
-
 import pytest
 from launching import RECIPES, run_here, run_warm
 from transformers import AutoModelForCausalLM
+
+from trl_recipes.stats import load_stats
 
 RECIPE = "ppo_custom_reward.py"
 CONFIG = RECIPES / "configs" / "ppo_custom_reward.yaml"
@@ -29,22 +29,20 @@ def finished(tiny_gpt2, tmp_path_factory):
 
 
 def test_text_before_and_after_is_shown_with_every_component(finished):
-    _, told = finished
+    lines = finished[1].splitlines()
     for name in ("reference", "run"):
-        assert told.count(f"\n{name}: The film") + told.startswith(f"{name}: The film") == 3
-    shown = [line for line in told.splitlines() if line.startswith("    log_perplexity -")]
+        assert sum(line.startswith(f"{name}: The film") for line in lines) == 3
+    shown = [line for line in lines if line.startswith("    log_perplexity -")]
     assert len(shown) == 6
     assert all(f", {component} " in line for line in shown for component in COMPONENTS[1:])
-    table = {line.split()[0] for line in told.splitlines() if "±" in line}
-    assert table >= set(COMPONENTS)
+    assert {line.split()[0] for line in lines if "±" in line} >= set(COMPONENTS)
 
 
 def test_every_component_is_in_every_row_raw_and_with_what_normalized_it(finished):
-    rows = [json.loads(line) for line in (finished[0] / "all_stats.jsonl").read_text().splitlines()]
+    rows = load_stats(finished[0])
     assert len(rows) == 2
-    for component in COMPONENTS:
-        for figure in ("mean", "std", "shift", "scale"):
-            assert f"rewards/{component}/{figure}" in rows[0]
+    figures = ("mean", "std", "shift", "scale")
+    assert {f"rewards/{name}/{figure}" for name in COMPONENTS for figure in figures} <= set(rows[0])
     assert all(0 <= row["rewards/length/mean"] <= 1 for row in rows)
 
 
@@ -60,20 +58,19 @@ def test_version_1_optimizes_perplexity_and_logs_the_rest(tiny_gpt2, tmp_path):
     (tmp_path / "goal.txt").write_text("A dull film.")
     more = ["--version", "1", "--reference_text", f"{tmp_path}/goal.txt"]
     run_here(RECIPE, *words(tiny_gpt2, tmp_path / "run", *more))
-    for line in (tmp_path / "run" / "all_stats.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in load_stats(tmp_path / "run"):
         raw = 3.0 * row["rewards/log_perplexity/mean"] - 0.5 * row["rewards/repetition/mean"]
         assert row["env/reward_mean"] == pytest.approx(raw, abs=1e-5)
         assert row["rewards/similarity/mean"] != 0
 
 
 def test_a_users_own_function_replaces_the_recipes_rewards(tiny_gpt2, tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "def shouts(completions, **columns):\n"
-        "    return [float(text.isupper()) for text in completions]\n"
+    mine = (
+        "def shouts(completions, **_):\n    return [float(text.isupper()) for text in completions]"
     )
+    (tmp_path / "mine.py").write_text(mine)
     more = ["--reward_funcs", f"{tmp_path / 'mine.py'}:shouts", "RepetitionPenalty"]
     run_here(RECIPE, *words(tiny_gpt2, tmp_path / "run", *more, "--metrics", "UppercaseReward"))
-    row = json.loads((tmp_path / "run" / "all_stats.jsonl").read_text().splitlines()[0])
+    (row, _) = load_stats(tmp_path / "run")
     keys = {key for key in row if key.startswith(("rewards/", "metrics/")) and "mean" in key}
     assert keys == {"rewards/shouts/mean", "rewards/repetition/mean", "metrics/uppercase/mean"}

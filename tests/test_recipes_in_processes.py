@@ -1,21 +1,84 @@
-"""Every recipe that trains, through accelerate launch with two processes: one whole run each."""
+"""Every recipe that trains, in two processes: one whole run each, as one process leaves it."""
 
 import json
 import logging
 import os
+import random
 import re
+import signal
 import sys
 from pathlib import Path
 
 import pytest
-import recipes_in_turn
-from launching import launch, run_here
+from launching import LAUNCH, RECIPES, Recipe, launch, run_here
+from tiny_models import save_tiny_classifier, save_tiny_gpt2
 from transformers import AutoConfig
 
 from trl_recipes import distributed as processes
 from trl_recipes.stats import load_stats
 
-RUNS = list(recipes_in_turn.RUNS)
+SIZES = "--num_layers 1 --num_heads 2 --hidden_size 16 --vocab_size 300 --max_steps 4"
+DATA = "--dataset_name {models}/reviews.jsonl"
+RL = "--model_name_or_path {models}/gpt2 --max_steps 2 --batch_size 8 --response_length 6"
+RL += f" --save_steps 1 {DATA}"
+TASK = "--reward_model {models}/classifier --eval_prompts 8"
+SEQ2SEQ = "--hidden_size 16 --num_layers 1 --num_heads 2 --pretrain_steps 4 --reward_steps 4"
+SEQ2SEQ += " --pretrain_batch_size 8 --reward_batch_size 8 --reward_outputs 40 --max_steps 2"
+SEQ2SEQ += " --batch_size 8 --mini_batch_size 8 --ppo_epochs 1 --response_length 8"
+SHOUTING = "--text_file {models}/text.txt --prompt_length 8 --response_length 16 --max_steps 2"
+SHOUTING += " --eval_prompts 16 --baseline_steps 8 --batch_size 16 --num_generations 8"
+SHOUTING += " --n_layer 1 --n_head 2 --n_embd 32 --context_length 24"
+# Run folder: recipe and flags.
+RUNS = {
+    "lm": f"pretrain_lm {DATA} --n_layer 1 --n_head 2 --n_embd 16 --max_steps 4 --vocab_size 300",
+    "classifier": f"train_classifier {DATA} {SIZES}",
+    "reward": f"train_reward_model {DATA} --kind pairs {SIZES}",
+    "ppo": f"ppo_sentiment {RL} {TASK}",
+    "custom": f"ppo_custom_reward {RL}",
+    "grpo": f"grpo_sentiment {RL} {TASK} --num_generations 4",
+    "rloo": f"rloo_sentiment {RL} {TASK} --num_generations 4 --reward_once true",
+    "rlhf": f"rlhf {RL} --eval_prompts 8 --reward_epochs 1 --reward_context_length 32",
+    "rewrites": f"ppo_seq2seq {SEQ2SEQ} --eval_prompts 8",
+    "shouting": f"grpo_shouting {SHOUTING}",
+}
+
+
+def make_models(folder):
+    """A GPT-2, a classifier, reviews and a text."""
+    save_tiny_classifier(save_tiny_gpt2(folder / "gpt2"), folder / "classifier")
+    draw, words = random.Random(0), (("dull", "awful", "poor"), ("wonderful", "lovely", "great"))
+    rows = [
+        {"text": f"The acting was {draw.choice(words[i % 2])}, I think, {i}.", "label": i % 2}
+        | {"split": "test" if i < 20 else "train"}
+        for i in range(120)
+    ]
+    (folder / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    weather = ["rain", "snow", "wind", "sun", "moon"]
+    lines = (" ".join(draw.choice(weather) for _ in range(4)) + "\n" for _ in range(300))
+    (folder / "text.txt").write_text("".join(lines))
+
+
+def command(folder, name):
+    """A recipe and its flags; its run goes into a folder of its own."""
+    recipe, *flags = RUNS[name].format(models=folder / "models").split()
+    return f"{recipe}.py", *flags, "--disable_tqdm", "true", "--output_dir", folder / name
+
+
+def train_all(folder):
+    """What each of two processes does; what it says and writes goes to files."""
+    rank = os.environ["RANK"]
+    for number, kind in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{rank}.{kind}", os.O_WRONLY | os.O_CREAT), number)
+    written = (folder / f"{rank}.written").open("w")  # for as long as this process is there
+
+    def look(event, arguments):
+        if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+            written.write(f"{arguments[0]}\n")
+            written.flush()
+
+    sys.addaudithook(look)
+    for name in RUNS:
+        run_here(*command(folder, name))
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +86,10 @@ def folders(tmp_path_factory):
     """The runs of one process, this one, and those of two."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     for folder in (one, two):
-        recipes_in_turn.make_models(folder / "models")
-    launch(Path(recipes_in_turn.__file__), two, timeout=400)
-    recipes_in_turn.run(one, names=[name for name in RUNS if name != "rloo"])
+        make_models(folder / "models")
+    launch(Path(__file__), two, timeout=400)
+    for name in [name for name in RUNS if name != "rloo"]:
+        run_here(*command(one, name))
     return one, two
 
 
@@ -42,25 +106,22 @@ def test_two_processes_leave_the_run_that_one_leaves(name, folders):
     assert found == files(one)
     assert {"config.yaml", "model/model.safetensors"} <= found
     AutoConfig.from_pretrained(two / "model")
-    for path in two.rglob("*.png"):
-        assert path.stat().st_size > 5_000
+    assert all(path.stat().st_size > 5_000 for path in two.rglob("*.png"))
     if name in ("lm", "classifier", "reward"):
         return
-    rows = load_stats(two)
-    assert [row["step"] for row in rows] == [1, 2]  # each is one row
     per_process = 16 if name == "shouting" else 8
-    assert [row["episode"] for row in rows] == [2 * per_process, 4 * per_process]
+    steps = [(row["step"], row["episode"]) for row in load_stats(two)]  # each is one row
+    assert steps == [(1, 2 * per_process), (2, 4 * per_process)]
     samples = (two / "samples.jsonl").read_text().splitlines()
     assert {json.loads(line)["step"] for line in samples} == {1, 2}
 
 
 def test_only_the_main_process_speaks_and_writes(folders):
-    told = (folders[1] / "0.out").read_text()
+    two = folders[1]
+    told, other, errors = ((two / name).read_text() for name in ("0.out", "1.out", "1.err"))
     for line in ("Training a GPT-2 of 1 layers", "Reward model:", "baseline: train loss"):
         assert told.count(line) == 1, line
-    assert (folders[1] / "1.out").read_text() == ""
-    assert (folders[1] / "1.err").read_text() == ""
-    two = folders[1]
+    assert other == errors == ""
     mine, others = (
         {path for path in (two / f"{rank}.written").read_text().splitlines() if str(two) in path}
         for rank in (0, 1)
@@ -91,3 +152,26 @@ def test_what_trains_nothing_is_done_by_the_main_process_alone(name, monkeypatch
         processes.leave_launch()
         assert not processes.launched()
         assert not [key for key in os.environ if key.startswith(("RANK", "LOCAL_", "WORLD_SIZE"))]
+
+
+@pytest.mark.slow  # that one process which is told ends all, test_several_processes.py holds
+def test_the_launcher_told_to_stop_leaves_a_checkpoint_to_go_on_from(tmp_path):
+    make_models(tmp_path / "models")
+    recipe, *flags = command(tmp_path, "grpo")
+    longer = ["--max_steps", 9999, "--save_steps", 9999]
+    launcher = Recipe(*LAUNCH, RECIPES / recipe, *flags, *longer)
+    rows = tmp_path / "grpo" / "all_stats.jsonl"
+    launcher.wait_until(lambda: rows.is_file() and rows.stat().st_size)
+    launcher.send_signal(signal.SIGTERM)
+    done = launcher.finish()
+    assert done.returncode != 0
+    assert done.stderr.count("SIGTERM: finishing this step, then saving.") == 1
+    assert done.stderr.count("--resume_from_checkpoint true") == 1
+    (checkpoint,) = (tmp_path / "grpo" / "checkpoints").iterdir()
+    steps = len(rows.read_text().splitlines())
+    assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] == steps
+    assert len(list(checkpoint.glob("rng_state_*.pth"))) == 2
+
+
+if __name__ == "__main__":
+    train_all(Path(sys.argv[1]))

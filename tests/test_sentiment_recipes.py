@@ -4,12 +4,12 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 from contextlib import redirect_stdout
 
 import pytest
 import trl
-import yaml
 from launching import ACCELERATE, RECIPES, run_here, run_warm
 from tiny_grpo import without_times
 from tiny_models import save_tiny_classifier
@@ -38,33 +38,35 @@ def models(tmp_path_factory, tiny_gpt2):
     return names | {"dataset_name": data}
 
 
-def run(kind, words):
-    run_here(f"{kind}_sentiment.py", *words)
+def settings_of(kind, models, **changes):
+    settings = {"max_steps": 3, "batch_size": 8, "eval_prompts": 8, "response_length": 6}
+    settings |= {"disable_tqdm": "true", "learning_rate": 1e-3}
+    return models | settings | ({} if kind == "ppo" else {"num_generations": 4}) | changes
 
 
-def flags(kind, models, folder, **changes):
-    settings = models | {"output_dir": folder, "max_steps": 3, "batch_size": 8, "eval_prompts": 8}
-    settings |= {"response_length": 6, "disable_tqdm": "true", "learning_rate": 1e-3}
-    settings |= ({} if kind == "ppo" else {"num_generations": 4}) | changes
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+def run(kind, folder, settings):
+    words = (word for name, value in settings.items() for word in (f"--{name}", str(value)))
+    run_here(f"{kind}_sentiment.py", *words, "--output_dir", folder)
 
 
 @pytest.fixture(scope="module")
 def finished(models, tmp_path_factory):
-    """A run of each, laid beside each other; and what PPO's printed."""
+    """A run of each, laid beside each other; and what they printed."""
     folder = tmp_path_factory.mktemp("runs")
-    with redirect_stdout(io.StringIO()) as printed:
-        run("ppo", flags("ppo", models, folder / "ppo"))
-    for kind in ("grpo", "rloo"):
-        run(kind, flags(kind, models, folder / kind))
-    return folder, printed.getvalue()
+    told = {}
+    for kind in ("ppo", "grpo", "rloo"):
+        with redirect_stdout(io.StringIO()) as printed:
+            run(kind, folder / kind, settings_of(kind, models))
+        told[kind] = printed.getvalue()
+    return folder, told
 
 
 @each
 def test_the_run_folder_holds_what_it_promises(kind, finished):
-    folder, told = finished[0] / kind, finished[1]
-    assert [row["step"] for row in load_stats(folder)] == [1, 2, 3]
-    assert all("env/reward_mean" in row and "objective/kl" in row for row in load_stats(folder))
+    folder, told = finished[0] / kind, finished[1][kind]
+    rows = load_stats(folder)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all("env/reward_mean" in row and "objective/kl" in row for row in rows)
     assert (folder / "plots" / "training.png").stat().st_size > 10_000
     samples = (folder / "samples.jsonl").read_text().splitlines()
     assert len(samples) == (12 if kind == "ppo" else 6)
@@ -73,29 +75,29 @@ def test_the_run_folder_holds_what_it_promises(kind, finished):
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert len(AutoTokenizer.from_pretrained(folder / "model")) <= model.config.vocab_size
     assert (folder / "model" / "value_head.safetensors").is_file() is (kind == "ppo")
-    assert "3 steps, each of 8 responses, gone over 4 times" in told
-    assert "P(POSITIVE)" in told
-    assert str(finished[0] / "ppo" / "model") in told
+    shape = "gone over 4 times" if kind == "ppo" else "4 to a prompt"
+    said = (f"3 steps, each of 8 responses, {shape}", "P(POSITIVE)", str(folder / "model"))
+    assert [words for words in said if words not in told] == []
 
 
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])
 def test_its_config_runs_it_again_and_another_seed_differs(kind, finished, tmp_path):
     first = finished[0] / kind
-    config = ["--config", str(first / "config.yaml"), "--eval_prompts", "2"]
-    run(kind, [*config, "--output_dir", str(tmp_path / "again")])
-    again, other = tmp_path / "again", tmp_path / "other"
-    assert without_times(load_stats(again)) == without_times(load_stats(first))
-    run(kind, [*config, "--output_dir", str(tmp_path / "other"), "--seed", "1"])
-    assert without_times(load_stats(other)) != without_times(load_stats(first))
+    config = {"config": first / "config.yaml", "eval_prompts": 2}
+    run(kind, tmp_path / "again", config)
+    run(kind, tmp_path / "other", config | {"seed": 1})
+    folders = (first, tmp_path / "again", tmp_path / "other")
+    rows, again, other = (without_times(load_stats(folder)) for folder in folders)
+    assert rows == again != other
 
 
 @groups
 def test_a_check_says_what_it_takes_and_writes_nothing(kind, models, tmp_path, capsys):
-    run(kind, flags(kind, models, tmp_path / "run", check="true"))
-    said = capsys.readouterr().out
-    assert f"{kind.upper()} on GPT2LMHeadModel" in said
-    assert "3 steps, each of 8 responses, 4 to a prompt" in said
-    assert "The whole training will take about" in said
+    run(kind, tmp_path / "run", settings_of(kind, models, check="true"))
+    told = capsys.readouterr().out
+    said = ("3 steps, each of 8 responses, 4 to a prompt", "The whole training will take about")
+    said = (f"{kind.upper()} on GPT2LMHeadModel", *said)
+    assert [words for words in said if words not in told] == []
     assert not (tmp_path / "run").exists()
 
 
@@ -109,35 +111,31 @@ def test_compare_takes_any_two_runs(finished, tmp_path, capsys):
 
 def test_the_three_recipes_differ_in_the_algorithm_alone():
     """The same flags of the recipe, and below `Trainer` the same text but for the names."""
-    parts = {}
+    texts = {}
     for kind in ("ppo", "grpo", "rloo"):
         text = (RECIPES / f"{kind}_sentiment.py").read_text()
-        parts[kind] = [
-            text.split(mark)[1].replace(kind.upper(), "X").replace(kind, "x")
-            for mark in ("@dataclass", "# Prompts")
-        ]
-    assert parts["ppo"][1] == parts["grpo"][1] == parts["rloo"][1]
-    first = {kind: part[0].split("# Models")[0] for kind, part in parts.items()}
-    assert first["ppo"] == first["grpo"] == first["rloo"]
-    assert parts["grpo"] == parts["rloo"]
+        text = text.partition("@dataclass")[2].replace(kind.upper(), "X").replace(kind, "x")
+        texts[kind] = re.split("# (?:Models|Prompts)", text)
+    assert texts["ppo"][::2] == texts["grpo"][::2]
+    assert len(texts["ppo"]) == 3
+    assert texts["grpo"] == texts["rloo"]
 
 
 @groups
 def test_every_setting_of_trl_is_a_flag_and_help_explains_what_matters(kind, capsys):
     for flag in ("--help", "--help_all"):
         with pytest.raises(SystemExit):
-            run(kind, [flag])
+            run_here(f"{kind}_sentiment.py", flag)
         text = capsys.readouterr().out
-        for name in ("num_generations", "beta", "num_iterations", "check"):
-            assert f"--{name} " in text
+        names = ("num_generations", "beta", "num_iterations", "check")
+        assert [name for name in names if f"--{name} " not in text] == []
     fields = dataclasses.fields(getattr(trl, f"{kind.upper()}Config"))
     assert [field.name for field in fields if field.init and f"--{field.name}" not in text] == []
 
 
 def test_an_ablation_runs_each_variant_once(models, tmp_path):
-    few = {"mini_batch_size": "4", "min_response_length": "4", "learning_rate": "0.001"}
-    words = iter(flags("ppo", models, tmp_path, ppo_epochs="1", **few))
-    once = {name[2:]: yaml.safe_load(value) for name, value in zip(words, words, strict=True)}
+    few = {"mini_batch_size": 4, "min_response_length": 4, "ppo_epochs": 1, "disable_tqdm": True}
+    once = settings_of("ppo", {name: str(path) for name, path in models.items()}, **few)
     variants = {"once": once, "no score clip": once | {"score_clip": None, "ppo_epochs": 2}}
     (tmp_path / "few.yaml").write_text(json.dumps({"variants": variants}))
     command = ["ppo_ablation.py", "--config", tmp_path / "few.yaml", "--seeds", "3"]
@@ -157,8 +155,8 @@ def test_an_ablation_runs_each_variant_once(models, tmp_path):
 
 
 def test_lora_trains_and_loads(models, tmp_path):
-    peft = ["--use_peft", "true", "--merge_adapter", "true"]
-    run("ppo", [*flags("ppo", models, tmp_path / "lora"), *peft])
+    peft = {"use_peft": "true", "merge_adapter": "true"}
+    run("ppo", tmp_path / "lora", settings_of("ppo", models, **peft))
     assert (tmp_path / "lora" / "model" / "model.safetensors").is_file()
 
 

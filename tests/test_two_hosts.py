@@ -112,31 +112,25 @@ class Launch:
             for rank, host in enumerate(hosts)
         ]
 
-    def said(self, rank):
-        return self.outputs[rank].read_text()
+    def said(self):
+        return "".join(path.read_text()[-3000:] for path in self.outputs)
 
     def wait_for_step(self, step, seconds=120):
         ends = time.monotonic() + seconds
         while not self.stats.is_file() or len(self.stats.read_text().splitlines()) < step:
-            assert time.monotonic() < ends, self.said(0)[-3000:] + self.said(1)[-3000:]
-            assert self.processes[0].poll() is None, self.said(0)[-3000:]
+            assert time.monotonic() < ends, self.said()
+            assert self.processes[0].poll() is None, self.said()
             time.sleep(0.02)
 
-    def ends(self, rank, seconds):
-        """Exit code of one machine's launch."""
-        return self.processes[rank].wait(timeout=seconds)
-
     def end_well(self):
-        assert [self.ends(rank, 120) for rank in (0, 1)] == [0, 0], self.said(0) + self.said(1)
+        assert [process.wait(timeout=120) for process in self.processes] == [0, 0], self.said()
 
 
 def test_a_run_that_loses_a_machine_ends_as_one_left_alone(hosts, tiny_gpt2, tmp_path):
     (tmp_path / "mine.py").write_text(REWARD)
-    (tmp_path / "texts.txt").write_text(
-        "\n".join(f"{text} {i}" for i in range(9) for text in SENTENCES)
-    )
-    flags = [*WORDS.split(), "--model_name_or_path", tiny_gpt2]
-    flags += ["--dataset_name", tmp_path / "texts.txt"]
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"{text} {i}" for i in range(9) for text in SENTENCES))
+    flags = [*WORDS.split(), "--model_name_or_path", tiny_gpt2, "--dataset_name", texts]
     flags += ["--reward_funcs", f"{tmp_path / 'mine.py'}:evenness"]
     Launch(hosts, flags, tmp_path / "alone").end_well()
 
@@ -144,9 +138,10 @@ def test_a_run_that_loses_a_machine_ends_as_one_left_alone(hosts, tiny_gpt2, tmp
     run = Launch(hosts, flags, folder, pause=0.2)
     run.wait_for_step(5)
     hosts[1].switch_off()
-    assert run.ends(0, 20) == 1
-    assert "The connection to another process was lost" in run.said(0)
-    assert "--resume_from_checkpoint true" in run.said(0)
+    assert run.processes[0].wait(timeout=20) == 1
+    told = run.outputs[0].read_text()
+    assert "The connection to another process was lost" in told
+    assert "--resume_from_checkpoint true" in told
     left = checkpoints_in(folder / "checkpoints")
     assert [damage(path) for path in left] == [None, None]
 

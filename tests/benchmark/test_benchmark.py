@@ -15,15 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trl_recipes import RecipeError
 from trl_recipes.benchmark import models, worker
-from trl_recipes.benchmark.bound import (
-    ModelShape,
-    Needs,
-    Rates,
-    bound,
-    measure_rates,
-    model_shape,
-    needs,
-)
+from trl_recipes.benchmark.bound import ModelShape, Needs, Rates, bound, model_shape, needs
 from trl_recipes.benchmark.models import PHASES, Workload, check_workload
 from trl_recipes.benchmark.report import Report
 from trl_recipes.benchmark.worker import Clock, Result, run_in_turn, run_worker
@@ -95,10 +87,6 @@ def test_the_bound_adds_phases_and_overlaps_reading_with_multiplying():
     assert bound(needed, Rates(10, 10))["generation"] == 10
 
 
-def test_rates_are_of_this_machine():
-    assert min(measure_rates(WORK, model_shape(WORK))) > 1e7
-
-
 def test_the_clock_counts_from_step_end_to_step_end(monkeypatch):
     times = iter([1.0, 3.0, 4.5, 8.0, 9.0])
     monkeypatch.setattr(worker.time, "perf_counter", lambda: next(times))
@@ -126,16 +114,15 @@ def test_the_table_has_every_phase_the_bound_and_both_trainers():
     results = {"ours": [result([2.0], 3e9)], "trl": [result([8.0], 6e9)]}
     needed = Needs(1, 0, 1, 2, 0)
     lines = Report(WORK, results, needed, Rates(4, 1)).table().splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0] == ["Seconds a step", "trl_recipes", f"TRL {version('trl')}", "bound"]
-    told = {
-        "**step**": ["2 (2 to 2)", "8 (8 to 8)", "1"],
-        "update": ["0.5 (0.5 to 0.5)", "2 (2 to 2)", "0.5"],
-        "step over bound": ["2.00", "8.00", "1"],
-        "response tokens a second": ["16", "4", ""],
-        "peak memory": ["3.00 GB", "6.00 GB", ""],
+    cells = {tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines}
+    assert cells >= {
+        ("Seconds a step", "trl_recipes", f"TRL {version('trl')}", "bound"),
+        ("**step**", "2 (2 to 2)", "8 (8 to 8)", "1"),
+        ("update", "0.5 (0.5 to 0.5)", "2 (2 to 2)", "0.5"),
+        ("step over bound", "2.00", "8.00", "1"),
+        ("response tokens a second", "16", "4", ""),
+        ("peak memory", "3.00 GB", "6.00 GB", ""),
     }
-    assert {row[0]: row[1:] for row in cells if row[0] in told} == told
     report = Report(WORK, {"ours": results["ours"]}, needed, Rates(4, 1))  # alone: no ratio
     assert report.ratios() == {}
     assert report.chart().get_suptitle() == f"One PPO step\n{WORK}"
@@ -169,8 +156,7 @@ def test_the_reward_model_costs_next_to_nothing():
 
 @pytest.mark.parametrize("size", ["tiny", "half-billion"])
 def test_the_tokenizer_has_a_word_for_each_id(size):
-    work = replace(WORK, size=size)
-    tokenizer = models.tokenizer(work)
+    tokenizer = models.tokenizer(replace(WORK, size=size))
     last = models.model_config(size).vocab_size - 1
     assert len(tokenizer) == last + 1
     assert tokenizer.batch_decode([[0, last]]) == [f"w0 w{last}"]
@@ -191,6 +177,10 @@ def test_trainers_take_turns(monkeypatch):
     assert {name: len(runs) for name, runs in results.items()} == {"ours": 3, "trl": 3}
 
 
+WITHOUT = r"pip install 'trl<1.13'.*--only ours"
+GONE = pytest.mark.skipif(HAS_TRLS_PPO, reason="this TRL still has its PPO")
+
+
 @pytest.mark.parametrize(
     ("change", "only", "message"),
     [
@@ -198,18 +188,12 @@ def test_trainers_take_turns(monkeypatch):
         ({"shortest": 2}, "both", "Add --only ours"),
         ({"processes": 2}, "trl", "Add --only ours"),
         ({"processes": 2, "batch": 5}, "ours", "--batch 5 cannot be shared evenly by --proc.* 2"),
+        *(pytest.param({}, only, WITHOUT, marks=GONE) for only in ("trl", "both")),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_runs(change, only, message):
     with pytest.raises(RecipeError, match=message):
         check_workload(replace(WORK, **change), only)
-
-
-@pytest.mark.skipif(HAS_TRLS_PPO, reason="this TRL still has its PPO")
-@pytest.mark.parametrize("only", ["trl", "both"])
-def test_a_trl_without_its_ppo_is_told_before_anything_runs(only):
-    with pytest.raises(RecipeError, match=r"pip install 'trl<1.13'.*--only ours"):
-        check_workload(WORK, only)
 
 
 @pytest.fixture
@@ -239,9 +223,8 @@ def test_the_recipe_measures_all_phases_and_draws_them(tmp_path, capsys):
         (run,) = found["runs"][name]
         (step,) = run["steps"]
         assert sum(step[phase] for phase in PHASES) == pytest.approx(step["step"])
-        assert all(step[phase] > 0 for phase in PHASES), name
-        assert step["generation"] + step["forward"] < step["step"]
-        assert step["step"] > found["bound"]["step"]
+        assert min(step[phase] for phase in PHASES) > 0, name
+        assert step["step"] > found["bound"]["step"] > 0
         assert run["memory"] > 100e6
         assert run["response_tokens"] == 4
     assert matplotlib.image.imread(tmp_path / "chart.png")[..., :3].std() > 0.1

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,11 +47,10 @@ def test_each_phase_is_found_once_a_step(tmp_path, peft):
         calls[name] += 1
         yield
 
-    work = Workload("tiny", batch=3, query=2, response=4, epochs=2, steps=1, peft=peft)
-    trainer = build(tmp_path, work)
+    trainer = build(tmp_path, replace(WORK, peft=peft))
     with timed_phases(trainer, phase):
         trainer.train()
-    steps = work.steps + 1
+    steps = WORK.steps + 1
     # forward passes: the reference model and the value model
     assert calls == {"generation": steps, "scoring": steps, "forward": 2 * steps}
 

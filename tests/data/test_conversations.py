@@ -90,14 +90,9 @@ def test_the_tokens_are_the_chat_templates(tmp_path, tokenizer, name):
     assert holds_conversations(prompts)
 
 
-def test_conversations_may_stand_in_another_column_and_texts_beside_them(tmp_path, tokenizer):
-    def path_of(column):
-        rows = [{column: row["prompt"], "text": "The film was fine."} for row in ROWS]
-        return write(tmp_path / f"{column}.jsonl", rows, rows)
-
-    prompts = load(path_of("messages"), tokenizer, text_column="messages")
-    assert prompts["prompt"][:] == [row["prompt"] for row in ROWS]
-    path = path_of("prompt")
+def test_texts_may_stand_beside_conversations(tmp_path, tokenizer):
+    rows = [{"prompt": row["prompt"], "text": "The film was fine."} for row in ROWS]
+    path = write(tmp_path / "a.jsonl", rows, rows)
     assert holds_conversations(load(path, tokenizer))  # as TRL, which always takes `prompt`
     texts = load_prompts(path, tokenizer, length_sampler=lambda: 2, text_column="text")
     assert not holds_conversations(texts)
@@ -216,11 +211,10 @@ def test_measures_of_a_comparison_get_conversations_too(tmp_path, tokenizer, cha
     models = {"reference": (GPT2LMHeadModel.from_pretrained(chat_model), tokenizer)}
     measures = {"seen": measure} | ({"vader": vader_judge()} if vader_judge() else {})
     comparison = compare(models, prompts, measures, max_new_tokens=4)
-    ((given, completions, wanted),) = seen
-    assert given == [row["prompt"] for row in ROWS]
-    assert wanted == [row["wanted"] for row in ROWS]
     texts = comparison.results[0].responses
-    assert completions == [[{"role": "assistant", "content": text}] for text in texts]
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    columns = [[row[name] for row in ROWS] for name in ("prompt", "wanted")]
+    assert seen == [(columns[0], completions, columns[1])]
     assert "> user: A dull film? assistant:" in comparison.side_by_side(2)
 
 

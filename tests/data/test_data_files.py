@@ -5,8 +5,10 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
 
 from trl_recipes.data.files import load_rows, read_text
 from trl_recipes.data.prompts import LengthSampler, collator
@@ -21,24 +23,29 @@ ROWS = [
 ]
 
 
+WRITERS = {
+    ".csv": lambda frame, path: frame.to_csv(path, index=False),
+    ".tsv": lambda frame, path: frame.to_csv(path, index=False, sep="\t"),
+    ".json": lambda frame, path: frame.to_json(path, orient="records"),
+    ".jsonl": lambda frame, path: frame.to_json(path, orient="records", lines=True),
+    ".parquet": lambda frame, path: frame.to_parquet(path),
+}
+
+
+def write_rows(path, rows):
+    """Write rows in the format of the suffix, with pandas (an independent writer)."""
+    WRITERS[path.suffix](pd.DataFrame(rows), path)
+    return str(path)
+
+
 def write_jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
 
-def write_rows(path, rows):
-    """Write rows in the format of the suffix, with pandas (an independent writer)."""
-    import pandas as pd
-
-    frame = pd.DataFrame(rows)
-    {
-        ".csv": lambda: frame.to_csv(path, index=False),
-        ".tsv": lambda: frame.to_csv(path, index=False, sep="\t"),
-        ".json": lambda: frame.to_json(path, orient="records"),
-        ".jsonl": lambda: frame.to_json(path, orient="records", lines=True),
-        ".parquet": lambda: frame.to_parquet(path),
-    }[path.suffix]()
-    return str(path)
+def read(path):
+    """The rows of both splits."""
+    return [load_rows(str(path), split=split).to_list() for split in ("train", "test")]
 
 
 def all_train(rows):
@@ -76,18 +83,14 @@ def test_the_collator_makes_a_dict_of_lists_and_tensors_of_input_ids():
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix):
     rows = [{**row, "split": "train"} for row in ROWS] + numbered(2, split="test")
-    path = write_rows(tmp_path / f"reviews{suffix}", rows)
-    assert load_rows(path, split="train").to_list() == rows[:3]
-    assert load_rows(path, split="test").to_list() == rows[3:]
+    assert read(write_rows(tmp_path / f"reviews{suffix}", rows)) == [rows[:3], rows[3:]]
 
 
 def test_a_text_file_holds_one_text_a_line(tmp_path):
-    (tmp_path / "texts.txt").write_bytes(
-        b"first\r\n\r\n  second line \r\n" + b"more\r\n" * 18  # 20 texts, an empty line left out
-    )
-    train = load_rows(str(tmp_path / "texts.txt"), split="train")["text"][:]
-    test = load_rows(str(tmp_path / "texts.txt"), split="test")["text"][:]
-    assert sorted(train + test) == sorted(["first", "  second line"] + ["more"] * 18)
+    path = tmp_path / "texts.txt"
+    path.write_bytes(b"first\r\n\r\n  second line \r\n" + b"more\r\n" * 18)
+    texts = [row["text"] for part in read(path) for row in part]
+    assert sorted(texts) == ["  second line", "first"] + ["more"] * 18  # no empty line
 
 
 def test_rows_may_lack_columns_and_lists_may_span_lines(tmp_path):
@@ -164,11 +167,8 @@ def test_what_is_damaged_empty_or_would_be_lost_is_refused_with_the_cause(tmp_pa
 def test_a_held_out_split_goes_by_any_usual_name(tmp_path, held_out, caplog):
     rows = numbered(4, split="train") + numbered(2, split=held_out) + [{"text": "x", "split": ""}]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    assert load_rows(path, split="train").to_list() == rows[:4]
-    assert load_rows(path, split="test").to_list() == rows[4:6]
-    assert [record.message for record in caplog.records] == [
-        "1 of 7 rows have an empty column `split` and are left out."
-    ]
+    assert read(path) == [rows[:4], rows[4:6]]
+    assert caplog.messages == ["1 of 7 rows have an empty column `split` and are left out."]
 
 
 def test_a_text_is_read_without_changing_a_character_and_another_encoding_is_an_error(tmp_path):
@@ -186,12 +186,11 @@ def test_a_text_is_read_without_changing_a_character_and_another_encoding_is_an_
 
 def test_a_tenth_is_held_out_where_there_is_no_test_split_and_said_once(tmp_path, caplog):
     path = write_jsonl(tmp_path / "a.jsonl", numbered(50))
-    train = load_rows(path, split="train")["text"][:]
-    test = load_rows(path, split="test")["text"][:]
+    train, test = read(path)
     assert (len(train), len(test)) == (45, 5)
-    assert sorted(train + test) == sorted(row["text"] for row in numbered(50))
-    assert load_rows(path, split="heldout")["text"][:] == test  # always the same rows
-    (said,) = [record.message for record in caplog.records]
+    assert sorted(map(str, train + test)) == sorted(map(str, numbered(50)))
+    assert load_rows(path, split="heldout").to_list() == test  # always the same rows
+    (said,) = caplog.messages
     assert "5 of its 50 rows are held out" in said
 
 
@@ -208,36 +207,30 @@ def test_a_split_that_is_not_there_and_too_few_rows_to_hold_out_are_errors(tmp_p
 @pytest.mark.parametrize("kind", ["csv files", "parquet shards", "save_to_disk"])
 def test_a_folder_is_read_as_on_the_hub(tmp_path, kind):
     folder = tmp_path / "reviews"
+    parts = {"train": ROWS, "test": numbered(2)}
     if kind == "save_to_disk":
-        parts = {"train": datasets.Dataset.from_list(ROWS)}
-        parts["test"] = datasets.Dataset.from_list(numbered(2))
+        parts = {name: datasets.Dataset.from_list(rows) for name, rows in parts.items()}
         datasets.DatasetDict(parts).save_to_disk(folder)
     elif kind == "csv files":
         folder.mkdir()
-        write_rows(folder / "train.csv", ROWS)
-        write_rows(folder / "test.csv", numbered(2))
+        for name, rows in parts.items():
+            write_rows(folder / f"{name}.csv", rows)
     else:
         (folder / "plain_text").mkdir(parents=True)
-        (folder / "README.md").write_text(
-            "---\nconfigs:\n- config_name: plain_text\n  data_files:\n"
-            "  - split: train\n    path: plain_text/train-*\n"
-            "  - split: test\n    path: plain_text/test-*\n---\n"
-        )
-        write_rows(folder / "plain_text" / "train-00000-of-00002.parquet", ROWS[:2])
-        write_rows(folder / "plain_text" / "train-00001-of-00002.parquet", ROWS[2:])
-        write_rows(folder / "plain_text" / "test-00000-of-00001.parquet", numbered(2))
+        paths = [{"split": name, "path": f"plain_text/{name}-*"} for name in parts]
+        config = {"configs": [{"config_name": "plain_text", "data_files": paths}]}
+        (folder / "README.md").write_text(f"---\n{yaml.safe_dump(config)}---\n")
+        shards = {"train-00000-of-00002": ROWS[:2], "train-00001-of-00002": ROWS[2:]}
+        for name, rows in (shards | {"test-00000-of-00001": numbered(2)}).items():
+            write_rows(folder / "plain_text" / f"{name}.parquet", rows)
     before = sorted(folder.rglob("*"))
-    assert load_rows(str(folder), split="train").to_list() == ROWS
-    assert load_rows(str(folder), split="test").to_list() == numbered(2)
+    assert read(folder) == [ROWS, numbered(2)]
     assert sorted(folder.rglob("*")) == before
 
 
 def test_a_folder_without_data_or_with_damaged_data_is_an_error(tmp_path):
-    folder = tmp_path / "empty"
-    folder.mkdir()
     with pytest.raises(RecipeError, match="could not be loaded"):
-        load_rows(str(folder), split="train")
-    (folder / "train.jsonl").write_text('{"text": "x"}\n{"text": ')
-    with pytest.raises(RecipeError, match="could not be read") as error:
-        load_rows(str(folder), split="train")
-    assert "\n" not in str(error.value)
+        load_rows(str(tmp_path), split="train")
+    (tmp_path / "train.jsonl").write_text('{"text": "x"}\n{"text": ')
+    with pytest.raises(RecipeError, match=r"could not be read[^\n]*$"):
+        load_rows(str(tmp_path), split="train")

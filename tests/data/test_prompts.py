@@ -3,7 +3,6 @@
 import pytest
 import regex
 from test_data_files import ROWS, SHARED, all_train, write_jsonl
-from tokenizers import processors
 
 from trl_recipes.data.files import load_rows
 from trl_recipes.data.prompts import LengthSampler, load_prompts
@@ -16,10 +15,9 @@ def test_a_prompt_is_the_first_tokens_of_its_text(tmp_path, tokenizer):
     prompts = load_prompts(path, tokenizer, length_sampler=lambda: next(lengths))
     assert prompts["label"][:] == [1, 0, 1]
     for row, length, prompt in zip(ROWS, [2, 5, 3], prompts, strict=True):
-        assert prompt["input_ids"] == tokenizer.encode(row["text"])[:length]
-        assert len(prompt["input_ids"]) == length
-        assert prompt["query"] == tokenizer.decode(prompt["input_ids"])
-        assert prompt["text"] == row["text"]
+        ids = tokenizer.encode(row["text"])[:length]
+        made = {"input_ids": ids, "query": tokenizer.decode(ids), "text": row["text"]}
+        assert {name: prompt[name] for name in made} == made
 
 
 @pytest.mark.parametrize(
@@ -33,30 +31,16 @@ def test_a_prompt_is_the_first_tokens_of_its_text(tmp_path, tokenizer):
     ],
 )
 def test_a_prompt_is_cut_at_whole_characters(tmp_path, tokenizer, text):
-    path = write_jsonl(tmp_path / "a.jsonl", all_train([{"text": text}]))
     characters = regex.findall(r"\X", text)
     starts = ["".join(characters[:count]) for count in range(1, len(characters) + 1)]
     sizes = [len(tokenizer(start)["input_ids"]) for start in starts]
-    for length in range(1, sizes[-1] + 2):
-        (prompt,) = load_prompts(path, tokenizer, length_sampler=lambda: length)  # noqa: B023
+    lengths = range(1, sizes[-1] + 2)
+    path = write_jsonl(tmp_path / "a.jsonl", all_train([{"text": text}] * len(lengths)))
+    prompts = load_prompts(path, tokenizer, length_sampler=iter(lengths).__next__)
+    for length, prompt in zip(lengths, prompts, strict=True):
         fitting = [start for start, size in zip(starts, sizes, strict=True) if size <= length]
         assert prompt["query"] == (fitting or starts)[-1 if fitting else 0]
         assert tokenizer(prompt["query"])["input_ids"] == prompt["input_ids"]
-
-
-@pytest.mark.parametrize("ending", ["$A <|endoftext|>", "<s> $A <|endoftext|> <s>"])
-def test_a_prompt_never_ends_in_a_token_that_the_tokenizer_appends(tmp_path, tokenizer, ending):
-    tokenizer.add_special_tokens({"bos_token": "<s>"})
-    special = [(t, tokenizer.convert_tokens_to_ids(t)) for t in ("<s>", "<|endoftext|>")]
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=ending, special_tokens=special
-    )
-    rows = [{"text": text} for text in ("good", "a good film <|endoftext|>")]
-    path = write_jsonl(tmp_path / "a.jsonl", all_train(rows))
-    prompts = load_prompts(path, tokenizer, length_sampler=lambda: 99)
-    for row, ids in zip(rows, prompts["input_ids"], strict=True):
-        begin = tokenizer("<s>", add_special_tokens=False)["input_ids"] * ending.startswith("<s>")
-        assert ids == begin + tokenizer(row["text"], add_special_tokens=False)["input_ids"]
 
 
 def test_empty_prompts_are_left_out_and_counted(tmp_path, tokenizer, caplog):
@@ -107,12 +91,7 @@ def test_the_embedded_prompts_are_set_aside_from_what_models_learned(
     monkeypatch, tokenizer, split, part
 ):
     asked = []
-
-    def reviews(name):
-        asked.append(name)
-        return ROWS
-
-    monkeypatch.setattr("trl_recipes.embedded.reviews", reviews)
+    monkeypatch.setattr("trl_recipes.embedded.reviews", lambda name: asked.append(name) or ROWS)
     assert len(load_prompts(None, tokenizer, split=split, length_sampler=lambda: 3)) == 3
     assert asked == [part]
     assert load_rows(None, split="train").to_list() == ROWS

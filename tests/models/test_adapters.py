@@ -9,7 +9,7 @@ from architectures import gpt2, ppo_trainer
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import Adafactor
 
-from trl_recipes import RecipeError, load_run
+from trl_recipes import AutoModelForCausalLMWithValueHead, RecipeError, load_run
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 LORA = {"r": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True, "task_type": "CAUSAL_LM"}
@@ -27,9 +27,8 @@ def with_trained_embeddings():
 
 
 def ia3():
-    return get_peft_model(
-        gpt2(), IA3Config(target_modules=["c_attn"], feedforward_modules=[], fan_in_fan_out=True)
-    )
+    own = {"target_modules": ["c_attn"], "feedforward_modules": [], "fan_in_fan_out": True}
+    return get_peft_model(gpt2(), IA3Config(**own))
 
 
 def build(kind, model, optimizer=None, **config):
@@ -85,43 +84,34 @@ def test_the_reference_of_an_adapter_stays_the_start_model(kind, name):
     assert trainer.all_stats[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
 
 
-def adalora():
-    return get_peft_model(gpt2(), AdaLoraConfig(target_modules=["c_attn"], total_step=9))
-
-
-def prefix():
-    return get_peft_model(gpt2(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-
-
-def of_another_name():
-    return get_peft_model(gpt2(), LoraConfig(**LORA), adapter_name="mine")
+ADALORA = AdaLoraConfig(target_modules=["c_attn"], total_step=9)
+PREFIX = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
 
 
 @all_three
 @pytest.mark.parametrize(
-    ("make", "optimizer", "words"),
+    ("config", "name", "words"),
     [
-        (adalora, None, "AdaLoraConfig needs a call and a loss"),
-        (prefix, None, "PrefixTuningConfig needs tokens before"),
-        (gpt2, lambda: torch.optim.SGD(gpt2().parameters(), lr=1), "weights that are not this mod"),
-        (of_another_name, None, "trains the adapters mine: .* the one named `default`"),
+        (ADALORA, "default", "AdaLoraConfig needs a call and a loss"),
+        (PREFIX, "default", "PrefixTuningConfig needs tokens before"),
+        (LoraConfig(**LORA), "mine", "trains the adapters mine: .* the one named `default`"),
     ],
-    ids=["adalora", "prefix", "other_model", "named"],
+    ids=["adalora", "prefix", "named"],
 )
-def test_what_would_train_nothing_or_something_else_is_told(kind, make, optimizer, words):
+def test_an_adapter_that_cannot_be_trained_is_told(kind, config, name, words):
     with pytest.raises(RecipeError, match=words):
-        build(kind, make(), optimizer and optimizer())
+        build(kind, get_peft_model(gpt2(), config, adapter_name=name))
 
 
 @all_three
-def test_a_model_that_is_frozen_as_a_whole_is_told(kind):
-    model = gpt2().requires_grad_(False)
+def test_what_would_train_nothing_or_something_else_is_told(kind):
+    with pytest.raises(RecipeError, match="weights that are not this model"):
+        build(kind, gpt2(), torch.optim.SGD(gpt2().parameters(), lr=1))
+    model = gpt2()
     if kind == "ppo":
-        from trl_recipes import AutoModelForCausalLMWithValueHead
-
-        model = AutoModelForCausalLMWithValueHead.from_pretrained(model).requires_grad_(False)
+        model = AutoModelForCausalLMWithValueHead.from_pretrained(model)
     with pytest.raises(RecipeError, match="Every weight of the model is frozen"):
-        build(kind, model)
+        build(kind, model.requires_grad_(False))
 
 
 @all_three

@@ -28,6 +28,10 @@ NAMES |= {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"
 NAMES |= {f"self_attn.{name}_proj": f"attn_{name}" for name in "qkv"}
 NAMES |= {f"mlp.{name}_proj": f"ffn_{name}" for name in ("gate", "up", "down")}
 NAMES["self_attn.o_proj"] = "attn_output"
+SIZES = {"context_length": "max_position_embeddings", "embedding_length": "hidden_size"}
+SIZES |= {"block_count": "num_hidden_layers", "feed_forward_length": "intermediate_size"}
+SIZES |= {"head_count": "num_attention_heads", "head_count_kv": "num_key_value_heads"}
+SIZES |= {"vocab_size": "vocab_size"}
 
 
 def tiny_llama():
@@ -48,25 +52,16 @@ def interleaved(weight, heads):
 def write_gguf(path, model, tokenizer, quantized=F32, architecture="llama"):
     """Write a LLaMA as llama.cpp's converter does, its matrices quantized."""
     config, writer = model.config, gguf.GGUFWriter(path, architecture)
-    writer.add_name("tiny")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
     state = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(state["vocab"], key=state["vocab"].get))
     end = tokenizer.eos_token_id
-    writer.add_token_types([3 if i == end else 1 for i in range(config.vocab_size)])
-    writer.add_token_merges([" ".join(pair) for pair in state["merges"]])
-    writer.add_bos_token_id(end)
-    writer.add_eos_token_id(end)
-    writer.add_chat_template(TEMPLATE)
+    fields = {"name": "tiny", "rope_freq_base": 10000.0, "layer_norm_rms_eps": config.rms_norm_eps}
+    fields |= {name: getattr(config, key) for name, key in SIZES.items()}
+    fields |= {"tokenizer_model": "gpt2", "bos_token_id": end, "eos_token_id": end}
+    fields["token_list"] = sorted(state["vocab"], key=state["vocab"].get)
+    fields["token_types"] = [3 if i == end else 1 for i in range(config.vocab_size)]
+    fields["token_merges"] = [" ".join(pair) for pair in state["merges"]]
+    for name, value in (fields | {"chat_template": TEMPLATE}).items():
+        getattr(writer, f"add_{name}")(value)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight":
@@ -119,9 +114,8 @@ def test_a_recipe_trains_a_file_and_leaves_a_plain_model(file, tmp_path):
 def test_grpo_has_a_reference_and_an_adapter_its_base(file, tmp_path):
     for adapter in (None, LoraConfig(r=2, target_modules="all-linear")):
         model, tokenizer = load_run(file)
-        data = Dataset.from_dict({"query": SENTENCES})
-        more = {"peft_config": adapter}
-        trainer = build(model=model, tokenizer=tokenizer, data=data, beta=0.1, more=more)
+        parts = {"data": Dataset.from_dict({"query": SENTENCES}), "more": {"peft_config": adapter}}
+        trainer = build(model=model, tokenizer=tokenizer, beta=0.1, **parts)
         trainer.train()
         assert trainer.all_stats[0]["kl"] < 1e-6
         trainer.save_model(tmp_path / "model")

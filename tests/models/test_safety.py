@@ -106,8 +106,7 @@ def test_the_message_converts_and_then_it_loads(pickled, tiny_gpt2):
 def test_a_pickled_adapter_is_refused_and_can_be_converted(tiny_gpt2, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_gpt2)
     get_peft_model(model, LoraConfig(target_modules=["c_attn"])).save_pretrained(tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_gpt2 / name, tmp_path)
+    load_tokenizer(str(tiny_gpt2)).save_pretrained(tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
     expected = load_file(weights)
     torch.save(expected, tmp_path / "adapter_model.bin")
@@ -150,9 +149,7 @@ def own_code(tiny_gpt2, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize(
-    "loader", [name for name in LOADERS if name != "load_tokenizer"]
-)  # its is a plain one
+@pytest.mark.parametrize("loader", sorted(LOADERS.keys() - {"load_tokenizer"}))
 def test_code_of_a_model_does_not_run_unasked(own_code, tmp_path, loader, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
     with pytest.raises(RecipeError, match=r"own code.*--trust_remote_code"):
@@ -168,25 +165,16 @@ def test_with_the_flag_it_runs(own_code, tmp_path, monkeypatch):
     assert (tmp_path / "ran").exists()
 
 
-def nasty_comparison():
-    results = [
-        ModelResult(name, [NASTY, "b"], [[1, 2], [2]], {NASTY: [0.1, 0.2]}, [0, 0], [1, 1])
-        for name in ("reference", NASTY)
-    ]
-    return Comparison([NASTY, "q"], results, 0)
-
-
-def test_a_comparison_shows_no_control_character():
+def test_a_comparison_shows_no_control_character_and_draws_a_label_as_it_is_written(tmp_path):
     assert printable("a\x1b[31mb\r\n\x07\u202ec é 好") == "a [31mb    c é 好"
-    comparison = nasty_comparison()
+    figures = ([NASTY, "b"], [[1, 2], [2]], {NASTY: [0.1, 0.2]}, [0, 0], [1, 1])
+    results = [ModelResult(name, *figures) for name in ("reference", NASTY)]
+    comparison = Comparison([NASTY, "q"], results, 0)
     shown = comparison.table() + comparison.side_by_side(2, 90) + comparison.side_by_side(2, 20)
     assert "frac" in shown
     assert all(character.isprintable() or character == "\n" for character in shown)
-
-
-def test_a_label_is_drawn_as_it_is_written(tmp_path):
-    """`$\\frac$` read as mathematics would raise."""
-    figure = plot_comparison(nasty_comparison(), tmp_path / "picture.png")
+    # `$\\frac$` read as mathematics would raise
+    figure = plot_comparison(comparison, tmp_path / "picture.png")
     title = figure.axes[0].get_title(loc="left")
     assert title.replace(r"\$", "$") == printable(NASTY)
 
@@ -196,8 +184,7 @@ def test_a_label_of_a_classifier_names_its_reward_without_control_characters(tin
         tiny_gpt2, id2label={0: "NEG", 1: NASTY}, label2id={"NEG": 0, NASTY: 1}
     )
     model.save_pretrained(tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_gpt2 / name, tmp_path)
+    load_tokenizer(str(tiny_gpt2)).save_pretrained(tmp_path)
     (name,) = Rewards(SentimentReward(str(tmp_path), label=NASTY)).names
     assert name.isprintable()
     assert "frac" in name
