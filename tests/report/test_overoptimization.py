@@ -17,14 +17,14 @@ JUDGE = "metrics/true/mean"
 
 def rows(judge, score=None, kl=None, spread=1.0):
     """Rows of a run whose judge and score are given step by step."""
-    count = len(judge)
-    score = np.linspace(0, 3, count) if score is None else score
-    kl = np.linspace(0, 20, count) if kl is None else kl
+    steps = range(1, len(judge) + 1)
+    score = np.linspace(0, 3, len(judge)) if score is None else score
+    kl = np.linspace(0, 20, len(judge)) if kl is None else kl
     spreads = {"env/reward_std": spread, "metrics/true/std": spread}
+    columns = {"step": steps, "objective/kl": kl, "env/reward_mean": score, JUDGE: judge}
     return [
-        {"step": i + 1, "objective/kl": kl[i], "env/reward_mean": score[i], JUDGE: judge[i]}
-        | spreads
-        for i in range(count)
+        dict(zip(columns, row, strict=True)) | spreads
+        for row in zip(*columns.values(), strict=True)
     ]
 
 
@@ -32,6 +32,10 @@ def gao(count=100, top=0.4):
     """A judge that rises up to a share of the run and falls by as much afterwards."""
     x = np.linspace(0, 1, count)
     return 2 * np.where(x < top, x, 2 * top - x)
+
+
+def without(run, name):
+    return [{key: value for key, value in row.items() if name not in key} for row in run]
 
 
 def test_the_parting_is_where_the_judge_was_highest_and_the_sentence_says_so():
@@ -56,9 +60,11 @@ def test_the_parting_is_where_the_judge_was_highest_and_the_sentence_says_so():
         rows(gao(80), score=gao(80)),  # falls with the score
         rows(0.05 * gao(80)),  # falls little
         rows(gao(5)),  # is short
+        without(rows(gao(80)), "metrics"),
+        without(rows(gao(80)), "kl"),
     ],
 )
-def test_a_judge_that_does_not_fall_alone_is_not_spoken_of(run):
+def test_where_no_judge_falls_alone_nothing_is_said(run):
     assert overoptimization(run, JUDGE) is None
 
 
@@ -78,8 +84,7 @@ def test_chance_alone_seldom_parts_them(trend):
 
 
 def test_a_fall_well_above_the_noise_is_found():
-    draw = np.random.default_rng(1)
-    noise = draw.normal(scale=0.15, size=(100, 80))
+    noise = np.random.default_rng(1).normal(scale=0.15, size=(100, 80))
     said = [find_parting(rows(gao(80) + row), JUDGE) for row in noise]
     assert all(said)
     assert np.mean([found.step for found in said]) == pytest.approx(33, abs=4)
@@ -88,23 +93,14 @@ def test_a_fall_well_above_the_noise_is_found():
 def test_gains_do_not_depend_on_units_and_take_the_judges_own_course_without_std():
     plain = rows(gao(50))
     scaled = [row | {JUDGE: 7 + 100 * row[JUDGE], "metrics/true/std": 100.0} for row in plain]
-    holes = rows(gao(100))
-    for number in (3, 50):
-        holes[number][JUDGE] = math.nan
-    holes[70]["objective/kl"] = None
-    assert find_parting(holes, JUDGE).step == pytest.approx(41, abs=3)
     silent = [row | {"metrics/true/std": 0.0} for row in plain]
     found = find_parting(plain, JUDGE)
     assert find_parting(scaled, JUDGE) == pytest.approx(found)
     assert find_parting(silent, JUDGE).fall == pytest.approx(found.fall / gao(50).std())
-
-
-def test_where_a_judge_or_the_kl_was_not_logged_nothing_is_said(tmp_path):
-    assert overoptimization(rows(gao(80)), "metrics/vader/mean") is None
-    assert judges_of(rows(gao(20))) == [JUDGE]
-    without = [{k: v for k, v in row.items() if k != "objective/kl"} for row in rows(gao(80))]
-    assert overoptimization(without, JUDGE) is None
-    assert plot_run(without, tmp_path) == []  # GRPO without a reference model
+    holes = rows(gao(100))
+    holes[3][JUDGE] = holes[50][JUDGE] = math.nan
+    holes[70]["objective/kl"] = None
+    assert find_parting(holes, JUDGE).step == pytest.approx(41, abs=3)
 
 
 def test_the_picture_shows_gains_against_kl_and_marks_the_parting(tmp_path):
@@ -125,12 +121,11 @@ def test_the_picture_shows_gains_against_kl_and_marks_the_parting(tmp_path):
     assert calm.get_suptitle() == "Score and judge do not part"
 
 
-def test_a_run_is_drawn_with_each_of_its_metrics(tmp_path):
+@pytest.mark.parametrize(("left_out", "pictures"), [("", 2), ("metrics", 0), ("kl", 0)])
+def test_a_run_is_drawn_with_each_of_its_metrics_where_it_logs_a_kl(tmp_path, left_out, pictures):
     run = [row | {"metrics/my: own/mean": row["step"]} for row in rows(gao(60))]
-    said = plot_run(run, tmp_path, "a run")
-    pictures = {"training.png", "overoptimization_true.png", "overoptimization_my_own.png"}
-    assert {path.name for path in tmp_path.iterdir()} == pictures
-    assert said == [overoptimization(run, JUDGE)]
-    bare = [{k: v for k, v in row.items() if "metrics" not in k} for row in run]
-    assert plot_run(bare, tmp_path / "bare") == []
-    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["training.png"]
+    assert judges_of(run) == [JUDGE, "metrics/my: own/mean"]
+    said = plot_run(without(run, left_out) if left_out else run, tmp_path, "a run")
+    names = ["overoptimization_my_own.png", "overoptimization_true.png"][:pictures]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "training.png"]
+    assert said == [overoptimization(run, JUDGE)][:pictures]

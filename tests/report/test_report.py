@@ -22,11 +22,11 @@ VOID = {"meta", "br", "rect", "path", "circle", "img", "link"}
 
 
 class Page(HTMLParser):
-    """A page taken apart: its tags and attributes, its words, its headings."""
+    """A page taken apart: its tags and attributes, its words."""
 
     def __init__(self, source):
         super().__init__()
-        self.tags, self.open, self.words, self.faults = [], [], [], []
+        self.tags, self.open, self.faults, self.text = [], [], [], ""
         self.source = source
         self.feed(source)
 
@@ -43,11 +43,7 @@ class Page(HTMLParser):
             self.faults.append(tag)
 
     def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return "".join(self.words)
+        self.text += data
 
     def all(self, tag):
         return [attrs for name, attrs in self.tags if name == tag]
@@ -59,11 +55,11 @@ class Page(HTMLParser):
 def ppo_rows(count=30):
     equal = {"env/reward_std": 1.0, "objective/kl_coef": 0.2, "ppo/loss/value": 0.5}
     equal |= {"ppo/policy/entropy": 2.0, "ppo/policy/clipfrac": 0.4, "time/generation": 0.1}
+    equal |= {"tokens/responses_len_mean": 9.0, "ppo/mean_scores": -1.0}
     return [
         {"step": step, "env/reward_mean": -1 + step / 10, "objective/kl": 0.1 * step}
-        | equal
         | {"ppo/loss/total": 1 / step, "samples/distinct_2": 0.8 - 0.02 * step}
-        | {"tokens/responses_len_mean": 9.0}
+        | equal
         for step in range(1, count + 1)
     ]
 
@@ -90,35 +86,28 @@ def make_run(folder, rows, text="fine"):
     return run
 
 
-def comparison(text="fine", n=3):
-    def model(name, scores):
-        answers = [f" a{row} of {name} {text}" for row in range(n)]
-        return ModelResult(name, answers, [[1, 2]] * n, {"score": scores}, [0.5] * n, [1.0] * n)
-
-    scores = [0.0, 1.0, 2.0, *[1.0] * (n - 3)]
-    models = [model(NAMES[0], scores), model(NAMES[1], [s + 2 for s in scores])]
+def comparison(*scores, text="fine"):
+    """Two models, with their scores on the same prompts."""
+    scores = scores or ([0.0, 1.0, 2.0], [2.0, 3.0, 4.0])
+    n = len(scores[0])
+    models = [
+        ModelResult(name, [f" a{row} of {name} {text}" for row in range(n)], [[1, 2]] * n,
+                    {"score": own}, [0.5] * n, [1.0] * n)
+        for name, own in zip(NAMES, scores, strict=True)
+    ]  # fmt: skip
     return Comparison([f"p{row} {text}" for row in range(n)], models, seed=0)
 
 
 @pytest.fixture(scope="module")
-def evil(tmp_path_factory):
-    """A run whose every text is an attack."""
-    run = make_run(tmp_path_factory.mktemp("runs") / "<script>run", ppo_rows(), EVIL)
-    rows = [row | {f"metrics/{EVIL}/mean": 1.0, f"rewards/{EVIL}/mean": 1.0} for row in ppo_rows()]
-    run.all_stats.unlink()
-    for row in rows:
-        append_stats(run.all_stats, row | {"rewards/other/mean": 2.0})
-    comparison(EVIL).save(run.comparison)
-    stage = make_run(run.path / "javascript:alert(1)", ppo_rows(3))
-    write_report(stage)
-    return run
-
-
-@pytest.fixture(scope="module")
-def pages(evil, tmp_path_factory):
+def pages(tmp_path_factory):
+    """The pages of a run whose every text is an attack, and of its comparison."""
     folder = tmp_path_factory.mktemp("comparison")
-    write_comparison(comparison(EVIL), folder, runs=[evil.path])
-    paths = [write_report(evil), folder / "compare.html"]
+    own = dict.fromkeys((f"metrics/{EVIL}/mean", f"rewards/{EVIL}/mean", "rewards/b/mean"), 1.0)
+    run = make_run(folder / "<script>run", [row | own for row in ppo_rows()], EVIL)
+    comparison(text=EVIL).save(run.comparison)
+    write_report(make_run(run.path / "javascript:alert(1)", ppo_rows(3)))
+    write_comparison(comparison(text=EVIL), folder, runs=[run.path])
+    paths = [write_report(run), folder / "compare.html"]
     return [Page(path.read_text(encoding="utf-8")) for path in paths]
 
 
@@ -191,20 +180,13 @@ def chart(steps, values, **looks):
 
 def test_a_chart_draws_the_values_at_their_place():
     ((*_, svg, _),) = chart([1, 5, 20], [3.0, -7.5, 11.25])
-    tick = r'<use href="#\w+" x="([\d.]+)" y="([\d.]+)".*?<text [^>]*>(\W?\d+\.?\d*)</text>'
-    ticks = [
-        (float(x), float(y), float(v.replace("\N{MINUS SIGN}", "-")))
-        for x, y, v in re.findall(tick, svg, re.DOTALL)
-    ]
-    bottom = max(y for _, y, _ in ticks)
-    (x0, _, s0), *_, (x1, _, s1) = [tick for tick in ticks if tick[1] == bottom]
-    (_, y0, v0), *_, (_, y1, v1) = [tick for tick in ticks if tick[1] != bottom]
-    line = re.search(r'd="M ([^"]+)"[^>]*stroke-width: 1.6|d="M ([^"]+)"[^>]*stroke: #1e85c8', svg)
-    points = re.findall(r"([\d.]+) ([\d.]+)", line[1] or line[2])
-    value = [v0 + (float(y) - y0) * (v1 - v0) / (y1 - y0) for _, y in points]
-    step = [s0 + (float(x) - x0) * (s1 - s0) / (x1 - x0) for x, _ in points]
-    assert value == pytest.approx([3.0, -7.5, 11.25], abs=0.1)
-    assert step == pytest.approx([1, 5, 20], abs=0.1)
+    line = re.search(r'd="M ([^"]+)"[^>]*(stroke-width: 1.6|stroke: #1e85c8)', svg)[1]
+    points = re.findall(r"([\d.]+) ([\d.]+)", line)
+    (x0, y0), (x1, y1), (x2, y2) = [(float(x), float(y)) for x, y in points]
+    assert (x1 - x0) / (x2 - x0) == pytest.approx((5 - 1) / (20 - 1), abs=1e-3)
+    assert (y1 - y0) / (y2 - y0) == pytest.approx((-7.5 - 3) / (11.25 - 3), abs=1e-3)
+    assert x0 < x2
+    assert y0 > y2  # downwards
     assert 'aria-label="T: 3 at step 1, 11.2 at step 20"' in svg
 
 
@@ -222,8 +204,8 @@ def test_the_page_says_what_was_trained_and_how_it_went(tmp_path):
     page = Page(write_report(run).read_text())
     told = ["Mean score rose from -0.8 to 1.9. It finished after 30 steps."]  # means of three
     told += ["ppo_sentiment.py", "fine (weight 0.5)", "Step 7: the KL is odd fine", "q1 fine"]
-    told += ["q30 fine", "3 minutes", "2 GB", "2026-01-02", "trl 1.12.0"]
-    assert [words for words in [*told, "target 6", "outside"] if words not in page.text] == []
+    told += ["q30 fine", "3 minutes", "2 GB", "2026-01-02", "trl 1.12.0", "target 6", "outside"]
+    assert [words for words in told if words not in page.text] == []
     assert "q2 fine" not in page.text  # neither the first step nor the last
     titles = ["Mean score", "KL from the reference", "KL coefficient", "Loss", "Clipped tokens"]
     titles += ["Entropy of the next token", "Length of the responses", "Distinct pairs of tokens"]
@@ -243,11 +225,12 @@ def test_a_training_on_texts_shows_its_losses(tmp_path):
     assert "training text: 4.950 at step 1, 3 at step 40; held-out text: 3.500" in loss
 
 
-@pytest.mark.parametrize("missing", ["config", "samples", "alarms", "record", "all_stats"])
-def test_what_is_not_there_is_left_out(missing, tmp_path):
-    run = make_run(tmp_path / "run", ppo_rows(3))
-    getattr(run, missing).unlink()
-    assert "<h1>run</h1>" in write_report(run).read_text()
+def test_what_is_not_there_is_left_out(tmp_path):
+    parts = ["config", "samples", "alarms", "record", "all_stats"]
+    for missing in parts:
+        run = make_run(tmp_path / missing, ppo_rows(3))
+        getattr(run, missing).unlink()
+        assert f"<h1>{missing}</h1>" in write_report(run).read_text()
 
 
 @pytest.mark.parametrize(
@@ -287,7 +270,7 @@ def test_odd_but_whole_files_make_a_page(tmp_path):
 
 def test_a_long_run_with_long_texts_stays_a_page(tmp_path):
     run = make_run(tmp_path / "run", ppo_rows(4000), "long " * 2000)
-    comparison("long " * 500, n=300).save(run.comparison)
+    comparison(*[[1.0, 2.0] * 150] * 2, text="long " * 500).save(run.comparison)
     path = write_report(run)
     assert path.stat().st_size < 1_000_000
     assert "more characters" in path.read_text()
@@ -306,9 +289,9 @@ def test_a_comparison_shows_every_model_on_the_same_prompts(tmp_path):
     told = write_comparison(comparison(), tmp_path / "out", runs=[run.path])
     page = Page((tmp_path / "out" / "compare.html").read_text())
     assert str(tmp_path / "out" / "compare.html") in told
-    for row in range(3):
-        assert f"p{row} fine" in page.text
-        assert all(f"a{row} of {name} fine" in page.text for name in NAMES)
+    answers = {f"a{row} of {name} fine" for row in range(3) for name in NAMES}
+    shown = {f"p{row} fine" for row in range(3)} | answers
+    assert {text for text in shown if text not in page.text} == set()
     # 0 1 2: mean 1, standard error sqrt(1/3), t(2) = 4.303
     assert f"1.000 ± {4.303 / math.sqrt(3):.3f}" in page.text
     titles = ["score", "KL, nats per response", "Spread of score", "Mean score"]

@@ -9,8 +9,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards import Rewards
@@ -20,7 +18,11 @@ COMPLETIONS = [" was good", " slept", " twist, and more"]
 IDS = [[1, 2], [3], [4, 5, 6]]
 
 
-def length(prompts, completions, **kwargs):
+def talk(role, texts):
+    return [[{"role": role, "content": text}] for text in texts]
+
+
+def length(completions, **kwargs):
     return [float(len(completion)) for completion in completions]
 
 
@@ -39,22 +41,24 @@ def penalty(completions):
 penalty.default_weight = -1.0
 
 
-def later(completions):
-    raise AssertionError("called too early")
+async def slow(completions, **kwargs):
+    await asyncio.sleep(0.2)
+    return length(completions)
 
 
-later.ready = False
+class Slow:
+    async def __call__(self, completions):
+        return await slow(completions)
 
 
-def score(rewards, **columns):
-    return rewards(PROMPTS, COMPLETIONS, IDS, columns)
+def score(rewards, prompts=PROMPTS, completions=COMPLETIONS, **columns):
+    return rewards(prompts, completions, IDS, columns)
 
 
 @pytest.mark.parametrize(
     ("functions", "weights", "totals"),
     [
         (length, None, [9.0, 6.0, 16.0]),
-        ([length, tokens], None, [11.0, 7.0, 19.0]),
         ([length, tokens], [0.5, -2.0], [0.5, 1.0, 2.0]),
         ([length, penalty], None, [8.0, 6.0, 15.0]),  # its own weight is -1
         ([length, penalty], [1.0, -3.0], [6.0, 6.0, 13.0]),
@@ -65,27 +69,21 @@ def test_the_total_is_the_weighted_sum(functions, weights, totals):
     assert score(Rewards(functions, weights))[0] == totals
 
 
-def test_raw_values_come_by_name():
-    rewards = Rewards([length, tokens, some])
-    assert rewards.weights == [1.0, 1.0, 1.0]
-    assert score(rewards)[1] == {
-        "length": [9.0, 6.0, 16.0],
-        "tokens": [2.0, 1.0, 3.0],
-        "some": [None, 1.0, None],
-    }
-
-
-def test_columns_and_what_a_trainer_adds_arrive_under_their_names():
+def test_columns_and_what_a_trainer_adds_arrive_and_no_column_replaces_these(caplog):
     seen, state = {}, object()
 
     def recorder(**kwargs):
         seen.update(kwargs)
         return [0.0] * 3
 
-    columns = {"label": [1, 0, 1], "completions": ["", "", ""]}  # a column replaces no text
-    Rewards(recorder)(PROMPTS, COMPLETIONS, IDS, columns, trainer_state=state)
+    own = {"completions": ["x"] * 3, "trainer_state": ["y"] * 3}
+    for _ in range(2):  # told once
+        Rewards(recorder)(
+            PROMPTS, COMPLETIONS, IDS, {"label": [1, 0, 1]} | own, trainer_state=state
+        )
     texts = {"prompts": PROMPTS, "completions": COMPLETIONS, "completion_ids": IDS}
     assert seen == {**texts, "label": [1, 0, 1], "trainer_state": state}
+    assert [record.message.split("`")[1] for record in caplog.records] == [*own]
 
 
 def test_a_function_without_keyword_columns_gets_only_what_it_names():
@@ -114,36 +112,29 @@ def test_every_kind_of_number_becomes_a_float(values):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
-    [
-        (math.nan, "nan"),
-        (math.inf, "inf"),
-        ("5", r"'5' \(str\)"),
-        ([1.0] * 3, r"\[1.0, 1.0, 1.0\] \(list\)"),
-        (-1e39, r"-1e\+39"),
-    ],
-)
-def test_a_value_that_is_no_finite_number_names_function_and_sample(value, told):
-    def broken(completions, **kwargs):
-        return [1.0, value, 2.0]
-
-    with pytest.raises(RecipeError, match=f"`broken` returned .*{told}") as error:
-        score(Rewards([length, broken]))
-    assert "sample 1: prompt 'I', completion ' slept'" in str(error.value)
-
-
-@pytest.mark.parametrize(
     ("values", "told"),
     [
-        ([1.0, 2.0], "`<lambda>` returned 2 for 3 completions"),
-        (None, "returned None for 3 .*must return a list of 3 numbers"),
-        (1.0, "returned 1.0 for 3 .*must return a list of 3 numbers"),
-        ([1e30] * 3, r"weighted sum of <lambda> is beyond .*reward_weights"),
+        ([1.0, math.nan, 2.0], r"nan .float. for sample 1: prompt 'I', completion ' slept'"),
+        ([1.0, 2.0, math.inf], "inf .float. for sample 2"),
+        ([1.0, "5", 2.0], r"'5' \(str\) for sample 1"),
+        ([[1.0] * 3, 1.0, 1.0], r"\[1.0, 1.0, 1.0\] \(list\) for sample 0"),
+        ([1.0, -1e39, 2.0], r"-1e\+39"),
+        ([1.0, 2.0], "2 for 3 completions"),
+        (None, "None for 3 .*must return a list of 3 numbers"),
+        (1.0, "1.0 for 3 .*must return a list of 3 numbers"),
     ],
 )
-def test_something_other_than_a_list_of_as_many_or_beyond_float32_is_an_error(values, told):
-    with pytest.raises(RecipeError, match=told):
-        score(Rewards(lambda completions: values, [1e30]))
+def test_what_is_no_list_of_as_many_finite_numbers_names_function_and_sample(values, told):
+    with pytest.raises(RecipeError, match=f"`<lambda>` returned {told}"):
+        score(Rewards([length, lambda completions: values]))
+
+
+def test_a_sum_beyond_float32_is_told_and_a_conversation_by_its_last_messages():
+    with pytest.raises(RecipeError, match=r"weighted sum of <lambda> is beyond .*reward_weights"):
+        score(Rewards(lambda completions: [1e30] * 3, [1e30]))
+    talks = talk("user", PROMPTS), talk("assistant", COMPLETIONS)
+    with pytest.raises(RecipeError, match="prompt 'I', completion ' slept'"):
+        score(Rewards(lambda completions: [1.0, math.nan, 1.0]), *talks)
 
 
 def test_an_exception_names_function_and_line_without_calling_again():
@@ -178,9 +169,7 @@ async def _strips(completions, answer):
 
 
 @pytest.mark.parametrize("change", [_shuffles, _strips])
-@pytest.mark.parametrize(
-    "texts", [COMPLETIONS, [[{"role": "assistant", "content": text}] for text in COMPLETIONS]]
-)
+@pytest.mark.parametrize("texts", [COMPLETIONS, talk("assistant", COMPLETIONS)])
 def test_what_a_function_changes_in_place_stays_its_own(change, texts):
     seen = []
 
@@ -192,28 +181,6 @@ def test_what_a_function_changes_in_place_stays_its_own(change, texts):
     rewards = Rewards([after, change, after], metrics=[change, after])
     rewards(*given[:3], {"answer": given[3]})
     assert seen == [(PROMPTS, texts, IDS, [["a"], ["b", "c"], []])] * 3 == [given] * 3
-
-
-def test_a_column_never_replaces_what_the_trainer_gives_and_this_is_said_once(caplog):
-    def reward(completions, trainer_state, score):
-        return [float(trainer_state)] * len(completions) if score else []
-
-    columns = {"completions": ["x"] * 3, "trainer_state": ["y"] * 3, "score": [1] * 3}
-    for _ in range(2):
-        totals, _ = Rewards(reward)(PROMPTS, COMPLETIONS, IDS, columns, trainer_state=5)
-        assert totals == [5.0] * 3
-    told = sorted(record.message.split("`")[1] for record in caplog.records)
-    assert told == ["completions", "trainer_state"]
-
-
-def test_names_come_from_the_functions_and_are_distinct():
-    class Scorer:
-        def __call__(self, completions):
-            return [0.0] * 3
-
-    partial = functools.partial(length, extra=1)
-    names = ["length", "tokens", "length_2", "length_3", "Scorer"]
-    assert Rewards([length, tokens, length, partial, Scorer()]).names == names
 
 
 @pytest.mark.parametrize(
@@ -234,30 +201,15 @@ def test_wrong_functions_and_weights_are_refused_at_once(funcs, weights, message
         Rewards(funcs, weights)
 
 
-def test_check_finds_a_mistake_with_two_samples():
-    calls = []
+def test_check_finds_a_mistake_with_two_samples_and_skips_what_is_not_ready():
+    def later(completions):
+        raise AssertionError("called too early")
 
-    def counts(prompts, completions, completion_ids, **kwargs):
-        calls.append((len(prompts), len(completions), len(completion_ids)))
-        return [1.0] * len(prompts)
-
-    samples = (PROMPTS[:2], COMPLETIONS[:2], IDS[:2])
-    Rewards([counts, later, length]).check(*samples)  # the second is not ready yet
-    assert calls == [(2, 2, 2)]
+    later.ready, samples = False, (PROMPTS[:2], COMPLETIONS[:2], IDS[:2])
     with pytest.raises(RecipeError, match="`<lambda>` returned 1 for 2"):
-        Rewards([length, lambda completions: [1.0]]).check(*samples)
+        Rewards([later, length, lambda completions: [1.0]]).check(*samples)
     with pytest.raises(RecipeError, match="`later` raised AssertionError"):
         score(Rewards([later, length]))
-
-
-async def slow(completions, **kwargs):
-    await asyncio.sleep(0.2)
-    return [float(len(completion)) for completion in completions]
-
-
-class Slow:
-    async def __call__(self, completions):
-        return await slow(completions)
 
 
 @pytest.mark.parametrize(
@@ -298,13 +250,15 @@ def test_mistakes_of_asynchronous_functions_are_told_too():
         score(Rewards(lambda completions: [slow([text]) for text in completions]))
 
 
-def test_metrics_are_called_and_never_optimized(caplog):
-    rewards = Rewards(length, metrics=[tokens, length])
-    totals, raw = score(rewards)
-    assert totals == [9.0, 6.0, 16.0]
-    assert raw["tokens"] == [2.0, 1.0, 3.0]
-    assert rewards.metric_names == ["tokens", "length_2"]
-    assert rewards.weights == [1.0]
+def test_metrics_are_called_and_never_optimized_and_names_are_distinct(caplog):
+    rewards = Rewards([length, functools.partial(length, extra=1)], metrics=[tokens, length])
+    assert score(rewards) == (
+        [18.0, 12.0, 32.0],
+        {name: [9.0, 6.0, 16.0] for name in ("length", "length_2", "length_3")}
+        | {"tokens": [2.0, 1.0, 3.0]},
+    )
+    assert (rewards.names, rewards.weights) == (["length", "length_2"], [1.0, 1.0])
+    assert rewards.metric_names == ["tokens", "length_3"]
     rewards = Rewards(some, metrics=length)
     for _ in range(2):  # told once, and a metric does not hide what no reward scored
         assert score(rewards)[0] == [0.0, 1.0, 0.0]
@@ -312,43 +266,16 @@ def test_metrics_are_called_and_never_optimized(caplog):
     assert record.message == "Samples that got None from every reward function (some) count as 0."
 
 
-def test_normalized_values_are_optimized_and_raw_ones_stay():
-    rewards = Rewards([length, tokens], [1.0, -2.0], metrics=length)
-    rewards.normalize({"length": (8.0, 2.0), "tokens": (2.0, 0.5)})
+def test_normalized_values_are_optimized_and_raw_ones_stay(caplog):
+    rewards = Rewards([length, tokens, some], [1.0, -2.0, 1.0], metrics=length)
+    moments = {"length": (8.0, 2.0), "tokens": (2.0, 0.5), "some": (0.5, 0.5)}
+    rewards.normalize(moments)
     totals, raw = score(rewards)
-    assert totals == [0.5 - 0.0, -1.0 + 4.0, 4.0 - 4.0]
+    assert totals == [0.5 - 0.0, -1.0 + 4.0 + 1.0, 4.0 - 4.0]  # None stays out
     assert raw["length"] == raw["length_2"] == [9.0, 6.0, 16.0]
-    assert rewards.raw_totals(raw) == [9 - 4, 6 - 2, 16 - 6]
-    rewards = Rewards(some)
-    rewards.normalize({"some": (0.5, 0.5)})
-    assert score(rewards)[0] == [0.0, 1.0, 0.0]  # None stays out
-
-
-@pytest.mark.parametrize("std", [0.0, math.nan])
-def test_a_function_without_spread_is_shifted_and_not_scaled(std, caplog):
+    assert rewards.raw_totals(raw) == [9 - 4, 6 - 2 + 1, 16 - 6]
     rewards = Rewards(length)
-    rewards.normalize({"length": (5.0, std)})
-    assert score(rewards)[0] == [4.0, 1.0, 11.0]
-    assert "`length` is equal on all samples" in caplog.text
-
-
-def test_a_value_of_a_conversation_is_told_with_its_last_messages():
-    prompts = [[{"role": "user", "content": f"Question {i}"}] for i in range(2)]
-    completions = [[{"role": "assistant", "content": f"Answer {i}"}] for i in range(2)]
-    with pytest.raises(RecipeError, match="prompt 'Question 1', completion 'Answer 1'"):
-        Rewards(lambda completions: [1.0, math.nan])(prompts, completions, [[1], [2]])
-
-
-@given(
-    values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8),
-    weight=st.floats(-10, 10),
-    seed=st.integers(0, 1000),
-)
-def test_the_order_of_samples_does_not_matter(values, weight, seed):
-    texts = [str(value) for value in values]
-    rewards = Rewards([lambda completions: [float(c) for c in completions], length], [weight, 2.0])
-    order = np.random.default_rng(seed).permutation(len(texts))
-    ids = [[0]] * len(texts)
-    straight, _ = rewards(texts, texts, ids)
-    shuffled, _ = rewards([texts[i] for i in order], [texts[i] for i in order], ids)
-    assert [straight[i] for i in order] == shuffled
+    for std in (0.0, math.nan):  # without spread: shifted and not scaled
+        rewards.normalize({"length": (5.0, std)})
+        assert score(rewards)[0] == [4.0, 1.0, 11.0]
+    assert caplog.text.count("`length` is equal on all samples") == 2

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards import LengthPenalty, Rewards, UppercaseReward
 
-gymnasium = pytest.importorskip("gymnasium", reason="the extra gymnasium is not installed")
+pytest.importorskip("gymnasium", reason="the extra gymnasium is not installed")
 
 PROMPTS = ["The acting", "A dull film", "I"]
 
@@ -21,18 +21,16 @@ def label_times_length(completions, label):
 FUNCTIONS = [UppercaseReward(), LengthPenalty(2), label_times_length]
 
 
-@pytest.fixture
-def own_tokenizer(tiny_gpt2):
-    return AutoTokenizer.from_pretrained(tiny_gpt2)
-
-
-@pytest.fixture
-def env(own_tokenizer):
+def make(folder, prompts):
     from trl_recipes.rewards.environment import TextGenerationEnv
 
-    return TextGenerationEnv(
-        PROMPTS, own_tokenizer, FUNCTIONS, max_new_tokens=5, columns={"label": [1, 2, 3]}
-    )
+    settings = {"max_new_tokens": 5, "columns": {"label": [1, 2, 3]}}
+    return TextGenerationEnv(prompts, AutoTokenizer.from_pretrained(folder), FUNCTIONS, **settings)
+
+
+@pytest.fixture
+def env(tiny_gpt2):
+    return make(tiny_gpt2, PROMPTS)
 
 
 @pytest.mark.filterwarnings("error", "ignore:.*alternative render modes")  # there is but one
@@ -42,30 +40,23 @@ def test_gymnasiums_own_checks_pass(env):
     check_env(env)
 
 
-def play(env, text, end):
-    observation, _ = env.reset(options={"prompt": 1})
-    ids = env.tokenizer(text)["input_ids"] + [env.tokenizer.eos_token_id] * end
-    steps = [env.step(token) for token in ids]
-    return observation, ids, steps
-
-
 @pytest.mark.parametrize(
     ("text", "end"), [("WHY", True), ("", True), (" plot here and so on", False)]
 )
-def test_the_reward_at_the_end_is_that_of_the_trainers(env, own_tokenizer, text, end):
-    ids = own_tokenizer(text)["input_ids"][: env.max_new_tokens]
-    text = own_tokenizer.decode(ids)
-    first, ids, steps = play(env, text, end)
+def test_the_reward_at_the_end_is_that_of_the_trainers(env, text, end):
+    ids = env.tokenizer(text)["input_ids"][: env.max_new_tokens]
+    text = env.tokenizer.decode(ids)
+    ids += [env.tokenizer.eos_token_id] * end
+    first, _ = env.reset(options={"prompt": 1})
     (expected,), raw = Rewards(FUNCTIONS)([PROMPTS[1]], [text], [ids], {"label": [2]})
-    assert [step[1] for step in steps] == [0.0] * (len(ids) - 1) + [expected]
-    assert [step[2] for step in steps] == [False] * (len(ids) - 1) + [end]
-    assert [step[3] for step in steps] == [False] * (len(ids) - 1) + [not end]
-    info = steps[-1][4]
-    assert (info["prompt"], info["completion"]) == (PROMPTS[1], text)
-    assert info["rewards"] == {name: values[0] for name, values in raw.items()}
-    prompt_ids = own_tokenizer(PROMPTS[1])["input_ids"]
+    *before, (last, *end_of_it, info) = map(env.step, ids)
+    assert [step[1:4] for step in before] == [(0.0, False, False)] * (len(ids) - 1)
+    assert end_of_it == [expected, end, not end]
+    rewards = {name: values[0] for name, values in raw.items()}
+    told = {"prompt": PROMPTS[1], "completion": text, "rewards": rewards}
+    assert {name: info[name] for name in told} == told
+    prompt_ids = env.tokenizer(PROMPTS[1])["input_ids"]
     assert first["length"] == len(prompt_ids)
-    last = steps[-1][0]
     assert last["input_ids"][: last["length"]].tolist() == [*prompt_ids, *ids]
     assert set(last["input_ids"][last["length"] :]) <= {env.pad_token_id}
 
@@ -82,7 +73,7 @@ def test_a_seed_gives_the_same_prompts_all_of_them_come_and_the_text_so_far_is_s
     assert len(env.render()) > len("The acting")
 
 
-def test_steps_that_make_no_sense_are_refused(env):
+def test_what_makes_no_sense_is_refused(env, tiny_gpt2):
     with pytest.raises(RecipeError, match="Call `reset` first"):
         env.step(0)
     env.reset()
@@ -92,14 +83,9 @@ def test_steps_that_make_no_sense_are_refused(env):
     env.step(env.tokenizer.eos_token_id)
     with pytest.raises(RecipeError, match="The episode is over"):
         env.step(0)
-
-
-def test_wrong_prompts_are_refused(own_tokenizer):
-    from trl_recipes.rewards.environment import TextGenerationEnv
-
     for prompts in [], ["a", ""]:
         with pytest.raises(RecipeError, match="`prompts` is empty, or one of them"):
-            TextGenerationEnv(prompts, own_tokenizer, UppercaseReward())
+            make(tiny_gpt2, prompts)
 
 
 def test_without_gymnasium_the_extra_is_named(monkeypatch):

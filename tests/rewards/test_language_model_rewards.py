@@ -6,8 +6,6 @@ import sys
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
@@ -22,99 +20,62 @@ LONG = "film " * 100  # beyond the context
 
 
 @pytest.fixture(scope="module")
-def model(tiny_gpt2):
-    return AutoModelForCausalLM.from_pretrained(tiny_gpt2)
-
-
-@pytest.fixture(scope="module")
-def own_tokenizer(tiny_gpt2):
-    return AutoTokenizer.from_pretrained(tiny_gpt2)
+def loaded(tiny_gpt2):
+    """A language model and its tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_gpt2)
+    return model, AutoTokenizer.from_pretrained(tiny_gpt2)
 
 
 @torch.no_grad()
-def alone(model, tokenizer, text):
+def alone(loaded, text):
     """The loss and the mean of the last states that transformers' own model gives one text."""
+    model, tokenizer = loaded
     ids = tokenizer(text, return_tensors="pt")["input_ids"][:, : model.config.n_positions]
     output = model(ids, labels=ids, output_hidden_states=True)
     return output.loss.item(), output.hidden_states[-1][0].mean(0)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 32])
-def test_perplexity_is_of_the_models_own_loss_one_by_one(model, own_tokenizer, batch_size):
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 32])
+def test_losses_and_mean_states_are_the_models_own_one_by_one(loaded, batch_size):
     prompts, completions = [*PROMPTS[:3], "", LONG], [*COMPLETIONS[:3], LONG, ""]
-    texts = [p + c for p, c in zip(prompts, completions, strict=True)]
-    losses = [alone(model, own_tokenizer, text)[0] for text in texts]
-    log = PerplexityReward(model, own_tokenizer, log=True, batch_size=batch_size)
-    plain = PerplexityReward(model, own_tokenizer, batch_size=batch_size)
+    found = [alone(loaded, p + c) for p, c in zip(prompts, completions, strict=True)]
+    losses = [loss for loss, _ in found]
+    log = PerplexityReward(*loaded, log=True, batch_size=batch_size)
     assert log(prompts, completions) == pytest.approx([-loss for loss in losses], abs=1e-5)
-    perplexities = [-math.exp(loss) for loss in losses]
-    assert plain(prompts, completions) == pytest.approx(perplexities, rel=1e-5)
+    plain = PerplexityReward(*loaded, batch_size=batch_size)(prompts, completions)
+    assert plain == pytest.approx([-math.exp(loss) for loss in losses], rel=1e-5)
     assert max(losses) - min(losses) > 0.05  # texts differ, so an order mix-up would show
 
-
-@pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_hidden_states_are_averaged_one_by_one(model, own_tokenizer, batch_size):
-    reference = alone(model, own_tokenizer, REFERENCE)[1]
-    expected = [
-        F.cosine_similarity(alone(model, own_tokenizer, text)[1], reference, dim=0).item()
-        for text in TEXTS[:3]
-    ]
-    reward = SimilarityReward(REFERENCE, model, own_tokenizer, batch_size=batch_size)
-    values = reward(PROMPTS, COMPLETIONS)
-    assert values[:3] == pytest.approx(expected, abs=1e-5)
+    reference = alone(loaded, REFERENCE)[1]
+    expected = [F.cosine_similarity(mean, reference, dim=0).item() for _, mean in found[:3]]
+    values = SimilarityReward(REFERENCE, *loaded, batch_size=batch_size)(PROMPTS, COMPLETIONS)
     assert values[2] == pytest.approx(1.0, abs=1e-5)  # the reference text itself
-    assert values[3] == 0.0  # nothing said
+    assert values == pytest.approx([*expected, 0.0], abs=1e-5)  # 0: nothing said
 
 
-@settings(max_examples=20, deadline=None)
-@given(
-    texts=st.lists(st.text("abc film.", min_size=2, max_size=40), min_size=2, max_size=6),
-    seed=st.randoms(use_true_random=False),
-)
-def test_order_batching_and_padding_do_not_matter(model, own_tokenizer, texts, seed):
-    order = list(range(len(texts)))
-    seed.shuffle(order)
-    for reward in (
-        PerplexityReward(model, own_tokenizer, log=True),
-        SimilarityReward(REFERENCE, model, own_tokenizer),
-    ):
-        single = [reward([""], [text])[0] for text in texts]
-        shuffled = reward([""] * len(texts), [texts[i] for i in order])
-        assert shuffled == pytest.approx([single[i] for i in order], abs=1e-5)
-
-
-def test_a_text_of_one_token_is_read_after_the_begin_token_and_an_empty_one_is_left_out(
-    model, own_tokenizer
-):
-    ids = own_tokenizer("I")["input_ids"]
-    assert len(ids) == 1
+def test_a_text_of_one_token_is_read_after_the_begin_token_and_an_empty_one_is_left_out(loaded):
+    model, tokenizer = loaded
+    (token,) = tokenizer("I")["input_ids"]
     with torch.no_grad():
-        logits = model(torch.tensor([[own_tokenizer.bos_token_id]])).logits[0, -1]
-    expected = logits.log_softmax(-1)[ids[0]].item()
-    values = PerplexityReward(model, own_tokenizer, log=True)(["I", ""], ["", ""])
+        logits = model(torch.tensor([[tokenizer.bos_token_id]])).logits[0, -1]
+    expected = logits.log_softmax(-1)[token].item()
+    values = PerplexityReward(*loaded, log=True)(["I", ""], ["", ""])
     assert values == [pytest.approx(expected, abs=1e-5), None]
 
 
-def test_a_folder_stands_for_its_model_and_a_model_in_training_stays_so(tiny_gpt2, model):
+def test_a_folder_stands_for_its_model_and_a_model_in_training_stays_so(tiny_gpt2, loaded):
     expected = PerplexityReward(str(tiny_gpt2))(PROMPTS, COMPLETIONS)
-    model.train()
+    model = loaded[0].train()
     assert PerplexityReward(model)(PROMPTS, COMPLETIONS) == pytest.approx(expected, rel=1e-5)
     assert model.training
     model.eval()
 
 
-def test_what_is_no_causal_language_model_is_refused(own_tokenizer, tmp_path):
-    with pytest.raises(RecipeError, match="PerplexityReward: there is no file or folder"):
-        PerplexityReward(str(tmp_path / "nothing"))
-    with pytest.raises(RecipeError, match="encoder-decoder"):
-        PerplexityReward(ARCHITECTURES["bart"](), own_tokenizer)
-
-
-def test_a_column_holds_a_reference_for_each_prompt(model, own_tokenizer):
-    reward = SimilarityReward(None, model, own_tokenizer, column="wanted")
+def test_a_column_holds_a_reference_for_each_prompt(loaded):
+    reward = SimilarityReward(None, *loaded, column="wanted")
     wanted = [REFERENCE, "I slept", REFERENCE, "I slept"]
     expected = [
-        SimilarityReward(reference, model, own_tokenizer)([p], [c])[0]
+        SimilarityReward(reference, *loaded)([p], [c])[0]
         for reference, p, c in zip(wanted, PROMPTS, COMPLETIONS, strict=True)
     ]
     assert reward(PROMPTS, COMPLETIONS, wanted=wanted) == pytest.approx(expected, abs=1e-6)
@@ -124,43 +85,28 @@ def test_a_column_holds_a_reference_for_each_prompt(model, own_tokenizer):
         reward(PROMPTS, COMPLETIONS, wanted=[REFERENCE, "", "a", "b"])
 
 
-@pytest.fixture(scope="module")
-def pipeline():
-    """A blank English spaCy pipeline with a few word vectors of its own."""
+@pytest.mark.filterwarnings("ignore:.*W008")
+def test_spacy_is_doc_similarity_and_0_for_unknown_words(tmp_path, recwarn):
     spacy = pytest.importorskip("spacy", reason="the extra spacy is not installed")
     nlp = spacy.blank("en")
+    with pytest.raises(RecipeError, match="no word vectors"):
+        SimilarityReward(REFERENCE, nlp, kind="spacy")
+    with pytest.raises(RecipeError, match="`no_such_pipeline` could not be loaded"):
+        SimilarityReward(REFERENCE, "no_such_pipeline", kind="spacy")
     generator = torch.Generator().manual_seed(0)
     for word in ["A", "dull", "film", "terrible", "ending", "The", "was", "good", "slept", "I"]:
         nlp.vocab.set_vector(word, torch.randn(8, generator=generator).numpy())
-    return nlp
-
-
-@pytest.mark.filterwarnings("ignore:.*W008")
-def test_spacy_is_doc_similarity(pipeline):
-    reward = SimilarityReward(REFERENCE, pipeline, kind="spacy", batch_size=2)
-    expected = [pipeline(text).similarity(pipeline(REFERENCE)) for text in TEXTS]
-    values = reward(PROMPTS, COMPLETIONS)
-    assert values == pytest.approx(expected, abs=1e-6)
-    assert values[2] == pytest.approx(1.0)
-    assert values[3] == 0.0
-    assert len({round(value, 3) for value in values}) == 4
-
-
-def test_spacy_gives_0_for_unknown_words_and_loads_a_saved_pipeline(pipeline, tmp_path, recwarn):
-    pipeline.to_disk(tmp_path / "pipeline")
-    reward = SimilarityReward(REFERENCE, str(tmp_path / "pipeline"), kind="spacy")
-    assert reward([""], ["zebra"]) == [0.0]
+    nlp.to_disk(tmp_path / "pipeline")
+    expected = [nlp(text).similarity(nlp(REFERENCE)) for text in TEXTS]
+    recwarn.clear()
+    for pipeline in (nlp, str(tmp_path / "pipeline")):
+        reward = SimilarityReward(REFERENCE, pipeline, kind="spacy", batch_size=2)
+        values = reward(PROMPTS, COMPLETIONS)
+        assert values == pytest.approx(expected, abs=1e-6)
+        assert values[2:] == [pytest.approx(1.0), 0.0]
+        assert len({round(value, 3) for value in values}) == 4
+        assert reward([""], ["zebra"]) == [0.0]
     assert not recwarn
-    ready = SimilarityReward(REFERENCE, pipeline, kind="spacy")
-    assert reward(PROMPTS, COMPLETIONS) == pytest.approx(ready(PROMPTS, COMPLETIONS))
-
-
-def test_a_spacy_pipeline_without_vectors_is_refused():
-    spacy = pytest.importorskip("spacy", reason="the extra spacy is not installed")
-    with pytest.raises(RecipeError, match="no word vectors"):
-        SimilarityReward(REFERENCE, spacy.blank("en"), kind="spacy")
-    with pytest.raises(RecipeError, match="`no_such_pipeline` could not be loaded"):
-        SimilarityReward(REFERENCE, "no_such_pipeline", kind="spacy")
 
 
 def test_sentence_transformers_give_the_cosine_of_their_embeddings(tmp_path):
@@ -170,12 +116,10 @@ def test_sentence_transformers_give_the_cosine_of_their_embeddings(tmp_path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dull", "film", "ending", "good", "slept"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, initializer_range=0.5,
-    )  # fmt: skip
+    sizes = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 16}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.5}
     folder = tmp_path / "bert"
-    BertModel(config).save_pretrained(folder)
+    BertModel(BertConfig(**sizes)).save_pretrained(folder)
     BertTokenizer(vocab=str(tmp_path / "vocab.txt")).save_pretrained(folder)
     model = library.SentenceTransformer(str(folder), device="cpu")
     model.save(str(tmp_path / "sentences"))
@@ -196,15 +140,17 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(package, monkey
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("make", "told"),
     [
-        ({"reference_text": ""}, "`reference_text` is ''"),
-        ({"reference_text": " \n"}, "of at least one word"),
-        ({}, "either `reference_text` or `column`"),
-        ({"reference_text": "a", "column": "b"}, "either `reference_text` or `column`"),
-        ({"reference_text": "a", "kind": "guess"}, "unknown kind 'guess'"),
+        (lambda: SimilarityReward(""), "`reference_text` is ''"),
+        (lambda: SimilarityReward(" \n"), "of at least one word"),
+        (lambda: SimilarityReward(), "either `reference_text` or `column`"),
+        (lambda: SimilarityReward("a", column="b"), "either `reference_text` or `column`"),
+        (lambda: SimilarityReward("a", kind="guess"), "unknown kind 'guess'"),
+        (lambda: PerplexityReward("./nothing"), "PerplexityReward: there is no file or folder"),
+        (lambda: PerplexityReward(ARCHITECTURES["bart"](), object()), "encoder-decoder"),
     ],
 )
-def test_wrong_settings_are_refused_before_any_model_is_loaded(settings, told):
+def test_wrong_settings_are_refused(make, told):
     with pytest.raises(RecipeError, match=told):
-        SimilarityReward(**settings)
+        make()

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from trl.rewards import think_format_reward
 
 from trl_recipes import PPOConfig
 from trl_recipes.arguments import parse_arguments
@@ -42,10 +43,10 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("place", ["my_rewards_for_a_test.py", "my_rewards_for_a_test"])
 def test_a_function_of_a_file_or_module_or_one_that_its_settings_make(folder, place):
-    (short,) = load_reward_funcs([f"{place}:short"])
+    made = {f"{place}:times": {"factor": 2, "offset": 1}}
+    short, scaled = load_reward_funcs([f"{place}:short", made])
     assert short(completions=["ab", ""]) == [-2.0, -0.0]
     assert short.__name__ == "short"
-    (scaled,) = load_reward_funcs([{f"{place}:times": {"factor": 2, "offset": 1}}])
     assert scaled(completions=["ab", ""]) == [5, 1]
 
 
@@ -63,21 +64,14 @@ def test_a_file_runs_once_and_only_when_it_is_named(folder):
     assert [f() for f in load_reward_funcs(["a/same.py:f", "b/same.py:f"])] == [1, 2]
 
 
-def test_kinds_of_this_package_with_and_without_settings():
-    length, upper, regex = load_reward_funcs(
-        [{"LengthPenalty": {"max_length": 3}}, "UppercaseReward", {"RegexReward": {"pattern": "a"}}]
-    )
-    assert isinstance(length, LengthPenalty)
-    assert length.max_length == 3
+def test_functions_of_this_package_and_of_trl_with_and_without_settings():
+    specs = ["UppercaseReward", {"LengthPenalty": {"max_length": 3}}]
+    specs += [{"RegexReward": {"pattern": "a"}}, "trl.rewards:think_format_reward"]
+    specs += [{"trl.rewards:get_repetition_penalty_reward": {"ngram_size": 2}}]
+    upper, length, regex, loaded, penalty = load_reward_funcs(specs)
+    assert (type(length), length.max_length) == (LengthPenalty, 3)
     assert isinstance(upper, UppercaseReward)
     assert regex(completions=["a", "b"]) == [1.0, 0.0]
-
-
-def test_trls_own_functions_pass_unchanged():
-    from trl.rewards import think_format_reward
-
-    made = {"trl.rewards:get_repetition_penalty_reward": {"ngram_size": 2}}
-    loaded, penalty = load_reward_funcs(["trl.rewards:think_format_reward", made])
     assert loaded is think_format_reward
     assert penalty(completion_ids=[[5, 5, 5, 5, 5]]) == [-0.75]
 
@@ -103,33 +97,34 @@ def test_mistakes_say_what_there_is(folder, spec, told):
         load_reward_funcs([spec])
 
 
-def test_what_goes_wrong_inside_the_users_code_is_raised_as_it_is(folder):
-    with pytest.raises(KeyError, match="inside"):
-        load_reward_funcs([{"my_rewards_for_a_test.py:breaks": {}}])
+@pytest.mark.parametrize(
+    ("spec", "error"),
+    [
+        ({"my_rewards_for_a_test.py:breaks": {}}, KeyError),
+        ("needs.py:f", ModuleNotFoundError),
+        ("needs:f", ModuleNotFoundError),
+    ],
+)
+def test_what_goes_wrong_inside_the_users_code_is_raised_as_it_is(folder, spec, error):
     (folder / "needs.py").write_text("import not_installed_at_all\n")
-    for place in ("needs.py", "needs"):
-        with pytest.raises(ModuleNotFoundError, match="not_installed_at_all"):
-            load_reward_funcs([f"{place}:f"])
+    with pytest.raises(error, match=r"inside|not_installed_at_all"):
+        load_reward_funcs([spec])
 
 
 def test_a_configuration_names_them_with_settings_and_runs_again_from_what_it_wrote(tmp_path):
-    (tmp_path / "mine.yaml").write_text(
+    file, run = tmp_path / "mine.yaml", tmp_path / "run"
+    file.write_text(
         "reward_funcs:\n  - UppercaseReward\n  - LengthPenalty: {max_length: 3}\n"
         "metrics: [RegexReward: {pattern: a}]\n"
     )
-    argv = ["--config", str(tmp_path / "mine.yaml"), "--reward_weights", "1", "-0.5"]
+    argv = ["--config", str(file), "--reward_weights", "1", "-0.5"]
     (config,) = parse_arguments(PPOConfig, argv=argv)
-    upper, length = load_reward_funcs(config.reward_funcs)
-    assert isinstance(upper, UppercaseReward)
-    assert length.max_length == 3
-    assert config.reward_weights == [1.0, -0.5]
-    run = prepare_run(tmp_path / "run")
-    write_config(run, config)
-    (again,) = parse_arguments(PPOConfig, argv=["--config", str(run.config)])
-    for name in ("reward_funcs", "reward_weights", "metrics"):
-        assert getattr(again, name) == getattr(config, name)
-
-    # other lists still refuse settings
-    (tmp_path / "wrong.yaml").write_text("reward_weights: [{a: 1}]\n")
+    write_config(prepare_run(run), config)
+    (again,) = parse_arguments(PPOConfig, argv=["--config", str(run / "config.yaml")])
+    assert config.reward_funcs == again.reward_funcs
+    assert config.reward_funcs == ["UppercaseReward", {"LengthPenalty": {"max_length": 3}}]
+    assert config.reward_weights == again.reward_weights == [1.0, -0.5]
+    assert config.metrics == again.metrics == [{"RegexReward": {"pattern": "a"}}]
+    file.write_text("reward_weights: [{a: 1}]\n")  # other lists still refuse settings
     with pytest.raises(RecipeError, match="`reward_weights`: invalid float value"):
-        parse_arguments(PPOConfig, argv=["--config", str(tmp_path / "wrong.yaml")])
+        parse_arguments(PPOConfig, argv=["--config", str(file)])

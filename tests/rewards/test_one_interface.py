@@ -2,8 +2,10 @@
 
 import asyncio
 import math
+from statistics import fmean, pstdev
 
 import pytest
+import tiny_grpo
 import torch
 from architectures import ppo_trainer
 from datasets import Dataset
@@ -89,29 +91,28 @@ def test_one_function_gives_the_same_numbers_under_ppo_and_grpo(tiny_gpt2, parts
     torch.testing.assert_close(sums, torch.tensor(totals), atol=1e-4, rtol=0)
 
 
-def test_metrics_and_normalization_stand_in_every_row(tiny_gpt2, parts, tmp_path):
-    rewards = [UppercaseReward(), LengthPenalty(3)]
-    settings = {"reward_norm": "reference", "max_steps": 2, "score_clip": 5.0}
-    settings |= {"given": {"metrics": KeywordReward("film")}, "metrics": ["UppercaseReward"]}
-    trainer = ppo(tiny_gpt2, parts[1], rewards, output_dir=str(tmp_path), **settings)
-    trainer.train()
-    first, second = load_stats(tmp_path)
-    for name in ("uppercase", "length"):
-        shift, scale = trainer.rewards.normalization[name]
-        assert [row[f"rewards/{name}/shift"] for row in (first, second)] == [shift] * 2
-        assert [row[f"rewards/{name}/scale"] for row in (first, second)] == [scale] * 2
-    for row in (first, second):
+def test_a_resumed_run_normalizes_as_it_began_and_metrics_stand_in_every_row(
+    tiny_gpt2, parts, tmp_path
+):
+    functions, given = [UppercaseReward(), LengthPenalty(3)], {"metrics": KeywordReward("film")}
+    for steps, more in ((1, {}), (2, {"seed": 5, "resume_from_checkpoint": "true"})):
+        more |= {"reward_norm": "reference", "score_clip": 5.0, "metrics": ["UppercaseReward"]}
+        more |= {"output_dir": str(tmp_path), "given": given, "save_steps": 1}
+        trainer = ppo(tiny_gpt2, parts[1], functions, max_steps=steps, **more)
+        trainer.train()
+    rows = load_stats(tmp_path)
+    assert len(rows) == 2
+    for row in rows:
+        normalized = raw = 0
         assert {"metrics/keywords/mean", "metrics/uppercase_2/std"} <= row.keys()
-        raw = row["rewards/uppercase/mean"] - row["rewards/length/mean"]
-        assert row["env/reward_mean"] == pytest.approx(raw, abs=1e-6)
+        for name, weight in (("uppercase", 1), ("length", -1)):
+            mean, *norm = (row[f"rewards/{name}/{part}"] for part in ("mean", "shift", "scale"))
+            assert tuple(norm) == trainer.rewards.normalization[name]
+            raw, normalized = raw + weight * mean, normalized + weight * (mean - norm[0]) / norm[1]
         assert row["rewards/length/mean"] >= 0
-    names = ("mean", "shift", "scale")
-    normalized = 0
-    for name, weight in (("uppercase", 1), ("length", -1)):
-        mean, shift, scale = (first[f"rewards/{name}/{figure}"] for figure in names)
-        normalized += weight * (mean - shift) / scale
-    assert first["ppo/mean_scores"] == pytest.approx(normalized, abs=1e-4)
-    assert first["env/reward_mean"] != pytest.approx(normalized, abs=1e-3)
+        assert row["env/reward_mean"] == pytest.approx(raw, abs=1e-6)
+        assert row["ppo/mean_scores"] == pytest.approx(normalized, abs=1e-4)
+        assert raw != pytest.approx(normalized, abs=1e-3)
 
 
 def test_functions_of_the_configuration_stand_in_place_of_those_passed(tiny_gpt2, parts, tmp_path):
@@ -135,12 +136,51 @@ def test_a_missing_column_shows_before_training(tiny_gpt2, parts):
         ppo(tiny_gpt2, parts[1], of_a_column).describe()
 
 
-def test_a_resumed_run_normalizes_as_it_began(tiny_gpt2, parts, tmp_path):
-    def run(**settings):
-        settings |= {"reward_norm": "reference", "output_dir": str(tmp_path)}
-        trainer = ppo(tiny_gpt2, parts[1], [UppercaseReward(), LengthPenalty(3)], **settings)
-        trainer.train()
-        return trainer.rewards.normalization
+@pytest.mark.parametrize("kind", ["ppo", "rloo", "grpo"])
+def test_a_reward_is_weighed_in_its_standard_deviation_on_the_start_model(kind, tiny_gpt2, parts):
+    seen = []
 
-    began = run(max_steps=1, save_steps=1)
-    assert run(max_steps=2, save_steps=1, seed=5, resume_from_checkpoint="true") == began
+    def hundreds(completions, **_):
+        values = [100.0 * len(set(text)) for text in completions]
+        seen.append(values)
+        return values
+
+    if kind == "ppo":
+        trainer = ppo(tiny_gpt2, parts[1], hundreds, learning_rate=1e-2)
+    else:
+        data = tiny_grpo.prompts(40)
+        trainer = tiny_grpo.build(kind, rewards=hundreds, data=data, reward_norm="auto")
+    described = trainer.describe()
+    values = seen[1]  # the first call tried the function on two made-up samples
+    assert f"mean {fmean(values):.4g}, standard deviation {pstdev(values):.3g}, from" in described
+    trainer.train()
+    row = trainer.all_stats[0]
+    first = next(values for values in seen[2:] if len(values) == 8)
+    assert row["env/reward_mean"] == pytest.approx(fmean(first), rel=1e-5)  # in its own unit
+    if kind == "ppo":
+        normalized = [(value - fmean(values)) / pstdev(values) for value in first]
+        assert row["ppo/mean_scores"] == pytest.approx(fmean(normalized), abs=1e-4)
+    else:
+        scale = pstdev(values) if kind == "rloo" else 1.0
+        assert trainer.reward_weights.tolist() == pytest.approx([1 / scale])
+
+
+def test_a_reward_stands_where_its_token_stands(tiny_gpt2, parts):
+    def weights(reward):
+        settings = {"reward_norm": "none", "lam": 0.5, "learning_rate": 1e-2, "max_steps": 2}
+        trainer = ppo(tiny_gpt2, parts[1], reward, **settings)
+        trainer.train()
+        return torch.cat([p.flatten() for p in trainer.policy_model.parameters()])
+
+    def at(place):
+        def reward(completion_ids, **_):
+            rows = [[0.0] * len(ids) for ids in completion_ids]
+            for row, ids in zip(rows, completion_ids, strict=True):
+                row[place] = float(ids[0] % 7)
+            return rows
+
+        return reward
+
+    whole = weights(lambda completion_ids, **_: [float(ids[0] % 7) for ids in completion_ids])
+    assert torch.equal(weights(at(-1)), whole)
+    assert not torch.allclose(weights(at(0)), whole, atol=1e-4)
