@@ -4,7 +4,8 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, SMALL, made
 from peft import LoraConfig
-from test_trainer import VOCAB, Words, build, gpt2, rollout_of
+from test_trainer import VOCAB, Words, build, gpt2, rollout_of, weights
+from tiny_grpo import same
 from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel, ProphetNetConfig
 from trl import ModelConfig, get_peft_config
 
@@ -12,23 +13,7 @@ from trl_recipes import PPOConfig, PPOTrainer, RecipeError
 from trl_recipes.models.loading import check_language_model, check_lengths
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-
-
-@pytest.fixture
-def trainer():
-    return build()
-
-
-def spoil(trainer, **changes):
-    queries, responses, scores = rollout_of(trainer)
-    given = {"queries": queries, "responses": responses, "scores": scores, "response_masks": None}
-    for name, change in changes.items():
-        given[name] = change(given[name])
-    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    with pytest.raises(RecipeError) as error:
-        trainer.step(**given)
-    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
-    return str(error.value)
+EXPERTS = SMALL | {"num_local_experts": 4, "num_key_value_heads": 1}
 
 
 def at(row, value):
@@ -57,29 +42,29 @@ def at(row, value):
             "`response_masks[0]` has 2 entries, but `responses[0]` has 5 tokens.",
         ),
         ({"response_masks": lambda _: [torch.zeros(n) for n in (5, 2, 4, 7)]}, "masks every token"),
+        ({"model": "t5", "responses": lambda rows: [row[:1] for row in rows]}, "start token (0) a"),
     ],
 )
-def test_step_names_the_argument_and_the_row(trainer, changes, message):
-    assert message in spoil(trainer, **changes)
+def test_step_names_the_argument_and_the_row(changes, message):
+    trainer = build(changes.get("model", "gpt2"))
+    given = dict(zip(("queries", "responses", "scores"), rollout_of(trainer), strict=True))
+    given |= {name: change(given.get(name)) for name, change in changes.items() if name != "model"}
+    before = weights(trainer)
+    with pytest.raises(RecipeError) as error:
+        trainer.step(**given)
+    assert message in str(error.value)
+    assert same(weights(trainer), before)
 
 
-def test_masked_tokens_are_not_trained_on(trainer):
+def test_masked_tokens_are_not_trained_on():
+    trainer, other = build(), build()
     queries, responses, scores = rollout_of(trainer)
     masks = [torch.ones(len(r)) for r in responses]
     masks[0][2:] = 0
     changed = [torch.cat([responses[0][:2], torch.tensor([9, 9, 9])]), *responses[1:]]
-    other = build()
     first = trainer.step(queries, responses, scores, masks)
     second = other.step(queries, changed, scores, masks)
     assert first["ppo/loss/total"] == pytest.approx(second["ppo/loss/total"], abs=1e-6)
-
-
-def test_a_decoders_response_must_hold_more_than_its_start_token():
-    trainer = build("t5")
-    cut = lambda rows: [row[:1] for row in rows]  # noqa: E731
-    assert "`responses[0]` holds the decoder's start token (0) alone" in spoil(
-        trainer, responses=cut
-    )
 
 
 def new(model=None, ref_model=None, tokenizer=None, peft_config=None, **config):
@@ -112,6 +97,15 @@ def lora_and_attention():
     return new(peft_config=LoraConfig(task_type="CAUSAL_LM"), trainable="attention")
 
 
+def both_ways(kind, **settings):
+    """A model whose tokens see those behind them."""
+    return lambda: new(made(kind, vocab_size=VOCAB, **settings))
+
+
+XLNET = {"d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 48}
+BERT = {k: SMALL[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -121,7 +115,15 @@ def lora_and_attention():
         (lambda: new(3), "`model` must be a name, a folder, or a language model"),
         (lambda: new(gpt2().transformer), "A GPT2Model has no language-model head"),
         (lambda: new(of_two_berts()), "whose decoder keeps the head to itself"),
+        (both_ways("xlnet", **XLNET), "XLNetLMHead"),
+        (both_ways("electra", **BERT), "ElectraForCausalLM is no causal language"),
+        (
+            both_ways("bert", **BERT),
+            "BertLMHeadModel is no causal.*is_decoder: true",
+        ),
         (lambda: check_lengths(50, 20, gpt2()), r"holds 64\. Lower `response_length` to 14"),
+        (lambda: check_lengths(65, 4, ARCHITECTURES["bart"]()), "coder and decoder hold 64 each"),
+        (lambda: check_lengths(4, 65, ARCHITECTURES["bart"]()), "coder and decoder hold 64 each"),
         (lambda: check_language_model(ProphetNetConfig(pad_token_id=1), "x"), "whose pad_token_id"),
         (lora_and_attention, "`trainable: attention` trains weights of the full"),
     ],
@@ -129,6 +131,11 @@ def lora_and_attention():
 def test_what_does_not_fit_together_is_refused(make, message):
     with pytest.raises(RecipeError, match=message):
         make()
+
+
+def test_an_encoder_decoders_prompt_and_response_may_each_be_as_long_as_the_context():
+    check_lengths(64, 64, ARCHITECTURES["bart"]())
+    check_lengths(500, 500, ARCHITECTURES["t5"]())  # which knows distances alone
 
 
 def test_a_missing_pad_token_is_filled_in_by_an_end_token_or_refused(tokenizer):
@@ -142,28 +149,48 @@ def test_a_missing_pad_token_is_filled_in_by_an_end_token_or_refused(tokenizer):
         new(tokenizer=tokenizer)
 
 
-def test_a_reference_that_should_agree_but_does_not_stops_the_run(trainer):
-    log_ratio = torch.tensor([[0.0, 0.3]])
+def random_logits(logits, module):
+    return logits + torch.rand_like(logits)
+
+
+def other_in_train_mode(logits, module):
+    return logits * (1 + module.training)
+
+
+def mixed_rows(logits, module):
+    return logits + logits.mean((0, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (random_logits, "draws at random"),
+        (other_in_train_mode, "In train mode the model computes"),
+        (mixed_rows, "does the model mix rows"),
+        (None, "Precision: the model runs in autocast"),
+    ],
+)
+def test_the_cause_of_a_first_batch_that_differs_is_named(change, cause):
+    trainer = build()
+
+    def changed(module, _, output):
+        output.logits = change(output.logits, module)
+        return output
+
+    trainer.first_batch.reduced_precision = change is None
+    if change is not None:
+        trainer.policy_model.train().register_forward_hook(changed)
+    else:  # what bfloat16 does to 135 million parameters
+        trainer.first_batch.check_ratio(0.04 * torch.randn(32, 48))
+    with pytest.raises(RecipeError, match=cause):
+        trainer.first_batch.check_ratio(torch.ones(1, 1))
+
+
+def test_a_reference_that_should_agree_but_does_not_stops_the_run():
+    trainer, log_ratio = build(), torch.tensor([[0.0, 0.3]])
     with pytest.raises(RecipeError, match=r"log-probabilities differ by 0.3.*Neither dropout, ch"):
         trainer.first_batch.check_kl(log_ratio)
     trainer.first_batch.check_kl(log_ratio * 1e-4)
-
-
-def test_reduced_precision_is_named_as_the_cause(trainer):
-    trainer.first_batch.reduced_precision = True
-    with pytest.raises(RecipeError, match="Precision: the model runs in autocast"):
-        trainer.first_batch.check_ratio(torch.ones(1, 1))
-    noise = 0.04 * torch.randn(32, 48)  # what bfloat16 does to 135 million parameters
-    trainer.first_batch.check_ratio(noise)
-
-
-def test_an_encoder_decoders_prompt_and_response_must_each_fit():
-    bart = ARCHITECTURES["bart"]()  # 64 positions
-    check_lengths(64, 64, bart)
-    check_lengths(500, 500, ARCHITECTURES["t5"]())  # which knows distances alone
-    for lengths in ((65, 4), (4, 65)):
-        with pytest.raises(RecipeError, match="encoder and decoder hold 64 each"):
-            check_lengths(*lengths, bart)
 
 
 @pytest.mark.parametrize(
@@ -189,18 +216,17 @@ def with_lora(folder, *names):
     return PPOTrainer(args=PPOConfig(batch_size=2), model=str(folder), peft_config=peft_config)
 
 
-def test_one_module_of_an_adapter_by_name_is_found(tiny_gpt2):
+def test_one_module_of_an_adapter_by_name_is_found_and_others_are_named(tiny_gpt2):
     """TRL turns a list of one name into a text, which peft reads as a pattern of the whole path."""
     named = with_lora(tiny_gpt2, "c_attn").model.named_parameters()
     trained = [name for name, p in named if p.requires_grad and "lora" in name]
     assert trained
     assert all("c_attn" in name for name in trained)
-
-
-@pytest.mark.parametrize("names", [("nope",), ("nope", "neither")])
-def test_modules_that_are_not_there_are_named_with_those_that_are(tiny_gpt2, names):
-    with pytest.raises(RecipeError, match=r"no module named .*nope\. Choose among: c_attn, c_fc"):
-        with_lora(tiny_gpt2, *names)
+    for names in (("nope",), ("nope", "neither")):
+        with pytest.raises(
+            RecipeError, match=r"no module named .*nope\. Choose among: c_attn, c_fc"
+        ):
+            with_lora(tiny_gpt2, *names)
 
 
 @pytest.mark.parametrize(
@@ -219,55 +245,23 @@ def test_what_vllm_cannot_sample_from_is_refused(model, settings, message, tiny_
         PPOTrainer(PPOConfig(use_vllm=True, **settings), policy, None, Words())
 
 
-EXPERTS = SMALL | {"num_local_experts": 4, "num_key_value_heads": 1}
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings", "words"),
-    [
-        ("xlnet", {"d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 48}, "XLNetLMHead"),
-        ("electra", SMALL | {"embedding_size": 32}, "ElectraForCausalLM is no causal language"),
-        ("bert", SMALL, "BertLMHeadModel is no causal language model.*is_decoder: true"),
-    ],
-)
-def test_a_model_that_sees_what_comes_is_refused(kind, settings, words):
-    with pytest.raises(RecipeError, match=words):
-        new(made(kind, **{"vocab_size": VOCAB} | settings))
-
-
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
+        *((name, None) for name in ("gpt2", "bart", "t5")),
         ("phimoe", EXPERTS | {"router_jitter_noise": 0.5}),  # it draws experts in train mode, too
         ("mixtral", EXPERTS | {"router_jitter_noise": 0.5}),
         ("mixtral", EXPERTS | {"output_router_logits": True}),
         ("gpt_neox", SMALL | {"hidden_dropout": 0.5, "attention_dropout": 0.5}),
     ],
 )
-def test_chance_is_off_by_whatever_name(kind, settings):
+def test_chance_is_off_by_whatever_name_and_train_mode_on(kind, settings):
     torch.manual_seed(0)
-    trainer = build(made(kind, **settings))
+    trainer = build(kind if settings is None else made(kind, **settings))
     for _ in range(2):
         trainer.model.train()  # as a user may call it
-        stats = trainer.step(*rollout_of(trainer))
+        stats = trainer.step(*rollout_of(trainer))  # the first-batch check holds the ratio to 1
         assert stats["ppo/skipped_minibatches"] == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "cause"),
-    [
-        (lambda logits, module: logits + torch.rand_like(logits), "draws at random"),
-        (lambda logits, module: logits * (1 + module.training), "In train mode the model computes"),
-        (lambda logits, module: logits + logits.mean((0, 1)), "does the model mix rows"),
-    ],
-)
-def test_the_cause_of_a_first_batch_that_differs_is_named(change, cause):
-    trainer = build()
-
-    def changed(module, _, output):
-        output.logits = change(output.logits, module)
-        return output
-
-    trainer.policy_model.train().register_forward_hook(changed)
-    with pytest.raises(RecipeError, match=cause):
-        trainer.first_batch.check_ratio(torch.ones(1, 1))
+    assert trainer.model.training
+    rollout = trainer._collate(*rollout_of(trainer)[:2])
+    assert torch.equal(trainer.model(*rollout[:4])[0], trainer.model(*rollout[:4])[0])

@@ -7,7 +7,7 @@ import torch
 import torture
 from architectures import ARCHITECTURES, VOCAB, ppo_trainer
 from launching import Recipe
-from tiny_grpo import at_call, noisy, without_times
+from tiny_grpo import at_call, noisy, same, weights, without_times
 
 from trl_recipes import RecipeError
 from trl_recipes.checkpointing import checkpoints_in
@@ -25,11 +25,10 @@ def trainer_of(folder, name="gpt2", reward=noisy, steps=6, **settings):
 
 
 def assert_same_run(first, second, folders):
-    ours, theirs = (trainer.model.state_dict() for trainer in (first, second))
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert same(weights(first), weights(second))
     assert first.kl_ctl.value == second.kl_ctl.value
-    assert without_times(load_stats(folders[0])) == without_times(load_stats(folders[1]))
-    assert without_times(second.all_stats) == without_times(load_stats(folders[1]))
+    whole, gone_on = (without_times(load_stats(folder)) for folder in folders)
+    assert whole == gone_on == without_times(second.all_stats)
     samples = [(folder / "samples.jsonl").read_text() for folder in folders]
     assert samples[0] == samples[1]
 
@@ -77,25 +76,21 @@ def test_a_given_checkpoint_is_gone_on_from_and_later_rows_are_dropped(tmp_path)
     assert_same_run(whole, again, [folder, folder])
 
 
-def test_a_finished_run_goes_on_where_more_steps_are_asked_for(tmp_path):
-    settings = {"lr_scheduler_type": "constant"}
-    folders = [tmp_path / "whole", tmp_path / "longer"]
-    whole = trainer_of(folders[0], steps=5, **settings)
+@pytest.mark.parametrize(
+    ("steps", "settings", "kept"),
+    [(5, {"lr_scheduler_type": "constant"}, True), (6, {"save_steps": 0}, False)],
+    ids=["more steps are asked for", "no checkpoint"],
+)
+def test_a_finished_run_goes_on_and_one_without_a_checkpoint_starts_at_its_first_step(
+    steps, settings, kept, tmp_path
+):
+    folders = [tmp_path / "whole", tmp_path / "again"]
+    whole = trainer_of(folders[0], steps=steps, **settings)
     whole.train()
     trainer_of(folders[1], steps=3, **settings).train()
-    longer = trainer_of(folders[1], steps=5, **settings)
-    longer.train(resume_from_checkpoint=True)
-    assert_same_run(whole, longer, folders)
-
-
-def test_a_run_without_a_checkpoint_starts_at_its_first_step(tmp_path):
-    folders = [tmp_path / "whole", tmp_path / "again"]
-    whole = trainer_of(folders[0], save_steps=0)
-    whole.train()
-    trainer_of(folders[1], steps=3, save_steps=0).train()
-    again = trainer_of(folders[1], save_steps=0)
+    assert (folders[1] / "checkpoints").exists() is kept
+    again = trainer_of(folders[1], steps=steps, **settings)
     again.train(resume_from_checkpoint=True)
-    assert not (folders[1] / "checkpoints").exists()
     assert_same_run(whole, again, folders)
 
 
@@ -133,14 +128,12 @@ def test_a_disk_that_is_too_small_is_refused_before_training(tmp_path, monkeypat
 
 def test_steps_that_are_never_finite_end_the_run(tmp_path):
     trainer = trainer_of(tmp_path / "run", steps=9)
-
     poisoned = trainer.value_head_model.v_head.summary.weight
     poisoned.register_hook(lambda gradient: gradient * float("inf"))
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    before = weights(trainer)
     with pytest.raises(RecipeError, match=r"4 optimizer steps in a row.*step 2.*learning rate"):
         trainer.train()
-    after = trainer.model.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert same(weights(trainer), before)
     assert load_stats(tmp_path / "run")[-1]["ppo/skipped_minibatches"] == 2
     assert checkpoints_in(tmp_path / "run" / "checkpoints")[0].name == "checkpoint-2"
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, OTHERS, VOCAB, Words, gpt2
+from tiny_grpo import same
 
 from trl_recipes import LengthSampler, PPOConfig, PPOTrainer, RecipeError
 from trl_recipes.models.forward import unpack
@@ -60,44 +61,13 @@ def test_each_architecture_generates_and_trains(name):
         assert trainer.policy_model.lm_head.weight is trainer.policy_model.transformer.wte.weight
 
 
-@pytest.mark.parametrize("name", ["gpt2", "t5"])
-def test_a_row_alone_has_the_figures_it_has_in_a_batch(name):
-    trainer = build(name)
-    queries, responses, _ = rollout_of(trainer)
-    trainer.value_head_model.v_head.summary.weight.data.normal_()
-
-    def figures(rows):
-        rollout = trainer._collate([queries[i] for i in rows], [responses[i] for i in rows])
-        logprobs, values, ref_logprobs, _ = trainer._evaluate(rollout)
-        return logprobs, values, ref_logprobs, rollout.response_mask
-
-    together = figures(range(4))
-    for row in range(4):
-        for all_rows, own in zip(together[:3], figures([row])[:3], strict=True):
-            length = own.shape[1]
-            torch.testing.assert_close(all_rows[row : row + 1, :length], own, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_the_tokenizers_padding_side_changes_nothing(side):
-    figures = []
-    for padding_side in ("left", side):
+def test_the_tokenizers_padding_side_changes_nothing():
+    losses = set()
+    for side in ("left", "right"):
         trainer = build()
-        trainer.tokenizer.padding_side = padding_side
-        figures.append(trainer.step(*rollout_of(trainer))["ppo/loss/total"])
-    assert figures[0] == figures[1]
-
-
-def test_the_order_of_rows_changes_nothing_but_the_order():
-    trainer, other = build(ppo_epochs=1), build(ppo_epochs=1)
-    queries, responses, scores = rollout_of(trainer)
-    order = [2, 0, 3, 1]
-    stats = trainer.step(queries, responses, scores)
-    shuffled = other.step(*([rows[i] for i in order] for rows in (queries, responses, scores)))
-    np.testing.assert_allclose(
-        stats["objective/kl_dist"][order], shuffled["objective/kl_dist"], atol=1e-5
-    )
-    assert_same_function(trainer, other)
+        trainer.tokenizer.padding_side = side
+        losses.add(trainer.step(*rollout_of(trainer))["ppo/loss/total"])
+    assert len(losses) == 1
 
 
 def test_the_end_token_is_in_the_loss_although_it_pads():
@@ -115,14 +85,17 @@ def test_the_end_token_is_in_the_loss_although_it_pads():
 
 
 @pytest.mark.parametrize(("mini", "accumulation"), [(4, 2), (2, 4), (1, 8)])
-def test_any_micro_batch_size_gives_the_same_update(mini, accumulation):
+def test_any_split_and_order_of_the_rows_gives_the_same_update(mini, accumulation):
     lengths = ((3, 9), (1, 2), (6, 4), (2, 7), (4, 1), (2, 2), (1, 8), (5, 3))
+    order = [2, 0, 7, 3, 1, 6, 5, 4]
     whole = build(batch_size=8)
     pieces = build(batch_size=8, mini_batch_size=mini, gradient_accumulation_steps=accumulation)
     first = whole.step(*rollout_of(whole, lengths))
-    second = pieces.step(*rollout_of(pieces, lengths))
+    second = pieces.step(*([rows[i] for i in order] for rows in rollout_of(pieces, lengths)))
     for key in ("ppo/loss/total", "ppo/policy/clipfrac", "ppo/val/error", "ppo/policy/entropy"):
         assert first[key] == pytest.approx(second[key], abs=1e-5), key
+    kls = first["objective/kl_dist"][order], second["objective/kl_dist"]
+    np.testing.assert_allclose(*kls, atol=1e-5)
     assert_same_function(whole, pieces)
 
 
@@ -132,17 +105,6 @@ def test_optimizer_steps_an_epoch_follow_from_the_sizes():
     trainer.optimizer.step = lambda *args: taken.append(1) or step(*args)
     trainer.step(*rollout_of(trainer))
     assert len(taken) == 3 * 4 // 2
-
-
-@pytest.mark.parametrize("name", ["gpt2", "bart", "t5"])
-def test_dropout_is_off_and_train_mode_on(name):
-    torch.manual_seed(0)
-    model = ARCHITECTURES[name]()
-    trainer = build(model)
-    trainer.step(*rollout_of(trainer))  # the first-batch check holds the ratio to 1
-    assert trainer.model.training
-    rollout = trainer._collate(*rollout_of(trainer)[:2])
-    assert torch.equal(trainer.model(*rollout[:4])[0], trainer.model(*rollout[:4])[0])
 
 
 def test_activation_checkpointing_changes_no_figure():
@@ -162,7 +124,7 @@ def test_dropout_that_comes_back_stops_the_run_before_the_first_update():
     trainer.ref_model.load_state_dict(trainer.policy_model.state_dict())
     with pytest.raises(RecipeError, match="Dropout is on in"):
         trainer.step(*rollout_of(trainer))
-    assert all(torch.equal(v, before[k]) for k, v in weights(trainer).items())
+    assert same(weights(trainer), before)
 
 
 def test_a_half_precision_model_is_trained_in_float32_beside_a_reference_as_it_came():
@@ -183,26 +145,15 @@ def test_bf16_autocast_trains_float32_weights():
     assert stats["ppo/loss/total"] != full["ppo/loss/total"]
 
 
-def test_attention_only_trains_attention_and_value_head():
-    trainer = build(trainable="attention")
+@pytest.mark.parametrize(("trainable", "part"), [("attention", ".attn."), ("lora", "lora_")])
+def test_a_part_alone_is_trained_beside_the_value_head(trainable, part):
+    trainer = build(trainable=trainable)
     before = weights(trainer)
-    trainer.step(*rollout_of(trainer))
+    for _ in range(2):
+        trainer.step(*rollout_of(trainer))
     changed = {k for k, v in weights(trainer).items() if not torch.equal(v, before[k])}
-    assert changed
-    assert all(".attn." in key or "value_head" in key for key in changed)
+    assert all(part in key or "value_head" in key for key in changed)
+    assert len(changed) > 4
     optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
-    trained = {id(p) for p in trainer.model.parameters() if p.requires_grad}
-    assert optimized == trained
-
-
-@pytest.mark.parametrize("name", ["gpt2", "t5"])
-def test_lora_takes_the_base_model_as_its_reference(name):
-    trainer = build(name, trainable="lora")
-    assert trainer.ref_model is None
-    first = trainer.step(*rollout_of(trainer))
-    assert first["objective/kl"] == pytest.approx(0, abs=1e-5)
-    second = trainer.step(*rollout_of(trainer))
-    assert abs(second["objective/kl"]) > 1e-4
-    state = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    names = {id(p): n for n, p in trainer.model.named_parameters()}
-    assert all("lora_" in names[id(p)] or "value_head" in names[id(p)] for p in state)
+    assert optimized == {id(p) for p in trainer.model.parameters() if p.requires_grad}
+    assert (trainer.ref_model is None) == (trainable == "lora")
