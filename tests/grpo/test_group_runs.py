@@ -7,7 +7,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from tiny_grpo import KINDS, build, prompts, same, tiny, weights, without_times
 from tiny_grpo import word_tokenizer as words
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from trl_recipes import GRPOConfig, RecipeError, load_run
 from trl_recipes.stats import load_stats
@@ -22,18 +22,18 @@ def test_the_run_folder_and_the_saved_model(tmp_path):
     trainer = build(model=model, output_dir=str(tmp_path), save_steps=2)
     trainer.train()
     trainer.save_model()
+    names = {"all_stats.jsonl", "samples.jsonl", "training.json", "checkpoints", "model"}
+    assert {path.name for path in tmp_path.iterdir()} == names
     assert without_times(load_stats(tmp_path)) == without_times(trainer.all_stats)
     samples = (tmp_path / "samples.jsonl").read_text().splitlines()
     assert len(samples) == 3 * 2  # one response of each prompt
-    names = {path.name for path in tmp_path.iterdir()}
     assert GenerationConfig.from_pretrained(tmp_path / "model").to_dict() == settings
-    kept = {"all_stats.jsonl", "samples.jsonl", "training.json"}
-    assert names == {*kept, "checkpoints", "model"}
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    loaded, tokenizer = load_run(tmp_path)
     assert same(weights(trainer), model.state_dict())
-    assert AutoTokenizer.from_pretrained(tmp_path / "model").eos_token_id == 0
-    assert same(load_run(tmp_path)[0].state_dict(), model.state_dict())
+    assert same(loaded.state_dict(), model.state_dict())
+    assert tokenizer.eos_token_id == 0
 
 
 @pytest.mark.parametrize("merge", [False, True])

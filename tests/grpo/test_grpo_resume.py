@@ -48,12 +48,16 @@ def assert_same_run(first, second, folders):
     assert samples[0] == samples[1]
 
 
+@pytest.fixture
+def folders(tmp_path):
+    return tmp_path / "whole", tmp_path / "broken"
+
+
 @pytest.mark.parametrize(
     ("kind", "cycle"),
     [*(("grpo", cycle) for cycle in CYCLES), ("rloo", "three passes over a batch")],
 )
-def test_a_stopped_run_ends_as_one_that_was_not(kind, cycle, tmp_path):
-    folders = tmp_path / "whole", tmp_path / "stopped"
+def test_a_stopped_run_ends_as_one_that_was_not(kind, cycle, folders):
     whole = trainer_of(folders[0], kind, **CYCLES[cycle])
     whole.train()
     stopped = trainer_of(folders[1], kind, at_call(1, terminate), **CYCLES[cycle])
@@ -65,8 +69,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(kind, cycle, tmp_path):
     assert_same_run(whole, resumed, folders)
 
 
-def test_rows_after_the_checkpoint_are_dropped(tmp_path):
-    folders = tmp_path / "whole", tmp_path / "killed"
+def test_rows_after_the_checkpoint_are_dropped(folders):
     whole = trainer_of(folders[0], save_steps=3)
     whole.train()
     names = {path.name for path in (folders[0] / "checkpoints").iterdir()}
@@ -81,8 +84,7 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path):
     assert_same_run(whole, resumed, folders)
 
 
-def test_what_a_failing_reward_ends_is_kept_and_goes_on(tmp_path):
-    folders = tmp_path / "whole", tmp_path / "failed"
+def test_what_a_failing_reward_ends_is_kept_and_goes_on(folders):
     whole = trainer_of(folders[0])
     whole.train()
     failing = trainer_of(folders[1], reward=at_call(4, fail))  # once checked, then the fourth step

@@ -1,5 +1,6 @@
 """Exact resume: a run that goes on from a checkpoint ends as one without a stop, bit for bit."""
 
+import os
 import signal
 
 import pytest
@@ -11,6 +12,7 @@ from tiny_grpo import at_call, noisy, same, weights, without_times
 
 from trl_recipes import RecipeError
 from trl_recipes.checkpointing import checkpoints_in
+from trl_recipes.errors import RunStopped
 from trl_recipes.stats import load_stats
 
 
@@ -138,29 +140,27 @@ def test_steps_that_are_never_finite_end_the_run(tmp_path):
     assert checkpoints_in(tmp_path / "run" / "checkpoints")[0].name == "checkpoint-2"
 
 
-def start(flags, folder, *more):
-    return Recipe("ppo_sentiment.py", *flags, "--output_dir", folder, *more)
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path):
+    folders = [tmp_path / "whole", tmp_path / "stopped"]
+    whole = trainer_of(folders[0])
+    whole.train()
+    said = r"Stopped by SIGINT after step 3 .*the same command with --resume_from_checkpoint true"
+    with pytest.raises(RunStopped, match=said):
+        trainer_of(folders[1], reward=at_call(3, interrupt), save_steps=50).train()
+    again = trainer_of(folders[1])
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 6
+    assert_same_run(whole, again, folders)
 
 
 @pytest.mark.slow
 def test_a_run_survives_being_killed_again_and_again(tmp_path):
     flags = [*torture.make_models(tmp_path), "--max_steps", "60"]
-    start(flags, tmp_path / "calm").ends_with(0)
+    Recipe("ppo_sentiment.py", *flags, "--output_dir", tmp_path / "calm").ends_with(0)
     struck = torture.torture(flags, tmp_path / "run", kills=5, seed=1)
     assert struck >= 1  # in the middle of writing a checkpoint
     torture.assert_same(tmp_path / "calm", tmp_path / "run")
-
-
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path):
-    flags = [*torture.make_models(tmp_path), "--max_steps", "20", "--save_steps", "50"]
-    calm, folder = tmp_path / "calm", tmp_path / "run"
-    start(flags, calm).ends_with(0)
-    recipe = start(flags, folder)
-    recipe.wait_until(lambda: torture.rows_in(folder) >= 3)
-    recipe.send_signal(signal.SIGINT)
-    output = recipe.ends_with(128 + signal.SIGINT)
-    assert "Stopped by SIGINT after step" in output
-    assert "the same command with --resume_from_checkpoint true" in output
-    assert "Traceback" not in output
-    start(flags, folder, "--resume_from_checkpoint", "true").ends_with(0)
-    torture.assert_same(calm, folder)
