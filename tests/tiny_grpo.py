@@ -7,7 +7,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from trl_recipes import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl_recipes import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, load_stats
 
 KINDS = {"grpo": (GRPOConfig, GRPOTrainer), "rloo": (RLOOConfig, RLOOTrainer)}
 
@@ -81,6 +81,16 @@ def weights(trainer):
 
 def same(first, second):
     return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def assert_same_run(first, second, folders):
+    """Two runs ended with the same weights, and their folders hold the same rows and samples."""
+    assert same(weights(first), weights(second))
+    whole, gone_on = (without_times(load_stats(folder)) for folder in folders)
+    assert whole == gone_on == without_times(second.all_stats)
+    assert [row["step"] for row in whole] == list(range(1, first.state.global_step + 1))
+    samples = [(folder / "samples.jsonl").read_text() for folder in folders]
+    assert samples[0] == samples[1]
 
 
 def without_times(rows):

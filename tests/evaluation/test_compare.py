@@ -5,11 +5,10 @@ from statistics import mean
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, gpt2
 from launching import run_warm
+from tiny_grpo import word_tokenizer
 from tiny_models import save_tiny_classifier
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.evaluation.compare import (
@@ -22,60 +21,48 @@ from trl_recipes.evaluation.compare import (
 from trl_recipes.evaluation.judges import sentiment_measures, vader_judge
 from trl_recipes.rewards import SentimentReward
 
-WORDS = ["<eos>", "the", "film", "was", "good", "bad", "dull", "and", "very", "a", "plot", "I"]
-WORDS += ["liked", "it", "not", "but"]
-VOCABULARY = {word: number for number, word in enumerate(WORDS)}
-
-
 # 0.975 quantiles of Student's t from printed tables, by degrees of freedom
 T_TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 30: 2.042}
 T_TABLE |= {29: 2.045, 60: 2.000, 100: 1.984, 120: 1.980, 255: 1.969}
+TEXTS = ["w1 w2", "w1 w10 w3 w8 w6 w7", "w11", "w1 w2 w3 w14"]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    words = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<eos>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
-
-
-def causal_model(seed: int) -> GPT2LMHeadModel:
+def model_of(name, seed):
     torch.manual_seed(seed)
-    config = GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=2, n_head=2, n_positions=32)
-    model = GPT2LMHeadModel(config).eval()
-    with torch.no_grad():  # far from uniform, and positions that matter
-        model.transformer.wpe.weight.mul_(20)
-        model.transformer.wte.weight.mul_(20)
-    return model
+    return ARCHITECTURES[name]().eval()
 
 
 @pytest.fixture(scope="module")
-def reference():
-    return causal_model(0)
+def loaded():
+    """A reference, another policy and the reference again, each with its tokenizer."""
+    seeds = {"reference": 0, "policy": 1, "twin": 0}
+    return {name: (model_of("gpt2", seed), word_tokenizer()) for name, seed in seeds.items()}
 
 
-@pytest.fixture(scope="module")
-def policy():
-    return causal_model(1)
+@pytest.fixture
+def one(loaded):
+    return {"reference": loaded["reference"]}
 
 
 @pytest.fixture
 def prompts():
-    texts = ["the film", "the plot was very dull and", "I", "the film was not"]
-    ids = [[VOCABULARY[word] for word in text.split()] for text in texts]
-    return [
-        {"query": text, "input_ids": row, "stars": number}
-        for number, (text, row) in enumerate(zip(texts, ids, strict=True))
-    ]
+    ids = word_tokenizer()(TEXTS)["input_ids"]
+    columns = ("query", "input_ids", "stars")
+    return [dict(zip(columns, row, strict=True)) for row in zip(TEXTS, ids, range(4), strict=True)]
 
 
-def count_good(prompts, completions, **columns):
-    return [float(text.split().count("good")) for text in completions]
+def count_words(prompts, completions, **columns):
+    return [float(len(set(text.split()))) for text in completions]
 
 
 def alone(model, query, response):
     """Log-probabilities of one response, without padding, straight from the definition."""
-    logits = model(torch.cat([query, response])[None]).logits[0, len(query) - 1 : -1]
+    if model.config.is_encoder_decoder:
+        start = torch.tensor([model.config.decoder_start_token_id])
+        decoder = torch.cat([start, response[:-1]])[None]
+        logits = model(input_ids=query[None], decoder_input_ids=decoder).logits[0]
+    else:
+        logits = model(torch.cat([query, response])[None]).logits[0, len(query) - 1 : -1]
     return logits.log_softmax(-1)[torch.arange(len(response)), response]
 
 
@@ -90,94 +77,73 @@ def test_intervals_use_the_tabulated_t_and_are_as_by_hand():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_padding_and_batching_do_not_change_logprobs(policy, batch_size):
-    generator = torch.Generator().manual_seed(0)
-    draw = lambda n: torch.randint(0, len(WORDS), (n,), generator=generator)  # noqa: E731
+@pytest.mark.parametrize("name", ["gpt2", "t5", "bart"])
+def test_padding_and_batching_do_not_change_logprobs(name, batch_size):
+    model, generator = model_of(name, 1), torch.Generator().manual_seed(0)
+    draw = lambda n: torch.randint(2, 64, (n,), generator=generator)  # noqa: E731
     queries, responses = [draw(n) for n in (1, 7, 2, 5, 3)], [draw(n) for n in (6, 1, 9, 2, 4)]
-    got = response_logprobs(policy, queries, responses, batch_size)
+    got = response_logprobs(model, queries, responses, batch_size)
     for query, response, logprobs in zip(queries, responses, got, strict=True):
-        torch.testing.assert_close(logprobs, alone(policy, query, response), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logprobs, alone(model, query, response), atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["t5", "bart"])
-def test_logprobs_of_encoder_decoder_models_are_their_own_loss(family):
-    torch.manual_seed(0)
-    model = ARCHITECTURES[family]().eval()
-    queries = [torch.tensor([5, 6, 7, 8]), torch.tensor([9, 2])]
-    responses = [torch.tensor([3, 4, 5]), torch.tensor([6, 7, 8, 9, 1])]
-    got = response_logprobs(model, queries, responses)
-    start = torch.tensor([model.config.decoder_start_token_id])
-    for query, response, logprobs in zip(queries, responses, got, strict=True):
-        decoder = torch.cat([start, response[:-1]])[None]
-        loss = model(input_ids=query[None], decoder_input_ids=decoder, labels=response[None]).loss
-        assert -logprobs.mean().item() == pytest.approx(loss.item(), abs=1e-5)
-
-
-def test_kl_and_perplexity_are_those_of_the_responses_one_by_one(
-    policy, reference, prompts, tokenizer
-):
-    seen = {}
+def test_kl_and_perplexity_are_those_of_the_responses_one_by_one(loaded, prompts):
+    seen = []
 
     def keep(prompts, completions, completion_ids, **columns):
-        seen.setdefault("ids", []).append(completion_ids)
+        seen.append(completion_ids)
         return [0.0] * len(prompts)
 
-    models = {"reference": (reference, tokenizer), "policy": (policy, tokenizer)}
-    result = compare(models, prompts, {"keep": keep}, max_new_tokens=[9, 3, 6, 1]).results[1]
-    kl, nll, answers = [], 0.0, seen["ids"][1]
+    found = compare(loaded, prompts, {"keep": keep}, max_new_tokens=[9, 3, 6, 1]).results[1]
+    kl, nll, answers = [], 0.0, seen[1]
     for row, ids in zip(prompts, answers, strict=True):
         pair = torch.tensor(row["input_ids"]), torch.tensor(ids)
+        policy, reference = (loaded[name][0] for name in ("policy", "reference"))
         ours, theirs = (alone(model, *pair).sum().item() for model in (policy, reference))
         kl.append(ours - theirs)
         nll -= theirs
-    assert result.kl == pytest.approx(kl, abs=1e-4)
-    assert result.perplexity == pytest.approx(math.exp(nll / sum(map(len, answers))), rel=1e-4)
-    assert result.lengths == [len(ids) for ids in answers]
-    assert all(n <= most for n, most in zip(result.lengths, [9, 3, 6, 1], strict=True))
+    assert found.kl == pytest.approx(kl, abs=1e-4)
+    assert found.perplexity == pytest.approx(math.exp(nll / sum(map(len, answers))), rel=1e-4)
+    assert found.lengths == [len(ids) for ids in answers]
+    assert all(n <= most for n, most in zip(found.lengths, [9, 3, 6, 1], strict=True))
 
 
-def test_the_reference_stands_first_at_distance_zero_and_equal_models_answer_alike(
-    policy, reference, prompts, tokenizer
-):
-    models = {"policy": policy, "start": reference, "twin": causal_model(0)}
-    models = {name: (model, tokenizer) for name, model in models.items()}
-    settings = {"max_new_tokens": 8, "reference": "start"}
-    found = compare(models, prompts, {"good": count_good}, seed=3, **settings).results
-    assert [result.name for result in found] == ["start", "policy", "twin"]
+def test_the_reference_stands_first_at_distance_zero_and_equal_models_answer_alike(loaded, prompts):
+    models = {name: loaded[name] for name in ("policy", "reference", "twin")}
+    settings = {"max_new_tokens": 8, "reference": "twin"}
+    found, other = (
+        compare(models, prompts, {"words": count_words}, seed=seed, **settings).results
+        for seed in (3, 4)
+    )
+    assert [result.name for result in found] == ["twin", "policy", "reference"]
     assert found[0].kl == [0.0] * 4
     assert found[0].responses == found[2].responses
-    other = compare(models, prompts, {"good": count_good}, seed=4, **settings).results
-    assert other[0].responses != found[0].responses
+    assert found[0].responses != other[0].responses
 
 
-def test_measures_get_texts_ids_and_columns(reference, prompts, tokenizer):
+def test_measures_get_texts_ids_and_columns(one, prompts):
     def stars(prompts, completions, completion_ids, stars, **columns):
-        assert prompts[0] == "the film"
-        assert columns == {}
-        decoded = [" ".join(WORDS[i] for i in ids if i) for ids in completion_ids]
-        assert completions == decoded
+        assert (prompts, columns) == (TEXTS, {})
+        assert completions == word_tokenizer().batch_decode(completion_ids, True)
         return [None if number == 1 else float(number) for number in stars]
 
-    one = {"reference": (reference, tokenizer)}
     comparison = compare(one, prompts, {"stars": stars}, max_new_tokens=4)
     assert comparison.results[0].scores == {"stars": [0.0, None, 2.0, 3.0]}
     assert comparison.results[0].to_dict()["stars"]["mean"] == pytest.approx(5 / 3)
     assert "(n 3)" in comparison.table()
 
 
-def test_a_measure_that_is_called_as_a_figure_leaves_it_alone(reference, prompts, tokenizer):
-    models, measures = {"reference": (reference, tokenizer)}, {"length": count_good}
-    found = compare(models, prompts, measures, max_new_tokens=8).results[0]
+def test_a_measure_that_is_called_as_a_figure_leaves_it_alone(one, prompts):
+    found = compare(one, prompts, {"length": count_words}, max_new_tokens=8).results[0]
     told = found.to_dict()
     assert [row["length"] for row in told["responses"]] == found.lengths
     assert told["length (reward)"]["mean"] == pytest.approx(mean(found.scores["length (reward)"]))
 
 
-def test_what_cannot_be_compared_is_refused(reference, prompts, tokenizer):
-    words = Tokenizer(models.WordLevel({**VOCABULARY, "more": 99}, unk_token="<eos>"))
-    other = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
-    one, measures = {"reference": (reference, tokenizer)}, {"good": count_good}
-    pair = one | {"other": (reference, other)}
+def test_what_cannot_be_compared_is_refused(one, prompts):
+    larger = word_tokenizer()
+    larger.add_tokens(["more"])
+    pair, measures = one | {"other": (gpt2(), larger)}, {"words": count_words}
     for compared, rows, by, start, message in (
         (pair, prompts, measures, "reference", "'other' has another vocabulary than 'reference'"),
         (one, [], measures, "reference", "0 prompts"),
@@ -252,15 +218,15 @@ def test_the_judge_reads_query_and_response():
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory, reference, policy, tokenizer):
+def run_folder(tmp_path_factory, loaded):
     """A finished run: start model, trained model, classifier and data, all tiny and on disk."""
     root = tmp_path_factory.mktemp("work")
-    for model, folder in ((reference, "start"), (policy, "runs/ppo-good/model")):
-        model.save_pretrained(root / folder)
-        tokenizer.save_pretrained(root / folder)
-    save_tiny_classifier(AutoTokenizer.from_pretrained(root / "start"), root / "classifier")
-    rows = [{"text": "the film was not very good", "split": "test"}] * 20
-    rows.append({"text": "I liked it", "split": "train"})
+    for name, folder in (("reference", "start"), ("policy", "runs/ppo-good/model")):
+        for part in loaded[name]:
+            part.save_pretrained(root / folder)
+    save_tiny_classifier(word_tokenizer(), root / "classifier")
+    rows = [{"text": "w1 w2 w3 w14 w8 w4", "split": "test"}] * 20
+    rows.append({"text": "w11 w12 w13", "split": "train"})
     (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "runs/ppo-good/config.yaml").write_text(
         "# A run of trl_recipes.\nmodel_name_or_path: start\nreward_model: classifier\n"
@@ -278,26 +244,27 @@ def test_the_recipe_compares_a_run_with_its_start(run_folder):
     assert (run_folder / "runs/comparison/comparison.png").stat().st_size > 10_000
     saved = json.loads((run_folder / "runs/comparison/comparison.json").read_text())
     assert (saved["n"], list(saved["models"])) == (6, ["reference", "ppo-good"])
-    assert all("the film".startswith(p[:3]) for p in saved["prompts"])
-    assert saved["models"]["reference"]["kl"]["mean"] == 0
-    assert saved["models"]["ppo-good"]["kl"]["mean"] > 1
-    assert 0 < saved["models"]["reference"]["P(POSITIVE)"]["mean"] < 1
-    assert saved["models"]["ppo-good"]["uppercase"]["n"] == 6  # a metric of the run
-    answers = [row for model in saved["models"].values() for row in model["responses"]]
+    assert all("w1 w2".startswith(p[:3]) for p in saved["prompts"])
+    before, after = saved["models"].values()
+    assert before["kl"]["mean"] == 0
+    assert after["kl"]["mean"] > 1
+    assert 0 < before["P(POSITIVE)"]["mean"] < 1
+    assert after["uppercase"]["n"] == 6  # a metric of the run
+    answers = before["responses"] + after["responses"]
     assert {row["length"] for row in answers} <= {1, 2, 3, 4, 5}  # shorter only by an end token
-    assert done.stdout.count("> the") == 2
-    assert f"{saved['models']['ppo-good']['kl']['mean']:.3f} ±" in done.stdout
+    assert done.stdout.count("> w1") == 2
+    assert f"{after['kl']['mean']:.3f} ±" in done.stdout
 
 
 def test_the_recipe_generates_with_scores(run_folder):
-    flags = ["--model", "runs/ppo-good", "--reward_model", "classifier", "--prompt", "the film"]
+    flags = ["--model", "runs/ppo-good", "--reward_model", "classifier", "--prompt", "w1 w2"]
     done = run_warm("generate.py", *flags, "--num_return_sequences", "3", cwd=run_folder)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()[1:]
     scores = [float(line.split()[0]) for line in lines]
     assert len(lines) == 4
     assert scores[3] == pytest.approx(sum(scores[:3]) / 3, abs=0.01)
-    assert all(line.split(maxsplit=1)[1].startswith("the film") for line in lines[:3])
+    assert all(line.split(maxsplit=1)[1].startswith("w1 w2") for line in lines[:3])
 
 
 def test_a_missing_judge_is_left_out_and_said(run_folder, monkeypatch, caplog):

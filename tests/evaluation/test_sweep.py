@@ -19,6 +19,7 @@ from matplotlib.image import imread
 from tiny_models import save_tiny_classifier
 from transformers import AutoTokenizer
 
+from trl_recipes import load_stats
 from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.evaluation import sweep
 from trl_recipes.evaluation.sweep import (
@@ -32,6 +33,7 @@ from trl_recipes.evaluation.sweep import (
     run_all,
 )
 from trl_recipes.report.page import read_json
+from trl_recipes.stats import read_rows
 
 TEXTS = ["The acting was wonderful and the plot kept me awake.", "A dull film, sadly."] * 30
 BUDGET, BATCH, RESPONSE = 200, 8, 6
@@ -43,20 +45,13 @@ OWN |= {"rloo": {"num_generations": 4, "learning_rate": 1e-3}}
 def flags(tmp_path_factory, tiny_gpt2):
     """Words that let the recipe run on a tiny model, a tiny classifier and few texts."""
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2)
-    save_tiny_classifier(tokenizer, folder / "classifier")
+    save_tiny_classifier(AutoTokenizer.from_pretrained(tiny_gpt2), folder / "classifier")
     rows = [{"text": f"{text} {i}"} for i, text in enumerate(TEXTS)]
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     names = {"model_name_or_path": tiny_gpt2, "reward_model": folder / "classifier"}
     names |= {"dataset_name": folder / "data.jsonl", "tokens": BUDGET, "batch": BATCH}
-    names |= {
-        "response_length": RESPONSE,
-        "evaluations": 2,
-        "eval_prompts": 6,
-        "seeds": 0,
-        "jobs": 1,
-    }
-    return names | {name: json.dumps(settings) for name, settings in OWN.items()}
+    names |= {"response_length": RESPONSE, "evaluations": 2, "eval_prompts": 6, "seeds": 0}
+    return names | {"jobs": 1} | {name: json.dumps(settings) for name, settings in OWN.items()}
 
 
 def recipe(flags, folder, **changes):
@@ -69,13 +64,15 @@ def recipe(flags, folder, **changes):
         run_here("compare_algorithms.py", *words)
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def without_times(rows):
+def plain(path):
+    """Rows of a file of a run but for its times."""
     slow = ("time", "seconds", "step_time", "train_")
-    return [{k: v for k, v in row.items() if not k.startswith(slow)} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith(slow)} for row in read_rows(path)]
+
+
+def answers_of(folder, name, model):
+    models = read_json(folder / f"{name}-seed0" / "comparison.json")["models"]
+    return models[model]["responses"]
 
 
 class WarmProcess:
@@ -105,57 +102,56 @@ def compared(flags, tmp_path_factory):
 def test_every_run_generates_the_budget_and_ends_with_the_policy_that_was_saved(compared):
     for name in OWN:
         run = compared[0] / f"{name}-seed0"
-        result = read_json(run / "stage.json")["result"]
+        result, rows = read_json(run / "stage.json")["result"], load_stats(run)
         assert BUDGET <= result["tokens"] < BUDGET + BATCH * RESPONSE
-        rows = lines(run / "all_stats.jsonl")
         generated = sum(row["tokens/responses_len_mean"] * BATCH for row in rows)
         assert generated == pytest.approx(result["tokens"])
         assert rows[-1]["episode"] == result["responses"] == len(rows) * BATCH
         if name != "ppo":  # TRL's own count
             assert rows[-1]["tokens/generated"] == result["tokens"]
-        measured = [row for row in lines(run / "curve.jsonl") if "reward" in row]
+        measured = [row for row in read_rows(run / "curve.jsonl") if "reward" in row]
         assert len(measured) == 3  # the start and two evaluations
-        for figure in ("reward", "kl", "perplexity", "distinct_2", "length"):
-            assert measured[-1][figure] == pytest.approx(result["policy"][figure], abs=1e-4)
+        ended = {key: measured[-1][key] for key in ("kl", "perplexity", "distinct_2", "length")}
+        ended |= {"reward": measured[-1]["reward"]}
+        assert ended == pytest.approx({key: result["policy"][key] for key in ended}, abs=1e-4)
 
 
 def test_all_start_alike_and_answer_the_same_prompts(compared):
     found = [read_json(compared[0] / f"{name}-seed0" / "comparison.json") for name in OWN]
     assert found[0]["prompts"] == found[1]["prompts"] == found[2]["prompts"]
-    references = [comparison["models"]["reference"]["responses"] for comparison in found]
+    references = [answers_of(compared[0], name, "reference") for name in OWN]
     assert references[0] == references[1] == references[2]
-    trained = [found[i]["models"][f"{name}-seed0"]["responses"] for i, name in enumerate(OWN)]
+    trained = [answers_of(compared[0], name, f"{name}-seed0") for name in OWN]
     assert trained[0] != trained[1] != trained[2] != references[0]
-    starts = [lines(compared[0] / f"{name}-seed0" / "curve.jsonl")[0] for name in OWN]
+    starts = [read_rows(compared[0] / f"{name}-seed0" / "curve.jsonl")[0] for name in OWN]
     assert [start.pop("kl") for start in starts] == pytest.approx([0, 0, 0], abs=1e-5)
     assert starts[0] == starts[1] == starts[2]
 
 
 def test_the_table_says_what_the_files_say(compared):
     folder, printed = compared
-    table = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in (folder / "table.md").read_text().splitlines()
-        if line.startswith("|")
-    ]
+    lines = (folder / "table.md").read_text().splitlines()
+    assert lines[0] in printed
+    table = [[c.strip() for c in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     assert table[0] == ["", "before", "PPO", "GRPO", "RLOO"]
     cells = {row[0]: row[1:] for row in table}
     for column, name in enumerate(OWN, 1):
-        run = folder / f"{name}-seed0"
-        models = read_json(run / "comparison.json")["models"]
         for place, model in ((0, "reference"), (column, f"{name}-seed0")):
-            answers = models[model]["responses"]
-            for figure in ("P(POSITIVE)", "score (logit)"):
-                mean = fmean(answer[figure] for answer in answers)
-                assert float(cells[figure][place]) == pytest.approx(mean, abs=6e-4)
+            answers = answers_of(folder, name, model)
             nll, length = (sum(a[key] for a in answers) for key in ("reference_nll", "length"))
-            expected = float(np.exp(nll / length))
-            assert float(cells["perplexity"][place]) == pytest.approx(expected, abs=6e-3)
-            kl = fmean(answer["kl"] for answer in answers)
-            assert float(cells["KL, nats per response"][place]) == pytest.approx(kl, abs=6e-3)
-        assert int(cells["tokens generated"][column]) == lines(run / "curve.jsonl")[-1]["tokens"]
+            means = {
+                key: fmean(answer[key] for answer in answers)
+                for key in ("P(POSITIVE)", "score (logit)", "kl")
+            }
+            near = pytest.approx(means.pop("kl"), abs=6e-3)
+            assert float(cells["KL, nats per response"][place]) == near
+            near = pytest.approx(np.exp(nll / length), abs=6e-3)
+            assert float(cells["perplexity"][place]) == near
+            shown = {key: float(cells[key][place]) for key in means}
+            assert shown == pytest.approx(means, abs=6e-4)
+        tokens = read_rows(folder / f"{name}-seed0" / "curve.jsonl")[-1]["tokens"]
+        assert int(cells["tokens generated"][column]) == tokens
         assert f"{name.upper()} seed 0: reward " in printed
-    assert (folder / "table.md").read_text().splitlines()[0] in printed
     assert imread(folder / "algorithms.png").std() > 0.05
 
 
@@ -171,7 +167,7 @@ def test_finished_runs_are_not_run_again_and_other_settings_are_refused(compared
 
 def test_an_unfinished_run_goes_on_as_if_never_stopped(compared, flags, capsys):
     run = compared[0] / "grpo-seed0"
-    kept = {name: lines(run / name) for name in ("curve.jsonl", "all_stats.jsonl")}
+    kept = {name: plain(run / name) for name in ("curve.jsonl", "all_stats.jsonl")}
     note = read_json(run / "stage.json")
     (run / "stage.json").write_text(json.dumps(note | {"result": None}))
     recipe(flags, compared[0])
@@ -179,23 +175,21 @@ def test_an_unfinished_run_goes_on_as_if_never_stopped(compared, flags, capsys):
     assert printed.count("begun") == 1
     assert "GRPO seed 0: begun, 1 of 1" in printed
     assert "starting at" not in (run / "log.txt").read_text()
-    for name, rows in kept.items():
-        assert without_times(lines(run / name)) == without_times(rows)
+    assert kept == {name: plain(run / name) for name in kept}
     assert read_json(run / "stage.json")["result"]["policy"] == note["result"]["policy"]
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 def test_looking_does_not_change_the_run(flags, tmp_path, algorithm):
     names = ("model_name_or_path", "reward_model", "dataset_name")
-    shared = {name: str(flags[name]) for name in names}
-    shared |= {"tokens": 150, "batch": BATCH, "response_length": RESPONSE, "eval_prompts": 4}
-    rows = []
+    shared = {name: str(flags[name]) for name in names} | {"tokens": 150, "batch": BATCH}
+    shared |= {"response_length": RESPONSE, "eval_prompts": 4, "max_prompt_length": 4}
     for often in (1, 4):
-        task = Task(**shared, max_prompt_length=4, evaluations=often)
-        folder = tmp_path / str(often)
-        SweepRun(Run(algorithm, 0, task, folder, OWN[algorithm])).train()
-        rows.append(without_times(lines(folder / "all_stats.jsonl")))
-    assert rows[0] == rows[1]
+        task = Task(**shared, evaluations=often)
+        SweepRun(Run(algorithm, 0, task, tmp_path / str(often), OWN[algorithm])).train()
+    once, often = (plain(tmp_path / times / "all_stats.jsonl") for times in "14")
+    assert len(once) > 2
+    assert once == often
 
 
 STAND_IN = """

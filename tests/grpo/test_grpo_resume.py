@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from tiny_grpo import at_call, build, noisy, same, weights, without_times
+from tiny_grpo import assert_same_run, at_call, build, noisy
 
 from trl_recipes import RecipeError
 from trl_recipes.errors import RunStopped
@@ -36,16 +36,6 @@ def trainer_of(folder, kind="grpo", reward=noisy, **config):
     settings = {"output_dir": str(folder), "max_steps": STEPS, "save_steps": 50}
     settings |= {"lr_scheduler_type": "linear"} | config
     return build(kind, rewards=reward, **settings)
-
-
-def assert_same_run(first, second, folders):
-    assert same(weights(first), weights(second))
-    rows = [without_times(load_stats(folder)) for folder in folders]
-    assert rows[0] == rows[1]
-    assert without_times(second.all_stats) == rows[1]
-    assert [row["step"] for row in rows[0]] == list(range(1, STEPS + 1))
-    samples = [(folder / "samples.jsonl").read_text() for folder in folders]
-    assert samples[0] == samples[1]
 
 
 @pytest.fixture

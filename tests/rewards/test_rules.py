@@ -22,8 +22,6 @@ from trl_recipes.rewards.rules import known_share, whole_words, words_of
 
 KNOWN = KnownWordsReward("The film didn't end. It was good.")
 IDS = st.lists(st.lists(st.integers(0, 4), max_size=12), min_size=1, max_size=6)
-TEXT_AND_IDS = st.tuples(st.text(max_size=30), st.lists(st.integers(0, 4), max_size=12))
-SAMPLES = st.lists(TEXT_AND_IDS, min_size=1, max_size=6)
 
 
 def ask(reward, completions, ids=None):
@@ -74,34 +72,11 @@ def test_penalties_are_trls_measures(ids, n):
     assert rewards.names == ["length", "repetition"]
 
 
-@given(text=st.text(string.ascii_letters + string.digits + " .!", max_size=30))
-def test_shouting_is_the_share_of_upper_case_letters(text):
-    letters = [c for c in text if c in string.ascii_letters]
-    expected = sum(c in string.ascii_uppercase for c in letters) / max(len(letters), 1)
-    assert ask(UppercaseReward(), [text]) == [expected]
-
-
 @given(st.text(string.ascii_letters + " .", max_size=60))
 def test_words_as_found_by_splitting(text):
     words = text.replace(".", " ").lower().split()
     assert words_of(text) == words
     assert whole_words(text) == (words[:-1] if text[-1:].isalpha() else words)
-
-
-PENALTIES = [LengthPenalty(4), LengthPenalty(2, soft=3), RepetitionPenalty(2)]
-RULES = [KeywordReward(["a", "b"]), RegexReward("a.b"), UppercaseReward(), *PENALTIES]
-
-
-@pytest.mark.parametrize("reward", RULES)
-@given(samples=SAMPLES, seed=st.randoms(use_true_random=False))
-def test_order_and_batching_do_not_matter(reward, samples, seed):
-    values = ask(reward, *map(list, zip(*samples, strict=True)))
-    assert [ask(reward, [text], [ids])[0] for text, ids in samples] == values
-    pairs = list(zip(samples, values, strict=True))
-    seed.shuffle(pairs)
-    shuffled = [sample for sample, _ in pairs]
-    together = ask(reward, *map(list, zip(*shuffled, strict=True)))
-    assert together == [value for _, value in pairs]
 
 
 def test_the_share_of_several_texts_counts_each_word_once_and_they_may_be_a_file(tmp_path):
