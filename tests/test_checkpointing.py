@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,33 +59,29 @@ def run(tmp_path):
     return tmp_path
 
 
-def truncate(path):
-    os.truncate(path, path.stat().st_size - 1)
+HARMS = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "emptied": lambda path: path.write_bytes(b""),
+    "without a header": lambda path: path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:]),
+    "gone": Path.unlink,
+}
+# Whoever reads the files tells; a zip's header is at its end.
+UNNOTICED = [("gone", name) for name in FILES[:2]] + [("without a header", "optimizer.pt")]
 
 
-def break_the_header(path):
-    path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-@pytest.mark.parametrize("harm", [truncate, empty, break_the_header, Path.unlink])
+@pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("name", FILES)
 def test_damage_is_named_and_the_checkpoint_before_is_taken(run, name, harm, caplog):
-    newest, taken = run / "checkpoints" / "checkpoint-10", "checkpoint-9"
-    harm(newest / name)
+    newest = run / "checkpoints" / "checkpoint-10"
+    HARMS[harm](newest / name)
     reason = damage(newest)
-    if (harm is Path.unlink and name != "trainer_state.json") or (
-        harm is break_the_header and name == "optimizer.pt"  # a zip's begins at its end
-    ):
-        assert reason is None  # whoever reads it tells
+    if (harm, name) in UNNOTICED:
+        assert reason is None
         return
-    told = "missing" if harm is Path.unlink else "cut short or damaged"
+    told = "missing" if harm == "gone" else "cut short or damaged"
     assert f"`{name}` is {told}" in reason
     with caplog.at_level(logging.WARNING):
-        assert found(run, True).name == taken
+        assert found(run, True).name == "checkpoint-9"
     assert f"checkpoint-10` is damaged: {reason}" in caplog.text
     with pytest.raises(RecipeError, match=rf"is no whole checkpoint: `{name}` is"):
         found(run, str(newest))
@@ -97,7 +94,7 @@ def test_where_all_are_damaged_each_is_named_and_without_any_there_is_none_to_fi
     with pytest.raises(RecipeError, match=r"is no whole checkpoint.*Give `true`.*: none"):
         found(other, str(other))
     (run / "checkpoints" / "checkpoint-9" / "trainer_state.json").unlink()
-    truncate(run / "checkpoints" / "checkpoint-10" / "model.safetensors")
+    HARMS["cut"](run / "checkpoints" / "checkpoint-10" / "model.safetensors")
     told = r"-10` is damaged: `model.safetensors` is .*-9` is damaged: `trainer_"
     with pytest.raises(RecipeError, match=f"{told}.*--overwrite_output_dir"):
         found(run)
@@ -109,13 +106,10 @@ def test_a_kill_at_any_moment_leaves_a_whole_one(run, step, moment, monkeypatch)
     """Every call that reaches the disk is one moment; what is on disk then is looked at."""
     calls = iter(range(100))
 
-    class Killed(BaseException):
-        """Like SIGKILL, except that it comes where it is told to."""
-
     def until_killed(function):
         def call(*args, **kwargs):
             if next(calls) == moment:
-                raise Killed
+                raise KeyboardInterrupt  # which nothing catches, as nothing does SIGKILL
             return function(*args, **kwargs)
 
         return call
@@ -123,11 +117,9 @@ def test_a_kill_at_any_moment_leaves_a_whole_one(run, step, moment, monkeypatch)
     writing = [(checkpointing, "_flush"), (Path, "rename"), (torch, "save")]
     for owner, name in (*writing, (checkpointing.shutil, "rmtree")):
         monkeypatch.setattr(owner, name, until_killed(getattr(owner, name)))
-    try:
+    ended = pytest.raises(KeyboardInterrupt) if moment <= 7 else suppress(KeyboardInterrupt)
+    with ended:
         Writer(run, keep=2).write(step)
-        assert moment > 7
-    except Killed:
-        pass
     monkeypatch.undo()
     left = found(run)
     assert left.name in ("checkpoint-9", "checkpoint-10", "checkpoint-11")

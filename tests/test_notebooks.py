@@ -52,46 +52,38 @@ def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def pictures(cell):
-    """PNG bytes of a cell's outputs."""
-    found = [output.get("data", {}).get("image/png") for output in cell.outputs]
-    return [base64.b64decode(picture) for picture in found if picture]
-
-
 def is_blank(png):
     """Whether a picture is too small to read, or has next to nothing on it."""
-    image = Image.open(io.BytesIO(png)).convert("L")
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("L")
     pixels = np.asarray(image)
     drawn = (pixels != np.bincount(pixels.ravel()).argmax()).mean()
     return image.width < 500 or image.height < 200 or drawn < 0.01
 
 
-def texts(notebook):
-    """Everything that a reader may see: sources, and outputs that are text."""
-    for cell in notebook.cells:
-        yield cell.source
-        for output in cell.get("outputs", []):
-            yield output.get("text", "")
-            for kind, content in output.get("data", {}).items():
-                if not kind.startswith("image/"):
-                    yield content if isinstance(content, str) else json.dumps(content)
+def look_at(notebook):
+    """Blank or not, each picture of each cell of code; and all text that a reader may see."""
+    pictures, texts = [], [cell.source for cell in notebook.cells]
+    for cell in code_cells(notebook):
+        data = [output.get("data", {}) for output in cell.outputs]
+        pictures.append([is_blank(kinds["image/png"]) for kinds in data if "image/png" in kinds])
+        texts += [output.get("text", "") for output in cell.outputs]
+        texts += [str(kinds[kind]) for kinds in data for kind in kinds if kind != "image/png"]
+    return pictures, "\n".join(texts)
 
 
 def faults_of_outputs(notebook):
     """What is wrong with the outputs of a run, short or full."""
-    for cell in code_cells(notebook):
-        kinds = [output.output_type for output in cell.outputs]
-        if "error" in kinds:
+    pictures, text = look_at(notebook)
+    for cell, blank in zip(code_cells(notebook), pictures, strict=True):
+        if any(output.output_type == "error" for output in cell.outputs):
             yield f"{cell.id}: an error"
-        drawn = pictures(cell)
-        if DRAWS.search(cell.source) and not drawn:
+        if DRAWS.search(cell.source) and not blank:
             yield f"{cell.id}: no picture"
-        if any(map(is_blank, drawn)):
+        if any(blank):
             yield f"{cell.id}: a blank picture"
-    for text in texts(notebook):
-        for kind, pattern in (("path", PATH), ("address", ADDRESS), ("date", DATE)):
-            if found := pattern.search(text):
-                yield f"a {kind}: {found.group()}"
+    for kind, pattern in (("path", PATH), ("address", ADDRESS), ("date", DATE)):
+        if found := pattern.search(text):
+            yield f"a {kind}: {found.group()}"
 
 
 def faults_of_the_kept(notebook):
@@ -108,14 +100,13 @@ def faults_of_the_kept(notebook):
     if kept.get("sources") != runner.sources_digest(notebook):
         yield "changed after its last run"
     # On a busy machine the first is more than on a quiet one, with several threads the second is.
-    took = min(kept.get("seconds", 0), kept.get("processor_seconds", 0))
-    if not 0 < took < SECONDS:
+    if not 0 < min(kept.get("seconds", 0), kept.get("processor_seconds", 0)) < SECONDS:
         yield "no full run, or too long a one"
     names = {name for cell in notebook.cells for name in cell.metadata} - {"tags"}
     names |= set(notebook.metadata) | set(notebook.metadata.get("language_info", {}))
     if names != {"kernelspec", "language_info", "trl_recipes", "name"}:
         yield "metadata that differ from machine to machine"
-    if sum(len(pictures(cell)) for cell in code_cells(notebook)) < 2:
+    if sum(map(len, look_at(notebook)[0])) < 2:
         yield "fewer than two pictures"
 
 

@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from launching import LAUNCH, RECIPES, Recipe, launch, run_here
+from safetensors.torch import load_file, save_file
+from tiny_grpo import weights
 from tiny_models import save_tiny_classifier, save_tiny_gpt2
-from transformers import AutoConfig
 
 from trl_recipes import distributed as processes
 from trl_recipes.stats import load_stats
@@ -77,8 +80,19 @@ def train_all(folder):
             written.flush()
 
     sys.addaudithook(look)
+    trainers, init = [], transformers.Trainer.__init__
+
+    def noting(self, *args, **kwargs):
+        trainers.append(self)
+        init(self, *args, **kwargs)
+
+    transformers.Trainer.__init__ = noting
     for name in RUNS:
         run_here(*command(folder, name))
+        models = enumerate(map(weights, trainers))
+        found = {f"{number}.{key}": value for number, own in models for key, value in own.items()}
+        save_file(found, folder / f"{rank}.{name}.safetensors")
+        trainers.clear()
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +119,10 @@ def test_two_processes_leave_the_run_that_one_leaves(name, folders):
     found = files(two)
     assert found == files(one)
     assert {"config.yaml", "model/model.safetensors"} <= found
-    AutoConfig.from_pretrained(two / "model")
+    transformers.AutoConfig.from_pretrained(two / "model")
+    mine, others = (load_file(folders[1] / f"{rank}.{name}.safetensors") for rank in (0, 1))
+    assert mine
+    torch.testing.assert_close(mine, others, rtol=0, atol=0)  # each process's own models
     assert all(path.stat().st_size > 5_000 for path in two.rglob("*.png"))
     if name in ("lm", "classifier", "reward"):
         return

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from architectures import VOCAB, ppo_trainer
 from launching import launch
 from safetensors.torch import load_file, save_file
 from tiny_grpo import at_call, build, noisy, prompts, tiny, weights, without_times
-from tiny_models import SENTENCES
 
 from trl_recipes import RecipeError
 from trl_recipes import distributed as processes
@@ -24,11 +22,6 @@ from trl_recipes.errors import RunStopped
 from trl_recipes.rewards import Rewards
 from trl_recipes.rewards.base import score_part
 from trl_recipes.stats import load_stats
-from trl_recipes.training.fit import PretrainConfig
-from trl_recipes.training.language_model import LanguageModelSizes, train_language_model
-from trl_recipes.training.reward_data import Labeled, Pairs
-from trl_recipes.training.reward_model import ClassifierSizes, RewardModelConfig, train_reward_model
-from trl_recipes.training.seq2seq import Seq2SeqSizes, train_pair_scorer, train_seq2seq
 
 RANK, PROCESSES = (int(os.environ.get(key, n)) for key, n in (("RANK", 0), ("WORLD_SIZE", 1)))
 GLOBAL_BATCH, STEPS = 16, 3
@@ -181,60 +174,6 @@ def damage(run):
         path.unlink()
 
 
-TEXTS = [f"{text} {i}" for i in range(8) for text in SENTENCES]
-TINY = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "vocab_size": 300}
-
-
-def settings_of(kind, folder, **more):
-    quiet = {"per_device_train_batch_size": 4, "disable_tqdm": True, "max_steps": 6}
-    return kind(output_dir=str(folder), **quiet | more)
-
-
-def trained(train, *given, **sizes):
-    """What a training on transformers' Trainer leaves in this process's own model."""
-    kept, init = [], transformers.Trainer.__init__
-
-    def noting(self, *args, **kwargs):
-        init(self, *args, **kwargs)
-        kept.append(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformers.Trainer, "__init__", noting)
-        told = train(*given, **sizes)
-    return weights(kept[-1]), told
-
-
-def language_model(folder):
-    sizes = LanguageModelSizes(n_layer=1, n_head=2, n_embd=16, vocab_size=300)
-    given = (TEXTS, folder / "model", settings_of(PretrainConfig, folder))
-    return trained(train_language_model, *given, sizes=sizes)
-
-
-def reward_model(data, folder):
-    given = (data, folder / "model", settings_of(RewardModelConfig, folder))
-    return trained(train_reward_model, *given, sizes=ClassifierSizes(**TINY, dropout=0.1))
-
-
-def rewriter(folder):
-    """An encoder-decoder from scratch, then a reward model of either kind on it."""
-    short = {"adam_beta2": 0.99, "max_steps": 5}
-    pairs = [{"source": text, "target": text[::-1][:20]} for text in TEXTS]
-    given = (
-        pairs,
-        pairs[:4],
-        folder / "start",
-        settings_of(PretrainConfig, folder / "lm", **short),
-    )
-    found, told = trained(train_seq2seq, *given, sizes=Seq2SeqSizes(**TINY))
-    scores = [{"source": t, "output": t[:9], "score": float(i % 5)} for i, t in enumerate(TEXTS)]
-    chosen = [{"source": t, "chosen": t[:9], "rejected": t[3:]} for t in TEXTS]
-    for name, rows in (("scores", scores), ("preferences", chosen)):
-        config = settings_of(RewardModelConfig, folder / f"{name}-run", **short)
-        model, _ = trained(train_pair_scorer, rows, folder / "start", folder / name, config)
-        found |= {f"{name}.{key}": value for key, value in model.items()}
-    return found, told
-
-
 def conversations(folder):
     """Parts of different sizes, of messages, scored once."""
     calls = []
@@ -260,20 +199,13 @@ def conversations(folder):
 OVER_BOTH = {"num_generations": 16, "loss_type": "grpo", "scale_rewards": "batch"}
 UPDATES = {"grpo": {}, "grpo, groups over both": OVER_BOTH, "rloo": {}}
 UPDATES["grpo, batches used twice"] = {"num_iterations": 2}
-MODELS = {
-    "language model": language_model,
-    "classes": partial(reward_model, Labeled(TEXTS, [0, 1] * 24, ("BAD", "GOOD"))),
-    "numbers": partial(reward_model, Labeled(TEXTS, [0.0, 1.0, 2.0] * 16, None)),
-    "pairs": partial(reward_model, Pairs(TEXTS, TEXTS[::-1])),
-    "rewriter": rewriter,
-}
 CASES = {f"{kind}, once": partial(once, kind) for kind in ("ppo", "grpo", "rloo")}
 for kind in ("ppo", "grpo"):
     CASES[f"{kind}, failing"] = partial(ended, kind, what=fails)
     CASES[f"{kind}, failing once"] = partial(ended, kind, what=fails, rank=0, reward_once=True)
     CASES[f"{kind}, stopped"] = partial(ended, kind, what=is_told_to_stop)
     CASES[f"{kind}, resumed"] = partial(resumed, kind)
-CASES |= MODELS | {"conversations": conversations}
+CASES["conversations"] = conversations
 CASES |= {name: partial(update, name.partition(",")[0], **more) for name, more in UPDATES.items()}
 
 
@@ -326,14 +258,6 @@ def test_given_the_same_responses_two_processes_make_the_update_of_one(name, bot
         names = {name for name in row if not name.startswith(OF_PASSES)}
         row, together, beside = ({k: r[k] for k in names} for r in (row, together, beside))
         assert together == beside == pytest.approx(row, rel=1e-5, abs=1e-5)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_after_training_all_processes_hold_the_same_weights(name, both):
-    (first, told), (second, other) = both(name)
-    assert first
-    assert_equal(first, second)
-    assert told["train_loss"] == other["train_loss"]
 
 
 @pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])

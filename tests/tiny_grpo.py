@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from architectures import ARCHITECTURES, VOCAB
+from architectures import ARCHITECTURES, OTHERS, UNUSUAL, VOCAB
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -56,7 +56,7 @@ def at_call(number, what):
 
 def tiny(name="gpt2", seed=0):
     torch.manual_seed(seed)
-    return ARCHITECTURES[name]()
+    return (ARCHITECTURES | UNUSUAL | OTHERS)[name]()
 
 
 def build(kind="grpo", model=None, rewards=variety, data=None, tokenizer=None, more=None, **config):

@@ -25,18 +25,15 @@ def sampler(parts, scored, **options):
     return BestOfNSampler(*parts, score, lambda: 5, generation_config=SAMPLED, seed=0, **options)
 
 
-@pytest.mark.parametrize("kind", ["ids", "tensor", "list of ids", "list of tensors"])
-def test_the_best_of_each_query_come_back_best_first(parts, kind):
-    ids = parts[1](["The acting", "I liked"]).input_ids
-    query = {
-        "ids": ids[0],
-        "tensor": torch.tensor(ids[0]),
-        "list of ids": ids,
-        "list of tensors": [torch.tensor(i) for i in ids],
-    }[kind]
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+@pytest.mark.parametrize("several", [False, True])
+def test_the_best_of_each_query_come_back_best_first(parts, kind, several):
+    first, second = (kind(ids) for ids in parts[1](["The acting", "I liked"]).input_ids)
     scored = []
-    best = sampler(parts, scored, sample_size=6, n_candidates=2).generate(query)
-    assert len(best) == len(scored) == (2 if "list" in kind else 1)
+    best = sampler(parts, scored, sample_size=6, n_candidates=2).generate(
+        [first, second] if several else first
+    )
+    assert len(best) == len(scored) == 1 + several
     for texts, kept in zip(scored, best, strict=True):
         assert len(texts) == 6
         assert [len(text) for text in kept] == sorted(map(len, texts), reverse=True)[:2]

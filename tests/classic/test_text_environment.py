@@ -3,12 +3,8 @@
 import pytest
 import torch
 
-from trl_recipes import (
-    AutoModelForCausalLMWithValueHead,
-    TextEnvironment,
-    TextHistory,
-    load_tokenizer,
-)
+from trl_recipes import AutoModelForCausalLMWithValueHead as ValueHeadModel
+from trl_recipes import TextEnvironment, TextHistory, load_tokenizer
 
 REQUEST = "<request><echo>2 + 2<call>"
 
@@ -19,7 +15,7 @@ def echo(query):
 
 @pytest.fixture
 def environment(tiny_gpt2):
-    model = AutoModelForCausalLMWithValueHead.from_pretrained(str(tiny_gpt2))
+    model = ValueHeadModel.from_pretrained(str(tiny_gpt2))
     tokenizer = load_tokenizer(str(tiny_gpt2))
     settings = {"do_sample": False, "max_new_tokens": 4, "pad_token_id": tokenizer.eos_token_id}
 
@@ -59,14 +55,13 @@ def test_the_mask_is_1_where_the_model_wrote():
 def test_a_tool_answers_between_the_tokens_of_the_model(environment):
     env = environment(prompt="Task: ")
     says(env, REQUEST, "<submit>")
-    queries, responses, masks, rewards, histories = env.run(["add"])
-    assert histories[0].text == f"Task: add{REQUEST}2 + 2<response><submit>"
-    assert env.tokenizer.decode(queries[0]) == "Task: add"
-    assert env.tokenizer.decode(responses[0][masks[0] == 1]) == REQUEST + "<submit>"
-    assert env.tokenizer.decode(responses[0][masks[0] == 0]) == "2 + 2<response>"
+    (query,), (response,), (mask,), rewards, (history,) = env.run(["add"])
+    assert history.text == f"Task: add{REQUEST}2 + 2<response><submit>"
+    parts = (query, response[mask == 1], response[mask == 0])
+    written = [env.tokenizer.decode(part) for part in parts]
+    assert written == ["Task: add", f"{REQUEST}<submit>", "2 + 2<response>"]
     assert rewards == [len("<submit>")]
-    assert histories[0].completed
-    assert not histories[0].truncated
+    assert (history.completed, history.truncated) == (True, False)
 
 
 @pytest.mark.parametrize(

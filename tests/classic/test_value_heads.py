@@ -1,6 +1,7 @@
 """Value-head models as scripts of TRL 0.11 load, save, ask and inherit from them."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -172,11 +173,10 @@ def test_a_bfloat16_model_trains_beside_frozen_layers(shared):
     model = AutoModelForCausalLMWithValueHead.from_pretrained(gpt2().to(torch.bfloat16))
     before = {name: p.detach().float().clone() for name, p in model.named_parameters()}
     made = create_reference_model(model, num_shared_layers=1) if shared == "by the script" else None
-    settings = {"batch_size": 4, "ppo_epochs": 1, "learning_rate": 1e-2, "bf16": False}
-    settings["trainable"] = "attention" if "attention" in shared else "all"
     layers = 1 if shared == "by the trainer" else None
-    given = (PPOConfig(**settings), model, made, word_tokenizer())
-    trainer = PPOTrainer(*given, num_shared_layers=layers)
+    settings = {"batch_size": 4, "ppo_epochs": 1, "learning_rate": 1e-2, "bf16": False}
+    config = PPOConfig(**settings, trainable="attention" if "attention" in shared else "all")
+    trainer = PPOTrainer(config, model, made, word_tokenizer(), num_shared_layers=layers)
     queries = [torch.tensor([5, 6])] * 4
     responses = trainer.generate(queries, return_prompt=False, max_new_tokens=4)
     stats = trainer.step(queries, responses, [torch.tensor(float(n)) for n in range(4)])
@@ -203,9 +203,9 @@ def test_a_reward_adapter_scores_as_the_classifier_that_it_was_trained_in(tmp_pa
     assert model.supports_rm_adapter
     assert torch.allclose(model.compute_reward_score(ids)[:, -1], expected, atol=1e-6)
     assert torch.equal(model(ids)[0], before)
-    trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert any("default" in name for name in trained)
-    assert not any("reward_adapter" in name or "score" in name for name in trained)
+    trained = str([name for name, p in model.named_parameters() if p.requires_grad])
+    assert "default" in trained
+    assert not re.search("reward_adapter|score", trained)
     base.save_pretrained(tmp_path / "plain")
     both["reward_adapter"] = str(tmp_path / "plain")
     with pytest.raises(RecipeError, match=r"`.*plain` holds no head .* Give the adapter"):

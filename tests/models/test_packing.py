@@ -6,6 +6,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, UNUSUAL, VOCAB, gpt2
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from tiny_grpo import tiny
 
 from trl_recipes.models.forward import (
     bin_pack,
@@ -101,8 +102,7 @@ def batch(seed=0):
 @pytest.mark.parametrize("name", sorted(FIT))
 @torch.no_grad()
 def test_a_shared_line_changes_no_logits(name):
-    torch.manual_seed(0)
-    model = MODELS[name]().eval()
+    model = tiny(name).eval()
     sizes = []
     model.register_forward_pre_hook(
         lambda _, __, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
@@ -117,8 +117,7 @@ def test_a_shared_line_changes_no_logits(name):
 def test_a_shared_line_changes_no_gradient():
     gradients = []
     for pack in (False, True):
-        torch.manual_seed(0)
-        model = gpt2().eval()
+        model = tiny().eval()
         logits, _ = response_logits(model, *batch(), pack=pack)
         logits.log_softmax(-1)[:, 5].mean().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
@@ -129,14 +128,12 @@ def test_a_shared_line_changes_no_gradient():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_model_itself_says_whether_it_is_fit(name, dtype):
-    torch.manual_seed(0)
-    model = MODELS[name]().to(dtype).train()
+    model = tiny(name).to(dtype).train()
     assert can_pack(model) == (name in FIT)
     assert model.training
 
 
 def test_both_attentions_and_an_adapter_are_fit_and_a_prefix_that_all_tokens_read_is_not():
-    torch.manual_seed(0)
     for attention in ("eager", "sdpa"):
         assert can_pack(gpt2(attn_implementation=attention))
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True)
@@ -153,6 +150,4 @@ def test_a_model_without_masks_of_its_own_is_unfit():
             given = {"input_ids": input_ids, "position_ids": position_ids} | kwargs
             return super().forward(attention_mask=torch.ones_like(input_ids), **given)
 
-    torch.manual_seed(0)
-    model = Careless(gpt2().config)
-    assert not can_pack(model)
+    assert not can_pack(Careless(gpt2().config))

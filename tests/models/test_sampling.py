@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, OTHERS, UNUSUAL, VOCAB, gpt2
+from architectures import ARCHITECTURES, OTHERS, UNUSUAL, VOCAB
 from peft import LoraConfig, get_peft_model
+from tiny_grpo import tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import import_utils
 
@@ -18,7 +19,7 @@ from trl_recipes.models.sampling import (
 )
 
 QUERIES = [torch.arange(2, 2 + n) for n in (3, 1, 6, 2)]
-MODELS = ARCHITECTURES | {name: model for name, model in UNUSUAL.items() if name != "mamba"}
+MODELS = [name for name in ARCHITECTURES | UNUSUAL if name != "mamba"]
 
 
 def sample(model, lengths=(5, 2, 4, 7), eos=None, seed=0, **kwargs):
@@ -48,8 +49,7 @@ def of_one_row(model, query, response, temperature=1.0):
 @torch.no_grad()
 def test_what_sampling_keeps_is_what_a_forward_pass_gives(name, smallest, monkeypatch):
     monkeypatch.setattr(sampling, "SMALLEST", smallest)
-    torch.manual_seed(0)
-    model = MODELS[name]().eval()
+    model = tiny(name).eval()
     assert can_sample(model)
     samples = sample(model, temperature=0.7)
     assert samples.mask.sum(1).tolist() == [5, 2, 4, 7]
@@ -64,8 +64,7 @@ def test_what_sampling_keeps_is_what_a_forward_pass_gives(name, smallest, monkey
 @pytest.mark.parametrize("name", ARCHITECTURES | UNUSUAL)
 @torch.no_grad()
 def test_one_pass_over_padded_rows_gives_what_each_row_gives_alone(name):
-    torch.manual_seed(0)
-    model = (ARCHITECTURES | UNUSUAL)[name]().eval()
+    model = tiny(name).eval()
     responses = [torch.randint(2, VOCAB, (n,)) for n in (5, 2, 4, 7)]
     batch = (*pad_rows(QUERIES, 0, "right"), *pad_rows(responses, 0, "right"))
     logits, hidden = response_logits(model, *batch)
@@ -76,7 +75,7 @@ def test_one_pass_over_padded_rows_gives_what_each_row_gives_alone(name):
 
 
 def test_rows_that_ended_leave_the_batch():
-    model, rows = gpt2().eval(), []
+    model, rows = tiny().eval(), []
     model.register_forward_pre_hook(
         lambda _, __, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
     )
@@ -86,8 +85,7 @@ def test_rows_that_ended_leave_the_batch():
 
 @torch.no_grad()
 def test_tokens_are_drawn_as_often_as_the_model_says():
-    torch.manual_seed(0)
-    model = gpt2().eval()
+    model = tiny().eval()
     expected = model(torch.tensor([[5, 6]])).logits[0, -1].div(1.3).softmax(-1)
     queries, settings = [torch.tensor([5, 6])] * 20_000, {"pad_token_id": 0, "eos_token_id": None}
     settings |= {"max_new_tokens": [1] * 20_000, "temperature": 1.3}
@@ -110,8 +108,7 @@ def test_a_token_is_where_the_cumulative_distribution_passes_the_number(vocabula
 
 
 def test_a_model_without_keys_and_values_is_left_to_transformers():
-    torch.manual_seed(0)
-    model = UNUSUAL["mamba"]().eval()
+    model = tiny("mamba").eval()
     assert not can_sample(model)
     responses = generate_responses(
         model, QUERIES, pad_token_id=0, eos_token_id=None, max_new_tokens=[5, 2, 4, 7]
@@ -133,8 +130,7 @@ def both_samplers(model, begin=lambda: None, **changes):
 @pytest.mark.parametrize("ends", [None, [7, 11]], ids=["limits", "end tokens"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_static_cache_draws_the_same_tokens(name, ends, monkeypatch):
-    torch.manual_seed(0)
-    model = MODELS[name]().eval()
+    model = tiny(name).eval()
     assert can_sample_static(model, torch.device("cpu")) == (name != "gemma2")  # it has windows
     if name == "gemma2":
         return
@@ -163,7 +159,6 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "gemma2"])
 def test_a_token_that_is_captured_asks_nothing_of_the_device(name, monkeypatch):
-    torch.manual_seed(0)
     step = sampling._StaticBatch.step
 
     def watched(batch):
@@ -172,12 +167,11 @@ def test_a_token_that_is_captured_asks_nothing_of_the_device(name, monkeypatch):
             step(batch)
 
     monkeypatch.setattr(sampling._StaticBatch, "step", watched)
-    both_samplers(MODELS[name]().eval(), max_new_tokens=[4] * 4)
+    both_samplers(tiny(name).eval(), max_new_tokens=[4] * 4)
 
 
 def test_rows_that_all_ended_are_looked_for_every_few_tokens():
-    torch.manual_seed(0)
-    model, calls = gpt2().eval(), []
+    model, calls = tiny().eval(), []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     lengths = [50] * len(QUERIES)
     samples = both_samplers(model, max_new_tokens=lengths, eos_token_id=list(range(60)))[1]
@@ -192,8 +186,7 @@ def test_rows_that_all_ended_are_looked_for_every_few_tokens():
 def test_a_static_cache_samples_in_the_precision_of_autocast_and_leaves_the_weights(
     vocabulary, adapted
 ):
-    torch.manual_seed(0)
-    model = gpt2()
+    model = tiny()
     model.resize_token_embeddings(vocabulary)
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=adapted))
     before = {name: (weight, weight.clone()) for name, weight in model.named_parameters()}
@@ -210,8 +203,7 @@ def test_a_static_cache_samples_in_the_precision_of_autocast_and_leaves_the_weig
 
 @pytest.mark.parametrize("name", [*OTHERS, "mamba"])
 def test_a_greedy_response_does_not_depend_on_the_rows_beside_it(name):
-    torch.manual_seed(0)
-    model = (OTHERS | UNUSUAL)[name]().eval()
+    model = tiny(name).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
