@@ -67,13 +67,17 @@ def tokenizer(tokenizer_folder):
 
 
 @pytest.fixture(scope="session")
-def tiny_gpt2(tmp_path_factory):
-    """Folder in the hub's format: a GPT-2 of two layers and its tokenizer."""
-    from tiny_models import save_tiny_gpt2
+def sentiment_models(tmp_path_factory):
+    """Folders of a GPT-2, a classifier and reviews, by the flags of the sentiment recipes."""
+    from tiny_models import save_sentiment_models
 
-    folder = tmp_path_factory.mktemp("tiny_gpt2")
-    save_tiny_gpt2(folder)
-    return folder
+    return save_sentiment_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(sentiment_models):
+    """Folder in the hub's format: a GPT-2 of two layers and its tokenizer."""
+    return sentiment_models["model_name_or_path"]
 
 
 # Of the tests on a GPU: each failure as it happens, and at the end a table of what was measured

@@ -10,7 +10,6 @@ import shutil
 
 import pytest
 from launching import RECIPES, run_warm
-from tiny_models import save_tiny_classifier
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 # What else may stand on stderr: transformers' progress bars, its remarks on a model's files, and
@@ -256,17 +255,16 @@ BAD_INPUTS = list(bad_inputs())
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory, tiny_gpt2):
+def models(tmp_path_factory, sentiment_models):
     """One folder a model, in the hub's format; made once."""
-    folder = tmp_path_factory.mktemp("models")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2)
-    save_tiny_classifier(tokenizer, folder / "classifier")
-    tokenizer.save_pretrained(folder / "t5")
+    classifier, t5 = sentiment_models["reward_model"], tmp_path_factory.mktemp("t5")
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    tokenizer.save_pretrained(t5)
     sizes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     sizes |= {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2}
-    t5 = T5Config(**sizes, decoder_start_token_id=0)
-    T5ForConditionalGeneration(t5).save_pretrained(folder / "t5")
-    return {"gpt2": tiny_gpt2, "classifier": folder / "classifier", "t5": folder / "t5"}
+    T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).save_pretrained(t5)
+    gpt2 = sentiment_models["model_name_or_path"]
+    return {"gpt2": gpt2, "classifier": classifier, "t5": t5}
 
 
 def contents(*folders):

@@ -7,23 +7,22 @@ from transformers import AutoModelForCausalLM
 from trl_recipes.stats import load_stats
 
 RECIPE = "ppo_custom_reward.py"
-CONFIG = RECIPES / "configs" / "ppo_custom_reward.yaml"
 COMPONENTS = ("log_perplexity", "similarity", "length", "repetition")
 
 
-def words(model, folder, *more):
-    texts = folder.parent / "texts.txt"
-    texts.write_text("\n".join(f"The film number {i} was dull, sadly." for i in range(40)))
-    common = ["--config", CONFIG, "--model_name_or_path", model, "--max_steps", "2"]
-    common += ["--dataset_name", texts, "--output_dir", folder, "--batch_size", "8"]
-    return [*common, "--response_length", "8", "--disable_tqdm", "true", *more]
+@pytest.fixture(scope="session")
+def words(sentiment_models):
+    """Flags of a short run."""
+    data, model = (sentiment_models[name] for name in ("dataset_name", "model_name_or_path"))
+    common = ["--config", RECIPES / "configs" / "ppo_custom_reward.yaml", "--dataset_name", data]
+    common += ["--model_name_or_path", model, "--max_steps", 2, "--batch_size", 8]
+    return [*common, "--response_length", 8, "--disable_tqdm", "true", "--output_dir"]
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_gpt2, tmp_path_factory):
+def finished(words, tmp_path_factory):
     folder = tmp_path_factory.mktemp("custom") / "run"
-    more = words(tiny_gpt2, folder, "--max_length", "4", "--prompt", "The film")
-    done = run_warm(RECIPE, *more)
+    done = run_warm(RECIPE, *words, folder, "--max_length", "4", "--prompt", "The film")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout
 
@@ -54,23 +53,23 @@ def test_only_the_attention_was_trained(finished, tiny_gpt2):
     assert all(".attn." in name for name in changed)
 
 
-def test_version_1_optimizes_perplexity_and_logs_the_rest(tiny_gpt2, tmp_path):
+def test_version_1_optimizes_perplexity_and_logs_the_rest(words, tmp_path):
     (tmp_path / "goal.txt").write_text("A dull film.")
     more = ["--version", "1", "--reference_text", f"{tmp_path}/goal.txt"]
-    run_here(RECIPE, *words(tiny_gpt2, tmp_path / "run", *more))
+    run_here(RECIPE, *words, tmp_path / "run", *more)
     for row in load_stats(tmp_path / "run"):
         raw = 3.0 * row["rewards/log_perplexity/mean"] - 0.5 * row["rewards/repetition/mean"]
         assert row["env/reward_mean"] == pytest.approx(raw, abs=1e-5)
         assert row["rewards/similarity/mean"] != 0
 
 
-def test_a_users_own_function_replaces_the_recipes_rewards(tiny_gpt2, tmp_path):
+def test_a_users_own_function_replaces_the_recipes_rewards(words, tmp_path):
     mine = (
         "def shouts(completions, **_):\n    return [float(text.isupper()) for text in completions]"
     )
     (tmp_path / "mine.py").write_text(mine)
     more = ["--reward_funcs", f"{tmp_path / 'mine.py'}:shouts", "RepetitionPenalty"]
-    run_here(RECIPE, *words(tiny_gpt2, tmp_path / "run", *more, "--metrics", "UppercaseReward"))
+    run_here(RECIPE, *words, tmp_path / "run", *more, "--metrics", "UppercaseReward")
     (row, _) = load_stats(tmp_path / "run")
     keys = {key for key in row if key.startswith(("rewards/", "metrics/")) and "mean" in key}
     assert keys == {"rewards/shouts/mean", "rewards/repetition/mean", "metrics/uppercase/mean"}

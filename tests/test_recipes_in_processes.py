@@ -15,13 +15,13 @@ import transformers
 from launching import LAUNCH, RECIPES, Recipe, launch, run_here
 from safetensors.torch import load_file, save_file
 from tiny_grpo import weights
-from tiny_models import save_tiny_classifier, save_tiny_gpt2
+from tiny_models import save_sentiment_models
 
 from trl_recipes import distributed as processes
 from trl_recipes.stats import load_stats
 
 SIZES = "--num_layers 1 --num_heads 2 --hidden_size 16 --vocab_size 300 --max_steps 4"
-DATA = "--dataset_name {models}/reviews.jsonl"
+DATA = "--dataset_name {models}/data"
 RL = "--model_name_or_path {models}/gpt2 --max_steps 2 --batch_size 8 --response_length 6"
 RL += f" --save_steps 1 {DATA}"
 TASK = "--reward_model {models}/classifier --eval_prompts 8"
@@ -48,15 +48,8 @@ RUNS = {
 
 def make_models(folder):
     """A GPT-2, a classifier, reviews and a text."""
-    save_tiny_classifier(save_tiny_gpt2(folder / "gpt2"), folder / "classifier")
-    draw, words = random.Random(0), (("dull", "awful", "poor"), ("wonderful", "lovely", "great"))
-    rows = [
-        {"text": f"The acting was {draw.choice(words[i % 2])}, I think, {i}.", "label": i % 2}
-        | {"split": "test" if i < 20 else "train"}
-        for i in range(120)
-    ]
-    (folder / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    weather = ["rain", "snow", "wind", "sun", "moon"]
+    save_sentiment_models(folder)
+    draw, weather = random.Random(0), ["rain", "snow", "wind", "sun", "moon"]
     lines = (" ".join(draw.choice(weather) for _ in range(4)) + "\n" for _ in range(300))
     (folder / "text.txt").write_text("".join(lines))
 

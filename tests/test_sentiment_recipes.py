@@ -12,30 +12,14 @@ import pytest
 import trl
 from launching import ACCELERATE, RECIPES, run_here, run_warm
 from tiny_grpo import without_times
-from tiny_models import save_tiny_classifier
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_recipes.stats import load_stats
 
 LAUNCH = [ACCELERATE, "launch", "--num_processes", "1"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-TEXTS = ["The acting was wonderful and the plot kept me awake.", "A dull film, sadly."] * 30
 each = pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
 groups = pytest.mark.parametrize("kind", ["grpo", "rloo"])
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory, tiny_gpt2):
-    """Folders in the hub's format, as the classic set-up: GPT-2, RoBERTa, text and label."""
-    folder = tmp_path_factory.mktemp("models")
-    save_tiny_classifier(AutoTokenizer.from_pretrained(tiny_gpt2), folder / "classifier")
-    data = folder / "data"
-    data.mkdir()
-    for split in ("train", "test"):
-        rows = [{"text": f"{t} {i}", "label": i % 2} for i, t in enumerate(TEXTS)]
-        (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    names = {"model_name_or_path": tiny_gpt2, "reward_model": folder / "classifier"}
-    return names | {"dataset_name": data}
 
 
 def settings_of(kind, models, **changes):
@@ -50,13 +34,13 @@ def run(kind, folder, settings):
 
 
 @pytest.fixture(scope="module")
-def finished(models, tmp_path_factory):
+def finished(sentiment_models, tmp_path_factory):
     """A run of each, laid beside each other; and what they printed."""
     folder = tmp_path_factory.mktemp("runs")
     told = {}
     for kind in ("ppo", "grpo", "rloo"):
         with redirect_stdout(io.StringIO()) as printed:
-            run(kind, folder / kind, settings_of(kind, models))
+            run(kind, folder / kind, settings_of(kind, sentiment_models))
         told[kind] = printed.getvalue()
     return folder, told
 
@@ -91,16 +75,6 @@ def test_its_config_runs_it_again_and_another_seed_differs(kind, finished, tmp_p
     assert rows == again != other
 
 
-@groups
-def test_a_check_says_what_it_takes_and_writes_nothing(kind, models, tmp_path, capsys):
-    run(kind, tmp_path / "run", settings_of(kind, models, check="true"))
-    told = capsys.readouterr().out
-    said = ("3 steps, each of 8 responses, 4 to a prompt", "The whole training will take about")
-    said = (f"{kind.upper()} on GPT2LMHeadModel", *said)
-    assert [words for words in said if words not in told] == []
-    assert not (tmp_path / "run").exists()
-
-
 def test_compare_takes_any_two_runs(finished, tmp_path, capsys):
     runs = (finished[0] / "grpo", finished[0] / "rloo")
     run_here("compare.py", *runs, "--max_prompts", 4, "--output_dir", tmp_path)
@@ -133,9 +107,9 @@ def test_every_setting_of_trl_is_a_flag_and_help_explains_what_matters(kind, cap
     assert [field.name for field in fields if field.init and f"--{field.name}" not in text] == []
 
 
-def test_an_ablation_runs_each_variant_once(models, tmp_path):
+def test_an_ablation_runs_each_variant_once(sentiment_models, tmp_path):
     few = {"mini_batch_size": 4, "min_response_length": 4, "ppo_epochs": 1, "disable_tqdm": True}
-    once = settings_of("ppo", {name: str(path) for name, path in models.items()}, **few)
+    once = settings_of("ppo", {name: str(path) for name, path in sentiment_models.items()}, **few)
     variants = {"once": once, "no score clip": once | {"score_clip": None, "ppo_epochs": 2}}
     (tmp_path / "few.yaml").write_text(json.dumps({"variants": variants}))
     command = ["ppo_ablation.py", "--config", tmp_path / "few.yaml", "--seeds", "3"]
@@ -152,12 +126,6 @@ def test_an_ablation_runs_each_variant_once(models, tmp_path):
         config = (folder / "config.yaml").read_text()
         assert f"ppo_epochs: {epochs}" in config
         assert ("score_clip: null" in config) is (epochs == 2)
-
-
-def test_lora_trains_and_loads(models, tmp_path):
-    peft = {"use_peft": "true", "merge_adapter": "true"}
-    run("ppo", tmp_path / "lora", settings_of("ppo", models, **peft))
-    assert (tmp_path / "lora" / "model" / "model.safetensors").is_file()
 
 
 def test_the_default_clips_and_opens_no_network_socket(tmp_path):

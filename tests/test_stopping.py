@@ -1,6 +1,5 @@
 """Resuming and stopping recipes on transformers' Trainer, and trying them out."""
 
-import json
 import re
 import signal
 
@@ -17,13 +16,9 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module")
-def reviews(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "reviews.jsonl"
-    texts = ["a fine film with a good plot", "a bad film with a dull plot"]
-    rows = [{"text": f"{texts[i % 2]} number {i}", "label": (i + 1) % 2} for i in range(100)]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    return path
+@pytest.fixture
+def reviews(sentiment_models):
+    return sentiment_models["dataset_name"]
 
 
 def start(recipe, reviews, folder, *more):

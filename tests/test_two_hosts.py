@@ -14,7 +14,6 @@ import pytest
 from launching import ACCELERATE, RECIPES
 from safetensors.torch import load_file
 from tiny_grpo import without_times
-from tiny_models import SENTENCES
 
 from trl_recipes.checkpointing import checkpoints_in, damage
 from trl_recipes.stats import load_stats
@@ -115,11 +114,10 @@ class Launch:
         assert [process.wait(timeout=120) for process in self.processes] == [0, 0], self.said()
 
 
-def test_a_run_that_loses_a_machine_ends_as_one_left_alone(hosts, tiny_gpt2, tmp_path):
+def test_a_run_that_loses_a_machine_ends_as_one_left_alone(hosts, sentiment_models, tmp_path):
     (tmp_path / "mine.py").write_text(REWARD)
-    texts = tmp_path / "texts.txt"
-    texts.write_text("\n".join(f"{text} {i}" for i in range(9) for text in SENTENCES))
-    flags = [*WORDS.split(), "--model_name_or_path", tiny_gpt2, "--dataset_name", texts]
+    flags = [*WORDS.split(), "--model_name_or_path", sentiment_models["model_name_or_path"]]
+    flags += ["--dataset_name", sentiment_models["dataset_name"]]
     flags += ["--reward_funcs", f"{tmp_path / 'mine.py'}:evenness"]
     Launch(hosts, flags, tmp_path / "alone").end_well()
 

@@ -1,5 +1,7 @@
 """Tiny models and their tokenizer, with random weights, in the hub's format."""
 
+import json
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -60,3 +62,14 @@ def save_tiny_classifier(tokenizer, folder, positions=64):
     ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     model = classifier("roberta", **sizes, **ids, **MOODS, initializer_range=0.5)
     model.save_pretrained(folder)
+
+
+def save_sentiment_models(folder):
+    """A GPT-2, a classifier and reviews, by the flags of the sentiment recipes."""
+    save_tiny_classifier(save_tiny_gpt2(folder / "gpt2"), folder / "classifier")
+    rows = [{"text": f"{SENTENCES[i % 6]} {i}", "label": i % 2} for i in range(60)]
+    (folder / "data").mkdir()
+    for split in ("train", "test"):
+        (folder / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    names = {"model_name_or_path": "gpt2", "reward_model": "classifier", "dataset_name": "data"}
+    return {flag: folder / name for flag, name in names.items()}

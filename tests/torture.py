@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from tiny_grpo import without_times
-from tiny_models import SENTENCES, save_tiny_classifier, save_tiny_gpt2
+from tiny_models import save_sentiment_models
 
 RESUME = ["--resume_from_checkpoint", "true"]
 RECIPE = Path(__file__).parents[1] / "recipes" / "ppo_sentiment.py"
@@ -27,15 +27,9 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "ppo_sentiment.py"
 
 def make_models(folder):
     """A tiny policy and classifier, and prompts; returns the flags that name them."""
-    save_tiny_classifier(save_tiny_gpt2(folder / "policy"), folder / "classifier")
-    rows = [{"text": f"{SENTENCES[i % 6]} {i}", "label": i % 2} for i in range(60)]
-    (folder / "data").mkdir()
-    for split in ("train", "test"):
-        (folder / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = save_sentiment_models(folder).items()
     return [
-        *("--model_name_or_path", str(folder / "policy")),
-        *("--reward_model", str(folder / "classifier")),
-        *("--dataset_name", str(folder / "data")),
+        *(word for name, path in flags for word in (f"--{name}", str(path))),
         *("--batch_size", "8", "--eval_prompts", "8", "--response_length", "6"),
         *("--learning_rate", "1e-3", "--disable_tqdm", "true", "--use_score_scaling", "true"),
         *("--lr_scheduler_type", "linear", "--save_steps", "2", "--ppo_epochs", "2"),

@@ -1,12 +1,10 @@
 """What a model folder brings along is not run and not shown raw: pickles, code, labels, text."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -34,11 +32,6 @@ from trl_recipes.training.reward_data import Labeled
 from trl_recipes.training.reward_model import train_reward_model
 
 NASTY = "POS\x1b[2J\x9b31m\u202e$\\frac$|_x"
-
-# As in an environment that was activated: `python` is the one that runs the tests.
-THIS_PYTHON = os.environ | {
-    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-}
 
 
 class Touch:
@@ -89,11 +82,12 @@ def test_a_folder_of_pickled_weights_is_refused_unread(pickled, tmp_path, loader
 
 
 def convert(folder):
-    """Run the command that a refusal gives."""
+    """Run the command that a refusal gives, with the Python that runs the tests."""
     with pytest.raises(RecipeError, match="pickle file") as error:
         load_run(folder)
     command = re.search(r"python -c .*$", str(error.value))[0]
-    subprocess.run(command, shell=True, check=True, capture_output=True, env=THIS_PYTHON)
+    command = command.replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True, capture_output=True)
 
 
 def test_the_message_converts_and_then_it_loads(pickled, tiny_gpt2):
@@ -119,12 +113,12 @@ def test_a_pickled_adapter_is_refused_and_can_be_converted(tiny_gpt2, tmp_path):
 def test_weights_that_were_not_there_to_be_seen_are_not_unpickled(tiny_gpt2, tmp_path, monkeypatch):
     """An adapter's beside other safetensors, and those that config.json names."""
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
-    pickle = "adapter_model.bin"
-    config = json.loads((tiny_gpt2 / "config.json").read_text()) | {"transformers_weights": pickle}
+    config = json.loads((tiny_gpt2 / "config.json").read_text())
+    named = config | {"transformers_weights": "adapter_model.bin"}
     adapter = {"base_model_name_or_path": str(tiny_gpt2), "peft_type": "LORA", "r": 1}
-    for name, settings in {"config": config, "adapter_config": adapter}.items():
+    for name, settings in {"config": named, "adapter_config": adapter}.items():
         folder = shutil.copytree(tiny_gpt2, tmp_path / name)
-        torch.save({"x": Touch(tmp_path / "touched")}, folder / pickle)
+        torch.save({"x": Touch(tmp_path / "touched")}, folder / "adapter_model.bin")
         (folder / f"{name}.json").write_text(json.dumps(settings))
         for load in (load_run, load_classifier):
             with pytest.raises(RecipeError, match="pickle file"):
@@ -140,12 +134,10 @@ def own_code(tiny_gpt2, tmp_path):
     config |= {"model_type": "own_kind", "architectures": ["OwnModel"]}
     config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "own.py").write_text(
-        "from transformers import GPT2Config, GPT2LMHeadModel\n"
-        f"open({str(tmp_path / 'ran')!r}, 'w')\n"
-        "class OwnConfig(GPT2Config):\n    model_type = 'own_kind'\n"
-        "class OwnModel(GPT2LMHeadModel):\n    config_class = OwnConfig\n"
-    )
+    code = "from transformers import GPT2Config, GPT2LMHeadModel\n"
+    code += "class OwnConfig(GPT2Config):\n    model_type = 'own_kind'\n"
+    code += "class OwnModel(GPT2LMHeadModel):\n    config_class = OwnConfig\n"
+    (folder / "own.py").write_text(f"{code}open({str(tmp_path / 'ran')!r}, 'w')\n")
     return folder
 
 
@@ -180,9 +172,8 @@ def test_a_comparison_shows_no_control_character_and_draws_a_label_as_it_is_writ
 
 
 def test_a_label_of_a_classifier_names_its_reward_without_control_characters(tiny_gpt2, tmp_path):
-    model = GPT2ForSequenceClassification.from_pretrained(
-        tiny_gpt2, id2label={0: "NEG", 1: NASTY}, label2id={"NEG": 0, NASTY: 1}
-    )
+    labels = {"id2label": {0: "NEG", 1: NASTY}, "label2id": {"NEG": 0, NASTY: 1}}
+    model = GPT2ForSequenceClassification.from_pretrained(tiny_gpt2, **labels)
     model.save_pretrained(tmp_path)
     load_tokenizer(str(tiny_gpt2)).save_pretrained(tmp_path)
     (name,) = Rewards(SentimentReward(str(tmp_path), label=NASTY)).names
