@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from trl_recipes.models.adapters import kept_by
 from trl_recipes.ppo.objective import CHUNK_CPU
 
-LAYERS, WIDTH, WORDS, HEAD = 3, 384, 16000, 384 + 1
+LAYERS, WIDTH, WORDS, HEAD = 6, 384, 32000, 384 + 1
 BATCH, PASS, QUERY, RESPONSE = 8, 4, 16, 48
 PARAMETERS = WORDS * WIDTH + 128 * WIDTH + LAYERS * (12 * WIDTH**2 + 13 * WIDTH) + 2 * WIDTH
 
