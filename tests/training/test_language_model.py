@@ -1,4 +1,3 @@
-import itertools
 import json
 import math
 import random
@@ -30,7 +29,6 @@ from trl_recipes.training.reward_model import (
     special_frame,
 )
 
-SHORT = ["--use_cpu", "--max_steps", "3"]
 TEXTS = ["The film is good.", "The film is bad; I left.", "Étude in C - naïve, isn't it?\n\nYes."]
 TINY_GPT2 = {"n_layer": 1, "n_head": 2, "n_embd": 32, "vocab_size": 300, "context_length": 32}
 
@@ -40,6 +38,7 @@ def quiet(cls, folder, **settings):
 
 
 TOKENIZER = train_tokenizer(TEXTS, 300)
+CLASSIFIERS = train_tokenizer(TEXTS, 300, kind="classifier")
 
 
 @given(st.text())
@@ -47,20 +46,17 @@ def test_a_tokenizer_gives_back_any_text(text):
     assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
 
 
-def test_the_tokenizer_of_a_language_model_is_like_gpt2():
+def test_the_tokenizer_of_a_language_model_is_like_gpt2_and_a_classifiers_ignores_case():
     assert TOKENIZER.pad_token is None
     assert TOKENIZER.bos_token == TOKENIZER.eos_token == "<|endoftext|>"
     assert TOKENIZER("<|endoftext|>")["input_ids"] == [TOKENIZER.eos_token_id]
     assert len(TOKENIZER) <= 300
     with pytest.raises(RecipeError, match="257 or more"):  # without room for the bytes
         train_tokenizer(TEXTS, 256)
-
-
-def test_the_tokenizer_of_a_classifier_ignores_case_and_the_first_word_is_like_others():
-    tokenizer = train_tokenizer(TEXTS, 300, kind="classifier")
-    assert tokenizer("THE FILM")["input_ids"] == tokenizer("the film")["input_ids"]
-    assert tokenizer("film film")["input_ids"] == 2 * tokenizer("film")["input_ids"]
-    assert tokenizer.pad_token is not None
+    film = CLASSIFIERS("film")["input_ids"]
+    assert CLASSIFIERS("THE FILM")["input_ids"] == CLASSIFIERS("the film")["input_ids"]
+    assert CLASSIFIERS("film film")["input_ids"] == 2 * film  # the first word is like others
+    assert CLASSIFIERS.pad_token is not None
 
 
 @pytest.mark.parametrize("context_length", [4, 7, 100])
@@ -68,10 +64,10 @@ def test_windows_lose_no_token_and_each_text_ends_with_eos(context_length):
     for text in TEXTS:
         windows = [r["input_ids"] for r in language_model_rows([text], TOKENIZER, context_length)]
         assert max(map(len, windows)) <= context_length
-        joined = [*itertools.chain(*windows)]
         expected = [*TOKENIZER(text)["input_ids"], TOKENIZER.eos_token_id]
         # a last window of one token has nothing to predict and is left out
-        assert joined == (expected[:-1] if len(expected) % context_length == 1 else expected)
+        whole = expected[:-1] if len(expected) % context_length == 1 else expected
+        assert [token for window in windows for token in window] == whole
 
 
 def test_windows_leave_room_for_special_tokens_and_know_their_text():
@@ -82,12 +78,11 @@ def test_windows_leave_room_for_special_tokens_and_know_their_text():
     )
     assert special_frame(tokenizer) == ([0], [0, 0])
     tokenizer.model_max_length = 8
-    rows = class_rows(Labeled(TEXTS, [0, 1, 0], ["a", "b"]), tokenizer)
-    windows = [(index, row["input_ids"][1:-2]) for index, row in rows]
-    assert max(len(ids) for _, ids in windows) == 5
-    for index, text in enumerate(TEXTS):
-        joined = [*itertools.chain(*(ids for owner, ids in windows if owner == index))]
-        assert joined == tokenizer(text, add_special_tokens=False)["input_ids"]
+    parts = [[], [], []]
+    for index, row in class_rows(Labeled(TEXTS, [0, 1, 0], ["a", "b"]), tokenizer):
+        assert len(row["input_ids"]) <= 8
+        parts[index] += row["input_ids"][1:-2]
+    assert parts == tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
 
 
 @given(length=st.integers(0, 40), count=st.integers(0, 5), seed=st.integers(0, 99))
@@ -165,18 +160,21 @@ def review_file(tmp_path_factory):
     return path
 
 
-def test_the_language_model_recipe_runs(tmp_path, review_file, capsys):
-    flags = ["--dataset_name", review_file, "--output_dir", tmp_path / "lm", *SHORT]
-    run_here("pretrain_lm.py", *flags, "--n_layer", 1, "--n_embd", 32, "--vocab_size", 300)
+def run_recipe(name, review_file, folder, *sizes):
+    flags = ["--dataset_name", review_file, "--output_dir", folder, "--vocab_size", 300]
+    run_here(name, *flags, "--use_cpu", "--max_steps", 3, *sizes)
+
+
+def test_the_language_model_recipe_holds_a_tenth_out(tmp_path, review_file, capsys):
+    run_recipe("pretrain_lm.py", review_file, tmp_path / "lm", "--n_layer", 1, "--n_embd", 32)
     told = capsys.readouterr().out
     assert 0 < float(told.split("held-out loss ")[1].split()[0]) < math.log(300) + 1
-    assert "54 texts" in told  # a tenth is held out
+    assert "54 texts" in told
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "lm" / "model").config.n_embd == 32
 
 
 def test_the_classifier_recipe_runs_on_named_labels(tmp_path, review_file, capsys):
-    flags = ["--dataset_name", review_file, "--output_dir", tmp_path / "classifier", *SHORT]
-    run_here("train_classifier.py", *flags, "--hidden_size", 32, "--vocab_size", 300)
+    run_recipe("train_classifier.py", review_file, tmp_path / "run", "--hidden_size", 32)
     assert "(n = 6 texts)" in capsys.readouterr().out
-    scorer = pipeline("text-classification", model=str(tmp_path / "classifier" / "model"))
+    scorer = pipeline("text-classification", model=str(tmp_path / "run" / "model"))
     assert scorer("A film.")[0]["label"] in ("NEGATIVE", "POSITIVE")

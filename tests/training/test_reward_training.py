@@ -92,8 +92,7 @@ def test_separable_data_is_learned_to_the_end(trained):
     [(None, None, 1e-3), (None, "embedded", 1e-3), (None, "tiny", 5e-5), (2e-4, "tiny", 2e-4)],
 )
 def test_a_base_model_wants_a_smaller_rate_unless_one_is_given(given, base, rate, tiny_gpt2):
-    config = RewardModelConfig(learning_rate=given)
-    name = str(tiny_gpt2) if base == "tiny" else base
+    config, name = RewardModelConfig(learning_rate=given), {"tiny": str(tiny_gpt2)}.get(base, base)
     model, _ = start_classifier(name, data_of("pairs", 20), SIZES)
     assert with_learning_rate(config, model).learning_rate == rate
     assert config.learning_rate == given
@@ -136,15 +135,14 @@ def test_a_base_model_without_a_pad_token_is_taken(kind, tiny_gpt2, tmp_path):
 
 
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    steps = {"max_steps": 9, "save_strategy": "steps", "save_steps": 4}
+    steps, calls = {"max_steps": 9, "save_strategy": "steps", "save_steps": 4}, iter(range(100))
 
     def train(name, **changes):
         config = settings(tmp_path / name, **steps, **changes)
         train_reward_model(data_of("pairs"), tmp_path / name / "model", config, sizes=SIZES)
 
-    def killed(*args, calls=[], **kwargs):  # noqa: B006  counts its calls
-        calls.append(args)
-        if len(calls) == 7:
+    def killed(*args, **kwargs):
+        if next(calls) == 6:
             raise MemoryError
         return step(*args, **kwargs)
 
@@ -186,21 +184,21 @@ def test_pairs_alike_up_to_the_context_are_left_out(tmp_path, caplog):
         train_reward_model(alike, tmp_path, settings(tmp_path), sizes=SIZES)
 
 
-def test_the_card_holds_the_figures_and_code_that_runs(trained):
-    for kind, name in (("classes", "SentimentReward"), ("pairs", "RewardModelReward")):
-        folder = trained[kind]
-        figures = evaluate_reward_model(folder, data_of(kind, seed=1))
-        write_card(folder, figures, base="nothing", source="made up", rows=200, seconds=1.0)
-        card = (folder / "README.md").read_text()
-        for part in ("made up, 200 rows", f"{figures.values['ece']:.3f}", "started from: nothing"):
-            assert part.lower() in card.lower()
-        code = card.split("```python")[1].split("```")[0]
-        assert name in code
-        found = {}
-        exec(code.replace("path/to/this/folder", str(folder)), found)
-        assert math.isfinite(found["scores"][0])
-        kept = json.loads(json.dumps(dataclasses.asdict(figures)))
-        assert kept["values"] == figures.values
+@pytest.mark.parametrize("kind", ["classes", "pairs"])
+def test_the_card_holds_the_figures_and_code_that_runs(kind, trained):
+    folder, reward = trained[kind], {"classes": "SentimentReward", "pairs": "RewardModelReward"}
+    figures = evaluate_reward_model(folder, data_of(kind, seed=1))
+    write_card(folder, figures, base="nothing", source="made up", rows=200, seconds=1.0)
+    card = (folder / "README.md").read_text()
+    for part in ("made up, 200 rows", f"{figures.values['ece']:.3f}", "started from: nothing"):
+        assert part.lower() in card.lower()
+    code = card.split("```python")[1].split("```")[0]
+    assert reward[kind] in code
+    found = {}
+    exec(code.replace("path/to/this/folder", str(folder)), found)
+    assert math.isfinite(found["scores"][0])
+    kept = json.loads(json.dumps(dataclasses.asdict(figures)))
+    assert kept["values"] == figures.values
 
 
 def rows(**columns):
@@ -211,10 +209,17 @@ def read(train, heldout=None, **chosen):
     return read_reward_data(train, heldout or train, "data", **chosen)
 
 
-def test_the_kind_is_found_in_the_columns():
-    for label, kind in ((0.5, "number"), (1.0, "classes"), ("x", "classes")):
-        assert kind_of(rows(text=["a"], label=[label]), "label") == kind
-    assert kind_of(rows(chosen=["a"], rejected=["b"]), "label") == "pairs"
+@pytest.mark.parametrize(
+    ("columns", "kind"),
+    [
+        ({"text": ["a"], "label": [0.5]}, "number"),
+        ({"text": ["a"], "label": [1.0]}, "classes"),
+        ({"text": ["a"], "label": ["x"]}, "classes"),
+        ({"chosen": ["a"], "rejected": ["b"]}, "pairs"),
+    ],
+)
+def test_the_kind_is_found_in_the_columns(columns, kind):
+    assert kind_of(rows(**columns), "label") == kind
 
 
 @pytest.mark.parametrize(
@@ -237,12 +242,12 @@ def test_class_names_are_found(labels, names, numbers):
 def test_pairs_of_labels_put_the_higher_label_first():
     labels = [random.Random(0).choice([1.0, 2.0, 2.5]) for _ in range(30)] + [1.0, 2.0]
     texts = [f"text {number}" for number in range(32)]
-    pairs = pairs_of_labels(Labeled(texts, labels, None), per_text=3, seed=0)
+    pairs, again = (pairs_of_labels(Labeled(texts, labels, None), 3, seed=0) for _ in range(2))
     label_of = dict(zip(texts, labels, strict=True))
     assert len(pairs.chosen) == 3 * 32
     assert all(label_of[c] > label_of[r] for c, r in zip(pairs.chosen, pairs.rejected, strict=True))
     assert {*pairs.chosen, *pairs.rejected} == set(texts)
-    assert pairs_of_labels(Labeled(texts, labels, None), per_text=3, seed=0) == pairs
+    assert pairs == again
 
 
 def test_pairs_that_say_nothing_are_counted(caplog):
@@ -273,11 +278,7 @@ def test_conversations_go_through_the_chat_template(tokenizer):
 @pytest.mark.parametrize(
     ("columns", "chosen", "message"),
     [
-        (
-            {"text": ["a", "b"], "label": [1, 1]},
-            {},
-            "every text of .* has the label POS.*both",
-        ),
+        ({"text": ["a", "b"], "label": [1, 1]}, {}, "every text .* has the label POS.*both"),
         ({"text": ["a", "b"], "label": [2.5, 2.5]}, {}, "has the label 2.5"),
         ({"text": ["", " "], "label": [0, 1]}, {}, "all 2 texts of data"),
         ({"body": ["a"], "label": [0]}, {}, "no column `text`.*body, label"),
