@@ -34,7 +34,6 @@ _T5GEMMA = {"encoder": _HYBRID | {"head_dim": 16}, "decoder": _HYBRID | {"head_d
 
 
 def made(kind, **settings):
-    """A model of transformers' kind of this name, with random weights."""
     config = AutoConfig.for_model(kind, **settings)
     model = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     return model.from_config(config)

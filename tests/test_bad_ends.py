@@ -31,7 +31,6 @@ class Ending(TrainingArguments):
 
 
 def main(config: Ending) -> None:
-    """What each process does."""
     numbers = torch.ones(1)
     with StopSignals():
         for step in range(3):

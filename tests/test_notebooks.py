@@ -158,7 +158,6 @@ def test_what_it_names_is_there(path):
 
 
 def kept(*cells):
-    """A notebook as `run.py` keeps it."""
     notebook = new_notebook(cells=list(cells))
     for count, cell in enumerate(code_cells(notebook), 1):
         cell.execution_count = count

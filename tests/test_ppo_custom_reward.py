@@ -12,7 +12,6 @@ COMPONENTS = ("log_perplexity", "similarity", "length", "repetition")
 
 @pytest.fixture(scope="session")
 def words(sentiment_models):
-    """Flags of a short run."""
     data, model = (sentiment_models[name] for name in ("dataset_name", "model_name_or_path"))
     common = ["--config", RECIPES / "configs" / "ppo_custom_reward.yaml", "--dataset_name", data]
     common += ["--model_name_or_path", model, "--max_steps", 2, "--batch_size", 8]

@@ -18,7 +18,7 @@ from tiny_grpo import weights
 from tiny_models import save_sentiment_models
 
 from trl_recipes import distributed as processes
-from trl_recipes.stats import load_stats
+from trl_recipes.stats import load_stats, read_rows
 
 SIZES = "--num_layers 1 --num_heads 2 --hidden_size 16 --vocab_size 300 --max_steps 4"
 DATA = "--dataset_name {models}/data"
@@ -122,8 +122,7 @@ def test_two_processes_leave_the_run_that_one_leaves(name, folders):
     per_process = 16 if name == "shouting" else 8
     steps = [(row["step"], row["episode"]) for row in load_stats(two)]  # each is one row
     assert steps == [(1, 2 * per_process), (2, 4 * per_process)]
-    samples = (two / "samples.jsonl").read_text().splitlines()
-    assert {json.loads(line)["step"] for line in samples} == {1, 2}
+    assert {row["step"] for row in read_rows(two / "samples.jsonl")} == {1, 2}
 
 
 def test_only_the_main_process_speaks_and_writes(folders):
@@ -178,8 +177,8 @@ def test_the_launcher_told_to_stop_leaves_a_checkpoint_to_go_on_from(tmp_path):
     assert done.stderr.count("SIGTERM: finishing this step, then saving.") == 1
     assert done.stderr.count("--resume_from_checkpoint true") == 1
     (checkpoint,) = (tmp_path / "grpo" / "checkpoints").iterdir()
-    steps = len(rows.read_text().splitlines())
-    assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] == steps
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    assert state["global_step"] == len(load_stats(rows))
     assert len(list(checkpoint.glob("rng_state_*.pth"))) == 2
 
 

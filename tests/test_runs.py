@@ -40,7 +40,6 @@ class Arguments:
 
 @pytest.fixture
 def finished(tmp_path):
-    """A folder as a finished run leaves it."""
     run = prepare_run(tmp_path / "runs" / "ppo")
     write_config(run, Arguments())
     run.all_stats.write_text('{"step": 1}\n')

@@ -14,7 +14,7 @@ from launching import ACCELERATE, RECIPES, run_here, run_warm
 from tiny_grpo import without_times
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_recipes.stats import load_stats
+from trl_recipes.stats import load_stats, read_rows
 
 LAUNCH = [ACCELERATE, "launch", "--num_processes", "1"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -52,8 +52,7 @@ def test_the_run_folder_holds_what_it_promises(kind, finished):
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert all("env/reward_mean" in row and "objective/kl" in row for row in rows)
     assert (folder / "plots" / "training.png").stat().st_size > 10_000
-    samples = (folder / "samples.jsonl").read_text().splitlines()
-    assert len(samples) == (12 if kind == "ppo" else 6)
+    assert len(read_rows(folder / "samples.jsonl")) == (12 if kind == "ppo" else 6)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-3"]
     model, info = AutoModelForCausalLM.from_pretrained(folder / "model", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))

@@ -14,7 +14,7 @@ import torch
 from architectures import VOCAB, ppo_trainer
 from launching import launch
 from safetensors.torch import load_file, save_file
-from tiny_grpo import at_call, build, noisy, prompts, tiny, weights, without_times
+from tiny_grpo import at_call, build, noisy, prompts, tiny, variety, weights, without_times
 
 from trl_recipes import RecipeError
 from trl_recipes import distributed as processes
@@ -91,7 +91,6 @@ def four_steps(kind, rewards, folder, **settings):
 
 
 def spell(completions, words, **_):
-    """A reward of None for some, with a column of the data set."""
     pairs = zip(completions, words, strict=True)
     return [None if len(text) < 9 else float(len(text) + word) for text, word in pairs]
 
@@ -100,10 +99,6 @@ async def patient(prompts, completions, **_):
     await asyncio.sleep(0.001)
     pairs = zip(prompts, completions, strict=True)
     return [float(len(prompt) - len(text)) for prompt, text in pairs]
-
-
-def unique(completions, **_):
-    return [float(len(set(text))) for text in completions]
 
 
 def counted(function, calls):
@@ -121,8 +116,8 @@ def once(kind, folder):
     """The same run with rewards in each process and once for all: rows, and who was called."""
     told = {}
     for name, reward_once in (("each", False), ("once", True)):
-        calls = {"spell": [], "patient": [], "unique": []}
-        functions = [counted(f, calls[f.__name__]) for f in (spell, patient, unique)]
+        calls = {"spell": [], "patient": [], "variety": []}
+        functions = [counted(f, calls[f.__name__]) for f in (spell, patient, variety)]
         settings = {"reward_once": reward_once, "reward_weights": [1.0, 0.5]}
         trainer = trainer_of(kind, functions[:2], metrics=functions[2:], **settings)
         trainer.train()

@@ -44,7 +44,6 @@ class Host:
     address: str
 
     def start(self, rank, first, output, flags, folder, own_disk, pause):
-        """Start this machine's part of a launch."""
         words = f"--multi_gpu --num_machines 2 --num_processes 2 --machine_rank {rank}"
         words += f" --main_process_ip {first.address} --main_process_port 29500"
         words += " --mixed_precision no --dynamo_backend no"
@@ -88,8 +87,6 @@ def hosts():
 
 
 class Launch:
-    """A recipe on both machines."""
-
     def __init__(self, hosts, flags, folder, *more, own_disks=False, pause=0):
         self.stats = folder / "all_stats.jsonl"
         folder.mkdir(exist_ok=True)

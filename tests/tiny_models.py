@@ -47,7 +47,6 @@ def save_tiny_gpt2(folder):
 
 
 def classifier(kind, **settings):
-    """A classifier of transformers' kind of this name, with random weights."""
     config = AutoConfig.for_model(kind, **settings)
     return AutoModelForSequenceClassification.from_config(config)
 

@@ -6,7 +6,6 @@ Half of the kills wait for a checkpoint that is being written. tests/ppo/test_re
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -21,12 +20,13 @@ from safetensors.torch import load_file
 from tiny_grpo import without_times
 from tiny_models import save_sentiment_models
 
+from trl_recipes.stats import load_stats
+
 RESUME = ["--resume_from_checkpoint", "true"]
 RECIPE = Path(__file__).parents[1] / "recipes" / "ppo_sentiment.py"
 
 
 def make_models(folder):
-    """A tiny policy and classifier, and prompts; returns the flags that name them."""
     flags = save_sentiment_models(folder).items()
     return [
         *(word for name, path in flags for word in (f"--{name}", str(path))),
@@ -90,8 +90,7 @@ def torture(flags, output_dir, kills, seed=0):
 
 def result(output_dir):
     """Weights and statistics, times aside."""
-    lines = (output_dir / "all_stats.jsonl").read_text().splitlines()
-    rows = without_times(map(json.loads, lines))
+    rows = without_times(load_stats(output_dir))
     model, head = (f"{output_dir}/model/{name}.safetensors" for name in ("model", "value_head"))
     return rows, (output_dir / "samples.jsonl").read_text(), load_file(model) | load_file(head)
 

@@ -198,8 +198,6 @@ def test_what_cannot_run_is_refused_before_anything_runs(change, only, message):
 
 @pytest.fixture
 def forked(monkeypatch):
-    """Workers are forked from a warm interpreter, which saves them the imports."""
-
     def run(command, env, **_):
         return run_warm(worker.__file__, *command[-2:], environment=env)
 
@@ -207,7 +205,6 @@ def forked(monkeypatch):
 
 
 def measured(folder, *flags):
-    """The numbers that the recipe writes for a tiny step."""
     words = ["--size", "tiny", "--batch", 4, "--response", 4, "--epochs", 2]
     words += ["--steps", 1, "--repeats", 1, "--output_dir", folder, *flags]
     run_here("benchmark.py", *words)

@@ -1,6 +1,5 @@
 """What scripts and subclasses of TRL 0.11's PPOTrainer call, override and are told."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +16,7 @@ from transformers import (
 )
 
 from trl_recipes import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer, RecipeError
+from trl_recipes.stats import load_stats, read_rows
 
 SCORES = [torch.tensor(score) for score in (1.0, -1.0, 0.5, 2.0)]
 
@@ -235,8 +235,8 @@ def test_a_loop_by_hand_neither_goes_on_in_a_folder_nor_loses_a_column(tmp_path)
         trainer.log_stats(stats, batch, SCORES, columns)
 
     loop()
-    lines = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
-    assert [json.loads(line)["ref_rewards"] for line in lines] == [1.0, -1.0, 0.5, 2.0]
+    samples = read_rows(tmp_path / "run" / "samples.jsonl")
+    assert [row["ref_rewards"] for row in samples] == [1.0, -1.0, 0.5, 2.0]
     with pytest.raises(RecipeError, match="already holds a run"):
         loop()
     with pytest.raises(RecipeError, match="`resume_from_checkpoint` is for `train`"):
@@ -246,7 +246,7 @@ def test_a_loop_by_hand_neither_goes_on_in_a_folder_nor_loses_a_column(tmp_path)
     with pytest.raises(RecipeError, match="already holds a run"):
         ppo_trainer(*given, batch_size=4, max_steps=1).train()
     loop(overwrite_output_dir=True)
-    assert len((tmp_path / "run" / "all_stats.jsonl").read_text().splitlines()) == 1
+    assert len(load_stats(tmp_path / "run")) == 1
 
 
 def test_what_is_saved_is_what_goes_to_the_hub(tmp_path, monkeypatch, tokenizer, tiny_gpt2):

@@ -17,6 +17,7 @@ from trl_recipes.data.conversations import encode_conversations, full_texts, pla
 from trl_recipes.data.prompts import holds_conversations, one_prompt
 from trl_recipes.evaluation.compare import compare
 from trl_recipes.evaluation.judges import vader_judge
+from trl_recipes.stats import read_rows
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"
@@ -193,10 +194,8 @@ def test_a_reward_function_sees_what_grpo_gives_it(tmp_path, tokenizer, chat_mod
     assert seen["theirs"][-1][-1] == {"log_extra", "log_metric"}  # functions that TRL alone offers
     assert seen["grpo"][-1][-1] == seen["ppo"][-1][-1] | seen["theirs"][-1][-1]
 
-    lines = (tmp_path / "ppo" / "samples.jsonl").read_text().splitlines()
-    samples = {json.loads(line)["query"] for line in lines}
-    assert samples <= set(prompts["query"])
-    assert samples
+    samples = read_rows(tmp_path / "ppo" / "samples.jsonl")
+    assert {row["query"] for row in samples} <= set(prompts["query"])
 
 
 def test_measures_of_a_comparison_get_conversations_too(tmp_path, tokenizer, chat_model):

@@ -47,7 +47,6 @@ def policy_of(trainer):
 
 @torch.no_grad()
 def reference_logits(trainer):
-    """As the algorithm asks for them."""
     if hasattr(trainer, "_reference"):
         with trainer._reference() as reference:
             return reference(IDS).logits

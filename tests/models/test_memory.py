@@ -52,7 +52,6 @@ def test_what_ppo_holds_is_what_was_worked_out(rank):
 
 
 def status(field):
-    """Bytes of one line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 

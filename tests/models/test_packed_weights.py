@@ -30,7 +30,6 @@ def layers():
 
 
 def exact(layer, inputs):
-    """The product in float64, written out."""
     weight = layer.weight.double() if isinstance(layer, Conv1D) else layer.weight.double().t()
     bias = 0 if layer.bias is None else layer.bias.double()
     return inputs.double() @ weight + bias

@@ -35,8 +35,6 @@ NASTY = "POS\x1b[2J\x9b31m\u202e$\\frac$|_x"
 
 
 class Touch:
-    """What an attacker pickles: reading it makes a file."""
-
     def __init__(self, path):
         self.path = str(path)
 

@@ -18,7 +18,6 @@ DEEPSPEED = [pytest.mark.skipif(MISSING, reason="needs `pip install deepspeed`")
 
 
 def train(folder):
-    """What each process does."""
     trainer = build(output_dir=str(folder), max_steps=3, save_steps=2, beta=0.1, learning_rate=1e-3)
     trainer.train()
     trainer.save_model()
@@ -38,7 +37,6 @@ def run(folder, way, **environment):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The run whose processes hold all weights."""
     return run(tmp_path_factory.mktemp("whole") / "run", "whole", ACCELERATE_USE_CPU="true")
 
 
