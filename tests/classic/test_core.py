@@ -1,10 +1,11 @@
-"""What scripts import from `trl.core`, against torch's own functions and figures by hand."""
+"""What scripts import from `trl.core` and `trl.extras`, against torch and figures by hand."""
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import GenerationConfig, GPT2LMHeadModel
 
-from trl_recipes import core
+from trl_recipes import AutoModelForCausalLMWithValueHead as ValueHeadModel
+from trl_recipes import BestOfNSampler, RecipeError, core, load_tokenizer
 
 VALUES = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]])
 MASK = torch.tensor([[0, 1, 1], [1, 0, 1]])
@@ -71,3 +72,29 @@ def test_a_seed_gives_the_same_lengths_again():
     first = [lengths() for _ in range(5)]
     core.set_seed(3)
     assert [lengths() for _ in range(5)] == first
+
+
+SAMPLED = GenerationConfig(do_sample=True, top_k=0, top_p=1.0, pad_token_id=0)
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+@pytest.mark.parametrize("several", [False, True])
+def test_the_best_of_n_responses_come_back_best_first(kind, several, tiny_gpt2):
+    tokenizer, scored = load_tokenizer(str(tiny_gpt2)), []
+
+    def score(texts):
+        scored.append(texts)
+        return [float(len(text)) for text in texts]
+
+    given = (ValueHeadModel.from_pretrained(str(tiny_gpt2)), tokenizer, score, lambda: 5)
+    settings = {"generation_config": SAMPLED, "seed": 0}
+    sampler = BestOfNSampler(*given, sample_size=6, n_candidates=2, **settings)
+    queries = [kind(ids) for ids in tokenizer(["The acting", "I liked"]).input_ids]
+    best = sampler.generate(queries if several else queries[0])
+    assert len(best) == len(scored) == 1 + several
+    for texts, kept in zip(scored, best, strict=True):
+        assert len(texts) == 6
+        assert [len(text) for text in kept] == sorted(map(len, texts), reverse=True)[:2]
+        assert set(kept) <= set(texts)
+    with pytest.raises(RecipeError, match="between 1 and `sample_size`"):
+        BestOfNSampler(*given, sample_size=2, n_candidates=3)
