@@ -18,7 +18,7 @@ import pytest
 # First, so that two processes of pytest that take a file in turn end at about the same time.
 DEAREST = ("test_recipes_in_processes", "test_bad_inputs", "test_several_processes", "test_memory")
 DEAREST += ("test_chains", "test_processes", "test_sentiment_recipes", "test_bad_ends")
-DEAREST += ("test_notebooks", "test_own_rewards", "test_sweep", "test_resume", "test_grpo_resume")
+DEAREST += ("test_notebooks", "test_own_rewards", "test_sweep", "test_resume")
 DEAREST += ("test_sharded_groups", "test_benchmark", "test_wheel")
 
 

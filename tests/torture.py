@@ -2,7 +2,7 @@
 
     python tests/torture.py --kills 50
 
-Half of the kills wait for a checkpoint that is being written. tests/ppo/test_resume.py does a few.
+Half of the kills wait for a checkpoint that is being written. tests/test_resume.py does a few.
 """
 
 import argparse

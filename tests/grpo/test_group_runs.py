@@ -5,14 +5,12 @@ import torch
 from architectures import ARCHITECTURES, OTHERS
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from tiny_grpo import KINDS, build, prompts, same, tiny, weights, without_times
+from tiny_grpo import build, prompts, same, tiny, weights, without_times
 from tiny_grpo import word_tokenizer as words
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from trl_recipes import GRPOConfig, RecipeError, load_run
 from trl_recipes.stats import load_stats
-
-both = pytest.mark.parametrize("kind", KINDS)
 
 
 def test_the_run_folder_and_the_saved_model(tmp_path):
@@ -59,23 +57,6 @@ def test_an_adapter_is_trained_alone_and_saved_as_told(merge, tmp_path):
         again.train()
         assert again.all_stats[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
         assert again.all_stats[-1]["objective/kl"] != 0
-
-
-@both
-def test_a_check_writes_nothing_and_changes_nothing(kind, tmp_path):
-    settings = {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 1}
-    straight, folder = build(kind, **settings), tmp_path / "run"
-    straight.train()
-    trainer = build(kind, output_dir=str(folder), **settings)
-    before = weights(trainer)
-    said = trainer.check()
-    assert "The whole training will take about" in said
-    assert not folder.exists()
-    assert same(before, weights(trainer))
-    assert trainer.all_stats == []
-    trainer.train()
-    assert same(weights(straight), weights(trainer))
-    assert without_times(straight.all_stats) == without_times(trainer.all_stats)
 
 
 def test_the_description_tells_the_arithmetic_and_about_the_loss():

@@ -1,14 +1,14 @@
 """The page of a run is there however the run ends."""
 
 import json
-import os
 import re
 import signal
+from functools import partial
 
 import pytest
-import tiny_grpo
-from ppo.test_resume import trainer_of
 from test_report import EVIL, Page
+from test_resume import groups, interrupted, ppo
+from tiny_grpo import at_call
 
 from trl_recipes import RecipeError
 from trl_recipes.errors import RunStopped
@@ -29,25 +29,13 @@ def train(trainer, resume=None):
     return run.report.read_text()
 
 
-def at_call(number, what):
-    """A reward that does something at one of its calls, of which the first is the check."""
-    calls = iter(range(100))
-
-    def reward(completions, **_):
-        if next(calls) == number:
-            what()
-        return [float(len(set(text.split()))) for text in completions]
-
-    return reward
-
-
 def fail():
     raise ValueError(EVIL)
 
 
 def test_a_run_that_fails_leaves_its_page_as_far_as_it_came(tmp_path):
     with pytest.raises(RecipeError):
-        train(trainer_of(tmp_path, reward=at_call(3, fail)))
+        train(ppo(tmp_path, reward=at_call(3, fail)))
     source = (tmp_path / "report.html").read_text()
     assert "It failed after 2 steps." in lead(source)
     page = Page(source)
@@ -55,21 +43,16 @@ def test_a_run_that_fails_leaves_its_page_as_far_as_it_came(tmp_path):
     assert "script" not in {tag for tag, _ in page.tags}
 
 
-@pytest.mark.parametrize("kind", ["ppo", "grpo"])
-def test_a_run_that_is_stopped_and_resumed_or_killed_says_so(kind, tmp_path):
-    reward = at_call(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-
-    def trainer():
-        if kind == "ppo":
-            return trainer_of(tmp_path, reward=reward, steps=4)
-        return tiny_grpo.build(rewards=reward, output_dir=str(tmp_path), max_steps=4)
-
+@pytest.mark.parametrize(("make", "name"), [(ppo, "PPO"), (groups, "GRPO")])
+def test_a_run_that_is_stopped_and_resumed_or_killed_says_so(make, name, tmp_path):
+    reward = at_call(2, interrupted(signal.SIGTERM))
+    trainer = partial(make, tmp_path, reward=reward, max_steps=4)
     with pytest.raises(RunStopped):
         train(trainer())
     assert "It was stopped after 2 steps." in lead((tmp_path / "report.html").read_text())
     page = train(trainer(), resume="true")
     assert "It finished after 4 steps." in lead(page)
-    assert f"{kind.upper()} on " in page
+    assert f"{name} on " in page
     record = json.loads((tmp_path / "training.json").read_text())
     ends = [(session["how"], session["step"]) for session in record["sessions"]]
     assert ends == [("stopped", 2), ("finished", 4)]
@@ -82,7 +65,7 @@ def test_a_run_that_is_stopped_and_resumed_or_killed_says_so(kind, tmp_path):
 
 def test_a_page_that_cannot_be_written_ends_no_run(tmp_path, caplog):
     (tmp_path / "report.html").mkdir()
-    trainer = trainer_of(tmp_path, steps=2)
+    trainer = ppo(tmp_path, max_steps=2)
     with start_run(trainer.args, report=write_report):
         trainer.train()
     assert len(trainer.all_stats) == 2

@@ -4,28 +4,40 @@ import re
 import time
 
 import pytest
-from test_resume import trainer_of
+from test_resume import groups, ppo
 from tiny_grpo import same, weights, without_times
 from transformers import set_seed
 
 from trl_recipes import RecipeError
 
+FOLLOWED = {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 1}
+PPO = {"use_score_scaling": True}
+
 
 def state_of(trainer):
+    if not hasattr(trainer, "kl_ctl"):
+        return [*trainer.all_stats]
     moments = trainer.optimizer.state_dict()["state"]
     return len(moments), trainer.kl_ctl.value, vars(trainer.scaling.running).copy()
 
 
-@pytest.mark.parametrize("settings", [{}, {"trainable": "lora"}, {"reward_norm": "reference"}])
-def test_a_checked_trainer_is_as_it_was_and_trains_as_one_that_was_not(settings, tmp_path):
-    checked, plain = (
-        trainer_of(tmp_path / name, use_score_scaling=True, **settings) for name in ("a", "b")
-    )
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (ppo, PPO),
+        (ppo, PPO | {"trainable": "lora"}),
+        (ppo, PPO | {"reward_norm": "reference"}),
+        (groups, FOLLOWED),
+        (groups, FOLLOWED | {"kind": "rloo"}),
+    ],
+)
+def test_a_checked_trainer_is_as_it_was_and_trains_as_one_that_was_not(make, settings, tmp_path):
+    checked, plain = (make(tmp_path / name, **settings) for name in ("checked", "plain"))
     before = weights(checked), state_of(checked)
-    checked.check()
+    assert "The whole training will take about" in checked.check()
     assert same(before[0], weights(checked))
     assert before[1] == state_of(checked)
-    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "checked").exists()
     for trainer in (checked, plain):
         set_seed(5)
         trainer.train()
@@ -38,7 +50,7 @@ def test_the_estimate_is_within_half_as_much_again_and_a_sample_is_told(tmp_path
         time.sleep(0.3)
         return [float(len(text)) for text in completions]
 
-    trainer = trainer_of(tmp_path / "run", reward=slow, steps=12)
+    trainer = ppo(tmp_path / "run", reward=slow, max_steps=12)
     said = trainer.check()
     estimate = float(re.search(r"about ([\d.]+) seconds \(12 steps", said)[1])
     started = time.perf_counter()
@@ -59,5 +71,5 @@ def test_what_would_stop_the_run_stops_the_check(tmp_path):
         return [0.0 if next(calls) == 0 else float("nan")] * len(completions)
 
     with pytest.raises(RecipeError, match="returned nan"):
-        trainer_of(tmp_path / "run", reward=later).check()
+        ppo(tmp_path / "run", reward=later).check()
     assert not (tmp_path / "run").exists()

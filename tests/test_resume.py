@@ -1,0 +1,184 @@
+"""Exact resume: a run that goes on from a checkpoint ends as one without a stop, bit for bit."""
+
+import signal
+from functools import partial
+
+import pytest
+import torch
+import torture
+from architectures import ARCHITECTURES, VOCAB, ppo_trainer
+from launching import Recipe
+from tiny_grpo import assert_same_run, at_call, build, noisy, same, weights, without_times
+
+from trl_recipes import RecipeError
+from trl_recipes.checkpointing import checkpoints_in
+from trl_recipes.errors import RunStopped
+from trl_recipes.stats import load_stats
+
+
+def ppo(folder, name="gpt2", reward=noisy, **settings):
+    torch.manual_seed(0)
+    model = ARCHITECTURES[name]()
+    queries = torch.randint(2, VOCAB, (7, 3)).tolist()  # a batch spans two rounds of the prompts
+    chosen = {"batch_size": 4, "ppo_epochs": 2, "learning_rate": 3e-3, "response_length": 6}
+    chosen |= {"min_response_length": 2, "lr_scheduler_type": "linear", "save_steps": 2}
+    chosen |= {"reward_norm": "none", "max_steps": 6}
+    return ppo_trainer(model, reward, queries, folder, **chosen | settings)
+
+
+def groups(folder, kind="grpo", reward=noisy, **config):
+    settings = {"output_dir": str(folder), "max_steps": 7, "save_steps": 50}  # prompts come twice
+    settings |= {"lr_scheduler_type": "linear"} | config
+    return build(kind, rewards=reward, **settings)
+
+
+def fail():
+    raise ValueError("out of paper")
+
+
+def interrupted(number):
+    return partial(signal.raise_signal, number)
+
+
+FAILS = (fail, RecipeError, r"`noisy` raised ValueError: out of paper")
+STOPS = "after step [1-6] .*the same command with --resume_from_checkpoint true"
+STOPPED = (interrupted(signal.SIGTERM), RunStopped, f"Stopped by SIGTERM {STOPS}")
+INTERRUPTED = (interrupted(signal.SIGINT), RunStopped, f"Stopped by SIGINT {STOPS}")
+REWARDED = {"use_score_scaling": True, "use_score_norm": True}
+ADAPTIVE = {"use_score_scaling": True, "target": 1, "optim": "sgd"}
+PARTS = {"mini_batch_size": 4, "steps_per_generation": 1}
+TWICE = {"steps_per_generation": 2, "num_iterations": 2}
+FOLLOWED = {"sync_ref_model": True, "ref_model_sync_steps": 1, "beta": 0.5}
+# Of GRPO and RLOO: checkpoints between two sampled batches, and in the middle of one's use.
+CASES = {
+    "PPO": (ppo, {}, FAILS),
+    "PPO, interrupted": (ppo, {"save_steps": 50}, INTERRUPTED),
+    "PPO, adaptive KL, scaled scores, sgd": (ppo, ADAPTIVE, FAILS),
+    "PPO of t5, attention alone": (ppo, {"name": "t5", "trainable": "attention"} | REWARDED, FAILS),
+    "PPO of bart with lora": (ppo, {"name": "bart", "trainable": "lora"}, FAILS),
+    "PPO, full KL": (ppo, {"kl_penalty": "full"}, FAILS),
+    "each batch once": (groups, {}, STOPPED),
+    "each batch once, failing": (groups, {}, FAILS),
+    "three passes over a batch": (groups, {"num_iterations": 3}, STOPPED),
+    "RLOO, three passes over a batch": (groups, {"num_iterations": 3, "kind": "rloo"}, STOPPED),
+    "a batch for two steps": (groups, {"steps_per_generation": 2}, STOPPED),
+    "accumulated, sampled at once": (groups, {"mini_batch_size": 4}, STOPPED),
+    "accumulated, sampled in parts": (groups, PARTS, STOPPED),
+    "a reference that follows": (groups, FOLLOWED, STOPPED),
+    "a batch for two steps, twice": (groups, TWICE, STOPPED),
+}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return tmp_path / "whole", tmp_path / "broken"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_broken_run_ends_as_one_that_was_not(case, folders):
+    make, settings, (what, error, said) = CASES[case]
+    whole = make(folders[0], **settings)
+    whole.train()
+    # a call a sampled batch, after one that checks the function
+    broken = make(folders[1], reward=at_call(1 if what is STOPPED[0] else 4, what), **settings)
+    with pytest.raises(error, match=said):
+        broken.train()
+    assert 0 < len(load_stats(folders[1])) == broken.state.global_step < whole.state.global_step
+    torch.manual_seed(99)  # whatever state the new process is in
+    resumed = make(folders[1], resume_from_checkpoint="true", **settings)
+    resumed.train()
+    assert_same_run(whole, resumed, folders)
+
+
+@pytest.mark.parametrize("make", [ppo, groups])
+def test_a_given_or_the_last_whole_checkpoint_is_gone_on_from_and_later_rows_dropped(
+    make, tmp_path
+):
+    whole = make(tmp_path, save_steps=2, save_total_limit=None)
+    whole.train()
+    rows = without_times(load_stats(tmp_path))
+    *damaged, kept = checkpoints_in(tmp_path / "checkpoints")
+    assert kept.name == "checkpoint-2"
+    given = {"resume_from_checkpoint": str(kept)}
+    if make is groups:
+        given["resume_from_checkpoint"] = "true"
+        for checkpoint in damaged:  # as if killed while it was written
+            (checkpoint / "trainer_state.json").unlink()
+    again = make(tmp_path, **given)
+    again.train()
+    assert without_times(load_stats(tmp_path)) == rows
+    assert_same_run(whole, again, [tmp_path, tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("steps", "settings", "kept"),
+    [(5, {"lr_scheduler_type": "constant"}, True), (6, {"save_steps": 0}, False)],
+    ids=["more steps are asked for", "no checkpoint"],
+)
+def test_a_finished_run_goes_on_and_one_without_a_checkpoint_starts_at_its_first_step(
+    steps, settings, kept, folders
+):
+    whole = ppo(folders[0], max_steps=steps, **settings)
+    whole.train()
+    ppo(folders[1], max_steps=3, **settings).train()
+    assert (folders[1] / "checkpoints").exists() is kept
+    again = ppo(folders[1], max_steps=steps, **settings)
+    again.train(resume_from_checkpoint=True)
+    assert_same_run(whole, again, folders)
+
+
+def test_what_cannot_be_gone_on_from_is_refused(folders):
+    ppo(folders[0], max_steps=2).train()
+    with pytest.raises(RecipeError, match=r"other weights than this run trains: `.*not there"):
+        ppo(folders[0], trainable="attention").train(resume_from_checkpoint=True)
+    with pytest.raises(RecipeError, match="needs `output_dir`"):
+        ppo(None).train(resume_from_checkpoint=True)
+    groups(folders[1], save_steps=2, max_steps=2).train()
+    (checkpoint,) = folders[1].glob("checkpoints/checkpoint-*")
+    torch.save({"passes": 1}, checkpoint / "sampled_batch_0.pt")
+    with pytest.raises(RecipeError, match=r"no checkpoint of a GRPO or RLOO run"):
+        groups(folders[1], resume_from_checkpoint="true").train()
+
+
+def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, caplog):
+    trainer = ppo(tmp_path / "run")
+    write, calls = torch.save, iter(range(10))
+
+    def full_from_the_second_on(*args):
+        if next(calls) > 2:  # three a checkpoint
+            raise OSError(28, "No space left on device")
+        write(*args)
+
+    monkeypatch.setattr(torch, "save", full_from_the_second_on)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert "could not be written ([Errno 28] No space left on device). The run goes" in caplog.text
+    assert checkpoints_in(tmp_path / "run" / "checkpoints")[0].name == "checkpoint-2"
+
+
+def test_a_disk_that_is_too_small_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("usage", (), {"free": 10_000}))
+    with pytest.raises(RecipeError, match=r"0\.0 GB free.*--save_total_limit 1"):
+        ppo(tmp_path / "run").train()
+    assert not (tmp_path / "run" / "all_stats.jsonl").exists()
+
+
+def test_steps_that_are_never_finite_end_the_run(tmp_path):
+    trainer = ppo(tmp_path / "run", max_steps=9)
+    poisoned = trainer.value_head_model.v_head.summary.weight
+    poisoned.register_hook(lambda gradient: gradient * float("inf"))
+    before = weights(trainer)
+    with pytest.raises(RecipeError, match=r"4 optimizer steps in a row.*step 2.*learning rate"):
+        trainer.train()
+    assert same(weights(trainer), before)
+    assert load_stats(tmp_path / "run")[-1]["ppo/skipped_minibatches"] == 2
+    assert checkpoints_in(tmp_path / "run" / "checkpoints")[0].name == "checkpoint-2"
+
+
+@pytest.mark.slow
+def test_a_run_survives_being_killed_again_and_again(tmp_path):
+    flags = [*torture.make_models(tmp_path), "--max_steps", "60"]
+    Recipe("ppo_sentiment.py", *flags, "--output_dir", tmp_path / "calm").ends_with(0)
+    struck = torture.torture(flags, tmp_path / "run", kills=5, seed=1)
+    assert struck >= 1  # in the middle of writing a checkpoint
+    torture.assert_same(tmp_path / "calm", tmp_path / "run")
