@@ -163,16 +163,17 @@ def test_a_disk_that_is_too_small_is_refused_before_training(tmp_path, monkeypat
     assert not (tmp_path / "run" / "all_stats.jsonl").exists()
 
 
-def test_steps_that_are_never_finite_end_the_run(tmp_path):
-    trainer = ppo(tmp_path / "run", max_steps=9)
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_steps_that_are_never_finite_change_nothing_and_end_the_run(max_grad_norm, tmp_path):
+    trainer = ppo(tmp_path, max_steps=9, max_grad_norm=max_grad_norm)
     poisoned = trainer.value_head_model.v_head.summary.weight
     poisoned.register_hook(lambda gradient: gradient * float("inf"))
     before = weights(trainer)
     with pytest.raises(RecipeError, match=r"4 optimizer steps in a row.*step 2.*learning rate"):
         trainer.train()
     assert same(weights(trainer), before)
-    assert load_stats(tmp_path / "run")[-1]["ppo/skipped_minibatches"] == 2
-    assert checkpoints_in(tmp_path / "run" / "checkpoints")[0].name == "checkpoint-2"
+    assert load_stats(tmp_path)[-1]["ppo/skipped_minibatches"] == 2
+    assert checkpoints_in(tmp_path / "checkpoints")[0].name == "checkpoint-2"
 
 
 @pytest.mark.slow

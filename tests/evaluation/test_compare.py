@@ -6,7 +6,7 @@ from statistics import mean
 import pytest
 import torch
 from architectures import ARCHITECTURES, gpt2
-from launching import run_warm
+from launching import run_here
 from tiny_grpo import word_tokenizer
 from tiny_models import save_tiny_classifier
 
@@ -236,11 +236,11 @@ def run_folder(tmp_path_factory, loaded):
     return root
 
 
-def test_the_recipe_compares_a_run_with_its_start(run_folder):
-    flags = ["runs/ppo-good", "--max_prompts", "6", "--show", "2"]
-    done = run_warm("compare.py", *flags, cwd=run_folder)
-    assert done.returncode == 0, done.stderr
-    assert "runs/comparison/comparison.png" in done.stdout
+def test_the_recipe_compares_a_run_with_its_start(run_folder, monkeypatch, capsys):
+    monkeypatch.chdir(run_folder)
+    run_here("compare.py", "runs/ppo-good", "--max_prompts", 6, "--show", 2)
+    said = capsys.readouterr().out
+    assert "runs/comparison/comparison.png" in said
     assert (run_folder / "runs/comparison/comparison.png").stat().st_size > 10_000
     saved = json.loads((run_folder / "runs/comparison/comparison.json").read_text())
     assert (saved["n"], list(saved["models"])) == (6, ["reference", "ppo-good"])
@@ -252,19 +252,19 @@ def test_the_recipe_compares_a_run_with_its_start(run_folder):
     assert after["uppercase"]["n"] == 6  # a metric of the run
     answers = before["responses"] + after["responses"]
     assert {row["length"] for row in answers} <= {1, 2, 3, 4, 5}  # shorter only by an end token
-    assert done.stdout.count("> w1") == 2
-    assert f"{after['kl']['mean']:.3f} ±" in done.stdout
+    assert said.count("> w1") == 2
+    assert f"{after['kl']['mean']:.3f} ±" in said
 
 
-def test_the_recipe_generates_with_scores(run_folder):
+def test_the_recipe_generates_with_scores(run_folder, monkeypatch, capsys):
+    monkeypatch.chdir(run_folder)
     flags = ["--model", "runs/ppo-good", "--reward_model", "classifier", "--prompt", "w1 w2"]
-    done = run_warm("generate.py", *flags, "--num_return_sequences", "3", cwd=run_folder)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()[1:]
+    run_here("generate.py", *flags, "--num_return_sequences", 3)
+    lines = capsys.readouterr().out.splitlines()[1:]
     scores = [float(line.split()[0]) for line in lines]
-    assert len(lines) == 4
     assert scores[3] == pytest.approx(sum(scores[:3]) / 3, abs=0.01)
     assert all(line.split(maxsplit=1)[1].startswith("w1 w2") for line in lines[:3])
+    assert len(lines) == 4
 
 
 def test_a_missing_judge_is_left_out_and_said(run_folder, monkeypatch, caplog):

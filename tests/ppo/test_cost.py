@@ -96,18 +96,6 @@ def test_both_names_of_the_cache_take_the_fast_path(cache, monkeypatch):
     assert can_sample(model)
 
 
-def test_a_hand_written_loop_costs_no_further_pass():
-    trainer = trainer_of("gpt2")
-    queries = [torch.arange(2, 2 + QUERY)] * BATCH
-    counts = None
-    for _ in range(2):
-        responses = trainer.generate(queries, return_prompt=False)
-        counts = counted(trainer) if counts is None else counts
-        before = Counter(counts)
-        trainer.step(queries, responses, SCORES)
-    assert counts["policy no_grad calls"] == before["policy no_grad calls"]
-
-
 def test_logits_do_not_grow_with_the_prompt():
     found = []
     for length in (2, 12):

@@ -1,10 +1,11 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
-from launching import run_warm
+from launching import run_here
 from test_report import comparison, ppo_rows
 
 from trl_recipes.report.plots import moving_average, plot_comparison, plot_runs, plot_stats
@@ -156,18 +157,18 @@ def test_moving_average_by_hand():
     np.testing.assert_equal(moving_average(gap, 3), [2, 2, 2, math.nan, math.nan])
 
 
-def test_the_recipe_draws_runs_where_told(tmp_path):
-    for name in ("ppo-good", "ppo-bad"):
+def test_the_recipe_draws_runs_where_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/good", "runs/bad"):
         for row in ppo_rows(4):
-            append_stats(tmp_path / "runs" / name / "all_stats.jsonl", row)
+            append_stats(f"{name}/all_stats.jsonl", row)
     config = "# A run of trl_recipes.\nadap_kl_ctrl: true\ntarget: 6.0\n"
-    (tmp_path / "runs" / "ppo-good" / "config.yaml").write_text(config)
-    both = ("runs/ppo-good", "runs/ppo-bad", "--output", "new/both.png")
-    done = run_warm("plot.py", *both, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "new/both.png\n"), done.stderr
-    not_blank(tmp_path / "new/both.png")
+    Path("runs/good/config.yaml").write_text(config)
+    run_here("plot.py", "runs/good", "runs/bad", "--output", "new/both.png")
+    assert capsys.readouterr().out == "new/both.png\n"
+    not_blank("new/both.png")
     assert not list(tmp_path.rglob("report.html"))  # one file was asked for
-    done = run_warm("plot.py", "runs/ppo-good", cwd=tmp_path)
-    written = "runs/ppo-good/plots/training.png\nruns/ppo-good/report.html\n"
-    assert (done.returncode, done.stdout) == (0, written), done.stderr
-    assert "target 6" in (tmp_path / "runs/ppo-good/report.html").read_text()
+    run_here("plot.py", "runs/good")
+    written = "runs/good/plots/training.png\nruns/good/report.html\n"
+    assert capsys.readouterr().out == written
+    assert "target 6" in Path("runs/good/report.html").read_text()
