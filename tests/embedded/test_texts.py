@@ -1,14 +1,15 @@
 """The embedded reviews and dialogue: the same bytes in every process and Python.
 
 Bytes that are pinned need no further look: each review is of one to six sentences, no two are
-alike, half of each split is positive, and a sixth of the dialogue's letters are in upper case.
+alike, half of each split, and of the first 256 of it, is positive; words of the other mood stand in
+three reviews of ten and more, so that a count of words cannot tell the mood; and a sixth of the
+dialogue's letters are in upper case.
 """
 
 import hashlib
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ import pytest
 
 from trl_recipes import embedded
 from trl_recipes.embedded.dialogue import write_dialogue
-from trl_recipes.embedded.grammar import parse_grammar, read_yaml
+from trl_recipes.embedded.grammar import parse_grammar
 
 SHA256 = {
     "reviews": "de9f6d0a52ef6d198cbaf04839daef074231fa7d47a9b3de71b3da7675dfe656",
@@ -36,9 +37,6 @@ def test_the_texts_are_the_same_bytes_everywhere():
     reviews = "".join(json.dumps(row) + "\n" for part in parts for row in part)
     written = {"reviews": reviews, "dialogue": write_dialogue()}
     assert {k: hashlib.sha256(v.encode()).hexdigest() for k, v in written.items()} == SHA256
-    for part in parts:
-        assert sum(row["label"] for row in part) * 2 == len(part)
-        assert sum(row["label"] for row in part[:256]) == 128  # so is a beginning of it
 
 
 def test_the_texts_do_not_depend_on_the_order_of_sets_nor_touch_the_global_generator():
@@ -52,16 +50,6 @@ def test_the_texts_do_not_depend_on_the_order_of_sets_nor_touch_the_global_gener
     assert random.getstate() == before
     embedded.reviews("heldout")[0]["text"] = "changed"
     assert embedded.reviews("heldout")[0]["text"] != "changed"
-
-
-def test_words_of_the_other_mood_stand_in_many_reviews():
-    # a count of words cannot tell the mood: negation and contrast use the words of the other one
-    grammar, rows = parse_grammar(read_yaml("reviews")), embedded.reviews("train")
-    for label, other in ((1, "adj-"), (0, "adj+")):
-        words = {choice.parts[0] for choice in grammar[other]}
-        part = [row["text"] for row in rows if row["label"] == label]
-        share = sum(bool(words & set(re.findall(r"[\w-]+", text.lower()))) for text in part)
-        assert share / len(part) > 0.3
 
 
 def test_a_reference_to_nothing_is_found_when_the_grammar_is_read():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny_grpo
-from launching import run_warm
+from launching import run_here
 
 from trl_recipes import RecipeError, Rewards, SentimentReward
 from trl_recipes.evaluation.judges import score_of
@@ -38,24 +38,25 @@ def commands():
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_what_the_page_shows_runs_and_is_measured(words, files):
-    run = files / "-".join(words).replace("/", "-")
+def test_what_the_page_shows_runs_and_is_measured(words, files, capsys):
+    folder = files / "-".join(words).replace("/", "-")
+
+    def said(*words):
+        run_here(*words)
+        return capsys.readouterr().out
+
     words = [str(files / w) if re.match(r"\w+\.(py:|jsonl)", w) else w for w in words]
     sizes = ["--num_generations", "4"] if words[0] != "ppo.py" else ["--ppo_epochs", "1"]
-    sizes += ["--mini_batch_size", "8"]
-    done = run_warm(words[0], *words[1:], *SHORT, *sizes, "--output_dir", str(run))
-    assert done.returncode == 0, done.stdout + done.stderr
+    sizes += ["--mini_batch_size", "8", "--output_dir", folder]
+    told = said(*words, *SHORT, *sizes)
     names = [name.rpartition(":")[2] for name in words[2:] if name.endswith(":vowels")]
-    assert "Rewards on " in done.stdout
+    assert "Rewards on " in told
+    assert all(re.search(rf"(?m)^{name} +\S+ ± ", told) for name in names)
+    assert "POSITIVE" not in told.replace("READ", "")
     if words[-1].endswith(":vowels"):
-        compared = run_warm("compare.py", str(run), "--max_prompts", "4", "--output_dir", str(run))
-        said = run_warm("generate.py", "--model", str(run), "--prompt", "A")
-        assert compared.returncode == said.returncode == 0, compared.stderr + said.stderr
-        assert re.search(rf"(?m)^{names[0]} +\S+ ± ", compared.stdout)
-        assert f"(score: {names[0]}" in said.stdout
-    for name in names:
-        assert re.search(rf"(?m)^{name} +\S+ ± ", done.stdout)
-    assert "POSITIVE" not in done.stdout.replace("READ", "")
+        compared = said("compare.py", folder, "--max_prompts", 4, "--output_dir", folder)
+        assert re.search(rf"(?m)^{names[0]} +\S+ ± ", compared)
+        assert f"(score: {names[0]}" in said("generate.py", "--model", folder, "--prompt", "A")
 
 
 def test_a_text_alone_is_scored_by_what_needs_no_column(tmp_path, caplog):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES
 from datasets import Dataset
-from launching import run_warm
+from launching import run_here
 from transformers import Trainer, ViTConfig, ViTForImageClassification
 
 from trl_recipes.errors import RecipeError
@@ -300,7 +300,9 @@ def test_data_that_teach_nothing_are_refused(columns, chosen, message):
         read(rows(**columns), **chosen)
 
 
-def test_preference_pairs_become_a_reward_that_other_recipes_take_by_name(tmp_path):
+def test_preference_pairs_become_a_reward_that_other_recipes_take_by_name(
+    tmp_path, monkeypatch, caplog, capsys
+):
     draw = random.Random(0)
     pairs = [
         {"prompt": "The film is", "chosen": f" {draw.choice(GOOD)}, I think, {i}."}
@@ -312,11 +314,10 @@ def test_preference_pairs_become_a_reward_that_other_recipes_take_by_name(tmp_pa
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     words = "--num_layers 1 --hidden_size 32 --num_heads 2 --vocab_size 300 --context_length 32"
     words += " --per_device_train_batch_size 8 --learning_rate 3e-3 --disable_tqdm true --dropout 0"
-    data = ["--dataset_name", "pairs.jsonl"]
-    done = run_warm("train_reward_model.py", *data, *words.split(), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "1 of 201 pairs of pairs.jsonl (train) are empty, or have chosen equal" in done.stderr
-    assert "held-out accuracy 1.000" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    run_here("train_reward_model.py", "--dataset_name", "pairs.jsonl", *words.split())
+    assert "1 of 201 pairs of pairs.jsonl (train) are empty, or have chosen equal" in caplog.text
+    assert "held-out accuracy 1.000" in capsys.readouterr().out
     run = tmp_path / "runs" / "reward"
     assert (run / "plots" / "reliability.png").stat().st_size > 10_000
     assert "1.000" in (run / "model" / "README.md").read_text()
