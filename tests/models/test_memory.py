@@ -103,6 +103,7 @@ def train(rank):
     chosen = {"batch_size": BATCH, "mini_batch_size": PASS, "ppo_epochs": 1, "max_steps": 2}
     chosen |= {"gradient_accumulation_steps": BATCH // PASS, "response_length": RESPONSE}
     chosen |= {"min_response_length": None, "stop_token": None, "use_cpu": True}
+    chosen["reward_norm"] = "none"  # which would sample for a while first
     more = {"peft_config": adapter if rank else None}
     trainer = ppo_trainer(model, length, [[1] * QUERY] * 64, more=more, **chosen)
     gradients = note_gradients(trainer.optimizer.optimizer, trainer.model)
