@@ -39,7 +39,7 @@ def test_a_run_that_fails_leaves_its_page_as_far_as_it_came(tmp_path):
     source = (tmp_path / "report.html").read_text()
     assert "It failed after 2 steps." in lead(source)
     page = Page(source)
-    assert EVIL in page.text
+    assert f"The run failed. Reward function `noisy` raised ValueError: {EVIL}" in page.text
     assert "script" not in {tag for tag, _ in page.tags}
 
 

@@ -47,15 +47,15 @@ def test_the_reward_at_the_end_is_that_of_the_trainers(env, text, end):
     ids = env.tokenizer(text)["input_ids"][: env.max_new_tokens]
     text = env.tokenizer.decode(ids)
     ids += [env.tokenizer.eos_token_id] * end
-    first, _ = env.reset(options={"prompt": 1})
-    (expected,), raw = Rewards(FUNCTIONS)([PROMPTS[1]], [text], [ids], {"label": [2]})
+    first, _ = env.reset(options={"prompt": 2})
+    (expected,), raw = Rewards(FUNCTIONS)([PROMPTS[2]], [text], [ids], {"label": [3]})
     *before, (last, *end_of_it, info) = map(env.step, ids)
     assert [step[1:4] for step in before] == [(0.0, False, False)] * (len(ids) - 1)
     assert end_of_it == [expected, end, not end]
     rewards = {name: values[0] for name, values in raw.items()}
-    told = {"prompt": PROMPTS[1], "completion": text, "rewards": rewards}
+    told = {"prompt": PROMPTS[2], "completion": text, "rewards": rewards}
     assert {name: info[name] for name in told} == told
-    prompt_ids = env.tokenizer(PROMPTS[1])["input_ids"]
+    prompt_ids = env.tokenizer(PROMPTS[2])["input_ids"]
     assert first["length"] == len(prompt_ids)
     assert last["input_ids"][: last["length"]].tolist() == [*prompt_ids, *ids]
     assert set(last["input_ids"][last["length"] :]) <= {env.pad_token_id}

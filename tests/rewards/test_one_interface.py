@@ -19,6 +19,7 @@ from trl_recipes.rewards import (
     LengthPenalty,
     PerplexityReward,
     RepetitionPenalty,
+    Rewards,
     SimilarityReward,
     UppercaseReward,
 )
@@ -32,7 +33,7 @@ def data(tokenizer):
     return Dataset.from_dict({**columns, "input_ids": ids})
 
 
-def functions(model, tokenizer):
+def functions(*loaded):
     async def of_a_column(completions, wanted, trainer_state, **kwargs):
         await asyncio.sleep(0)
         return [
@@ -41,9 +42,8 @@ def functions(model, tokenizer):
         ]
 
     own = [LengthPenalty(5), RepetitionPenalty(2), KeywordReward(["a", "film"]), UppercaseReward()]
-    similar = SimilarityReward(None, model, tokenizer, column="wanted")
-    perplexity = PerplexityReward(model, tokenizer)
-    return [perplexity, similar, *own, get_repetition_penalty_reward(2), of_a_column]
+    own += [PerplexityReward(*loaded), SimilarityReward(None, *loaded, column="wanted")]
+    return [*own, get_repetition_penalty_reward(2), of_a_column]
 
 
 def ppo(folder, tokenizer, rewards, **settings):
@@ -59,19 +59,17 @@ def parts(tiny_gpt2):
     return AutoModelForCausalLM.from_pretrained(tiny_gpt2).eval(), tokenizer
 
 
-def test_one_function_gives_the_same_numbers_under_ppo_and_grpo(tiny_gpt2, parts, tmp_path):
-    model, tokenizer = parts
-    rewards = functions(model, tokenizer)
-    trainer = ppo(tiny_gpt2, tokenizer, rewards, reward_norm="none")
-    seen = []
-    score = trainer.rewards.__class__.__call__
+def test_one_function_gives_the_same_numbers_under_ppo_and_grpo(
+    tiny_gpt2, parts, tmp_path, monkeypatch
+):
+    seen, score = [], Rewards.__call__
 
-    def watched(self, prompts, completions, completion_ids, columns=None, **extras):
-        totals, raw = score(self, prompts, completions, completion_ids, columns, **extras)
-        seen.append((prompts, completions, completion_ids, columns, totals, raw))
-        return totals, raw
+    def watched(self, *given, **extras):
+        seen.append((*given, *score(self, *given, **extras)))
+        return seen[-1][-2:]
 
-    trainer.rewards = type("Watched", (trainer.rewards.__class__,), {"__call__": watched})(rewards)
+    monkeypatch.setattr(Rewards, "__call__", watched)
+    trainer = ppo(tiny_gpt2, parts[1], functions(*parts), reward_norm="none")
     trainer.train()
     prompts, completions, ids, columns, totals, raw = seen[-1]
     assert len(prompts) == 8
@@ -79,15 +77,14 @@ def test_one_function_gives_the_same_numbers_under_ppo_and_grpo(tiny_gpt2, parts
     settings = {"per_device_train_batch_size": 8, "num_generations": 2, "max_completion_length": 6}
     settings |= {"report_to": [], "use_cpu": True, "bf16": False}
     arguments = GRPOConfig(output_dir=str(tmp_path), **settings)
-    grpo = GRPOTrainer(str(tiny_gpt2), rewards, arguments, data(tokenizer))
+    grpo = GRPOTrainer(str(tiny_gpt2), functions(*parts), arguments, data(parts[1]))
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     theirs = grpo._calculate_rewards(rows, prompts, completions, ids)
-    columns = [[math.nan if v is None else v for v in raw[n]] for n in trainer.rewards.names]
-    ours = torch.tensor(columns).T
+    ours = [[math.nan if v is None else v for v in raw[name]] for name in grpo.reward_func_names]
+    ours = torch.tensor(ours).T
     torch.testing.assert_close(ours, theirs, equal_nan=True, atol=1e-6, rtol=1e-6)
     assert grpo.reward_func_names == trainer.rewards.names
-    weights = torch.tensor(trainer.rewards.weights)
-    sums = (theirs * weights).nansum(1)
+    sums = (theirs * torch.tensor(trainer.rewards.weights)).nansum(1)
     torch.testing.assert_close(sums, torch.tensor(totals), atol=1e-4, rtol=0)
 
 
