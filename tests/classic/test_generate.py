@@ -100,22 +100,15 @@ def test_the_responses_to_one_query_are_a_batch(trainer):
         ({"max_new_tokens": 60}, "model's context holds 64"),
         ({"num_return_sequences": 2, "num_beams": 2}, "`num_beams` goes with neither"),
         ({"num_beams": 2, "stop_strings": "a"}, "a beam cannot end alone"),
+        ({"query_tensor": []}, "empty list"),
+        (
+            {"query_tensor": [torch.tensor([5, 400])]},
+            r"`query_tensor\[0\]` holds token id 400, out",
+        ),
+        ({"query_tensor": [QUERIES[0], torch.tensor([5.0])]}, r"tensor\[1\]` holds torch.float32"),
+        ({"query_tensor": torch.ones(1, 3).long()}, "must be one-dimensional"),
     ],
 )
-def test_what_cannot_be_heeded_is_refused(trainer, settings, message):
+def test_what_cannot_be_heeded_or_is_no_token_id_is_refused(trainer, settings, message):
     with pytest.raises(RecipeError, match=message):
-        trainer.generate(QUERIES, **settings)
-
-
-@pytest.mark.parametrize(
-    ("queries", "message"),
-    [
-        ([], "empty list"),
-        ([torch.tensor([5, 400])], r"`query_tensor\[0\]` holds token id 400, outside"),
-        ([torch.tensor([5]), torch.tensor([5.0])], r"`query_tensor\[1\]` holds torch.float32"),
-        (torch.ones(1, 3).long(), "must be one-dimensional"),
-    ],
-)
-def test_queries_are_token_ids(trainer, queries, message):
-    with pytest.raises(RecipeError, match=message):
-        trainer.generate(queries)
+        trainer.generate(**{"query_tensor": QUERIES} | settings)

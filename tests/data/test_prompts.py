@@ -61,9 +61,8 @@ def test_all_prompts_empty_after_cutting_is_an_error(tmp_path, tokenizer, texts)
 def test_a_missing_text_column_or_one_of_numbers_is_an_error(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "a.jsonl", [{"body": "x", "stars": 1}] * 20)
     for column in (None, "review"):
-        with pytest.raises(RecipeError, match="Its columns are: body, stars") as error:
+        with pytest.raises(RecipeError, match=r"^--text_column: .*Its columns are: body, stars"):
             load_prompts(path, tokenizer, length_sampler=lambda: 2, text_column=column)
-        assert "--text_column" in str(error.value)
     assert len(load_prompts(path, tokenizer, length_sampler=lambda: 2, text_column="body")) == 18
     with pytest.raises(RecipeError, match=r"row 1 of .*column `stars` holds .* which is no text"):
         load_prompts(path, tokenizer, length_sampler=lambda: 2, text_column="stars")
