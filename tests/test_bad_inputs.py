@@ -179,6 +179,17 @@ SHOUT --n_embd 130 => --n_embd (130) | --n_head (4) | Use 128
 SHOUT --context_length 80 => --context_length (80) | --prompt_length 40 | 88 or more
 SHOUT --stage grpo => no finished tokenizer | --stage tokenizer first
 REWRITE --model_name_or_path {gpt2} => causal model | encoder-decoder | ppo_sentiment.py
+REWRITE --target_column new => `new` | Name one of them
+REWRITE --stages train => 'train' is no stage | pretrain, reward, ppo
+ppo_seq2seq.py --output_dir out --stages ppo => no finished pretrain stage | --model_name_or_path
+REWRITE --reward_outputs 3 => `reward_outputs` is 3 | 20 or more
+REWRITE --pretrain_steps 0 => `pretrain_steps` is 0 | 1 or more
+REWRITE --pretrain_learning_rate -1 => `pretrain_learning_rate` is -1.0 | 0 or more
+REWRITE --hidden_size 15 --num_heads 2 => multiple of --num_heads | Use 14
+ppo_seq2seq.py --output_dir out --vocab_size 257 => --vocab_size is 257 | 258 or more
+REWRITE --comparisons data.jsonl => rows of the columns text | source, output and score
+REWRITE --score_function mine.py:f => --score_function | `mine.py`
+REWRITE --reward_model ./none => --reward_model | `./none`
 """
 NAN = "def short(completions, **_):\n    return [float('nan') for _ in completions]\n"
 TEXT = "A line of text that is long enough.\n" * 20
@@ -201,6 +212,10 @@ WITH_FILES = [
     (
         "REWRITE => row 17 | `target` | empty | Fix",
         {"data.jsonl": PAIRS + rows(9, source="A film.", target=" ")},
+    ),
+    (
+        "REWRITE --comparisons s.jsonl => row 1 | 'good' | Give a number",
+        {"data.jsonl": PAIRS, "s.jsonl": rows(source="a", output="b", score="good")},
     ),
     ("SHOUT => position 3 | Give a UTF-8", {"text.txt": b"caf\xe9"}),
     (

@@ -88,6 +88,16 @@ def test_an_update_with_a_wild_ratio_is_skipped_and_counted():
     assert stats["ppo/skipped_minibatches"] >= 1
 
 
+def test_early_stopping_leaves_after_the_epoch_in_which_the_policy_moved_too_far():
+    ratios = build(ppo_epochs=6).step(*rollout_of(build(), seed=4))["ppo/policy/ratio"]
+    moved = -np.log(ratios.reshape(6, -1)).mean(1)  # mean log ratio of old to new, each epoch
+    limit = moved[2] - 1e-6
+    assert (moved[:2] < limit).all()
+    stopping = build(ppo_epochs=6, early_stopping=True, target_kl=limit / 1.5)
+    stats = stopping.step(*rollout_of(stopping, seed=4))
+    assert len(stats["ppo/policy/ratio"]) == 3 * len(ratios) // 6
+
+
 def test_scores_are_scaled_by_all_scores_seen():
     trainer = build(use_score_scaling=True, use_score_norm=True)
     batches = torch.tensor([[1.0, 2.0, 3.0, 4.0], [8.0, 8.0, 0.0, 2.0]])

@@ -441,33 +441,3 @@ def test_pairs_of_a_file_and_a_count_of_what_was_cut(run, tmp_path, caplog):
     assert "1 of 27 sources are cut to 64 tokens." in caplog.text
     accuracy = result_of(tmp_path / "run" / "reward_model")["accuracy"]
     assert 0 <= accuracy <= 1  # there was nothing to score by: preferences
-
-
-@pytest.mark.parametrize(
-    ("more", "told"),
-    [
-        ("--dataset_name s.jsonl --target_column new", ["`new`", "Name one of them"]),
-        ("--stages train", ["'train' is no stage", "pretrain, reward, ppo"]),
-        ("--stages ppo", ["no finished pretrain stage", "--model_name_or_path"]),
-        ("--reward_outputs 3", ["`reward_outputs` is 3", "20 or more"]),
-        ("--pretrain_steps 0", ["`pretrain_steps` is 0", "1 or more"]),
-        ("--pretrain_learning_rate -1", ["`pretrain_learning_rate` is -1.0", "0 or more"]),
-        ("--hidden_size 15", ["multiple of --num_heads", "Use 14"]),
-        ("--vocab_size 257", ["--vocab_size is 257", "258 or more"]),
-        ("--comparisons a.txt", ["of the columns text", "source, output and score"]),
-        ("--comparisons s.jsonl", ["row 1", "'good'", "Give a number"]),
-        ("--score_function mine.py:f", ["--score_function", "`mine.py`"]),
-        ("--reward_model ./none", ["--reward_model", "`./none`"]),
-    ],
-)
-def test_each_mistake_is_one_message_and_leaves_nothing(
-    run, tmp_path, monkeypatch, capsys, more, told
-):
-    monkeypatch.chdir(tmp_path)
-    Path("a.txt").write_text("a\nb\nc\n")
-    Path("s.jsonl").write_text('{"source": "a", "output": "b", "score": "good"}\n' * 9)
-    assert run("ppo_seq2seq", "out", *more.split()) == 2
-    said = capsys.readouterr().err
-    assert said.count("error: ") == 1
-    assert [word for word in told if word not in said] == []
-    assert not Path("out").exists()
