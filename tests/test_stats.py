@@ -85,7 +85,8 @@ def test_a_line_that_is_no_row_of_numbers_is_named(path, text, told):
 
 def test_samples_are_one_row_each_in_the_text_they_had(tmp_path):
     path = tmp_path / "run" / "samples.jsonl"
-    append_samples(path, 3, ["the", "a"], [' film "is"\n great é', ""], [torch.tensor(1.5), -2])
+    responses, scores = [' film "is"\n great é', ""], [torch.tensor(1.5), -2]
+    append_samples(path, 3, {"query": ["the", "a"], "response": responses, "score": scores})
     assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == [
         {"step": 3, "query": "the", "response": ' film "is"\n great é', "score": 1.5},
         {"step": 3, "query": "a", "response": "", "score": -2},

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from trl_recipes.checkpointing import find_checkpoint, share_checkpoint, whole_c
 from trl_recipes.distributed import gather, has_ended, is_main_process, neighbors
 from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.run_folder import RunFolder, recorded
-from trl_recipes.stats import append_stats, keep_steps
+from trl_recipes.stats import append_alarms, append_samples, append_stats, keep_steps
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,17 @@ class LossLog(TrainerCallback):
         row = {key: logs[name] for key, name in self.NAMES if name in (logs or {})}
         if row and state.is_world_process_zero:
             append_stats(self.path, {"step": state.global_step} | row)
+
+
+def write_row(
+    folder: str | Path, row: dict, alarms: Sequence[str], samples: Mapping[str, list]
+) -> None:
+    """Append one step's row, what alarms said of it and a few samples to the run folder."""
+    run = RunFolder(folder)
+    append_stats(run.all_stats, row)
+    append_alarms(run.alarms, row["step"], alarms)
+    if samples:
+        append_samples(run.samples, row["step"], samples)
 
 
 class StopSignals:

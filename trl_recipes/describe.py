@@ -110,7 +110,7 @@ def describe_check(
     """Say what a check found, and what the whole run will take.
 
     `seconds` are those of each step that was tried, the first one with its warm-up; `sample` is a
-    prompt, the response to it and its score; `kept` the `Memory` that training keeps.
+    prompt, the response to it and its score; `kept` the bytes that training keeps (`kept_by`).
     """
     later = statistics.median(seconds[1:] or seconds)
     total = seconds[0] + (steps - 1) * later
@@ -123,9 +123,8 @@ def describe_check(
         )
     if kept is not None:
         parts = (
-            f"; of it weights {kept.weights / 1e9:.2g}, gradients {kept.gradients / 1e9:.2g}, "
-            f"optimizer {kept.moments / 1e9:.2g}, reference {kept.reference / 1e9:.2g} GB"
-        )
+            "; of it weights {:.2g}, gradients {:.2g}, optimizer {:.2g}, reference {:.2g} GB"
+        ).format(*(part / 1e9 for part in kept))
     return (
         f"Checked with {len(seconds)} steps, nothing written: the reward functions, {checked}, and "
         f"that gradients are finite.\n{shown}"

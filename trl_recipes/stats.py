@@ -60,16 +60,8 @@ def append_stats(path: str | Path, stats: dict[str, Any]) -> None:
     _append(path, [{name: v for name, v in row.items() if v is None or isinstance(v, int | float)}])
 
 
-def append_samples(
-    path: str | Path,
-    step: int,
-    queries: Sequence[str],
-    responses: Sequence[str],
-    scores: Sequence[float],
-    **columns: Sequence[Any],
-) -> None:
+def append_samples(path: str | Path, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
     """Append one row (step, query, response, score) for each sample to a JSON-lines file."""
-    columns = {"query": queries, "response": responses, "score": scores} | columns
     plain = [[_plain(value) for value in values] for values in columns.values()]
     rows = zip(*plain, strict=True)
     _append(path, [{"step": step} | dict(zip(columns, row, strict=True)) for row in rows])

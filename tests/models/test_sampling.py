@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import import_utils
 
 from trl_recipes.models import sampling
-from trl_recipes.models.forward import pad_rows, response_logits
+from trl_recipes.models.forward import pad_rows, response_logits, rows_of
 from trl_recipes.models.generation import generate_responses
 from trl_recipes.models.sampling import (
     can_sample,
@@ -53,7 +53,9 @@ def test_what_sampling_keeps_is_what_a_forward_pass_gives(name, smallest, monkey
     assert can_sample(model)
     samples = sample(model, temperature=0.7)
     assert samples.mask.sum(1).tolist() == [5, 2, 4, 7]
-    for row, (query, response) in enumerate(zip(QUERIES, samples.rows(), strict=True)):
+    for row, (query, response) in enumerate(
+        zip(QUERIES, rows_of(samples.responses, samples.mask), strict=True)
+    ):
         length = len(response)
         _, logprobs, hidden = of_one_row(model, query, response, temperature=0.7)
         torch.testing.assert_close(samples.logprobs[row, :length], logprobs, rtol=0, atol=2e-5)

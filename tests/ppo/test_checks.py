@@ -181,16 +181,16 @@ def test_the_cause_of_a_first_batch_that_differs_is_named(change, cause):
     if change is not None:
         trainer.policy_model.train().register_forward_hook(changed)
     else:  # what bfloat16 does to 135 million parameters
-        trainer.first_batch.check_ratio(0.04 * torch.randn(32, 48))
+        trainer.first_batch.check("New and old", 0.04 * torch.randn(32, 48))
     with pytest.raises(RecipeError, match=cause):
-        trainer.first_batch.check_ratio(torch.ones(1, 1))
+        trainer.first_batch.check("New and old", torch.ones(1, 1))
 
 
 def test_a_reference_that_should_agree_but_does_not_stops_the_run():
     trainer, log_ratio = build(), torch.tensor([[0.0, 0.3]])
     with pytest.raises(RecipeError, match=r"log-probabilities differ by 0.3.*Neither dropout, ch"):
-        trainer.first_batch.check_kl(log_ratio)
-    trainer.first_batch.check_kl(log_ratio * 1e-4)
+        trainer.first_batch.check("New and old", log_ratio)
+    trainer.first_batch.check("New and old", log_ratio * 1e-4)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ def make_run(folder, rows, text="fine"):
     for row in rows:
         append_stats(run.all_stats, row)
     for step in (1, 2, 30):
-        append_samples(run.samples, step, [f"q{step} {text}"], [f"r{step} {text}"], [step / 3])
+        row = {"query": [f"q{step} {text}"], "response": [f"r{step} {text}"], "score": [step / 3]}
+        append_samples(run.samples, step, row)
     append_alarms(run.alarms, 7, [f"the KL is odd {text}"])
     sessions = [
         {"began": "2026-01-02", "how": "stopped", "said": text, "step": 9, "seconds": 60},

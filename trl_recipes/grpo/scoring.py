@@ -93,7 +93,8 @@ class GroupScoring:
         first = self.accelerator.process_index * len(prompts)
         scores = totals[first : first + len(prompts)].tolist()
         few = slice(0, self.num_generations * self.args.log_samples, self.num_generations)
-        self._samples = ([plain_text(prompt) for prompt in prompts[few]], texts[few], scores[few])
+        shown = {"query": [*map(plain_text, prompts)], "response": texts, "score": scores}
+        self._samples = {name: values[few] for name, values in shown.items()}
 
     # Before training
 

@@ -21,7 +21,7 @@ from transformers import GenerationConfig, TrainerCallback, TrainerControl, Trai
 from trl.trainer import grpo_trainer, rloo_trainer
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
-from trl_recipes.callbacks import own_copy, show_progress, train_or_stop
+from trl_recipes.callbacks import own_copy, show_progress, train_or_stop, write_row
 from trl_recipes.data.conversations import plain_text
 from trl_recipes.data.tokenizers import appended_tokens
 from trl_recipes.describe import replace_unknown_characters
@@ -43,8 +43,6 @@ from trl_recipes.models.forward import (
 from trl_recipes.models.sampling import ignores_padding, packed_weights, prepare_device
 from trl_recipes.models.vllm_sampling import VLLMSampler
 from trl_recipes.rewards.loading import rewards_of
-from trl_recipes.run_folder import RunFolder
-from trl_recipes.stats import append_alarms, append_samples, append_stats
 
 logger = get_logger(__name__)
 
@@ -192,7 +190,7 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         self.state.is_local_process_zero = self.is_local_process_zero()
         self._step, self._buffered_inputs = 0, None
         self._episodes = self._generated = self._not_finite = 0
-        self._samples: tuple[list, list, list] | None = None
+        self._samples: dict[str, list] = {}
         self._alarms = Alarms(self._find_alarms)
         self._between: tuple[Place, dict, int] | None = None  # how the last step ended
         self._sampler: Sampler | None = None  # none for a stream of prompts
@@ -318,12 +316,8 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         for sentence in alarms:
             logger.warning(sentence)
         if self.args.should_save:
-            run = RunFolder(Path(self.args.output_dir))
-            append_stats(run.all_stats, row)
-            append_alarms(run.alarms, row["step"], alarms)
-            if self._samples is not None:
-                append_samples(run.samples, row["step"], *self._samples)
-        self._samples = None  # a batch that is used again is written once
+            write_row(self.args.output_dir, row, alarms, self._samples)
+        self._samples = {}  # a batch that is used again is written once
 
     # Training
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, PeftType
@@ -100,24 +100,15 @@ class _OwnSchedule(AdafactorSchedule):
         return rates
 
 
-class Memory(NamedTuple):
-    """Bytes that training a model on one process keeps all the time."""
-
-    weights: int  # of the policy
-    gradients: int  # of the trained weights
-    moments: int  # Adam's two
-    reference: int  # a reference model of its own
-
-
-def kept_by(model: nn.Module, reference: nn.Module | None) -> Memory:
-    """Count the bytes that training a model, beside its reference, keeps all the time."""
+def kept_by(model: nn.Module, reference: nn.Module | None) -> tuple[int, int, int, int]:
+    """Count the bytes that training keeps: weights, gradients, Adam's moments, the reference."""
 
     def size(parameters: Iterable[nn.Parameter]) -> int:
         return sum(p.numel() * p.element_size() for p in parameters)
 
     trained = size(p for p in model.parameters() if p.requires_grad)
     beside = 0 if reference is None else size(reference.parameters())
-    return Memory(size(model.parameters()), trained, MOMENTS * trained, beside)
+    return size(model.parameters()), trained, MOMENTS * trained, beside
 
 
 class StartModel:

@@ -303,6 +303,12 @@ def pad_rows(rows: Sequence[Tensor], pad_token_id: int, side: str) -> tuple[Tens
     return ids, mask.long()
 
 
+def rows_of(ids: Tensor, mask: Tensor) -> list[Tensor]:
+    """Give padded rows (B, R), which stand at the left, as a list, each of shape (length,)."""
+    lengths = mask.sum(1).tolist()
+    return [row[:length] for row, length in zip(ids, lengths, strict=True)]
+
+
 def token_places(mask: Tensor, device: torch.device) -> Tensor:
     """Number the places where a mask is 1, (N,); with one on the host nothing waits for a GPU."""
     places = mask.flatten().nonzero()[:, 0]
@@ -311,7 +317,8 @@ def token_places(mask: Tensor, device: torch.device) -> Tensor:
 
 def tokens_of(ids: Tensor, mask: Tensor) -> Tensor:
     """Give the token ids (B, R) where a mask is 1, row after row, (N,)."""
-    return ids.flatten()[token_places(mask, ids.device)]
+    places = token_places(mask, ids.device)
+    return ids.flatten()[places]
 
 
 def unpack(values: Tensor, mask: Tensor) -> Tensor:

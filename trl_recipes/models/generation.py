@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from trl_recipes.errors import RecipeError
-from trl_recipes.models.forward import evaluating, pad_rows, temporarily, unwrap_adapter
+from trl_recipes.models.forward import evaluating, pad_rows, rows_of, temporarily, unwrap_adapter
 from trl_recipes.models.sampling import can_sample, sample_responses
 
 
@@ -34,17 +34,8 @@ def generate_responses(
 
     The model's own generation settings (top-k, repetition penalty, forced tokens ...) are set
     aside: a log-probability is only that of the sampled token when nothing bends the distribution.
-
-    Args:
-        model: causal or encoder-decoder model, or the PEFT model around one.
-        queries: token ids, each of shape (query length,).
-        pad_token_id: fills the gaps; attention masks hide it.
-        eos_token_id: ends a response, as any of several does; None never ends one early.
-        max_new_tokens: most tokens of a response: one number, or one per query.
-        temperature: of the sampling distribution.
-        do_sample: False takes the most likely token each time.
-        batch_size: queries generated together; None takes all.
-        **generation_kwargs: what else transformers' `generate` takes.
+    `eos_token_id` None never ends a response early; `max_new_tokens` is one number, or one a query;
+    `batch_size` of them are generated together, None takes all.
 
     Returns responses of shape (length,), without query, padding or a decoder's start token.
     """
@@ -59,7 +50,8 @@ def generate_responses(
         lengths = limits[start : start + size]
         if fast:
             chosen = {"max_new_tokens": lengths, "temperature": temperature}
-            responses += sample_responses(model, chunk, **tokens, **chosen).rows()
+            drawn, mask, *_ = sample_responses(model, chunk, **tokens, **chosen)
+            responses += rows_of(drawn, mask)
             continue
         settings = GenerationConfig(do_sample=do_sample, **tokens)
         if do_sample:

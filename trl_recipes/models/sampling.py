@@ -54,11 +54,6 @@ class Samples(NamedTuple):
     logprobs: Tensor  # log-probability of each token when it was drawn, (B, R), in nats
     hidden: Tensor  # the trunk's last hidden state before each token, (B, R, H)
 
-    def rows(self) -> list[Tensor]:
-        """Responses as a list, each of shape (response length,)."""
-        lengths = self.mask.sum(1).tolist()
-        return [row[:n] for row, n in zip(self.responses, lengths, strict=True)]
-
     def trimmed(self) -> "Samples":
         """Cut the columns that no response reaches."""
         width = int(self.mask.sum(1).max())

@@ -131,7 +131,8 @@ class FirstBatchCheck:
         """Check on the first batch that KL to the start model is 0, and compare with sampling."""
         self.evaluated = True
         if self.is_start or reference_is_start(self.policy, self.ref_model):
-            self.check_kl((evaluation.logprobs - evaluation.ref_logprobs) * rollout.loss_mask)
+            log_ratio = (evaluation.logprobs - evaluation.ref_logprobs) * rollout.loss_mask
+            self.check("The reference is the start model, yet on the first batch", log_ratio)
         if rollout.logprobs is None:
             return
         off = (rollout.logprobs - evaluation.logprobs).abs().max()
@@ -143,23 +144,15 @@ class FirstBatchCheck:
                 off,
             )
 
-    def check_kl(self, log_ratio: Tensor) -> None:
-        """Check that the log ratio of the start model to itself is 0."""
-        before = "The reference is the start model, yet on the first batch"
-        self._check(f"{before} log-probabilities differ by", log_ratio)
-
-    def check_ratio(self, log_ratio: Tensor) -> None:
-        """Check that new log-probabilities equal the rollout's before the first update."""
-        before = "Before the first update, new and old"
-        self._check(f"{before} log-probabilities differ by", log_ratio)
-
-    def _check(self, what: str, log_ratio: Tensor) -> None:
+    def check(self, whose: str, log_ratio: Tensor) -> None:
+        """Check that two log-probabilities of each token, which `whose` names, are equal."""
         off, tolerance = log_ratio.abs().max().item(), ROUNDING
         if self.reduced_precision:  # of many tokens one is always far off
             off, tolerance = log_ratio.square().mean().sqrt().item(), 0.1
         if not off <= tolerance:
             cause = explain_mismatch(self.policy, self.reduced_precision)
-            raise RecipeError(f"{what} {off:.2g}; up to {tolerance:.0e} is rounding. {cause}")
+            what = f"{whose} log-probabilities differ by {off:.2g}"
+            raise RecipeError(f"{what}; up to {tolerance:.0e} is rounding. {cause}")
 
 
 @torch.no_grad()

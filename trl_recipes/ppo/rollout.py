@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from trl_recipes.models.forward import length_groups, pad_rows, tokens_of, unpack
+from trl_recipes.models.forward import length_groups, pad_rows, rows_of, tokens_of, unpack
 from trl_recipes.models.generation import generate_responses
 from trl_recipes.models.sampling import can_sample, sample_responses
 
@@ -81,8 +81,7 @@ class Rollout(NamedTuple):
 
     def response_rows(self) -> list[Tensor]:
         """Give the responses as a list, each of shape (response length,)."""
-        lengths = self.response_mask.sum(1).tolist()
-        return [row[:length] for row, length in zip(self.responses, lengths, strict=True)]
+        return rows_of(self.responses, self.response_mask)
 
 
 class Evaluation(NamedTuple):

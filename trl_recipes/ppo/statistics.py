@@ -5,7 +5,6 @@ And what PPO learns from them: the KL coefficient, and the scale of scores.
 
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from trl_recipes.distributed import gather
 from trl_recipes.ppo.config import PPOConfig
 from trl_recipes.ppo.objective import PPOLosses, Sum, local, masked_moments
 from trl_recipes.ppo.rollout import Evaluation, Targets
-from trl_recipes.stats import append_alarms, append_samples, append_stats, distinct_n
+from trl_recipes.stats import distinct_n
 
 logger = logging.getLogger(__name__)
 
@@ -288,12 +287,3 @@ class ScoreScaling:
         if config.score_clip is not None:
             scores = scores.clamp(-config.score_clip, config.score_clip)
         return scores
-
-
-def write_row(folder: Path, row: dict, alarms: Sequence[str], samples: dict[str, list]) -> None:
-    """Append one step's row, what alarms said of it and a few samples to the run folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    append_stats(folder / "all_stats.jsonl", row)
-    append_alarms(folder / "alarms.jsonl", row["step"], alarms)
-    columns = [samples.pop(name) for name in ("query", "response", "score")]
-    append_samples(folder / "samples.jsonl", row["step"], *columns, **samples)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
-from trl_recipes.callbacks import own_copy, show_progress, train_or_stop
+from trl_recipes.callbacks import own_copy, show_progress, train_or_stop, write_row
 from trl_recipes.checkpointing import random_states, set_random_states
 from trl_recipes.data.prompts import LengthSampler, as_prompts, collator, stream_rows
 from trl_recipes.errors import RecipeError
@@ -420,8 +419,6 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             if kind == "full":
                 ref_logits = ref_logits.float() / temperature
                 kl[place] = rows.unpack(objective.full_kl(logits, ref_logits))
-        if kind != "full":
-            kl = objective.kl_penalty(logprobs, ref_logprobs, kind)
         evaluation = Evaluation(logprobs, values, ref_logprobs, kl)
         if not self.first_batch.evaluated:
             self.first_batch.after_evaluation(rollout, evaluation)
@@ -521,7 +518,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         )
         log_ratio = (logprobs - old.logprobs).detach()
         if not self.first_batch.updated:
-            self.first_batch.check_ratio(log_ratio)
+            self.first_batch.check("Before the first update, new and old", log_ratio)
         if logits is None:
             loss = losses.policy + config.vf_coef * losses.value
             loss = (loss * mask).sum() / token_count
@@ -564,7 +561,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         if self.args.should_save:
             columns = dict.fromkeys(("query", "response", "score", *columns))
             samples = {name: batch[name][: self.args.log_samples] for name in columns}
-            statistics.write_row(Path(self.args.output_dir), row, alarms, samples)
+            write_row(self.args.output_dir, row, alarms, samples)
         self.log({key: value for key, value in row.items() if key != "step"})
 
     # What several phases use

@@ -124,13 +124,13 @@ class RewardModelReward:
         return classifier_logits(*own, special=not chat)[:, 0].tolist()  # templates bring theirs
 
     def _score_pairs(self, firsts: list[str], seconds: list[str]) -> list[float]:
-        def score(batch: list[int]) -> list[float]:
+        scores = torch.zeros(len(firsts))
+        for batch in batches_by_length(full_texts(firsts, seconds), self.batch_size):
             pairs = [[part[index] for index in batch] for part in (firsts, seconds)]
             inputs = encode_pairs(self.tokenizer, *pairs, self.max_length)
             inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-            return self.model(**inputs).logits[:, 0].float().tolist()
-
-        return _in_batches(full_texts(firsts, seconds), self.batch_size, score)
+            scores[batch] = self.model(**inputs).logits[:, 0].float().cpu()
+        return scores.tolist()
 
     def _rendered(self, prompts: Texts, completions: Texts) -> list[str]:
         """Write conversations as texts, by the reward model's own chat template."""
@@ -178,13 +178,12 @@ class PerplexityReward:
         rows = [self._token_ids(text) for text in full_texts(prompts, completions)]
         scored = [index for index, row in enumerate(rows) if len(row) > 1]
         texts = [rows[index] for index in scored]
-        with evaluating(self.model):
-            losses = _in_batches(
-                texts, self.batch_size, lambda batch: self._losses([texts[i] for i in batch])
-            )
         values: list[float | None] = [None] * len(rows)
-        for index, loss in zip(scored, losses, strict=True):
-            values[index] = -(loss if self.log else torch.tensor(loss).exp().item())
+        with evaluating(self.model):
+            for batch in batches_by_length(texts, self.batch_size):
+                losses = self._losses([texts[i] for i in batch])
+                for i, loss in zip(batch, losses if self.log else losses.exp(), strict=True):
+                    values[scored[i]] = -loss.item()
         return values
 
     def _token_ids(self, text: str) -> torch.Tensor:
@@ -193,14 +192,14 @@ class PerplexityReward:
             ids = [self.tokenizer.bos_token_id, *ids]
         return torch.tensor(ids[: context_length(self.model.config)], dtype=torch.long)
 
-    def _losses(self, rows: list[torch.Tensor]) -> list[float]:
+    def _losses(self, rows: list[torch.Tensor]) -> torch.Tensor:
         """Return the model's loss on each row, in nats per token."""
         ids, mask = pad_rows(rows, 0, side="right")
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
         nll = F.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
         counts = mask[:, 1:].sum(1)
-        return ((nll * mask[:, 1:]).sum(1) / counts).tolist()
+        return (nll * mask[:, 1:]).sum(1) / counts
 
 
 def reward_of_model(model: Any, source: str) -> RewardModelReward | SentimentReward:
@@ -240,17 +239,6 @@ def batches_by_length(texts: Sequence[Any], batch_size: int) -> Iterator[list[in
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-def _in_batches(
-    texts: Sequence[Any], batch_size: int, score: Callable[[list[int]], list[float]]
-) -> list[float]:
-    """Score texts or token lists by their indices, in batches of like lengths."""
-    scores = [0.0] * len(texts)
-    for batch in batches_by_length(texts, batch_size):
-        for index, value in zip(batch, score(batch), strict=True):
-            scores[index] = value
-    return scores
 
 
 @torch.inference_mode()
