@@ -138,19 +138,21 @@ def test_the_kl_of_a_response_is_its_summed_log_ratio(kind):
 
 @both
 def test_counts_and_scores_are_those_of_the_texts(kind):
-    seen = []
+    seen, generated = [], 0
 
     def spy(prompts, completions, completion_ids, **_):
-        seen.append((prompts, completions, [len(ids) for ids in completion_ids]))
-        return variety(completions)
+        scores = variety(completions)
+        if len(seen) == 2:  # one group without spread beside one that has some
+            scores[:4] = [1.0] * 4
+        seen.append((prompts, completions, [len(ids) for ids in completion_ids], scores))
+        return scores
 
     trainer = build(kind, rewards=spy, max_steps=3)
     trainer.train()
-    generated = 0
-    for number, ((asked, texts, lengths), row) in enumerate(
+    for number, ((asked, texts, lengths, values), row) in enumerate(
         zip(seen[1:], trainer.all_stats, strict=True), 1
     ):
-        scores, generated = torch.tensor(variety(texts)), generated + sum(lengths)
+        scores, generated = torch.tensor(values), generated + sum(lengths)
         groups, spread = scores.view(2, 4), scores.view(2, 4).std(1, correction=0)
         equal = sum(len(set(group.tolist())) == 1 for group in groups) / 2
         expected = {"step": number, "episode": 8 * number, "tokens/generated": generated}
@@ -158,9 +160,12 @@ def test_counts_and_scores_are_those_of_the_texts(kind):
         expected |= {"env/reward_mean": scores.mean().item()}
         expected |= {"env/reward_std": scores.std(correction=0).item()}
         expected |= {"groups/reward_std": spread.mean().item(), "groups/equal": equal}
-        expected |= {"frac_reward_zero_std": equal, "samples/unique": len(set(texts)) / 8}
+        expected |= {"samples/unique": len(set(texts)) / 8}
+        if kind == "grpo":  # that of RLOO is TRL's spread of the whole batch
+            expected["frac_reward_zero_std"] = equal
         assert {key: row[key] for key in expected} == pytest.approx(expected, abs=1e-6)
         assert asked == [asked[0]] * 4 + [asked[4]] * 4
+    assert trainer.all_stats[1]["groups/equal"] == 0.5
 
 
 def test_a_row_stands_for_each_step_also_where_a_batch_is_used_again():

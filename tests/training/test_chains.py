@@ -271,6 +271,7 @@ def test_what_the_reward_model_learns_from_is_no_prompt(files, tmp_path):
     seen, rest = divide(rows, 0.3, seed=0)
     assert (len(seen), len(rest)) == (54, 126)
     assert sorted([*seen["text"], *rest["text"]]) == sorted(rows["text"])
+    assert seen["text"][:] != rows["text"][:54]  # drawn
     config = PPOConfig(output_dir=str(tmp_path), disable_tqdm=True)
     data = PromptArguments(dataset_name=reviews)
     reward = LearnedReward(RewardArguments(reward_share=0.3), data, config, label="POSITIVE")
