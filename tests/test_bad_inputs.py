@@ -113,7 +113,6 @@ ppo.py --reward_funcs nowhere.py:f => --reward_funcs | no file `nowhere.py` | Ch
 grpo.py --reward_funcs nowhere.py:f => --reward_funcs | no file `nowhere.py` | Check the path
 rloo.py --reward_funcs nowhere.py:f => --reward_funcs | no file `nowhere.py` | Check the path
 PLOT --outptu a.png => `--outptu` | `--output`
-PLOT --seed 1 => Unknown flag `--seed` | --help
 plot.py => required | --runs
 PPO --change_score 2 => --change_score | 2 | choose from
 PPO --temperature 0 => `temperature` | greater than 0
@@ -126,7 +125,6 @@ PPO --use_peft true --lora_target_modules nope => lora_target_modules | nope | c
 GENERATE --prompt '' => --prompt is empty | at least one word
 GENERATE --temperature 0 => `temperature` is 0.0 | greater than 0
 GENERATE --max_new_tokens 99 => context holds 64 | Lower --max_new_tokens to
-PLOT --config no.yaml => --config | no.yaml | Check the path
 LM --dataset_name no.csv => `no.csv` | Check the path
 PPO --text_column review => `review` | text, label | Name
 PPO --batch_size 64 => 16 prompts | Lower `batch
@@ -195,7 +193,6 @@ NAN = "def short(completions, **_):\n    return [float('nan') for _ in completio
 TEXT = "A line of text that is long enough.\n" * 20
 PAIRS = rows(source="The film was dull.", target="The film was fine.")
 WITH_FILES = [
-    ("PLOT --config a.yaml => line 2 | fix the file", {"a.yaml": "runs: [a\n"}),
     ("LM => empty | text", {"data.jsonl": rows(text=" ")}),
     (
         "LM => `text` | a, split | Name",

@@ -5,18 +5,16 @@ import logging.handlers
 import shutil
 
 import pytest
-from transformers import GPT2Config, T5Config
+from transformers import GPT2Config
 
 from trl_recipes import AutoModelForCausalLMWithValueHead, RecipeError, load_run
 from trl_recipes.models.loading import check_language_model, load_classifier
 
 
-def test_heads_of_other_tasks_are_no_language_models():
-    for head in ("BertForSequenceClassification", "GPT2ForTokenClassification"):
-        with pytest.raises(RecipeError, match=f"is a {head}, which is no language model"):
-            check_language_model(T5Config(architectures=[head]), "x")
-    for head in (["GPT2LMHeadModel"], ["T5ForConditionalGeneration"], None):
-        check_language_model(T5Config(architectures=head), "x")
+@pytest.mark.parametrize("head", ["BertForSequenceClassification", "GPT2ForTokenClassification"])
+def test_heads_of_other_tasks_are_no_language_models(head):
+    with pytest.raises(RecipeError, match=f"is a {head}, which is no language model"):
+        check_language_model(GPT2Config(architectures=[head]), "x")
 
 
 @pytest.mark.parametrize("load", [load_run, AutoModelForCausalLMWithValueHead.from_pretrained])
@@ -33,16 +31,6 @@ def test_weights_that_are_missing_or_do_not_fit_are_not_drawn_at_random(tiny_gpt
         (folder / "config.json").write_text(json.dumps(broken))
         with pytest.raises(RecipeError, match=told):
             load(str(folder))
-
-
-def test_each_kind_of_model_is_sent_to_its_own_recipe():
-    for kind, causal, told in (
-        (GPT2Config(), True, r"`x` is a causal model \(gpt2\).*ppo_sentiment.py"),
-        (T5Config(), False, r"`x` is an encoder-decoder \(t5\).*ppo_seq2seq.py"),
-    ):
-        check_language_model(kind, "x", causal=causal)
-        with pytest.raises(RecipeError, match=told):
-            check_language_model(kind, "x", causal=not causal)
 
 
 def test_a_head_that_was_asked_for_is_no_news(tiny_gpt2, monkeypatch):

@@ -109,15 +109,6 @@ def test_a_token_is_where_the_cumulative_distribution_passes_the_number(vocabula
     assert sampling.draw(probabilities, points).equal(expected)
 
 
-def test_a_model_without_keys_and_values_is_left_to_transformers():
-    model = tiny("mamba").eval()
-    assert not can_sample(model)
-    responses = generate_responses(
-        model, QUERIES, pad_token_id=0, eos_token_id=None, max_new_tokens=[5, 2, 4, 7]
-    )
-    assert [len(row) for row in responses] == [5, 2, 4, 7]
-
-
 def both_samplers(model, begin=lambda: None, **changes):
     """What a growing cache and a static one draw, from the same random numbers a column."""
     settings = {"pad_token_id": 0, "eos_token_id": None, "temperature": 0.7} | changes
@@ -210,8 +201,15 @@ def test_a_greedy_response_does_not_depend_on_the_rows_beside_it(name):
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(3)  # so that a prompt makes a difference
-    settings = {"pad_token_id": 0, "eos_token_id": None, "max_new_tokens": 6, "do_sample": False}
-    together = generate_responses(model, QUERIES, **settings)
-    alone = [generate_responses(model, [query], **settings)[0] for query in QUERIES]
-    assert [row.tolist() for row in together] == [row.tolist() for row in alone]
+    settings = {"pad_token_id": 0, "eos_token_id": None, "do_sample": False}
+
+    def responses(queries, lengths):
+        rows = generate_responses(model, queries, max_new_tokens=lengths, **settings)
+        return [row.tolist() for row in rows]
+
+    lengths = [5, 2, 4, 7]
+    together = responses(QUERIES, lengths)
+    assert [len(row) for row in together] == lengths
+    alone = zip(QUERIES, lengths, strict=True)
+    assert together == [responses([query], [length])[0] for query, length in alone]
     assert can_sample(model) == (name in ("switch", "t5gemma"))
