@@ -2,11 +2,12 @@
 
 import enum
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import pytest
 import yaml
 
+from trl_recipes import GRPOConfig, PPOConfig, RLOOConfig
 from trl_recipes.arguments import parse_arguments
 from trl_recipes.errors import RecipeError
 from trl_recipes.run_folder import (
@@ -16,6 +17,8 @@ from trl_recipes.run_folder import (
     start_run,
     write_config,
 )
+from trl_recipes.training.fit import PretrainConfig
+from trl_recipes.training.reward_model import RewardModelConfig
 
 
 class Mood(enum.StrEnum):
@@ -150,6 +153,25 @@ def test_the_config_runs_the_same_again_and_what_was_worked_out_gives_way_to_a_f
     assert again.weights == [1.0, 1e-5]
     (again,) = parse_arguments(Arguments, argv=[*config, "--batch_size", "32"])
     assert (again.batch_size, again.mini_batch_size) == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (PPOConfig, {"mini_batch_size": 4, "exp_name": "x"}),
+        (GRPOConfig, {"generation_batch_size": 128, "report_to": "none"}),
+        (RLOOConfig, {}),
+        (PretrainConfig, {"adam_beta1": 0.8}),
+        (RewardModelConfig, {"learning_rate": 1e-3}),
+    ],
+)
+def test_what_a_script_gave_runs_again_on_the_command_line(kind, given, tmp_path):
+    config = kind(output_dir=str(tmp_path / "run"), use_cpu=True, **given)
+    write_config(prepare_run(config.output_dir), config)
+    argv = ["--config", str(tmp_path / "run" / "config.yaml")]
+    (again,) = parse_arguments(kind, argv=argv)
+    differ = {f.name for f in fields(kind) if getattr(again, f.name) != getattr(config, f.name)}
+    assert differ <= {"exp_name"}  # a name of TRL 0.11, which no recipe takes
 
 
 def test_the_config_tells_recipe_versions_and_seed_and_no_secret(tmp_path, monkeypatch):

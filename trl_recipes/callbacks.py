@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from huggingface_hub import HfApi
 from transformers import Trainer, TrainerCallback
@@ -190,7 +189,6 @@ def train_or_stop(
     ddp = trainer.accelerator.ddp_handler
     if ddp is not None and args.ddp_find_unused_parameters is None:
         ddp.find_unused_parameters = False  # else torch looks for some at each step, and warns
-    args.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
     if checkpoint is not None:
         share_checkpoint(checkpoint)
         checkpoint = str(checkpoint)

@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import time
+from argparse import SUPPRESS
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -272,8 +273,8 @@ def _settings(settings: Any) -> dict[str, Any]:
     own, given = {*own_fields(type(settings)), "seed"}, getattr(settings, GIVEN, None)
     kept: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
-        if not field.init or field.name in _NOT_KEPT:
-            continue
+        if not field.init or field.name in _NOT_KEPT or field.metadata.get("help") == SUPPRESS:
+            continue  # no recipe takes the last kind
         value, default = getattr(settings, field.name), default_of(field)
         # one that __post_init__ worked out (default None) could contradict a flag beside --config
         known = value if given is None else default

@@ -12,6 +12,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from trl_recipes.distributed import init_process
 from trl_recipes.errors import RecipeError
+from trl_recipes.run_folder import GIVEN
 
 TRAINABLE = ("all", "attention", "lora")
 INFINITY = float("inf")
@@ -51,8 +52,27 @@ def setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+class OwnArguments:
+    """Mixin of `TrainingArguments`: keeps the names of what was given, and fits the device."""
+
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        """Keep the names, for config.yaml; the parser keeps those of flags in their place."""
+        made = super().__new__(cls)
+        names = [entry.name for entry in dataclasses.fields(cls) if entry.init]
+        setattr(made, GIVEN, {*names[: len(args)], *given})
+        return made
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # else torch warns
+            self.use_cpu |= self.bf16  # transformers wants to be told
+        super().__post_init__()
+
+
 @dataclass
-class TrainingSettings:
+class TrainingSettings(OwnArguments):
     """What PPOConfig, GRPOConfig and RLOOConfig share, as a mixin of `TrainingArguments`."""
 
     refused: ClassVar[dict[str, str]] = {}  # TRL's names that are no settings here, and why
@@ -131,7 +151,7 @@ class TrainingSettings:
         for name, reason in cls.refused.items():
             if name in given.keys() - taken:
                 raise RecipeError(f"`{name}` is TRL's, and no setting here: {reason}.")
-        return super().__new__(cls)
+        return super().__new__(cls, *args, **given)
 
     def __post_init__(self):
         self.saves = self.output_dir is not None  # without a folder nothing is written
@@ -142,10 +162,6 @@ class TrainingSettings:
             self.ddp_find_unused_parameters = False
         if self.save_steps == 0:
             self.save_strategy = "no"
-        if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers wants to be told
         init_process()
         super().__post_init__()
 

@@ -19,6 +19,7 @@ from trl_recipes.evaluation.compare import (
     response_logprobs,
 )
 from trl_recipes.evaluation.judges import sentiment_measures, vader_judge
+from trl_recipes.report.page import write_comparison
 from trl_recipes.rewards import SentimentReward
 
 # 0.975 quantiles of Student's t from printed tables, by degrees of freedom
@@ -121,16 +122,28 @@ def test_the_reference_stands_first_at_distance_zero_and_equal_models_answer_ali
     assert found[0].responses != other[0].responses
 
 
-def test_measures_get_texts_ids_and_columns(one, prompts):
-    def stars(prompts, completions, completion_ids, stars, **columns):
-        assert (prompts, columns) == (TEXTS, {})
+def test_measures_get_what_trainers_give_and_one_that_fails_is_left_out(
+    one, prompts, caplog, tmp_path
+):
+    def stars(prompts, completions, completion_ids, stars, trainer_state, log_metric, **columns):
+        log_metric("step", trainer_state.global_step)
+        assert (prompts, columns.keys()) == (TEXTS, {"log_extra"})
         assert completions == word_tokenizer().batch_decode(completion_ids, True)
         return [None if number == 1 else float(number) for number in stars]
 
-    comparison = compare(one, prompts, {"stars": stars}, max_new_tokens=4)
-    assert comparison.results[0].scores == {"stars": [0.0, None, 2.0, 3.0]}
+    def of_a_column(completions, answer): ...
+
+    measures = {"unknown": of_a_column, "stars": stars}
+    comparison = compare(one, prompts, measures, max_new_tokens=4)
+    assert comparison.results[0].scores == {"stars": [0.0, None, 2.0, 3.0], "unknown": [None] * 4}
     assert comparison.results[0].to_dict()["stars"]["mean"] == pytest.approx(5 / 3)
     assert "(n 3)" in comparison.table()
+    assert (
+        "`unknown` of `reference` is not measured: Reward function `of_a_column` wants `answer`"
+        in caplog.text
+    )
+    write_comparison(comparison, tmp_path)
+    assert "- (n 0)" in (tmp_path / "compare.html").read_text()
 
 
 def test_a_measure_that_is_called_as_a_figure_leaves_it_alone(one, prompts):

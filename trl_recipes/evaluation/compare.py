@@ -8,6 +8,7 @@ Measures are reward functions, whether a model was trained on them or not.
 import functools
 import itertools
 import json
+import logging
 import math
 import shutil
 import textwrap
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from transformers import TrainerState
 
 from trl_recipes.describe import printable
 from trl_recipes.errors import RecipeError
@@ -32,6 +34,8 @@ from trl_recipes.rewards import RewardFunc, Rewards
 from trl_recipes.rewards.base import reward_inputs
 from trl_recipes.run_folder import write_whole
 from trl_recipes.stats import distinct_n
+
+_log = logging.getLogger(__name__)
 
 PAD = 0  # any token id will do: masks come from lengths
 FIGURES = {"response", "responses", "length", "kl", "reference_nll", "perplexity", "distinct_2"}
@@ -218,10 +222,15 @@ def measure_model(
     completions = tokenizer.batch_decode(responses, skip_special_tokens=True)
     ids = [response.tolist() for response in responses]
     prompts, answers, columns = reward_inputs(columns, completions, tokenizer)
-    scores = {}
-    for measure, function in measures.items():  # checked as in training
-        _, by_name = Rewards([function])(prompts, answers, ids, columns)
-        (scores[measure],) = by_name.values()
+    # what trainers give to reward functions besides, as at the start of a training
+    extras = {"trainer_state": TrainerState(), "log_extra": _unlogged, "log_metric": _unlogged}
+    scores = dict.fromkeys(measures, [None] * len(rows))
+    for measure, function in measures.items():
+        try:  # checked as in training
+            _, by_name = Rewards([function])(prompts, answers, ids, columns, **extras)
+            (scores[measure],) = by_name.values()
+        except RecipeError as error:  # the other figures are worth having
+            _log.warning("`%s` of `%s` is not measured: %s", measure, name, error)
     return ModelResult(
         name=name,
         responses=completions,
@@ -230,6 +239,9 @@ def measure_model(
         kl=[float((p - q).sum()) for p, q in zip(own, ref, strict=True)],
         reference_nll=[-float(q.sum()) for q in ref],
     )
+
+
+def _unlogged(*_: Any) -> None: ...
 
 
 @torch.no_grad()

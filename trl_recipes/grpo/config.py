@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import trl
 
 from trl_recipes.errors import RecipeError
@@ -45,14 +44,6 @@ class GroupConfig(TrainingSettings):
     disable_dropout: bool = setting(
         True, "Set dropout to 0, so that a response has one log-probability (TRL's default: no)."
     )
-    dataloader_pin_memory: bool | None = setting(
-        None, "Copy prompts to a GPU through pinned memory (default: where there is a GPU)."
-    )
-
-    def __post_init__(self):
-        if self.dataloader_pin_memory is None:
-            self.dataloader_pin_memory = torch.accelerator.is_available()
-        super().__post_init__()
 
     def _unite_names(self) -> None:
         super()._unite_names()

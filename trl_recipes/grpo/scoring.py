@@ -202,7 +202,7 @@ class GroupScoring:
             ):
                 self._train()
             seconds = [row["step_time"] for row in self.all_stats]
-            sample = self._samples and tuple(column[0] for column in self._samples)
+            sample = next(zip(*self._samples.values(), strict=True), None)
         finally:
             self.optimizer = self.lr_scheduler = None
             self._forget()

@@ -24,7 +24,7 @@ from trl_recipes.describe import duration, peak_memory
 from trl_recipes.embedded import language_model
 from trl_recipes.models.adapters import save_trained
 from trl_recipes.models.sharding import check_embeddings, wrap_by_layer
-from trl_recipes.settings import setting
+from trl_recipes.settings import OwnArguments, setting
 
 IGNORED = -100  # label of a position that the loss leaves out
 DRY_RUN_STEPS = 20
@@ -34,7 +34,7 @@ _STAGE_SETTINGS |= {"batch_size": "per_device_train_batch_size", "learning_rate"
 
 
 @dataclass
-class PretrainConfig(TrainingArguments):
+class PretrainConfig(OwnArguments, TrainingArguments):
     """transformers' TrainingArguments with the defaults that small models from scratch want."""
 
     output_dir: str = setting("runs/lm", "Folder that the run writes to; the model is in it.")
@@ -54,12 +54,7 @@ class PretrainConfig(TrainingArguments):
     save_steps: float = setting(500, "Steps from one checkpoint to the next.")
     save_total_limit: int | None = setting(1, "Checkpoints to keep.")
     check: bool = setting(False, "Check all and try a few steps; write nothing.")
-    report_to: str = setting("none", "Trackers to report to.")
-
-    def __post_init__(self):
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers wants to be told
-        super().__post_init__()
+    report_to: str | list[str] | None = setting("none", "Trackers to report to.")
 
 
 def with_learning_rate(config: TrainingArguments, model: PreTrainedModel) -> TrainingArguments:

@@ -81,8 +81,6 @@ class RewardModelConfig(ClassifierConfig, RewardConfig):
             raise RecipeError(
                 "`max_length` would drop longer pairs. Use --context_length, which cuts them."
             )
-        if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         super().__post_init__()
 
 
