@@ -22,6 +22,8 @@ from trl_recipes.training.reward_model import ClassifierSizes
         ("gamma", 1.01, "from 0 to 1"),
         ("vocab_size", 256, "257 or more"),
         ("dropout", 1.0, "from 0 to 1"),
+        ("missing_eos_penalty", float("nan"), "0 or more"),
+        ("target_kl", -1, "greater than 0"),
     ],
 )
 def test_a_number_out_of_range_is_refused(name, value, allowed):

@@ -176,7 +176,8 @@ def conversations(folder):
     def polite(prompts, completions, completion_ids, mood, **_):
         calls.append([prompts, completions, completion_ids, mood])
         lengths = [float(len(completion[0]["content"])) for completion in completions]
-        return [None if m == "bad" else n for m, n in zip(mood, lengths, strict=True)]
+        # that of each token where it is good, which has one
+        return [None if m == "bad" else [n] for m, n in zip(mood, lengths, strict=True)]
 
     mine = [[0], [1, 2]][RANK]
     message = lambda role, text: [{"role": role, "content": text}]  # noqa: E731

@@ -25,7 +25,7 @@ for _range, _names in {
         "learning_rate weight_decay max_grad_norm min_prompt_length pretrain_learning_rate "
         "reward_learning_rate reward_noise baseline_learning_rate log_samples init_kl_coef "
         "vf_coef cliprange cliprange_value beta epsilon epsilon_high fragments_per_text "
-        "reward_epochs"
+        "reward_epochs missing_eos_penalty"
     ),
     (0, 0.99999999): "adam_beta1 adam_beta2 dropout",
     (0, 2**32 - 1): "seed",
@@ -38,7 +38,9 @@ for _range, _names in {
         "num_mini_batches response_length ppo_epochs num_iterations "
         "vllm_tensor_parallel_size vllm_max_model_length"
     ),
-    (ABOVE_ZERO, INFINITY): "temperature target horizon ratio_threshold score_clip logging_steps",
+    (ABOVE_ZERO, INFINITY): (
+        "temperature target horizon ratio_threshold score_clip logging_steps target_kl"
+    ),
     (0, 1): "reward_swapped gamma lam vllm_gpu_memory_utilization",
     (20, INFINITY): "reward_outputs",  # fewer are too few to learn from and to measure on
     (2, INFINITY): "context_length reward_context_length",

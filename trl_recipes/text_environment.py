@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
 
+from trl_recipes.errors import RecipeError
+
 
 class TextHistory:
     """What was said in one episode, as text and as tokens, and by whom.
@@ -141,6 +143,8 @@ class TextEnvironment:
     def compute_reward(self, histories: list[TextHistory], **reward_kwargs) -> list[TextHistory]:
         """Give each episode the reward of its last segment."""
         segments = [history.last_text_segment for history in histories]
+        if self.reward_fn is None:
+            raise RecipeError("TextEnvironment has no `reward_fn`. Give one, a function of texts.")
         rewards = self.reward_fn(segments, **reward_kwargs)
         for history, reward in zip(histories, rewards, strict=True):
             history.reward = reward

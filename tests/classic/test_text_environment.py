@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trl_recipes import AutoModelForCausalLMWithValueHead as ValueHeadModel
-from trl_recipes import TextEnvironment, TextHistory, load_tokenizer
+from trl_recipes import RecipeError, TextEnvironment, TextHistory, load_tokenizer
 
 REQUEST = "<request><echo>2 + 2<call>"
 
@@ -50,6 +50,12 @@ def test_the_mask_is_1_where_the_model_wrote():
     assert (history.text, history.last_text_segment) == ("What is 2 + 2 four", " four")
     with pytest.raises(ValueError, match="needs text and tokens"):
         history.append_segment("", torch.tensor([1]))
+
+
+def test_without_a_reward_function_there_is_none_to_give(environment):
+    says(env := environment(reward_fn=None), "<submit>")
+    with pytest.raises(RecipeError, match="TextEnvironment has no `reward_fn`"):
+        env.run(["add"])
 
 
 def test_a_tool_answers_between_the_tokens_of_the_model(environment):

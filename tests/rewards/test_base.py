@@ -279,3 +279,5 @@ def test_normalized_values_are_optimized_and_raw_ones_stay(caplog):
         rewards.normalize({"length": (5.0, std)})
         assert score(rewards)[0] == [4.0, 1.0, 11.0]
     assert caplog.text.count("`length` is equal on all samples") == 2
+    rewards.normalize({"length": (math.nan, math.nan)})
+    assert "`length` gave None for all samples" in caplog.text

@@ -15,7 +15,9 @@ from transformers import (
     pipeline,
 )
 
+from trl_recipes import language_model
 from trl_recipes.errors import RecipeError
+from trl_recipes.models.loading import load_run
 from trl_recipes.rewards import RewardModelReward, Rewards, SentimentReward
 
 TEXTS = ["The film was wonderful.", "Bad.", "I liked it, but the ending was sad.", " rain"]
@@ -153,6 +155,17 @@ def test_long_texts_are_cut_to_what_the_model_takes(copied, folders):
     reward = SentimentReward(str(folder))
     assert reward.max_length == 64
     assert reward(["x" * 500], [" good"]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_text_without_tokens_gets_none_and_the_others_what_they_get_alone():
+    _, tokenizer = load_run(language_model())
+    model = classifier("gpt2", **GPT2 | {"vocab_size": len(tokenizer)}, num_labels=1)
+    for reward in (SentimentReward(), RewardModelReward(model, tokenizer)):
+        assert reward(["", ""], ["", ""]) == [None, None]
+        alone = pytest.approx(reward(["a"], ["b"])[0], abs=1e-6)
+        assert reward(["", "a"], ["", "b"]) == [None, alone]
+    with pytest.raises(RecipeError, match=r"funcs\[0\]`: this GPT2.* leaves no tokenizer to it"):
+        Rewards(model)
 
 
 def test_labels_are_found_in_any_case_and_names_follow_from_them(folders):

@@ -83,6 +83,8 @@ def test_what_makes_no_sense_is_refused(env, tiny_gpt2):
     env.step(env.tokenizer.eos_token_id)
     with pytest.raises(RecipeError, match="The episode is over"):
         env.step(0)
+    with pytest.raises(RecipeError, match="asks for prompt 5; there are 0 to 2"):
+        env.reset(options={"prompt": 5})
     for prompts in [], ["a", ""]:
         with pytest.raises(RecipeError, match="`prompts` is empty, or one of them"):
             make(tiny_gpt2, prompts)

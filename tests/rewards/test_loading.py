@@ -8,7 +8,7 @@ from trl.rewards import think_format_reward
 from trl_recipes import PPOConfig
 from trl_recipes.arguments import parse_arguments
 from trl_recipes.errors import RecipeError
-from trl_recipes.rewards import LengthPenalty, UppercaseReward, load_reward_funcs
+from trl_recipes.rewards import LengthPenalty, Rewards, UppercaseReward, load_reward_funcs
 from trl_recipes.run_folder import prepare_run, write_config
 
 FILE = """
@@ -58,6 +58,11 @@ def test_a_file_runs_once_and_only_when_it_is_named(folder):
     assert not (folder / "ran").exists()
     load_reward_funcs(["counts.py:f", "counts.py:f"])
     assert (folder / "ran").read_text() == "x"
+    (folder / "counts.py").write_text("def f(completions, **_): return [2.0 for _ in completions]")
+    assert Rewards("counts.py:f")(["a"], ["b"], [[1]])[0] == [2.0]  # as it is now
+    assert Rewards(["RepetitionPenalty"], metrics={"RegexReward": {"pattern": "a"}}).weights == [
+        -1.0
+    ]
     for name, value in (("a", 1), ("b", 2)):  # two files of one name do not mix
         (folder / name).mkdir()
         (folder / name / "same.py").write_text(f"def f(**_): return {value}\n")

@@ -1,6 +1,7 @@
 """Rewards of one's own: their unit, one for each token, and the files of docs/rewards.md."""
 
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def test_tokens_are_weighed_and_one_too_few_is_told():
     rewards = Rewards([mine, lambda completions, **_: [3.0, 4.0]], [2.0, 1.0])
     totals, raw = rewards(["a", "b"], ["c d", "e"], ids)
     assert totals == [7.0, 6.0]
+    raw = pickle.loads(pickle.dumps(raw))  # as processes send it to one another
     assert rewards.by_token(raw) == [[2.0, 2.0], [2.0]]
     with pytest.raises(RecipeError, match=r"\[1.0, 1.0\] .list. for sample 1.* of 1 tokens"):
         Rewards(lambda completions, **_: [1.0, [1.0, 1.0]])(["a", "b"], ["c d", "e"], ids)

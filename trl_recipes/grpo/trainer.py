@@ -42,7 +42,7 @@ from trl_recipes.models.forward import (
 )
 from trl_recipes.models.sampling import ignores_padding, packed_weights, prepare_device
 from trl_recipes.models.vllm_sampling import VLLMSampler
-from trl_recipes.rewards.loading import rewards_of
+from trl_recipes.rewards.base import rewards_of
 
 logger = get_logger(__name__)
 

@@ -1,7 +1,7 @@
 """Reward functions: text in, one score a sample out."""
 
-from trl_recipes.rewards.base import RewardFunc, Rewards, reward_inputs, score_part
-from trl_recipes.rewards.loading import load_reward_funcs, rewards_of
+from trl_recipes.rewards.base import Rewards, reward_inputs, rewards_of, score_part
+from trl_recipes.rewards.loading import RewardFunc, load_reward_funcs
 from trl_recipes.rewards.models import PerplexityReward, RewardModelReward, SentimentReward
 from trl_recipes.rewards.rules import (
     KeywordReward,

@@ -18,7 +18,7 @@ import math
 import numbers
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from statistics import fmean, pstdev
@@ -36,9 +36,9 @@ from trl_recipes.data.tokenizers import is_character_tokenizer
 from trl_recipes.describe import printable
 from trl_recipes.distributed import broadcast_from_main, gather, process_index, raise_on_all
 from trl_recipes.errors import RecipeError
+from trl_recipes.rewards.loading import RewardFunc, load_reward_funcs
 from trl_recipes.rewards.models import SentimentReward, reward_of_model
 
-RewardFunc = Callable[..., list[float | None]]
 Raw = Mapping[str, Sequence[float | None]]  # what each function gave, by its name
 
 _LARGEST = float(torch.finfo(torch.float32).max)  # scores are trained on in float32
@@ -56,6 +56,9 @@ class TokenRewards(float):
         total = super().__new__(cls, math.fsum(tokens))
         total.tokens = list(tokens)
         return total
+
+    def __getnewargs__(self) -> tuple[list[float]]:
+        return (self.tokens,)  # what `pickle` and `copy` make it of anew
 
 
 class Scale(NamedTuple):
@@ -161,10 +164,11 @@ class Rewards:
         for name in self.names:
             mean, std = moments[name][:2]
             usable = math.isfinite(std) and std > 1e-8
+            scored = math.isfinite(mean)
             if not usable:
-                logger.warning("`%s` is equal on all samples of the start model: not scaled.", name)
-            shift = mean if math.isfinite(mean) else 0.0
-            self.normalization[name] = (shift, std if usable else 1.0)
+                why = "is equal on" if scored else "gave None for"
+                logger.warning("`%s` %s all samples of the start model: not scaled.", name, why)
+            self.normalization[name] = (mean if scored else 0.0, std if usable else 1.0)
 
     def described(self) -> str:
         """Say what each function gave on the start model, in its own unit, and how it is taken."""
@@ -216,6 +220,27 @@ class Rewards:
             shift, scale = normalization.get(name, (0.0, 1.0))
             parts.append([0.0 if v is None else weight * (v - shift) / scale for v in raw[name]])
         return [math.fsum(sample) for sample in zip(*parts, strict=True)]
+
+
+def rewards_of(
+    config: Any,
+    reward_funcs: RewardFunc | list[RewardFunc] | None,
+    reward_weights: list[float] | None,
+    metrics: RewardFunc | list[RewardFunc] | None,
+) -> Rewards | None:
+    """Collect reward functions and metrics of a trainer; None where there is no reward function.
+
+    Those that the configuration names stand in place of those passed, its `metrics` beside them.
+    """
+    if config.reward_funcs:
+        reward_funcs, reward_weights = load_reward_funcs(config.reward_funcs), None
+    if reward_funcs is None:
+        return None
+    if config.reward_weights is not None:
+        reward_weights = config.reward_weights
+    own = [] if metrics is None else metrics if isinstance(metrics, list | tuple) else [metrics]
+    named = load_reward_funcs(config.metrics or [], source="--metrics")
+    return Rewards(reward_funcs, reward_weights, [*own, *named])
 
 
 def measure(values: Sequence[float | None]) -> Scale:
@@ -406,7 +431,9 @@ def _functions(given: Any, argument: str) -> list[RewardFunc]:
 
 
 def _function(entry: Any, source: str) -> RewardFunc:
-    if isinstance(entry, str) or (hasattr(entry, "config") and hasattr(entry, "forward")):
+    if isinstance(entry, str | Mapping):
+        return load_reward_funcs([entry], source=source)[0]
+    if hasattr(entry, "config") and hasattr(entry, "forward"):
         return reward_of_model(entry, source)
     if not callable(entry):
         raise RecipeError(

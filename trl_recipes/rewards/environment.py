@@ -70,7 +70,12 @@ class TextGenerationEnv(gymnasium.Env):
         """Start an episode from a prompt drawn, or from that of `options={"prompt": row}`."""
         super().reset(seed=seed)
         drawn = int(self.np_random.integers(len(self.prompts)))
-        self.row = (options or {}).get("prompt", drawn)
+        row = (options or {}).get("prompt", drawn)
+        if not 0 <= row < len(self.prompts):
+            raise RecipeError(
+                f"`options` asks for prompt {row}; there are 0 to {len(self.prompts) - 1}."
+            )
+        self.row = row
         self.response, self.over = [], False
         return self._observation(), {"row": self.row, "prompt": self.prompts[self.row]}
 

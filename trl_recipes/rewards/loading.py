@@ -10,6 +10,7 @@ A file of the user's runs only because the user names it there; nothing that com
 a data set is ever run.
 """
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -21,8 +22,9 @@ from typing import Any
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.rewards import models, rules
-from trl_recipes.rewards.base import RewardFunc, Rewards
 from trl_recipes.rewards.similarity import SimilarityReward
+
+RewardFunc = Callable[..., list[float | None]]
 
 _OF_TEXT = (rules.KeywordReward, rules.KnownWordsReward, rules.RegexReward, rules.UppercaseReward)
 _OF_TEXT += (rules.LengthPenalty, rules.RepetitionPenalty)
@@ -41,27 +43,6 @@ def load_reward_funcs(
     of the user's makes the reward function.
     """
     return [_load(spec, source) for spec in specs]
-
-
-def rewards_of(
-    config: Any,
-    reward_funcs: Callable | list[Callable] | None,
-    reward_weights: list[float] | None,
-    metrics: Callable | list[Callable] | None,
-) -> Rewards | None:
-    """Collect reward functions and metrics of a trainer; None where there is no reward function.
-
-    Those that the configuration names stand in place of those passed, its `metrics` beside them.
-    """
-    if config.reward_funcs:
-        reward_funcs, reward_weights = load_reward_funcs(config.reward_funcs), None
-    if reward_funcs is None:
-        return None
-    if config.reward_weights is not None:
-        reward_weights = config.reward_weights
-    own = [] if metrics is None else metrics if isinstance(metrics, list | tuple) else [metrics]
-    named = load_reward_funcs(config.metrics or [], source="--metrics")
-    return Rewards(reward_funcs, reward_weights, [*own, *named])
 
 
 def _load(spec: str | Mapping[str, Any], source: str) -> RewardFunc:
@@ -121,20 +102,23 @@ def _file(path: Path, source: str) -> ModuleType:
             f"{source}: there is no file `{path}`. Check the path (relative paths start at "
             f"{Path.cwd()})."
         )
-    name = str(path.resolve())  # two files of one name are two modules
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
+    try:
+        return _executed(path.resolve(), path.read_bytes())
+    except SyntaxError as error:
+        raise RecipeError(
+            f"{source}: `{path}`, line {error.lineno}, is no python ({error.msg}). Fix it."
+        ) from error
+
+
+@functools.cache
+def _executed(path: Path, code: bytes) -> ModuleType:
+    name = str(path)  # two files of one name are two modules; one that was edited is a new one
+    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location(name, path))
     sys.modules[name] = module  # dataclasses and pickle look a class's module up there
     try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
+        exec(compile(code, name, "exec"), vars(module))
+    except BaseException:
         del sys.modules[name]
-        if isinstance(error, SyntaxError):
-            raise RecipeError(
-                f"{source}: `{path}`, line {error.lineno}, is no python ({error.msg}). Fix it."
-            ) from error
         raise
     return module
 

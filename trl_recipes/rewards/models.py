@@ -58,11 +58,17 @@ class SentimentReward:
         self.max_length = longest_input(self.model, self.tokenizer)
         self.__name__ = name or f"sentiment_{self.label.lower()}"
 
-    def __call__(self, prompts: Texts, completions: Texts, **kwargs: Any) -> list[float]:
-        """Score each prompt plus completion; what exceeds the model's maximum is cut off."""
-        texts = full_texts(prompts, completions)
-        own = (self.model, self.tokenizer, texts, self.batch_size, self.max_length)
-        return self._scores(classifier_logits(*own)).tolist()
+    def __call__(self, prompts: Texts, completions: Texts, **kwargs: Any) -> list[float | None]:
+        """Score each prompt plus completion; what exceeds the model's maximum is cut off.
+
+        A text without tokens gets None.
+        """
+
+        def score(texts: list[str]) -> list[float]:
+            own = (self.model, self.tokenizer, texts, self.batch_size, self.max_length)
+            return self._scores(classifier_logits(*own)).tolist()
+
+        return score_tokens(self.tokenizer, full_texts(prompts, completions), score)
 
     def _scores(self, logits: torch.Tensor) -> torch.Tensor:
         """Turn logits, (B, labels), into scores, (B,)."""
@@ -114,14 +120,19 @@ class RewardModelReward:
         self.__name__ = name or str(model.name_or_path).rstrip("/").split("/")[-1] or "reward_model"
 
     @torch.inference_mode()
-    def __call__(self, prompts: Texts, completions: Texts, **kwargs: Any) -> list[float]:
-        """Score each prompt plus completion with the model's one logit, raw."""
+    def __call__(self, prompts: Texts, completions: Texts, **kwargs: Any) -> list[float | None]:
+        """Score each prompt plus completion with the model's one logit; None without tokens."""
         if self.reads_pairs:
             return self._score_pairs(completion_texts(prompts), completion_texts(completions))
         chat = bool(prompts) and is_conversation(prompts[0])
         texts = (self._rendered if chat else full_texts)(prompts, completions)
-        own = (self.model, self.tokenizer, texts, self.batch_size, self.max_length)
-        return classifier_logits(*own, special=not chat)[:, 0].tolist()  # templates bring theirs
+
+        def score(texts: list[str]) -> list[float]:
+            own = (self.model, self.tokenizer, texts, self.batch_size, self.max_length)
+            special = not chat  # templates bring theirs
+            return classifier_logits(*own, special)[:, 0].tolist()
+
+        return score_tokens(self.tokenizer, texts, score)
 
     def _score_pairs(self, firsts: list[str], seconds: list[str]) -> list[float]:
         scores = torch.zeros(len(firsts))
@@ -230,8 +241,22 @@ def with_tokenizer(model: Any, tokenizer: Any, load: Callable, **options: Any) -
         model, tokenizer = load(model, **options)
         model.to(PartialState().device)
     elif tokenizer is None:
+        if not model.name_or_path:
+            raise RecipeError(
+                f"{options['source']}: this {type(model).__name__} was not loaded by a name, which "
+                "leaves no tokenizer to it. Give both: `RewardModelReward(model, tokenizer)`."
+            )
         tokenizer = load_tokenizer(model.name_or_path)
     return model, tokenizer
+
+
+def score_tokens(
+    tokenizer: Any, texts: list[str], score: Callable[[list[str]], list[float]]
+) -> list[float | None]:
+    """Score the texts that have tokens; None stands for the others."""
+    ids = tokenizer(texts, verbose=False)["input_ids"] if texts else []
+    values = iter(score([text for text, row in zip(texts, ids, strict=True) if row]))
+    return [next(values) if row else None for row in ids]
 
 
 def batches_by_length(texts: Sequence[Any], batch_size: int) -> Iterator[list[int]]:
