@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from huggingface_hub import HfApi
 from tiny_grpo import KINDS, build, tiny, variety, word_tokenizer
 from tokenizers import processors
+from transformers import DataCollatorWithPadding
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError, load_prompts, run_recipe, setting
 from trl_recipes.data.prompts import as_prompts
@@ -168,6 +169,21 @@ def test_every_form_of_a_data_set_works_or_is_named(kind, data, refused):
         return
     with pytest.raises(RecipeError, match=f"^`train_dataset`.*{refused}"):
         trainer(kind, data).train()
+
+
+def test_a_collator_may_pad_under_a_mask_and_is_named_where_it_cannot_take_the_rows():
+    pad = DataCollatorWithPadding(tokenizer := word_tokenizer())
+    settings = {"batch_size": 8, "max_steps": 1, "response_length": 4, "tokenizer": tokenizer}
+
+    def train(collator):
+        given = (tiny(), variety, {"prompt": ["w2", "w3 w4 w5"] * 4})
+        made = ppo_trainer(*given, more={"data_collator": collator}, **settings)
+        made.train()
+        return made.all_stats[0]["tokens/queries_len_mean"]
+
+    assert train(lambda rows: pad([{"input_ids": row["input_ids"]} for row in rows])) == 2.0
+    with pytest.raises(RecipeError, match=r"`data_collator` \(DataCollatorWithPadding.* query"):
+        train(pad)
 
 
 def test_a_stream_has_no_numbers_for_ppo_and_is_read_by_grpo():

@@ -256,8 +256,15 @@ def push_model(config: Any, folder: Path) -> None:
         return
     name = config.hub_model_id or Path(config.output_dir or folder).absolute().name
     try:
-        api = HfApi(token=config.hub_token)
-        name = api.create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
-        api.upload_folder(repo_id=name, folder_path=folder)
+        upload_model(folder, name, config.hub_token, config.hub_private_repo)
     except Exception as error:
         logger.warning("Not pushed (%s): upload it with `hf upload %s %s`.", error, name, folder)
+
+
+def upload_model(
+    folder: str | Path, name: str, token: str | bool | None, private: bool | None, **upload: Any
+) -> str:
+    """Upload a folder to a repository of the hub, new or not; return the commit's address."""
+    api = HfApi(token=token)
+    name = api.create_repo(name, private=private, exist_ok=True).repo_id
+    return str(api.upload_folder(repo_id=name, folder_path=folder, **upload))

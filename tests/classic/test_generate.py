@@ -1,14 +1,19 @@
 """`generate` heeds or refuses each argument of transformers' `generate`."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig, GPT2LMHeadModel, LogitsProcessor, StoppingCriteria
 
 from trl_recipes import PPOConfig, PPOTrainer, RecipeError
+from trl_recipes.ppo.classic import HARMLESS, MORE, NEUTRAL, complete_settings
 
 QUERIES = [torch.tensor(ids) for ids in ([40, 41, 42], [43], [44, 45, 46, 47, 48])]
 NEVER = {"eos_token_id": -1}
+BENDING = {*vars(GenerationConfig())} - {*HARMLESS, *MORE, "stop_strings", "transformers_version"}
+BENDING -= {name for name in BENDING if name[0] == "_"}
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
 
 
@@ -97,6 +102,7 @@ def test_the_responses_to_one_query_are_a_batch(trainer):
         ({"temperature": np.float32(-1)}, "`temperature` is -1.0"),
         ({"max_new_tokens": 0}, "`max_new_tokens` 0 leaves no token"),
         ({"max_length": 5}, "`max_length` 5 leaves no token"),
+        ({"length_sampler": iter([4, 0, 4]).__next__}, "0 of `length_sampler` leaves no token"),
         ({"max_new_tokens": 60}, "model's context holds 64"),
         ({"num_return_sequences": 2, "num_beams": 2}, "`num_beams` goes with neither"),
         ({"num_beams": 2, "stop_strings": "a"}, "a beam cannot end alone"),
@@ -112,3 +118,18 @@ def test_the_responses_to_one_query_are_a_batch(trainer):
 def test_what_cannot_be_heeded_or_is_no_token_id_is_refused(trainer, settings, message):
     with pytest.raises(RecipeError, match=message):
         trainer.generate(**{"query_tensor": QUERIES} | settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "bent"),
+    [
+        (dict.fromkeys(BENDING, 2) | {"logits_processor": [Only()], "top_k": 5}, True),
+        (NEUTRAL | {"token_healing": False}, False),
+        ({"max_new_tokens": 3, "use_cache": False, "bos_token_id": 3, "min_length": -1}, False),
+    ],
+)
+def test_every_argument_that_bends_the_distribution_is_warned_about_and_no_other(settings, bent):
+    for name, value in settings.items():
+        with warnings.catch_warnings(record=True) as told:
+            complete_settings({name: value}, {"temperature": 1.0, "eos_token_id": 0}, None)
+        assert [name in str(one.message) for one in told] == [True] * bent, name

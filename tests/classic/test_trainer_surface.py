@@ -1,5 +1,6 @@
 """What scripts and subclasses of TRL 0.11's PPOTrainer call, override and are told."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -250,17 +251,27 @@ def test_a_loop_by_hand_neither_goes_on_in_a_folder_nor_loses_a_column(tmp_path)
 
 
 def test_what_is_saved_is_what_goes_to_the_hub(tmp_path, monkeypatch, tokenizer, tiny_gpt2):
-    def upload(self, repo_id, folder_path, commit_message, revision):
+    sent = []
+
+    def upload(self, repo_id, folder_path, commit_message="", revision=""):
         AutoModelForCausalLM.from_pretrained(folder_path)
         PreTrainedTokenizerFast.from_pretrained(folder_path)
-        return f"{self.token} {repo_id} {revision} {commit_message}"
+        sent.append(repo_id)
+        card = (Path(folder_path) / "README.md").read_text()
+        return f"{self.token} {repo_id} {revision} {commit_message} {'datasets: [imdb]' in card}"
 
     repo = lambda self, name, **_: SimpleNamespace(repo_id=f"me/{name}")  # noqa: E731
+    monkeypatch.setattr(HfApi, "whoami", lambda self: {"name": "me"})
     monkeypatch.setattr(HfApi, "create_repo", repo)
     monkeypatch.setattr(HfApi, "upload_folder", upload)
-    trainer = PPOTrainer(PPOConfig(batch_size=2), str(tiny_gpt2), None, tokenizer)
-    sent = trainer.save_pretrained(
+    config = PPOConfig(batch_size=2, push_to_hub=True, hub_model_id="run")
+    trainer = PPOTrainer(config, str(tiny_gpt2), None, tokenizer)
+    told = trainer.save_pretrained(
         tmp_path / "mine", push_to_hub=True, token="secret", revision="v1", commit_message="end"
     )
-    assert sent == "secret me/mine v1 end"
+    assert told == "secret me/mine v1 end False"
+    assert trainer.push_to_hub(dataset_name="imdb") == "None me/run   True"
+    assert sent == ["me/mine", "me/run"]
+    with pytest.raises(RecipeError, match="`evaluate` is no method of PPOTrainer"):
+        trainer.evaluate()
     assert "AutoModelForCausalLMWithValueHead" in (tmp_path / "mine" / "README.md").read_text()

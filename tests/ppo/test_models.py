@@ -78,3 +78,5 @@ def test_layers_that_are_shared_are_frozen_in_both():
         assert model.get_parameter(name).data_ptr() == reference.get_parameter(name).data_ptr()
     with pytest.raises(RecipeError, match="Give `pattern`"):
         create_reference_model(model, num_shared_layers=1, pattern="nowhere.{layer}")
+    with pytest.raises(RecipeError, match="is 20, and the layer behind these was not"):
+        create_reference_model(model, num_shared_layers=20)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from architectures import VOCAB, Words, gpt2, ppo_trainer
+from architectures import ARCHITECTURES, VOCAB, Words, gpt2, ppo_trainer
 from datasets import Dataset
 from test_trainer import build, rollout_of
 from tiny_grpo import same
@@ -15,7 +15,9 @@ from trl_recipes import (
     PPOTrainer,
     create_reference_model,
 )
+from trl_recipes.ppo.objective import local
 from trl_recipes.ppo.rollout import collate
+from trl_recipes.ppo.statistics import score_stats
 
 
 @pytest.mark.parametrize("saves", ["trainer", "model"])
@@ -102,9 +104,40 @@ def test_scores_are_scaled_by_all_scores_seen():
     trainer = build(use_score_scaling=True, use_score_norm=True)
     batches = torch.tensor([[1.0, 2.0, 3.0, 4.0], [8.0, 8.0, 0.0, 2.0]])
     for number, scores in enumerate(batches, start=1):
-        shaped = trainer.scaling(scores, torch.ones(4).bool())
+        shaped, _ = trainer.scaling(scores, torch.ones(4).bool())
         seen = batches[:number].flatten()
         torch.testing.assert_close(shaped, (scores - seen.mean()) / seen.std())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "unit"),
+    [
+        ("gpt2", {"score_clip": 1.0}, lambda totals: 1 / totals),
+        ("gpt2", {"use_score_scaling": True}, lambda totals: 1 / totals.std().expand_as(totals)),
+        ("t5", {"trl_0_11_quirks": True}, torch.ones_like),
+    ],
+)
+def test_rewards_of_tokens_are_scaled_as_their_sum_and_none_is_lost(name, settings, unit):
+    ones = lambda completion_ids, **_: [[1.0] * len(ids) for ids in completion_ids]  # noqa: E731
+    settings |= {"reward_norm": "none", "init_kl_coef": 0.0, "stop_token": None, "max_steps": 1}
+    trainer = ppo_trainer(ARCHITECTURES[name](), ones, [[5, 6]] * 16, batch_size=16, **settings)
+    estimate, seen = trainer.compute_advantages, []
+    trainer.compute_advantages = lambda *given: seen.append(given) or estimate(*given)
+    trainer.train()
+    ((_, rewards, mask),) = seen
+    totals = mask.sum(1) + 2.0 * (name == "t5")  # with the start token, and the one behind it
+    places, rewards = mask.cumsum(1) * mask, rewards * mask
+    torch.testing.assert_close(rewards.sum(1), unit(totals) * totals)
+    before_last = (places > 0) & (places < places.amax(1, keepdim=True))
+    expected = unit(totals)[:, None].expand_as(rewards)
+    torch.testing.assert_close(rewards[before_last], expected[before_last])
+
+
+def test_a_function_that_left_all_samples_out_has_no_statistics():
+    gave = {"nothing": [None, None], "once": [None, 2.0], "metric": [None, None]}
+    found = score_stats([1.0, 3.0], gave, "cpu", local, ["metric"])
+    assert found.pop("env/reward_std") == pytest.approx(2**0.5)
+    assert found == {"env/reward_mean": 2.0, "rewards/once/mean": 2.0, "rewards/once/std": 0.0}
 
 
 def test_train_moves_the_policy_towards_the_reward(tokenizer, tiny_gpt2, tmp_path):

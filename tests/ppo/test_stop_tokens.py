@@ -51,7 +51,7 @@ def test_a_response_without_an_end_token_is_penalized_and_the_model_keeps_its_ow
     ends = config.get("stop_token_id", TURN)
     responses = [[5, ends], [5, 6], [ends, 6, 5], [6]] * 8
     rollout = trainer._collate([torch.tensor([5])] * 32, [torch.tensor(row) for row in responses])
-    scores = trainer.scaling(torch.ones(32), trainer._ended(rollout))
+    scores, _ = trainer.scaling(torch.ones(32), trainer._ended(rollout))
     assert scores.tolist() == [1.0, -0.5, 1.0, -0.5] * 8
     trainer.train()
     row = trainer.all_stats[0]

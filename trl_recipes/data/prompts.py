@@ -75,6 +75,25 @@ def collator(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     return batch
 
 
+def collated(data_collator: Callable, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
+    """Collate prompts to train on; where there is an `attention_mask` it cuts padding away."""
+    try:
+        batch = data_collator(rows)
+        if "attention_mask" in batch:
+            pairs = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+            tensors = ((torch.as_tensor(ids), torch.as_tensor(mask).bool()) for ids, mask in pairs)
+            batch["input_ids"] = [ids[mask] for ids, mask in tensors]
+        batch["input_ids"][0]
+    except Exception as error:  # a user's function may raise anything
+        name = getattr(data_collator, "__name__", type(data_collator).__name__)
+        raise RecipeError(
+            f"`data_collator` ({name}) made no `input_ids` of rows with the columns "
+            f"{', '.join(rows[0])}: {type(error).__name__}: {error!s:.120}. Leave it out: `train` "
+            "takes prompts of any length."
+        ) from error
+    return batch
+
+
 def stream_rows(first: int, count: int, size: int, seed: int) -> list[int]:
     """Give `count` row numbers of a data set that is gone through in a new order each time."""
     # They follow from the number of rows before alone: a resumed run, and any number of processes,

@@ -128,7 +128,8 @@ class PPOCheckpoints:
         save_actor_critic(self._actor_critic(), folder, writes, self.args.merge_adapter)
         if writes:
             self.tokenizer.save_pretrained(folder)
-            push_model(self.args, folder)
+            if not _internal_call:
+                push_model(self.args, folder)
 
     def _save_checkpoint(self, model: Any = None, trial: Any = None) -> None:
         """Write a checkpoint; sharded weights are gathered first."""

@@ -198,6 +198,7 @@ def check_before_training(trainer: Any) -> None:
     prompts, completions, columns = reward_inputs(dataset[:2], texts, trainer.tokenizer)
     samples = (prompts, completions, ids, columns)
     check_rewards(trainer.rewards, args.reward_once, *samples, trainer_state=trainer.state)
+    trainer._next_batch()  # which a `data_collator` may not be able to make
     longest = max(len(ids) for ids in dataset["input_ids"])
     check_lengths(longest, args.response_length, trainer._policy())
     find_checkpoint(args)

@@ -7,11 +7,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StopStringCriteria
 
+from trl_recipes.callbacks import upload_model
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.forward import decoder_start_token_id, pad_rows
 from trl_recipes.models.generation import generate_responses
@@ -23,13 +23,18 @@ from trl_recipes.ppo.statistics import score_stats
 from trl_recipes.run_folder import check_run, prepare_run
 
 # Values that leave the policy's distribution, or what `generate` returns, as it is.
-NEUTRAL = dict.fromkeys(
-    ("top_k", "min_p", "no_repeat_ngram_size", "min_length", "min_new_tokens"), 0
-)
-NEUTRAL |= dict.fromkeys(("top_p", "typical_p", "repetition_penalty", "length_penalty"), 1)
-NEUTRAL |= {"num_beams": 1, "use_cache": True}
+_AT_ZERO = ("top_k", "min_p", "no_repeat_ngram_size", "min_length", "min_new_tokens")
+_AT_ZERO += ("encoder_no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff", "diversity_penalty")
+_AT_ONE = ("top_p", "typical_p", "repetition_penalty", "encoder_repetition_penalty")
+_AT_ONE += ("length_penalty", "guidance_scale", "num_beams", "num_beam_groups", "use_cache")
+NEUTRAL = dict.fromkeys(_AT_ZERO, 0) | dict.fromkeys(_AT_ONE, 1)
 # Arguments of transformers' `generate` that are not fields of its configuration, and are passed on.
 CALLED = ("logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria")
+# What leaves the distribution as it is, whatever its value, or is looked at on its own.
+HARMLESS = ("max_length", "max_new_tokens", "max_time", "stopping_criteria", "num_return_sequences")
+HARMLESS += ("do_sample", "temperature", "pad_token_id", "bos_token_id", "eos_token_id")
+HARMLESS += ("use_cache", "cache_implementation", "cache_config", "max_cache_len")
+HARMLESS += ("compile_config", "disable_compile", "prefill_chunk_size", "renormalize_logits")
 # Fields of its configuration that ask for more than token ids.
 MORE = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions")
 MORE += ("output_hidden_states",)
@@ -93,15 +98,15 @@ class ClassicLoop(OverridableParts):
             checks.check_tensor("query_tensor", row, query)
         checks.check_vocabulary_ids("query_tensor", queries, self._policy())
         longest, limit = settings.pop("max_length", None), int(settings.pop("max_new_tokens"))
+        given = f"`max_new_tokens` {limit}" if longest is None else f"`max_length` {longest}"
         if length_sampler is not None:
-            limits = [int(length_sampler()) for _ in queries]
+            limits, given = [int(length_sampler()) for _ in queries], "0 of `length_sampler`"
         elif longest is not None:  # which counts the prompt, or the decoder's start token
             before = [1 if self.is_encoder_decoder else len(query) for query in queries]
             limits = [int(longest) - length for length in before]
         else:
             limits = [limit] * len(queries)
-        if min(limits) < 1 and length_sampler is None:
-            given = f"`max_new_tokens` {limit}" if longest is None else f"`max_length` {longest}"
+        if min(limits) < 1:
             raise RecipeError(f"{given} leaves no token for a response. Raise it.")
         for query, most in zip(queries, limits, strict=True):
             check_lengths(len(query), most, self._policy())
@@ -217,43 +222,50 @@ class ClassicLoop(OverridableParts):
         self, save_directory: str | Path, push_to_hub: bool = False, **hub: Any
     ) -> str | None:
         """Save policy, value head, tokenizer and a model card; `hub` is for `push_to_hub`."""
-        self._save_pretrained(save_directory)
+        self.save_model(str(save_directory), _internal_call=push_to_hub)
+        self.create_model_card(save_directory)
         if push_to_hub:
             repo_id = hub.pop("repo_id", Path(save_directory).name)
             return self.push_to_hub(repo_id, **hub)
         return None
-
-    def _save_pretrained(self, save_directory: str | Path) -> None:
-        self.save_model(str(save_directory))
-        self.create_model_card(save_directory)
 
     def push_to_hub(
         self,
         repo_id: str | None = None,
         private: bool | None = None,
         token: str | bool | None = None,
+        dataset_name: str | None = None,
         **upload: Any,
     ) -> str | None:
         """Upload what `save_pretrained` writes to the hub, and return the commit's address.
 
-        `upload` goes to `HfApi.upload_folder` (`commit_message`, `revision`, `create_pr`).
+        `dataset_name` goes to the model card, `upload` to `HfApi.upload_folder` (`commit_message`,
+        `revision`, `create_pr`).
         """
         repo_id = repo_id or self.args.hub_model_id or Path(self.args.output_dir).name
-        api = HfApi(token=self.args.hub_token if token is None else token)
+        token = self.args.hub_token if token is None else token
         with TemporaryDirectory() as folder:
-            self._save_pretrained(folder)
-            if not self.accelerator.is_main_process:
-                return None
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **upload))
+            self.save_model(folder, _internal_call=True)
+            self.create_model_card(folder, dataset_name=dataset_name)
+            if self.accelerator.is_main_process:
+                return upload_model(folder, repo_id, token, private, **upload)
+        return None
 
-    def create_model_card(self, path: str | Path, model_name: str = "TRL Model") -> None:
+    def evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse what transformers' trainers do here: PPO has no loss of held-out texts."""
+        advice = "Let `trl_recipes.evaluation.compare` or recipes/compare.py judge its answers"
+        raise RecipeError(f"`evaluate` is no method of {type(self).__name__}. {advice}.")
+
+    def create_model_card(
+        self, path: str | Path, model_name: str = "TRL Model", dataset_name: str | None = None
+    ) -> None:
         """Write a README.md for the model's page on the hub."""
         if self.accelerator.is_main_process:
             kind = type(self.value_head_model).__name__
+            tags = "tags: [trl_recipes, ppo]" + f"\ndatasets: [{dataset_name}]" * bool(dataset_name)
             Path(path).mkdir(parents=True, exist_ok=True)
             (Path(path) / "README.md").write_text(
-                f"---\nlibrary_name: transformers\ntags: [trl_recipes, ppo]\n---\n\n# {model_name}"
+                f"---\nlibrary_name: transformers\n{tags}\n---\n\n# {model_name}"
                 f"\n\nTrained by PPO. `trl_recipes.{kind}` reads it with its value head.\n"
             )
 
@@ -372,12 +384,13 @@ def complete_settings(
     if strings := settings.pop("stop_strings", None):
         stops = StopStringCriteria(tokenizer, strings)
         settings["stopping_criteria"] = [*settings.get("stopping_criteria", ()), stops]
-    bent = {name: settings[name] for name in CALLED[:2] if name in settings}
-    for name in NEUTRAL.keys() & settings.keys():
-        if settings[name] == NEUTRAL[name] or (name.startswith("min_") and settings[name] <= 0):
+    bent = {}
+    for name, value in list(settings.items()):
+        least = name in NEUTRAL and name.startswith("min_") and value <= 0
+        if least or (name in NEUTRAL and value == NEUTRAL[name]):
             settings.pop(name)
-        else:
-            bent[name] = settings[name]
+        elif name not in HARMLESS and value is not False:
+            bent[name] = value
     if not settings["do_sample"]:
         bent["do_sample"], settings["temperature"] = False, defaults["temperature"]
     temperature = settings["temperature"]

@@ -448,7 +448,10 @@ def create_reference_model(
                 shared = model.get_parameter(name).requires_grad_(False)
                 reference.get_parameter(name).data = shared.data
             return reference
-    raise RecipeError("The layers to share were not found by their names. Give `pattern`.")
+    raise RecipeError(
+        f"`num_shared_layers` is {num_shared_layers}, and the layer behind these was not found by "
+        "its name. Share fewer than there are. Give `pattern` where they have names of their own."
+    )
 
 
 def reference_is_start(policy: nn.Module, ref_model: nn.Module) -> bool:

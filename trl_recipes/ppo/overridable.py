@@ -103,13 +103,14 @@ class OverridableParts:
         return *objective.token_rewards(scores, kl, self.kl_ctl.value, masks), kl
 
     def _token_rewards(
-        self, rollout: Rollout, scores: Tensor, evaluation: Evaluation
+        self, rollout: Rollout, scores: Tensor, factors: Tensor, evaluation: Evaluation
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Call `compute_rewards`, and add what functions gave for a token at that token."""
-        mask, at_tokens = rollout.loss_mask, rollout.token_scores
-        if at_tokens is not None:
-            rest = rollout._replace(token_scores=None)
-            rewards, *more = self._token_rewards(rest, scores - at_tokens.sum(1), evaluation)
+        mask = rollout.loss_mask
+        if rollout.token_scores is not None:  # of a token that is not trained on: at the last one
+            at_tokens = rollout.token_scores * factors[:, None] * mask
+            rest, left = rollout._replace(token_scores=None), scores - at_tokens.sum(1)
+            rewards, *more = self._token_rewards(rest, left, factors, evaluation)
             return rewards + at_tokens, *more
         if self.config.kl_penalty != "full":
             return self.compute_rewards(scores, evaluation.logprobs, evaluation.ref_logprobs, mask)

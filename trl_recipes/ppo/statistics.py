@@ -80,7 +80,8 @@ def score_stats(
 ) -> dict[str, float]:
     """Average raw scores, before any scaling, in all and of each reward function.
 
-    A function's value is None where it left a sample out; those named in `metrics` are only logged.
+    A function's value is None where it left a sample out; one that left all out has no statistics.
+    Those named in `metrics` are only logged.
     """
     prefixes = {"env/reward_": scores}
     for name, values in by_function.items():
@@ -90,8 +91,10 @@ def score_stats(
         for prefix, values in prefixes.items()
     }
     stats = {}
-    for prefix, mean, std in _moments(known, all_sum):
-        stats |= {f"{prefix}mean": mean.item(), f"{prefix}std": std.item()}
+    counts = all_sum(torch.tensor([len(values) for values in known.values()], device=device))
+    for count, (prefix, mean, std) in zip(counts, _moments(known, all_sum), strict=True):
+        if count:
+            stats |= {f"{prefix}mean": mean.item(), f"{prefix}std": std.item()}
     return stats
 
 
@@ -274,16 +277,20 @@ class ScoreScaling:
         self.config, self.all_sum = config, all_sum
         self.running = RunningMoments()
 
-    def __call__(self, scores: Tensor, ended: Tensor) -> Tensor:
-        """Give the scores (B,) to optimize; `ended` says which responses hold an end token."""
-        config = self.config
+    def __call__(self, scores: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the scores (B,) to optimize, and the factors (B,) that parts of them shrink by.
+
+        `ended` says which responses hold an end token.
+        """
+        config, factors = self.config, torch.ones_like(scores)
         if config.missing_eos_penalty is not None:
             scores = scores - config.missing_eos_penalty * ~ended
         if config.use_score_scaling:
             self.running.update(scores, self.all_sum)
             scale = self.running.std + torch.finfo(scores.dtype).eps
             shift = self.running.mean if config.use_score_norm else 0.0
-            scores = (scores - shift) / scale
-        if config.score_clip is not None:
-            scores = scores.clamp(-config.score_clip, config.score_clip)
-        return scores
+            scores, factors = (scores - shift) / scale, factors / scale
+        if (limit := config.score_clip) is not None:
+            factors = factors * limit / scores.abs().clamp(min=limit)
+            scores = scores.clamp(-limit, limit)
+        return scores, factors

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
 from trl_recipes.callbacks import own_copy, show_progress, train_or_stop, write_row
 from trl_recipes.checkpointing import random_states, set_random_states
-from trl_recipes.data.prompts import LengthSampler, as_prompts, collator, stream_rows
+from trl_recipes.data.prompts import LengthSampler, as_prompts, collated, collator, stream_rows
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.sharding import full_tensor, gathered, is_sharded, set_fsdp_root
 from trl_recipes.ppo import checks, classic, objective, setup, statistics
@@ -285,7 +285,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         rows = stream_rows(first, size, len(self.prompts), self.config.seed)
         columns = self.prompts[[*rows]]
         rows = zip(*columns.values(), strict=True)
-        return self.data_collator([dict(zip(columns, row, strict=True)) for row in rows])
+        return collated(self.data_collator, [dict(zip(columns, r, strict=True)) for r in rows])
 
     @contextmanager
     def _sampling(self) -> Iterator[None]:
@@ -346,7 +346,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         """
         times = [self._clock()]
         kl_coef, mask = self.kl_ctl.value, rollout.loss_mask
-        scores = self.scaling(scores.to(self.current_device), self._ended(rollout))
+        scores, factors = self.scaling(scores.to(self.current_device), self._ended(rollout))
 
         times.append(self._clock())
         hosted = rollout.with_masks_on_host()
@@ -354,7 +354,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             evaluation = self._evaluate(hosted)
 
         times.append(self._clock())
-        rewards, non_score_rewards, kl = self._token_rewards(rollout, scores, evaluation)
+        rewards, non_score_rewards, kl = self._token_rewards(rollout, scores, factors, evaluation)
         evaluation = evaluation._replace(kl=kl)
 
         times.append(self._clock())
