@@ -135,20 +135,17 @@ def test_the_table_says_what_the_files_say(compared):
     table = [[c.strip() for c in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     assert table[0] == ["", "before", "PPO", "GRPO", "RLOO"]
     cells = {row[0]: row[1:] for row in table}
+    titles = {"kl": "KL, nats per response"}
     for column, name in enumerate(OWN, 1):
         for place, model in ((0, "reference"), (column, f"{name}-seed0")):
             answers = answers_of(folder, name, model)
+            for figure, near in (("P(POSITIVE)", 6e-4), ("score (logit)", 6e-4), ("kl", 6e-3)):
+                mean = fmean(answer[figure] for answer in answers)
+                shown = float(cells[titles.get(figure, figure)][place])
+                assert shown == pytest.approx(mean, abs=near)
             nll, length = (sum(a[key] for a in answers) for key in ("reference_nll", "length"))
-            means = {
-                key: fmean(answer[key] for answer in answers)
-                for key in ("P(POSITIVE)", "score (logit)", "kl")
-            }
-            near = pytest.approx(means.pop("kl"), abs=6e-3)
-            assert float(cells["KL, nats per response"][place]) == near
-            near = pytest.approx(np.exp(nll / length), abs=6e-3)
-            assert float(cells["perplexity"][place]) == near
-            shown = {key: float(cells[key][place]) for key in means}
-            assert shown == pytest.approx(means, abs=6e-4)
+            perplexity = float(cells["perplexity"][place])
+            assert perplexity == pytest.approx(np.exp(nll / length), abs=6e-3)
         tokens = read_rows(folder / f"{name}-seed0" / "curve.jsonl")[-1]["tokens"]
         assert int(cells["tokens generated"][column]) == tokens
         assert f"{name.upper()} seed 0: reward " in printed
