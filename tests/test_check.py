@@ -28,7 +28,7 @@ def state_of(trainer):
         (ppo, PPO | {"trainable": "lora"}),
         (ppo, PPO | {"reward_norm": "reference"}),
         (groups, FOLLOWED),
-        (groups, FOLLOWED | {"kind": "rloo"}),
+        (groups, FOLLOWED | {"kind": "rloo", "logging_strategy": "no", "log_samples": 0}),
     ],
 )
 def test_a_checked_trainer_is_as_it_was_and_trains_as_one_that_was_not(make, settings, tmp_path):

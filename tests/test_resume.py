@@ -8,7 +8,17 @@ import torch
 import torture
 from architectures import ARCHITECTURES, VOCAB, ppo_trainer
 from launching import Recipe
-from tiny_grpo import assert_same_run, at_call, build, noisy, same, weights, without_times
+from tiny_grpo import (
+    assert_same_run,
+    at_call,
+    build,
+    noisy,
+    prompts,
+    same,
+    variety,
+    weights,
+    without_times,
+)
 
 from trl_recipes import RecipeError
 from trl_recipes.checkpointing import checkpoints_in
@@ -108,6 +118,55 @@ def test_a_given_or_the_last_whole_checkpoint_is_gone_on_from_and_later_rows_dro
     again.train()
     assert without_times(load_stats(tmp_path)) == rows
     assert_same_run(whole, again, [tmp_path, tmp_path])
+    done = make(tmp_path, resume_from_checkpoint="true")
+    done.train()
+    assert_same_run(whole, done, [tmp_path, tmp_path])
+    with pytest.raises(RecipeError, match="already holds a run"):
+        make(tmp_path).train()
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_a_run_that_goes_on_weighs_rewards_by_name_and_as_it_is_told(kind, tmp_path):
+    def short(completions, **_):
+        return [-1.0 * len(text) for text in completions]
+
+    settings = {"kind": kind, "reward_norm": "reference", "save_steps": 1}
+    first = groups(tmp_path, reward=[variety, short], max_steps=1, **settings)
+    first.train()
+    settings |= {"resume_from_checkpoint": "true", "reward_weights": [1.0, 2.0, 4.0]}
+    again = groups(tmp_path, reward=[noisy, short, variety], max_steps=2, **settings)
+    again.train()
+    by_name = [first.rewards.normalization[name][1] for name in ("short", "variety")]
+    expected = [1.0, 2.0 / by_name[0], 4.0 / by_name[1]]
+    assert again.reward_weights.tolist() == pytest.approx(expected)
+    rows = load_stats(tmp_path)
+    for name, moments in first.rewards.normalization.items():
+        kept = [(row[f"rewards/{name}/shift"], row[f"rewards/{name}/scale"]) for row in rows]
+        assert kept == [moments] * 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "batches"),
+    [
+        ({"num_iterations": 2}, {"mini_batch_size": 4}, 2),
+        ({}, {"batch_size": 16, "mini_batch_size": 4}, 3),
+    ],
+)
+def test_batches_of_another_form_are_sampled_anew(before, after, batches, tmp_path, caplog):
+    seen = []
+
+    def look(id, completions, **_):
+        seen.append(set(id))
+        return variety(completions)
+
+    settings = {"save_steps": 1, "data": prompts(24)} | before
+    groups(tmp_path, max_steps=3, **settings).train()
+    settings |= {"resume_from_checkpoint": "true"} | after
+    groups(tmp_path, reward=look, max_steps=6, **settings).train()
+    assert "had 8 as `mini_batch_size` and has 4 now" in caplog.text
+    _, *sampled = seen  # the first call tried the function
+    assert len(sampled) == batches
+    assert len(set().union(*sampled)) == sum(map(len, sampled))  # each prompt once
 
 
 @pytest.mark.parametrize(

@@ -43,14 +43,21 @@ _BLOCK = 1 << 26  # bytes of a file that travel at once
 def whole_checkpoints(trainer: Trainer) -> Iterator[None]:
     """Have a trainer write each checkpoint into `checkpoints/` of its run, whole or not at all.
 
-    A folder gets its name when it lies on the disk as a whole. A full disk ends no run.
+    A folder gets its name when it lies on the disk as a whole. A full disk ends no run. A run that
+    goes on from its last step takes no other.
     """
-    save = trainer._save_checkpoint
-    trainer._save_checkpoint = partial(_save_whole, trainer, save)
+    trainer._save_checkpoint = partial(_save_whole, trainer, trainer._save_checkpoint)
+    trainer._run_epoch = partial(_run_unless_done, trainer, trainer._run_epoch)
     try:
         yield
     finally:
-        del trainer._save_checkpoint
+        del trainer._save_checkpoint, trainer._run_epoch
+
+
+def _run_unless_done(trainer: Trainer, run_epoch: Any, **kwargs: Any) -> None:
+    # transformers asks whether the last step is done only after a step
+    if trainer.state.global_step < trainer.state.max_steps:
+        run_epoch(**kwargs)
 
 
 def _save_whole(trainer: Trainer, save: Any, model: Any = None, trial: Any = None) -> None:

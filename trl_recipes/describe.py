@@ -104,7 +104,7 @@ def describe_check(
     seconds: Sequence[float],
     steps: int,
     checked: str,
-    sample: tuple[str, str, float] | None,
+    sample: tuple[str, str, float],
     kept: Any = None,
 ) -> str:
     """Say what a check found, and what the whole run will take.
@@ -114,20 +114,16 @@ def describe_check(
     """
     later = statistics.median(seconds[1:] or seconds)
     total = seconds[0] + (steps - 1) * later
-    shown = parts = ""
-    if sample is not None:
-        prompt, response, score = sample
-        shown = (
-            f"A sample: {printable(prompt)!r} was continued by {printable(response)!r}, score "
-            f"{score:.2f}.\n"
-        )
+    parts, (prompt, response, score) = "", sample
     if kept is not None:
         parts = (
             "; of it weights {:.2g}, gradients {:.2g}, optimizer {:.2g}, reference {:.2g} GB"
         ).format(*(part / 1e9 for part in kept))
     return (
         f"Checked with {len(seconds)} steps, nothing written: the reward functions, {checked}, and "
-        f"that gradients are finite.\n{shown}"
+        f"that gradients are finite.\n"
+        f"A sample: {printable(prompt)!r} was continued by {printable(response)!r}, score "
+        f"{score:.2f}.\n"
         f"The whole training will take about {duration(total)} ({steps} steps of {later:.2g} s) "
         f"and {peak_memory():.1f} GB of memory{parts}."
     )

@@ -102,6 +102,15 @@ def start_run(
                 _log.warning("`%s` was not written: %s", run.report, error)
 
 
+def begin_run(config: Any) -> None:
+    """Refuse a folder that holds a run, as recipes do, and mark it as that of a trainer's run."""
+    if not config.saves or config.resume_from_checkpoint:
+        return
+    run = check_run(config)
+    if run.all_stats.exists() or not run.config.exists():  # else `start_run` has made it ready
+        prepare_run(run, overwrite=config.overwrite_output_dir, settings=[config])
+
+
 def _choices(config: Any) -> dict[str, bool]:
     resume = bool(config.resume_from_checkpoint)
     return {"overwrite": config.overwrite_output_dir, "resume": resume}

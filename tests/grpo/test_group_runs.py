@@ -21,7 +21,7 @@ def test_the_run_folder_and_the_saved_model(tmp_path):
     trainer.train()
     trainer.save_model()
     names = {"all_stats.jsonl", "samples.jsonl", "training.json", "checkpoints", "model"}
-    assert {path.name for path in tmp_path.iterdir()} == names
+    assert {path.name for path in tmp_path.iterdir()} == names | {"config.yaml", "plots"}
     assert without_times(load_stats(tmp_path)) == without_times(trainer.all_stats)
     samples = (tmp_path / "samples.jsonl").read_text().splitlines()
     assert len(samples) == 3 * 2  # one response of each prompt

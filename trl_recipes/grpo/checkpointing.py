@@ -33,7 +33,7 @@ class Place(NamedTuple):
     episodes: int  # responses sampled so far, over all processes
     generated: int  # tokens of them
     batch: list[dict[str, Tensor]] | None  # the sampled batch, where it is not used up
-    weights: list[float] | None = None  # of the reward functions, over their scale on the start
+    normalization: dict[str, tuple[float, float]]  # shift and scale of each reward function
 
 
 class GroupCheckpoints:
@@ -60,20 +60,20 @@ class GroupCheckpoints:
         place = self._read_place(folder)
         self._step, self._buffered_inputs = place.passes, place.batch
         self._episodes, self._generated = place.episodes, place.generated
-        if place.weights:
-            self.reward_weights = torch.tensor(place.weights)
+        self.rewards.restore(place.normalization)
+        self._weigh_rewards()
         if self.args.sync_ref_model:
             reference = self.accelerator.unwrap_model(self.ref_model)
             saved = type(reference).from_pretrained(folder / REFERENCE_FOLDER, use_safetensors=True)
             reference.load_state_dict(saved.state_dict())
 
     def _read_place(self, folder: Path) -> Place:
-        """Read this process's place; with another number of processes, as near as it can be."""
+        """Read this process's place; with batches of another form, as near as it can be."""
         own, first = (folder / _file(n) for n in (self.accelerator.process_index, 0))
-        path, now = own if own.is_file() else first, self.accelerator.num_processes
+        path, now = own if own.is_file() else first, self._batches()
         try:
             kept = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-            before, place = kept.pop("processes"), Place(**kept)
+            before, place = dict(kept.pop("batches")), Place(**kept)
         except (OSError, KeyError, TypeError) as error:
             raise RecipeError(
                 f"--resume_from_checkpoint: `{path}` is missing or damaged, so this is no "
@@ -81,22 +81,33 @@ class GroupCheckpoints:
             ) from error
         if before == now:
             return place
+        changed = (
+            f"had {before.get(name)} {name if name == 'processes' else f'as `{name}`'} and has "
+            f"{now[name]} now"
+            for name in now
+            if now[name] != before.get(name)
+        )
         logger.warning(
-            "The run had %d processes and has %d now: it goes on with the same weights, but draws "
-            "other responses; prompts go on where they were if `batch_size` times processes is the "
-            "same.",
-            before,
-            now,
+            "The run %s: it goes on with the same weights, but draws other responses; prompts go "
+            "on where they were if a step takes as many as before.",
+            ", ".join(changed),
         )
         passes = self.state.global_step * self.args.gradient_accumulation_steps
         return place._replace(passes=passes, batch=None)
+
+    def _batches(self) -> dict[str, int]:
+        """Collect what decides which passes use one sampled batch."""
+        names = ("mini_batch_size", "gradient_accumulation_steps", "steps_per_generation")
+        names += ("num_iterations", "num_generations")
+        processes = {"processes": self.accelerator.num_processes}
+        return processes | {name: getattr(self.args, name) for name in names}
 
     def _after_step(self) -> None:
         """Record where the run is, in case the next step fails."""
         unused = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         batch = None if unused else self._buffered_inputs
-        weights = self.reward_weights.tolist()
-        place = Place(self._step, self._episodes, self._generated, batch, weights)
+        normalization = self.rewards.normalization
+        place = Place(self._step, self._episodes, self._generated, batch, normalization)
         self._between = (place, random_states(), self.state.num_input_tokens_seen)
 
     def _save_last_whole_step(self) -> None:
@@ -110,7 +121,7 @@ class GroupCheckpoints:
         """Save the place between two batches, and a reference that follows the policy, too."""
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
-        place = self._between[0]._asdict() | {"processes": self.accelerator.num_processes}
+        place = self._between[0]._asdict() | {"batches": self._batches()}
         torch.save(place, folder / _file(self.accelerator.process_index))
         if self.args.sync_ref_model and self.args.should_save:  # else it is the start model
             reference = self.accelerator.unwrap_model(self.ref_model)

@@ -140,7 +140,7 @@ class GroupScoring:
         """Measure rewards on samples of the start model, and weigh them by it where asked, once.
 
         Responses to one prompt are compared: a function's mean cancels out, its deviation divides
-        its weight. A resumed run takes its checkpoint's weights.
+        its weight. A resumed run takes its checkpoint's.
         """
         args, rewards = self.args, self.rewards
         wanted = rewards.wants_reference_norm(args.reward_norm)
@@ -174,8 +174,13 @@ class GroupScoring:
         set_random_states(randomness)
         raw = {name: gather(values) for name, values in raw.items()}
         rewards.measure(raw, self._normalizes())
-        for row, name in enumerate(rewards.normalization):
-            self.reward_weights[row] /= rewards.normalization[name][1]
+        self._weigh_rewards()
+
+    def _weigh_rewards(self) -> None:
+        """Have TRL weigh each function by its weight over its scale."""
+        scales = [self.rewards.normalization.get(n, (0.0, 1.0))[1] for n in self.rewards.names]
+        weights = torch.tensor([self.rewards.weights, scales], dtype=torch.float32)
+        self.reward_weights = weights[0] / weights[1]
 
     def _normalizes(self) -> bool:
         """Whether rewards are normalized; by default not in GRPO, which compares within groups."""
@@ -190,7 +195,8 @@ class GroupScoring:
         changed = [p for p in self.model.parameters() if p.requires_grad] + list(reference)
         before, randomness = [parameter.detach().clone() for parameter in changed], random_states()
         few = {"max_steps": min(CHECK_STEPS, steps), "save_strategy": "no", "eval_strategy": "no"}
-        few |= {"logging_steps": 1, "resume_from_checkpoint": None}
+        few |= {"logging_strategy": "steps", "logging_steps": 1, "log_samples": 1}
+        few |= {"resume_from_checkpoint": None}
         # neither trackers nor bars
         listeners = [c for c in handler.callbacks if isinstance(c, DefaultFlowCallback)]
         listeners.append(self._steps)
@@ -202,7 +208,7 @@ class GroupScoring:
             ):
                 self._train()
             seconds = [row["step_time"] for row in self.all_stats]
-            sample = next(zip(*self._samples.values(), strict=True), None)
+            sample = tuple(column[0] for column in self._samples.values())
         finally:
             self.optimizer = self.lr_scheduler = None
             self._forget()

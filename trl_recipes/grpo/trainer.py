@@ -43,6 +43,7 @@ from trl_recipes.models.forward import (
 from trl_recipes.models.sampling import ignores_padding, packed_weights, prepare_device
 from trl_recipes.models.vllm_sampling import VLLMSampler
 from trl_recipes.rewards.base import rewards_of
+from trl_recipes.run_folder import begin_run
 
 logger = get_logger(__name__)
 
@@ -327,9 +328,10 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
         It goes on from the checkpoint given, from the newest whole one (True), or as `args` say.
         Raises RunStopped where SIGTERM or Ctrl-C came, and a checkpoint was written.
         """
-        lengths = self._check_before_training()
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = resume_from_checkpoint
+        lengths = self._check_before_training()
+        begin_run(self.args)
         if self._normalizes():
             self._measure_rewards()
         train = functools.partial(self._train, **kwargs)

@@ -59,8 +59,7 @@ class PPOCheckpoints:
         self.kl_ctl.value = own["kl_coef"]
         vars(self.scaling.running).update(own["running"])
         if self.rewards:
-            fixed = {name: tuple(moments) for name, moments in own["normalization"].items()}
-            self.rewards.normalization = fixed
+            self.rewards.restore(own["normalization"])
         self.first_batch.trust_sampling = own["trust_sampling"]
         self.first_batch.updated = self.first_batch.evaluated = state["step"] > 0
 

@@ -20,7 +20,7 @@ from trl_recipes.ppo import checks
 from trl_recipes.ppo.overridable import OverridableParts
 from trl_recipes.ppo.rollout import Rollout, collate, sample
 from trl_recipes.ppo.statistics import score_stats
-from trl_recipes.run_folder import check_run, prepare_run
+from trl_recipes.run_folder import begin_run
 
 # Values that leave the policy's distribution, or what `generate` returns, as it is.
 _AT_ZERO = ("top_k", "min_p", "no_repeat_ngram_size", "min_length", "min_new_tokens")
@@ -202,19 +202,14 @@ class ClassicLoop(OverridableParts):
         self._record(stats, samples | {"score": scores}, columns_to_log)
 
     def _begin_in_folder(self, by_hand: bool = True) -> None:
-        """Refuse a folder that holds a run, as recipes do, and mark it as that of one."""
-        args = self.args
-        if not args.saves or self.state.global_step > 0:
+        if self.state.global_step > 0:
             return
-        if by_hand and args.resume_from_checkpoint:
+        if by_hand and self.args.saves and self.args.resume_from_checkpoint:
             raise RecipeError(
                 "`resume_from_checkpoint` is for `train`: a hand-written loop goes on with the "
                 "model that `save_pretrained` wrote. Leave it out."
             )
-        if not args.resume_from_checkpoint:
-            run = check_run(args)
-            if run.all_stats.exists() or not run.config.exists():
-                prepare_run(run, overwrite=args.overwrite_output_dir, settings=[args])
+        begin_run(self.args)
 
     # Saving
 

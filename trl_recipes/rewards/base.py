@@ -170,6 +170,13 @@ class Rewards:
                 logger.warning("`%s` %s all samples of the start model: not scaled.", name, why)
             self.normalization[name] = (mean if scored else 0.0, std if usable else 1.0)
 
+    def restore(self, normalization: Mapping[str, Sequence[float]]) -> None:
+        """Normalize as a checkpoint says; a function that is new since then is not scaled."""
+        known = {name: tuple(normalization[name]) for name in self.names if name in normalization}
+        if known and (new := [name for name in self.names if name not in known]):
+            logger.warning("%s: new since the checkpoint, so not normalized.", ", ".join(new))
+        self.normalization = known
+
     def described(self) -> str:
         """Say what each function gave on the start model, in its own unit, and how it is taken."""
         if not self.scales:

@@ -95,7 +95,7 @@ def fit(
     wrap_by_layer(trainer.model, trainer.accelerator)
     result = train_or_stop(trainer, before_training)
     figures = {
-        "train_loss": result.training_loss,
+        "train_loss": _mean_loss(trainer, result.training_loss),
         "rows": len(trainer.train_dataset),
         "seconds": result.metrics["train_runtime"],
         "seconds_per_step": result.metrics["train_runtime"] / max(1, trainer.state.global_step),
@@ -109,6 +109,19 @@ def fit(
         names = (n for n in found if n.startswith("heldout_") and not n.endswith(timed))
         figures |= {name: found[name] for name in names}
     return figures
+
+
+def _mean_loss(trainer: Trainer, of_session: float) -> float:
+    """Average the loss over the run: what was logged up to its checkpoint, and the session."""
+    state, began = trainer.state, trainer._initial_global_step
+    logged = [row for row in state.log_history if "loss" in row and row["step"] <= began]
+    steps = [0, *(row["step"] for row in logged)]
+    total = of_session * (state.global_step - began)
+    total += sum(
+        row["loss"] * (row["step"] - step) for row, step in zip(logged, steps, strict=False)
+    )
+    counted = state.global_step - began + steps[-1]
+    return total / counted if counted else math.nan
 
 
 def dry_run(
