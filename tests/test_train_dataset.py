@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -299,6 +300,11 @@ def test_push_to_hub_uploads_what_is_saved_and_is_told_where_it_cannot(kind, mon
     assert pushed == []
     made.save_model()
     assert pushed == [{"repo_id": "me/mine", "folder_path": tmp_path / "mine" / "model"}]
+    names = lambda folder: {path.name for path in Path(folder).iterdir()}  # noqa: E731
+    sent = lambda self, folder_path, **_: pushed.append(names(folder_path))  # noqa: E731
+    monkeypatch.setattr(HfApi, "upload_folder", sent)
+    made.push_to_hub(dataset_name="imdb")  # nothing else of the run folder
+    assert pushed[1:] == [names(tmp_path / "mine" / "model") | {"README.md"}]
     monkeypatch.setattr(HfApi, "upload_folder", lambda self, **given: 1 / 0)
     made.save_model()  # nothing is lost
     assert (tmp_path / "mine" / "model" / "config.json").is_file()

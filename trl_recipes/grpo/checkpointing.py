@@ -6,17 +6,18 @@ place in that cycle and the batch in use are kept beside what transformers keeps
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 
-from trl_recipes.callbacks import push_model
+from trl_recipes.callbacks import push_model, upload_model
 from trl_recipes.checkpointing import drop_later_rows, random_states, set_random_states
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.adapters import save_policy
-from trl_recipes.models.forward import unwrap_adapter
+from trl_recipes.models.forward import temporarily, unwrap_adapter
 from trl_recipes.models.sharding import full_model
 from trl_recipes.run_folder import RunFolder
 
@@ -136,16 +137,38 @@ class GroupCheckpoints:
         if _internal_call:
             super().save_model(output_dir, _internal_call)
             return
+        folder = Path(output_dir or RunFolder(self.args.output_dir).model)
+        self._save_policy(folder)
+        if self.accelerator.is_main_process:
+            push_model(self.args, folder)
+
+    def push_to_hub(
+        self, commit_message: str = "End of training", *, token: Any = None, **card: Any
+    ) -> str | None:
+        """Upload model, tokenizer and TRL's model card; return the commit's address.
+
+        Transformers would upload the run folder, with samples and checkpoints.
+        """
+        name = self.args.hub_model_id or Path(self.args.output_dir).name
+        token = self.args.hub_token if token is None else token
+        with TemporaryDirectory() as folder:
+            self._save_policy(Path(folder))
+            if not self.accelerator.is_main_process:
+                return None
+            with temporarily(self.args, output_dir=folder), temporarily(self, hub_model_id=name):
+                super().create_model_card(**card)
+            private = self.args.hub_private_repo
+            return upload_model(folder, name, token, private, commit_message=commit_message)
+
+    def _save_policy(self, folder: Path) -> None:
         writes = self.accelerator.is_main_process
         policy = full_model(self.accelerator.unwrap_model(self.model), keep=writes)
         if writes:
-            folder = Path(output_dir or RunFolder(self.args.output_dir).model)
             folder.mkdir(parents=True, exist_ok=True)
             # as the start model had them: TRL and transformers write the tokenizer's tokens in
             unwrap_adapter(policy).generation_config = self._saved_settings
             save_policy(policy, folder, self.args.merge_adapter)
             self.processing_class.save_pretrained(folder)
-            push_model(self.args, folder)
 
 
 def _file(process: int) -> str:
