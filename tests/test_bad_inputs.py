@@ -121,6 +121,7 @@ PPO --mini_batch_size 3 => `batch_size` (4) | 3 or 6
 PPO --response_length 60 => context holds 64 | Lower `response_length` to 56
 PPO --min_prompt_length 9 => [9, 9) | Use 0 <=
 PPO --report_to nope => report_to | nope | Install
+LM --eval_strategy epoch => `eval_strategy` | when training has ended
 PPO --use_peft true --lora_target_modules nope => lora_target_modules | nope | c_attn
 GENERATE --prompt '' => --prompt is empty | at least one word
 GENERATE --temperature 0 => `temperature` is 0.0 | greater than 0

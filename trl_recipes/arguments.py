@@ -28,7 +28,7 @@ from trl_recipes import distributed as processes
 from trl_recipes.describe import printable, replace_unknown_characters
 from trl_recipes.errors import RecipeError, RunStopped
 from trl_recipes.run_folder import GIVEN, own_fields
-from trl_recipes.settings import check_range, check_trackers
+from trl_recipes.settings import check_evaluation, check_range, check_trackers
 
 # Flags of transformers and TRL that --help shows beside ours.
 _SHOWN = (
@@ -84,6 +84,7 @@ def run_recipe(
         )
         for settings in parsed:
             check_trackers(getattr(settings, "report_to", None))
+            check_evaluation(settings)
         main(*parsed)
     except RecipeError as error:
         if not processes.is_main_process():

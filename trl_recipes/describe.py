@@ -88,12 +88,15 @@ def describe_run(
         shortest, about_the_loss = 1, f" {ABOUT_THE_LOSS}"
         batch = f"{config.num_generations} to a prompt, gone over {config.num_iterations} times"
         kl = f"beta {config.beta:g}"
+    prompts = "Prompts of a stream"
+    if prompt_lengths:
+        shortest_prompt, longest = min(prompt_lengths), max(prompt_lengths)
+        prompts = f"{len(prompt_lengths):,} prompts of {shortest_prompt} to {longest} tokens"
     return (
         f"{algorithm} on {type(getattr(model, 'policy', model)).__name__} with {total:,} "
         f"parameters, training {trained:,}, rewarded by {', '.join(trainer.rewards.names)}. "
-        f"{len(prompt_lengths):,} prompts of {min(prompt_lengths)} to {max(prompt_lengths)} tokens "
-        f"get responses of {shortest} to {config.response_length}. {steps} steps, each of "
-        f"{config.batch_size * processes} responses, {batch}; {kl}; learning rate "
+        f"{prompts} get responses of {shortest} to {config.response_length}. {steps} steps, each "
+        f"of {config.batch_size * processes} responses, {batch}; {kl}; learning rate "
         f"{config.learning_rate:g}; {'bfloat16 autocast' if config.bf16 else 'float32'} on "
         f"{trainer.accelerator.device}, {processes} process(es), seed {config.seed}."
         f"{about_the_loss}{trainer.rewards.described()}"

@@ -261,3 +261,13 @@ def check_trackers(report_to: str | Iterable[str] | None) -> None:
                 f"`report_to`: the tracker '{tracker}' is unknown or not installed. Installed: "
                 f"{', '.join(installed) or 'none'}. Install its package, or leave it out."
             )
+
+
+def check_evaluation(settings: Any) -> None:
+    """Refuse to evaluate while training, which no recipe does, before anything is trained."""
+    for name in ("eval_strategy", "eval_on_start"):
+        if getattr(settings, name, "no") not in ("no", False):
+            raise RecipeError(
+                f"`{name}`: recipes measure held-out data when training has ended, not on the way. "
+                "Leave it out; a recipe of your own that has an `eval_dataset` sets it in `main`."
+            )

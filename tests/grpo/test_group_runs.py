@@ -54,6 +54,9 @@ def test_the_description_tells_the_arithmetic_and_about_the_loss():
     assert "each of 8 responses, 4 to a prompt, gone over 2 times" in said
     assert "stays near 0 however well it goes" in said
     assert "rewarded by variety" in said
+    assert "7 prompts of 1 to 4 tokens get responses" in said
+    stream = build(data=prompts(16).to_iterable_dataset()).describe()
+    assert "Prompts of a stream get responses of 1 to 6" in stream
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,13 @@ def test_both_ways_to_write_a_batch():
     assert sizes == [[32, 8, 4, 32, 20, 20]] * 2
 
 
+def of_answer(completions, answer, **_):
+    return [float(a in c) for a, c in zip(answer, completions, strict=True)]
+
+
+NO_ANSWER = {"eval_dataset": {"held_out": prompts()}}
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -95,6 +105,14 @@ def test_both_ways_to_write_a_batch():
         (lambda: build(model=ARCHITECTURES["t5"]()), r"encoder-decoder.*recipes/ppo_seq2seq\.py"),
         (lambda: build(model=OTHERS["rwkv"]()), r"RwkvForCausalLM reads padding.*with PPO"),
         (lambda: build(resume_from_checkpoint="true"), "needs `output_dir`"),
+        (
+            lambda: build(more={"eval_dataset": prompts(8, query=["w3 " * 62] * 8)}),
+            r"`eval_dataset`: The longest prompt \(62 tokens\)",
+        ),
+        (
+            lambda: build(rewards=of_answer, data=prompts(answer=["w1"] * 7), more=NO_ANSWER),
+            "`held_out`: Reward function `of_answer` wants `answer`",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_told_before_training(make, words):

@@ -106,9 +106,28 @@ class GroupScoring:
 
     def _check_before_training(self) -> list[int]:
         """Check rewards, prompts, lengths and disk; return the lengths of the prompts."""
-        rows = self.train_dataset
+        held_out, rows = self.eval_dataset, self.train_dataset
+        named = held_out if isinstance(held_out, dict) else {"eval_dataset": held_out}
+        for name, part in named.items():
+            try:
+                self._check_rows(part)
+            except RecipeError as error:
+                raise RecipeError(f"`{name}`: {error}") from error
+        lengths = self._check_rows(rows)
+        groups = self.args.generation_batch_size // self.num_generations
+        if 0 < len(lengths) < groups:
+            raise RecipeError(
+                f"The data set has {len(rows)} prompts, fewer than the {groups} of one "
+                f"batch ({self.args.generation_batch_size} responses, {self.num_generations} to "
+                "each). Lower `batch_size` or give more prompts."
+            )
+        check_disk(self.args, sum(p.numel() for p in self.model.parameters() if p.requires_grad))
+        return lengths
+
+    def _check_rows(self, rows: Any) -> list[int]:
+        """Try the rewards on two rows, and return the lengths of all prompts; none of a stream."""
         if not isinstance(rows, Dataset):
-            return [0]
+            return []
         columns = rows[:2]
         prompts = columns.pop("prompt")
         texts, ids = made_up(prompts, self._tokenizer)
@@ -116,16 +135,8 @@ class GroupScoring:
         extras = self._reward_extras()
         extras |= {name: lambda *_: None for name in extras if name.startswith("log_")}
         check_rewards(self.rewards, self.args.reward_once, *samples, **extras)
-        groups = self.args.generation_batch_size // self.num_generations
-        if len(rows) < groups:
-            raise RecipeError(
-                f"The data set has {len(rows)} prompts, fewer than the {groups} of one "
-                f"batch ({self.args.generation_batch_size} responses, {self.num_generations} to "
-                "each). Lower `batch_size` or give more prompts."
-            )
         lengths = [len(ids) for ids in self._tokenize_prompts(rows["prompt"][:])[0]]
         check_lengths(max(lengths), self.args.response_length, self.model)
-        check_disk(self.args, sum(p.numel() for p in self.model.parameters() if p.requires_grad))
         return lengths
 
     def _description(self, lengths: list[int]) -> str:

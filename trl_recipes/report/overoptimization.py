@@ -73,8 +73,8 @@ def overoptimization(all_stats: Rows, judge: str) -> str | None:
         f"Score and judge part: from about step {found.step} on (KL {found.kl:.2g} nats per "
         f"response) `{_name(judge)}` fell by {found.fall:.2f} std of the start's responses "
         f"while the learned score rose by {found.rise:.2f}. If `{_name(judge)}` is what is wanted, "
-        "the policy over-optimizes its reward from there on: stop there (--max_steps), raise "
-        "--init_kl_coef, or better the reward."
+        "the policy over-optimizes its reward from there on: stop there (--max_steps), weigh the "
+        "KL more (--init_kl_coef in PPO, --beta in GRPO and RLOO), or better the reward."
     )
 
 
