@@ -88,7 +88,8 @@ def main(args: GenerateArguments) -> None:
     for score, query, response in zip(scores, before, texts, strict=True):
         print(f"{score:6.2f}  {printable(query + response)}")
     mean, half = mean_interval(scores)
-    print(f"{mean:6.2f}  mean of {len(scores)}, 95 % interval ± {half:.2f}")
+    interval = f", 95 % interval ± {half:.2f}" if len(scores) > 1 else ""
+    print(f"{mean:6.2f}  mean of {len(scores)}{interval}")
 
 
 if __name__ == "__main__":

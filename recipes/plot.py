@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl_recipes import load_stats, plot_stats, run_recipe, setting, write_report
+from trl_recipes.report.page import kl_target
 from trl_recipes.report.plots import plot_runs
-from trl_recipes.run_folder import RunFolder, read_config
+from trl_recipes.run_folder import RunFolder
 from trl_recipes.stats import run_names
 
 
@@ -47,12 +48,6 @@ def main(args: PlotArguments) -> None:
         plot_runs(runs, path, kl_target=target)
     folders = [run for run in args.runs if Path(run).is_dir() and args.output is None]
     print(path, *map(write_report, folders), sep="\n")
-
-
-def kl_target(run: RunFolder) -> float | None:
-    """The KL that the run's controller aims at, in nats per response, if it aims at one."""
-    config = read_config(run) if run.config.is_file() else {}
-    return config.get("target") if config.get("adap_kl_ctrl") else None
 
 
 if __name__ == "__main__":

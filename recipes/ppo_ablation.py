@@ -18,6 +18,7 @@ from statistics import fmean
 import yaml
 
 from trl_recipes import RecipeError, load_stats, run_recipe, setting
+from trl_recipes.describe import markdown_table
 from trl_recipes.run_folder import RunFolder, check_folder
 
 RECIPES = Path(__file__).parent
@@ -85,14 +86,13 @@ def main(args: AblationArguments) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     # Results
-    lines = ["| " + " | ".join(["", *DIGITS]) + " |", "| --- |" + " ---: |" * len(DIGITS)]
+    table = [["", *DIGITS]]
     for name in chosen:
         settings, stem = shared | variants[name], name.replace(" ", "-")
         runs = [train(folder / f"{stem}-seed{s}", settings | {"seed": s}) for s in args.seeds]
-        cells = [cell(column, [run[column] for run in runs]) for column in DIGITS]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    (folder / "table.md").write_text("\n".join(lines) + "\n")
-    print(*lines, "", folder / "table.md", sep="\n")
+        table.append([name, *(cell(column, [run[column] for run in runs]) for column in DIGITS)])
+    (folder / "table.md").write_text(markdown_table(table) + "\n")
+    print(markdown_table(table), "", folder / "table.md", sep="\n")
 
 
 if __name__ == "__main__":

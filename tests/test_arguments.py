@@ -76,6 +76,14 @@ def test_yaml_values_become_what_the_flags_would_make_of_them(config):
     assert training == TrainingConfig(1e-5, "no", ["tensorboard", "wandb"], {"power": 2})
 
 
+@pytest.mark.parametrize(("value", "resume"), [("true", "true"), ("false", None), ("a/b", "a/b")])
+def test_a_checkpoint_is_named_or_true_or_false(value, resume, config):
+    path = config(f"resume_from_checkpoint: {value}\n")
+    for argv in (["--config", path], ["--resume_from_checkpoint", value]):
+        found = parse_arguments(GRPOConfig, argv=argv)[0].resume_from_checkpoint
+        assert (found and found.lower()) == resume
+
+
 def test_null_in_yaml_is_none_where_none_is_allowed(config):
     args, _ = parse("--config", config("dataset_name: null\nreward_weights:\n"))
     assert (args.dataset_name, args.reward_weights) == (None, None)

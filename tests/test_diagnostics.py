@@ -119,6 +119,9 @@ def test_an_alarm_of_ppo_rings_once_and_says_why_or_keeps_silent(settings, chang
     found = rung(ppo(**settings), given)
     assert [at for at, _ in found] == [step] * bool(words)
     assert [word for word in words if word not in found[0][1]] == []
+    watch = ppo(**settings)
+    watch.replay([{k: v for k, v in row.items() if k != "step"} for row in given])
+    assert bool(watch.said) == bool(words)
     if not words:
         assert rung(ppo(**settings), [{"step": 0}, *given]) == []
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from launching import run_here
 
+from trl_recipes.rewards.loading import KINDS
 from trl_recipes.stats import stat_table
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,13 @@ def test_the_flags_of_all_printed_commands_exist(path, capsys):
         run_here(path.name, "--help_all")
     known = capsys.readouterr().out
     assert [flag for flag in used if f"--{flag}" not in known] == []
+
+
+def test_the_rewards_of_all_printed_commands_exist():
+    given = " ".join(re.findall(r"--(?:reward_funcs|metrics) ([^-\n]*)", "\n".join(commands())))
+    kinds = {word for word in given.split() if not re.search("[:/]", word)}
+    assert len(kinds) >= 2
+    assert kinds <= KINDS.keys()
 
 
 def test_the_table_of_statistics_is_the_one_in_the_code():

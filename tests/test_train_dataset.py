@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from architectures import ppo_trainer
@@ -161,6 +162,8 @@ def columns(**named):
         (columns(prompt=["w1", "w2", None]), "column `prompt`, row 3: None .NoneType. is no pro"),
         (columns(query=["w1", " \n", "w2"]), r"column `query`, row 2: ' \\n' .str. is no prompt"),
         (columns(prompt=[TALKS[0], [], TALKS[1]]), r"`prompt`, row 2: \[\] .list. is no prompt"),
+        (pd.DataFrame(LIST), r"a DataFrame of prompt.*from_pandas"),
+        ([], "holds no rows"),
         (columns(prompt=[1, 2]), "column `prompt`, row 1: 1 .int. is no prompt"),
     ],
 )

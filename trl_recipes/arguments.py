@@ -50,6 +50,8 @@ _RENAMED = {
 }
 # Lists whose entries may be `name: {setting: value}` in YAML; each has a loader that checks them.
 _WITH_SETTINGS = ("reward_funcs", "metrics")
+_OR_TRUE = ("resume_from_checkpoint",)  # a name, or true, or false
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 _SEE_HELP = "Run with --help to see the flags."
 # Another process whose launcher stops all of them after the main one's error never gets to speak.
 _OTHERS_WAIT_SECONDS = 2.0
@@ -148,6 +150,7 @@ class _Parser(TrlParser):
     def __init__(self, dataclass_types: Sequence[type]):
         kinds = [_for_recipes(kind) for kind in dataclass_types]
         super().__init__(kinds, add_help=False, allow_abbrev=False)
+        self._negative_number_matcher = _NEGATIVE  # argparse's own does not know -1e-2
         self.flags: dict[str, argparse.Action] = {}
         for action in self._actions:
             self.flags.setdefault(action.dest, action)  # of `--x` and `--no_x` the first
@@ -300,7 +303,7 @@ def _converted(parser: _Parser, action: argparse.Action, hint: Any, value: Any, 
 
 
 def _scalar(parser: _Parser, action: argparse.Action, value: Any, where: str) -> Any:
-    if isinstance(value, bool) and not _is_bool(action):
+    if isinstance(value, bool) and not (_is_bool(action) or action.dest in _OR_TRUE):
         raise RecipeError(
             f"{where} is {str(value).lower()}. YAML reads a bare yes, no, on or off as true or "
             "false: put a word in quotes."

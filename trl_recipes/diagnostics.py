@@ -204,8 +204,8 @@ def _kl_price(rows: Rows, std_key: str, price: str | float | None, name: str) ->
 def _no_rise(rows: Rows, steps: int, price_name: str) -> Values | None:
     """Look, once a part of the run is done, for a score that rose by no more than chance."""
     scored = [row for row in rows if is_number(row.get("env/reward_mean"))]
-    due = [n for n, row in enumerate(scored, 1) if n >= 2 * WINDOW and row["step"] >= EARLY * steps]
-    if due != [len(scored)] or scored[-1] is not rows[-1]:
+    due = [row for row in scored[2 * WINDOW - 1 :] if row.get("step", 0) >= EARLY * steps]
+    if len(due) != 1 or due[0] is not rows[-1]:
         return None
     scores = [row["env/reward_mean"] for row in scored]
     half = len(scores) // 2
@@ -254,9 +254,7 @@ def _windows(rows: Rows) -> tuple[Rows, Rows]:
     """Return the first and the last rows of freshly sampled batches; none while they overlap."""
     # GRPO and RLOO log rows without a score where a batch is gone over again
     scored = [row for row in rows if "env/reward_mean" in row]
-    first, last = scored[:WINDOW], scored[-WINDOW:]
-    apart = len(first) == WINDOW and last[0]["step"] > first[-1]["step"]
-    return (first, last) if apart else ([], [])
+    return (scored[:WINDOW], scored[-WINDOW:]) if len(scored) >= 2 * WINDOW else ([], [])
 
 
 def _lasting(rows: Rows, name: str, **limits: float) -> Values | None:

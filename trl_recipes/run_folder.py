@@ -310,7 +310,7 @@ def recorded(run: RunFolder, about: Mapping[str, Any], step: Callable[[], int]) 
     """Keep a record of the training inside, from its start on, so that a killed run has one too.
 
     `about` is plain data: `algorithm`, `about` (a paragraph), `rewards` (weights by name),
-    `metrics` (names), `kl_target`; `step` gives the last step that was done.
+    `metrics` (names); `step` gives the last step that was done.
     """
     if not is_main_process():
         yield

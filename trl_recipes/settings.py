@@ -67,6 +67,8 @@ class OwnArguments:
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if str(self.resume_from_checkpoint).lower() in ("false", "0", "no"):
+            self.resume_from_checkpoint = None
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # else torch warns
             self.use_cpu |= self.bf16  # transformers wants to be told

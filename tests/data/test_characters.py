@@ -135,6 +135,14 @@ def test_prompts_of_a_script_without_spaces_hold_whole_characters(text, lengths)
     assert {len(query) for query in cut} <= lengths
 
 
+@pytest.mark.parametrize("length", [1, 2])
+def test_no_prompt_is_blank(length):
+    cut = cut_prompts("a \n\n b. " * 9, character_tokenizer("a b.\n"), length, 30, seed=0)
+    assert all(text.strip() for text in cut["query"])
+    with pytest.raises(RecipeError, match="blank"):
+        cut_prompts(" \n" * 9, character_tokenizer("a b.\n"), length, 30, seed=0)
+
+
 def test_windows_lie_anywhere_in_the_text_and_follow_from_the_seed():
     ids = encode(LINES[:200], character_tokenizer(LINES))
     windows, again, other = (RandomWindows(ids, 10, 3000, seed=seed) for seed in (0, 0, 1))

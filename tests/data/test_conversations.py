@@ -17,6 +17,7 @@ from trl_recipes.data.conversations import encode_conversations, full_texts, pla
 from trl_recipes.data.prompts import holds_conversations, one_prompt
 from trl_recipes.evaluation.compare import compare
 from trl_recipes.evaluation.judges import vader_judge
+from trl_recipes.grpo.inputs import prompt_rows
 from trl_recipes.stats import read_rows
 
 TEMPLATE = (
@@ -149,7 +150,9 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, tokenizer):
     told = "--dataset_name: .*no chat template.*Use a chat model"
     with pytest.raises(RecipeError, match=told):
         load(path, tokenizer)
-    with pytest.raises(RecipeError, match=r"--prompt holds .* no chat template"):
+    with pytest.raises(RecipeError, match=r"`train_dataset`, column `prompt` .* no chat template"):
+        prompt_rows(ROWS, "train_dataset", tokenizer)
+    with pytest.raises(RecipeError, match=r"--chat makes .* no chat template"):
         one_prompt("Hello", tokenizer, chat=True)
 
 

@@ -278,6 +278,8 @@ def test_the_recipe_generates_with_scores(run_folder, monkeypatch, capsys):
     assert scores[3] == pytest.approx(sum(scores[:3]) / 3, abs=0.01)
     assert all(line.split(maxsplit=1)[1].startswith("w1 w2") for line in lines[:3])
     assert len(lines) == 4
+    run_here("generate.py", *flags, "--num_return_sequences", 1)
+    assert capsys.readouterr().out.endswith("mean of 1\n")
 
 
 def test_a_missing_judge_is_left_out_and_said(run_folder, monkeypatch, caplog):

@@ -122,7 +122,7 @@ def test_a_configuration_names_them_with_settings_and_runs_again_from_what_it_wr
         "reward_funcs:\n  - UppercaseReward\n  - LengthPenalty: {max_length: 3}\n"
         "metrics: [RegexReward: {pattern: a}]\n"
     )
-    argv = ["--config", str(file), "--reward_weights", "1", "-0.5"]
+    argv = ["--config", str(file), "--reward_weights", "1", "-5e-1"]
     (config,) = parse_arguments(PPOConfig, argv=argv)
     write_config(prepare_run(run), config)
     (again,) = parse_arguments(PPOConfig, argv=["--config", str(run / "config.yaml")])

@@ -119,8 +119,9 @@ def test_sizes_that_do_not_fit_together_are_refused(make, message):
 
 def test_empty_texts_are_refused_before_training(tmp_path):
     config = quiet(PretrainConfig, tmp_path)
-    with pytest.raises(RecipeError, match="All 2 texts"):
-        train_language_model(["", " "], tmp_path, config)
+    for texts, heldout, use in ((["", " "], ["a"], "train on"), (["a"], [""] * 2, "measure on")):
+        with pytest.raises(RecipeError, match=f"All 2 texts to {use} are empty"):
+            train_language_model(texts, tmp_path, config, heldout_texts=heldout)
 
 
 def test_a_language_model_learns_and_its_loss_is_the_mean_over_tokens(tmp_path):

@@ -229,6 +229,7 @@ def test_the_kind_is_found_in_the_columns(columns, kind):
     ("labels", "names", "numbers"),
     [
         ([1, 0, 1], ["NEGATIVE", "POSITIVE"], [1, 0, 1]),
+        ([True, False, True], ["NEGATIVE", "POSITIVE"], [1, 0, 1]),
         ([5, 1, 3], ["1", "3", "5"], [2, 0, 1]),
         (["pos", "neg", "Pos"], None, None),
         ([10, 9, 2], ["2", "9", "10"], [2, 1, 0]),

@@ -59,6 +59,15 @@ def are_conversations(values: Iterable[Any]) -> bool:
     return is_conversation(next((value for value in values if value is not None), None))
 
 
+def check_chat_template(tokenizer: PreTrainedTokenizerBase, why: str) -> None:
+    """Refuse a tokenizer without a chat template; `why` says what needs one."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise RecipeError(
+            f"{why}, but the tokenizer `{tokenizer.name_or_path}` has no chat template to write it "
+            "with. Use a chat model, or give texts."
+        )
+
+
 def encode_conversations(
     values: Sequence[Any], order: Iterable[int], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> Iterator[tuple[int, list[int], str]]:
@@ -67,11 +76,7 @@ def encode_conversations(
     Gives row number, token ids and text to look at of the rows in `order`; both empty where there
     is no text. `where` names the column in messages.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise RecipeError(
-            f"{where} holds conversations, but the tokenizer `{tokenizer.name_or_path}` has no "
-            "chat template to turn them into text. Use a chat model, or give texts."
-        )
+    check_chat_template(tokenizer, f"{where} holds conversations")
     for row in order:
         messages = values[row]
         known = messages is None or is_conversation(messages)

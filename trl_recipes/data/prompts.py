@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch import nn
@@ -18,6 +19,7 @@ from transformers.utils import logging
 
 from trl_recipes.data.conversations import (
     are_conversations,
+    check_chat_template,
     encode_conversations,
     is_conversation,
     shown,
@@ -138,7 +140,7 @@ def load_prompts(
     name = dataset_name or "the embedded reviews"
     if text_column is None and holds_conversations(rows):
         text_column = "prompt"
-    column = _text_column(rows.column_names, text_column, name)
+    column = column_of_text(rows.column_names, text_column, name)
     order = list(range(len(rows)))
     if max_prompts is not None and max_prompts < len(rows):
         random.Random(seed).shuffle(order)
@@ -211,10 +213,13 @@ def check_form(given: Any, argument: str, stream: bool = False) -> None:
     wrong = None
     if isinstance(given, str | Path):
         wrong = f"the name {str(given)!r}. Load it with load_prompts({str(given)!r}, ...)"
-    elif isinstance(given, dict):
-        wrong = f"a dict of {', '.join(map(str, given))}. Pass one split, or Dataset.from_dict(...)"
+    elif isinstance(given, dict | pd.DataFrame):
+        wrong = f"a {type(given).__name__} of {', '.join(map(str, given))}. Pass one split, or "
+        wrong += "Dataset.from_dict(...) or Dataset.from_pandas(...)"
     elif not (given is None or hasattr(given, "__len__")):
         wrong = f"a {type(given).__name__}, which has no length. Pass Dataset.from_list(list(rows))"
+    elif given is not None and len(given) == 0:
+        wrong = "empty: it holds no rows. Give at least one prompt"
     if wrong and not (stream and isinstance(given, IterableDataset)):
         raise RecipeError(f"`{argument}` is {wrong}.")
 
@@ -377,6 +382,7 @@ def one_prompt(
         raise RecipeError("--prompt is empty. Give at least one word to continue.")
     check_characters(text, tokenizer, "--prompt")
     if chat:
+        check_chat_template(tokenizer, "--chat makes the prompt a conversation")
         messages = [{"role": "user", "content": text}]
         ((_, ids, query),) = encode_conversations([messages], [0], tokenizer, "--prompt")
         return [{"prompt": messages, "query": query, "input_ids": ids}] * copies
@@ -403,11 +409,12 @@ def _tokenize(
         yield from zip(rows, (row[: len(row) - end] for row in ids), strict=True)
 
 
-def _text_column(columns: Sequence[str], wanted: str | None, shown: str) -> str:
+def column_of_text(columns: Sequence[str], wanted: str | None, shown: str) -> str:
+    """Name the column of a data set that holds the texts: as told, or one of `TEXT_COLUMNS`."""
     for name in (wanted,) if wanted is not None else TEXT_COLUMNS:
         if name in columns:
             return name
-    missing = f"`{wanted}`" if wanted is not None else "called " + " or ".join(TEXT_COLUMNS)
+    missing = " or ".join(f"`{name}`" for name in ((wanted,) if wanted else TEXT_COLUMNS))
     raise RecipeError(
         f"--text_column: {shown} has no column {missing}. Its columns are: {', '.join(columns)}. "
         "Name the one that holds the texts."

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from trl_recipes.data.conversations import is_conversation, shown
+from trl_recipes.data.conversations import check_chat_template, is_conversation, shown
 from trl_recipes.data.prompts import OWN, check_prompts, column_of_ids, dataset_of, prompt_column
 from trl_recipes.errors import RecipeError
 from trl_recipes.grpo.config import GroupConfig
@@ -104,8 +104,6 @@ def prompt_rows(rows: Any, argument: str, tokenizer: PreTrainedTokenizerBase) ->
     if rows is None:
         return None
     names = rows.column_names or list(next(iter(rows), {}))
-    if isinstance(rows, Dataset) and len(rows) == 0:
-        raise RecipeError(f"`{argument}` holds no rows. Give at least one prompt.")
     first = rows[:8] if isinstance(rows, Dataset) else {}
     own = "query" if {"query", "input_ids"} <= set(names) else prompt_column(names, argument)
     column = column_of_ids(first, tokenizer) or own
@@ -114,6 +112,8 @@ def prompt_rows(rows: Any, argument: str, tokenizer: PreTrainedTokenizerBase) ->
     if first:
         check_prompts(rows[column][:], f"`{argument}`, column `{column}`")
         chat, texts = is_conversation(first[column][0]), first[column]
+        if chat:
+            check_chat_template(tokenizer, f"`{argument}`, column `{column}` holds conversations")
         texts = [shown(messages) for messages in texts] if chat else texts
         forms |= {n for n in ("query", "prompt") if n != column and first.get(n) == texts}
     rows = rows.remove_columns([name for name in names if name in forms])

@@ -195,7 +195,6 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             self._train()
             return
         about = {"algorithm": "PPO", "about": checks.description(self)} | self.rewards.about()
-        about["kl_target"] = self.config.target if self.config.adap_kl_ctrl else None
         train_or_stop(self, train=self._train, about=about)
 
     def _train(self, resume_from_checkpoint: str | None = None) -> None:

@@ -142,7 +142,7 @@ def run_page(folder: str | os.PathLike) -> str:
         figures=_figures((read_json(run.stage).get("result") or {}) | record.get("figures", {})),
         warnings=warnings,
         stats=stats,
-        charts=_curves(stats, settings, record),
+        charts=_curves(stats, kl_target(run)),
         judged=judge(stats),
         found=_comparison(compared) if compared.get("prompts") else None,
         samples=_samples(read_rows(run.samples)),
@@ -224,11 +224,14 @@ def _figures(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _curves(
-    stats: Rows, settings: Mapping[str, Any], record: Mapping[str, Any]
-) -> list[plots.Chart]:
+def kl_target(run: RunFolder) -> float | None:
+    """Give the KL that a run's controller aims at, in nats per response, if it aims at one."""
+    config = read_config(run) if run.config.is_file() else {}
+    return config.get("target") if config.get("adap_kl_ctrl") else None
+
+
+def _curves(stats: Rows, target: float | None) -> list[plots.Chart]:
     """Charts of all panels, and one for each reward and metric, as each has a unit of its own."""
-    adaptive = settings.get("target") if settings.get("adap_kl_ctrl") else None
     keys = dict.fromkeys(key for row in stats for key in row)
     rewards = [key for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
     units = dict.fromkeys(rewards if len(rewards) > 1 else [], "reward, unweighted")
@@ -236,7 +239,6 @@ def _curves(
     names = {key: key.split("/", 1)[1].removesuffix("/mean") for key in units}
     own = [plots.Panel(names[k], unit, {names[k]: (k,)}, points=True) for k, unit in units.items()]
     first, *others = plots.PANELS.values()
-    target = record.get("kl_target", adaptive)
     return plots.panel_charts([first, *own, *others], {"": stats}, target)
 
 

@@ -26,7 +26,7 @@ from transformers import (
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trl_recipes.callbacks import LossLog
-from trl_recipes.data.prompts import TEXT_COLUMNS
+from trl_recipes.data.prompts import column_of_text
 from trl_recipes.data.tokenizers import starts_character, train_tokenizer
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.loading import load_language_model, load_tokenizer
@@ -88,8 +88,8 @@ def check_values(
 
 def read_texts(rows: Dataset, column: str | None, source: str) -> list[str]:
     """Read the texts of a data set, from the first of `TEXT_COLUMNS` where none is named."""
-    name = column or next((name for name in TEXT_COLUMNS if name in rows.column_names), "text")
-    texts = read_column(rows, name, "--text_column", source)
+    name = column_of_text(rows.column_names, column, source)
+    texts = list(rows[name][:])
     fault = f"in `{name}`, which is no text. Fix the row, or name another column."
     check_values(texts, lambda text: isinstance(text, str), "--text_column", source, fault)
     return texts
@@ -109,8 +109,9 @@ def train_language_model(
 
     Returns what `fit` does; "heldout_loss" in nats per token, over "heldout_tokens".
     """
-    if not any(text.strip() for text in texts):
-        raise RecipeError(f"All {len(texts)} texts to train on are empty. Give at least one.")
+    for use, part in {"train on": texts, "measure on": heldout_texts or texts}.items():
+        if not any(text.strip() for text in part):
+            raise RecipeError(f"All {len(part)} texts to {use} are empty. Give at least one.")
     sizes = sizes or LanguageModelSizes()
     set_seed(config.seed)
     if model_name_or_path is None:
@@ -337,6 +338,8 @@ def cut_prompts(
 
     The columns are `query` (text, of at most `length` characters) and `input_ids`.
     """
+    if not text.strip():
+        raise RecipeError("--text_file: a tenth of the text or more is blank. Give more text.")
     draw, queries = random.Random(seed), []
     while len(queries) < count:
         start = draw.randrange(len(text) - length + 1)
@@ -346,7 +349,7 @@ def cut_prompts(
         if not cut.strip():  # a script without spaces, or only spaces
             places = [p for p in range(start, start + length + 1) if starts_character(text, p)]
             cut = text[places[0] : places[-1]] if len(places) > 1 else window
-        queries.append(cut)
+        queries += [cut] if cut.strip() else []
     return Dataset.from_dict(
         {"query": queries, "input_ids": [encode(query, tokenizer).tolist() for query in queries]}
     )

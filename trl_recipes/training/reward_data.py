@@ -216,6 +216,7 @@ def _class_numbers(values: list[Any], names: list[str], source: str) -> list[int
     """Turn labels into numbers of `names`: they are names, in any case, or else numbers."""
 
     def spelled(value: Any) -> str:
+        value = int(value) if isinstance(value, bool) else value
         return (f"{value:g}" if isinstance(value, float) else str(value)).strip().lower()
 
     numbers = {name.lower(): number for number, name in enumerate(names)}

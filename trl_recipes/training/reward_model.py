@@ -36,7 +36,7 @@ from trl import RewardConfig, RewardTrainer
 
 from trl_recipes.data.conversations import Texts
 from trl_recipes.data.files import load_rows
-from trl_recipes.data.prompts import TEXT_COLUMNS, PromptArguments
+from trl_recipes.data.prompts import PromptArguments, column_of_text
 from trl_recipes.data.tokenizers import train_tokenizer
 from trl_recipes.embedded import language_model
 from trl_recipes.errors import RecipeError
@@ -411,8 +411,7 @@ class LearnedReward:
 
     def unseen(self, prompts: Dataset) -> Dataset:
         """Keep the prompts, of the same data and split, from texts that the model never sees."""
-        names = (self.text_column,) if self.text_column else TEXT_COLUMNS
-        column = next(name for name in names if name in prompts.column_names)
+        column = column_of_text(prompts.column_names, self.text_column, self.source)
         seen = set(self._seen[column][:])
         kept = [row for row, text in enumerate(prompts[column][:]) if text not in seen]
         if not kept:
