@@ -22,6 +22,8 @@ FILES = ("model.safetensors", "optimizer.pt", "trainer_state.json")
 class Writer:
     """A stand-in of a trainer, which writes checkpoints of three files."""
 
+    _run_epoch = _load_optimizer_and_scheduler = None  # those of transformers, which wait unused
+
     def __init__(self, run, keep=None, size=50):
         self.args = SimpleNamespace(output_dir=str(run), save_total_limit=keep)
         best = {"best_global_step": None, "best_model_checkpoint": None}

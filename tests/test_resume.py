@@ -19,6 +19,8 @@ from tiny_grpo import (
     weights,
     without_times,
 )
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from trl_recipes import RecipeError
 from trl_recipes.checkpointing import checkpoints_in
@@ -77,6 +79,19 @@ CASES = {
     "a reference that follows": (groups, FOLLOWED, STOPPED),
     "a batch for two steps, twice": (groups, TWICE, STOPPED),
 }
+
+
+class Seen(TrainerCallback, ExportableState):
+    """Keeps the events of training, in its state too."""
+
+    def __init__(self):
+        self.events = []
+        pairs = [f"{part}_{end}" for part in ("train", "epoch", "step") for end in ("begin", "end")]
+        for event in (*pairs, "log", "save"):
+            setattr(self, f"on_{event}", lambda *_, e=event, **__: self.events.append(e))
+
+    def state(self):
+        return {"args": {}, "attributes": {"events": [*self.events]}}
 
 
 @pytest.fixture
@@ -175,7 +190,7 @@ def test_batches_of_another_form_are_sampled_anew(before, after, batches, tmp_pa
     ids=["more steps are asked for", "no checkpoint"],
 )
 def test_a_finished_run_goes_on_and_one_without_a_checkpoint_starts_at_its_first_step(
-    steps, settings, kept, folders
+    steps, settings, kept, folders, caplog
 ):
     whole = ppo(folders[0], max_steps=steps, **settings)
     whole.train()
@@ -183,7 +198,42 @@ def test_a_finished_run_goes_on_and_one_without_a_checkpoint_starts_at_its_first
     assert (folders[1] / "checkpoints").exists() is kept
     again = ppo(folders[1], max_steps=steps, **settings)
     again.train(resume_from_checkpoint=True)
+    whole.train()
+    assert f"All {steps} steps of this run are done" in caplog.text
     assert_same_run(whole, again, folders)
+
+
+@pytest.mark.parametrize("make", [ppo, groups])
+def test_settings_that_the_checkpoint_decides_are_told_and_another_optimizer_is_refused(
+    make, tmp_path, caplog
+):
+    make(tmp_path, max_steps=2, learning_rate=1e-3).train()
+    other = partial(make, tmp_path, max_steps=3, resume_from_checkpoint="true")
+    for more in ({"init_kl_coef": 0.9}, {}) if make is ppo else ({},):
+        caplog.clear()
+        other(learning_rate=1.0, weight_decay=0.1, **more).train()
+        told = "init_kl_coef 0.2, not 0.9; " * bool(more)
+        assert f"s: {told}learning_rate 0.001, not 1.0; weight_decay 0.0, not 0.1." in caplog.text
+    with pytest.raises(RecipeError, match=r"none like this run's SGD \(it lacks .*momentum"):
+        other(optim="sgd").train()
+
+
+def test_callbacks_are_called_in_transformers_order_and_keep_their_state(tmp_path):
+    seen = Seen()
+    first = ppo(tmp_path, max_steps=3, save_strategy="epoch", logging_steps=2)
+    first.add_callback(seen)
+    first.train()
+    step = ["step_begin", "step_end"]
+    epoch, last = ["epoch_begin", *step, *step], ["epoch_begin", *step]
+    ends = ["epoch_end", "log", "save"], ["epoch_end", "save"]
+    assert seen.events == ["train_begin", *epoch, *ends[0], *last, *ends[1], "train_end"]
+    again = {"restore_callback_states_from_checkpoint": True, "resume_from_checkpoint": "true"}
+    resumed = ppo(tmp_path, max_steps=4, **again)
+    resumed.add_callback(Seen())
+    resumed.train()
+    (restored,) = (c for c in resumed.callback_handler.callbacks if isinstance(c, Seen))
+    ends = ["epoch_end", "log", "save", "train_end"]
+    assert restored.events == [*seen.events[:-2], "train_begin", *last, *ends]
 
 
 def test_what_cannot_be_gone_on_from_is_refused(folders):

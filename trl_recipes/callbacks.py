@@ -109,6 +109,31 @@ def write_row(
         append_samples(run.samples, row["step"], samples)
 
 
+def tell(trainer: Trainer, event: str) -> None:
+    """Call a method of the trainer's callbacks, such as `on_step_begin`, as transformers does."""
+    told = getattr(trainer.callback_handler, event)
+    trainer.control = told(trainer.args, trainer.state, trainer.control)
+
+
+def end_step(trainer: Trainer, logs: dict[str, Any], new_epoch: bool) -> None:
+    """End a step as transformers' loop does: log and save where settings or callbacks ask for it.
+
+    `new_epoch` says that the next step is the first of an epoch.
+    """
+    tell(trainer, "on_step_end")
+    args, state, control = trainer.args, trainer.state, trainer.control
+    last = state.global_step >= state.max_steps or control.should_training_stop
+    if last or new_epoch:
+        tell(trainer, "on_epoch_end")
+    if trainer.control.should_log:
+        trainer.log(logs)
+    if trainer.control.should_save and args.saves:
+        trainer._save_checkpoint(None, None)
+        tell(trainer, "on_save")
+    if new_epoch and not last:
+        tell(trainer, "on_epoch_begin")
+
+
 class StopSignals:
     """Notes the first SIGTERM or Ctrl-C, in `received`; a second one stops at once.
 

@@ -28,13 +28,21 @@ from safetensors import SafetensorError, safe_open
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from trl_recipes.distributed import broadcast_from_main, gather
+from trl_recipes.distributed import broadcast_from_main, gather, is_main_process
 from trl_recipes.errors import RecipeError
 from trl_recipes.run_folder import RunFolder
 from trl_recipes.stats import keep_steps
 
 _log = logging.getLogger(__name__)
 
+# Settings that lie in a checkpoint's optimizer, by their keys there.
+_OF_OPTIMIZER = (
+    ("initial_lr", "learning_rate"),
+    ("weight_decay", "weight_decay"),
+    ("betas", "adam_beta1 and adam_beta2"),
+    ("eps", "adam_epsilon"),
+    ("momentum", "momentum"),
+)
 UNFINISHED = ".unfinished"  # holds the checkpoint that is being written, or being removed
 _BLOCK = 1 << 26  # bytes of a file that travel at once
 
@@ -46,18 +54,49 @@ def whole_checkpoints(trainer: Trainer) -> Iterator[None]:
     A folder gets its name when it lies on the disk as a whole. A full disk ends no run. A run that
     goes on from its last step takes no other.
     """
+    load = trainer._load_optimizer_and_scheduler
     trainer._save_checkpoint = partial(_save_whole, trainer, trainer._save_checkpoint)
+    trainer._load_optimizer_and_scheduler = partial(_load_and_tell, trainer, load)
     trainer._run_epoch = partial(_run_unless_done, trainer, trainer._run_epoch)
     try:
         yield
     finally:
-        del trainer._save_checkpoint, trainer._run_epoch
+        for name in ("_save_checkpoint", "_load_optimizer_and_scheduler", "_run_epoch"):
+            delattr(trainer, name)
 
 
 def _run_unless_done(trainer: Trainer, run_epoch: Any, **kwargs: Any) -> None:
     # transformers asks whether the last step is done only after a step
     if trainer.state.global_step < trainer.state.max_steps:
         run_epoch(**kwargs)
+
+
+def _load_and_tell(trainer: Trainer, load: Any, checkpoint: str | None) -> None:
+    with told_of_kept_settings(trainer.optimizer):
+        load(checkpoint)
+
+
+@contextmanager
+def told_of_kept_settings(optimizer: Any) -> Iterator[dict[str, tuple]]:
+    """Warn of settings that an optimizer loaded within the block takes from its checkpoint.
+
+    The block may add more by name, each as it is asked for and as it goes on. Raises RecipeError
+    where the checkpoint is of another kind of optimizer.
+    """
+    asked, kept = dict(optimizer.param_groups[0]), {}
+    try:
+        yield kept
+        loaded = optimizer.param_groups[0]
+        if lacking := asked.keys() - loaded.keys():
+            raise _other_optimizer(optimizer, f"it lacks {', '.join(sorted(lacking))}")
+    except RecipeError:
+        raise
+    except (ValueError, IndexError) as error:  # torch's, and where moments are of more weights
+        raise _other_optimizer(optimizer, error) from error
+    kept |= {name: (asked[key], loaded[key]) for key, name in _OF_OPTIMIZER if key in asked}
+    other = [f"{n} {now}, not {new}" for n, (new, now) in kept.items() if new != now]
+    if other and is_main_process():
+        _log.warning("The run goes on with its checkpoint's settings: %s.", "; ".join(other))
 
 
 def _save_whole(trainer: Trainer, save: Any, model: Any = None, trial: Any = None) -> None:
@@ -109,6 +148,14 @@ def _save_whole(trainer: Trainer, save: Any, model: Any = None, trial: Any = Non
         accelerator.wait_for_everyone()  # none goes on, or ends, before it is written
     if (checkpoints / best).is_dir():
         trainer.state.best_model_checkpoint = str(checkpoints / best)
+
+
+def _other_optimizer(optimizer: Any, why: Any) -> RecipeError:
+    return RecipeError(
+        "--resume_from_checkpoint: the checkpoint's optimizer is none like this run's "
+        f"{type(getattr(optimizer, 'optimizer', optimizer)).__name__} ({why}). Resume with the "
+        "`optim` or `optimizer` that the run began with."
+    )
 
 
 def checkpoints_in(checkpoints: Path) -> list[Path]:

@@ -75,6 +75,10 @@ class OwnArguments:
         super().__post_init__()
 
 
+class _NotGiven(str):
+    """The folder that transformers names where the user named none; a copy knows it by its type."""
+
+
 @dataclass
 class TrainingSettings(OwnArguments):
     """What PPOConfig, GRPOConfig and RLOOConfig share, as a mixin of `TrainingArguments`."""
@@ -158,7 +162,8 @@ class TrainingSettings(OwnArguments):
         return super().__new__(cls, *args, **given)
 
     def __post_init__(self):
-        self.saves = self.output_dir is not None  # without a folder nothing is written
+        # without a folder nothing is written
+        self.saves = not isinstance(self.output_dir, _NotGiven | None)
         self._unite_names()
         self._check()
         self._resolve_batch()
@@ -168,6 +173,8 @@ class TrainingSettings(OwnArguments):
             self.save_strategy = "no"
         init_process()
         super().__post_init__()
+        if not self.saves:
+            self.output_dir = _NotGiven(self.output_dir)
 
     @property
     def should_save(self) -> bool:

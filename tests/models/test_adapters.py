@@ -1,6 +1,7 @@
 """The reference of a policy with an adapter, and what may be trained, in PPO, GRPO and RLOO."""
 
 import json
+from functools import partial
 
 import pytest
 import tiny_grpo
@@ -31,12 +32,13 @@ def ia3():
     return get_peft_model(gpt2(), IA3Config(**own))
 
 
-def build(kind, model, optimizer=None, **config):
+def build(kind, model, optimizer=None, peft_config=None, **config):
     if kind != "ppo":
-        more = {"optimizers": (optimizer, None)} if optimizer else {}
+        more = {"optimizers": (optimizer, None), "peft_config": peft_config}
         return tiny_grpo.build(kind, model=model, beta=0.1, more=more, **config)
     settings = {"batch_size": 8, "max_steps": 3, "learning_rate": 1e-2} | config
-    parts = {"tokenizer": tiny_grpo.word_tokenizer(), "more": {"optimizer": optimizer}}
+    more = {"optimizer": optimizer, "peft_config": peft_config}
+    parts = {"tokenizer": tiny_grpo.word_tokenizer(), "more": more}
     return ppo_trainer(model, tiny_grpo.variety, [[5, 6], [7]] * 4, **parts, **settings)
 
 
@@ -100,6 +102,13 @@ PREFIX = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
 def test_an_adapter_that_cannot_be_trained_is_told(kind, config, name, words):
     with pytest.raises(RecipeError, match=words):
         build(kind, get_peft_model(gpt2(), config, adapter_name=name))
+
+
+@all_three
+def test_a_second_adapter_is_refused(kind):
+    for make in (partial(build, kind), AutoModelForCausalLMWithValueHead.from_pretrained):
+        with pytest.raises(RecipeError, match=r"one already\. Leave it out to train that one, or"):
+            make(lora(), peft_config=LoraConfig(**LORA))
 
 
 @all_three

@@ -6,6 +6,8 @@ from architectures import ARCHITECTURES, SMALL, made
 from peft import LoraConfig
 from test_trainer import VOCAB, Words, build, gpt2, rollout_of, weights
 from tiny_grpo import same
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel, ProphetNetConfig
 from trl import ModelConfig, get_peft_config
 
@@ -93,6 +95,12 @@ def of_two_berts():
     return EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(half, half))
 
 
+def schedule_of_another_optimizer():
+    model = gpt2()
+    schedule = LambdaLR(SGD(model.parameters()), lambda step: 1)
+    return PPOTrainer(PPOConfig(batch_size=4), model, None, Words(), lr_scheduler=schedule)
+
+
 def lora_and_attention():
     return new(peft_config=LoraConfig(task_type="CAUSAL_LM"), trainable="attention")
 
@@ -125,6 +133,10 @@ BERT = {k: SMALL[k] for k in ("hidden_size", "num_hidden_layers", "num_attention
         (lambda: check_lengths(65, 4, ARCHITECTURES["bart"]()), "coder and decoder hold 64 each"),
         (lambda: check_lengths(4, 65, ARCHITECTURES["bart"]()), "coder and decoder hold 64 each"),
         (lambda: check_language_model(ProphetNetConfig(pad_token_id=1), "x"), "whose pad_token_id"),
+        (
+            schedule_of_another_optimizer,
+            "`lr_scheduler` is of an optimizer that is not the trainer",
+        ),
         (lora_and_attention, "`trainable: attention` trains weights of the full"),
     ],
 )

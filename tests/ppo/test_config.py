@@ -10,7 +10,7 @@ import yaml
 from trl_recipes import PPOConfig, RecipeError
 from trl_recipes.arguments import parse_arguments
 from trl_recipes.grpo import RLOOConfig
-from trl_recipes.ppo.config import REFUSED
+from trl_recipes.ppo.config import NOT_HONORED, REFUSED
 
 SIZES = ("batch_size", "mini_batch_size", "gradient_accumulation_steps", "num_mini_batches")
 DEFAULTS = Path(__file__).parents[2] / "recipes" / "configs"
@@ -96,6 +96,7 @@ def test_two_names_of_one_thing_must_agree(classic, modern, value, other):
         ({"vllm_server_port": 8001}, "`vllm_server_port` is vLLM's. Set `use_vllm`"),
         ({"use_vllm": True, "vllm_mode": "both"}, "Unknown `vllm_mode` 'both'. Choose one of: co"),
         ({"min_response_length": 20}, "`min_response_length` .20. must lie between 1 and"),
+        ({"save_strategy": "best"}, "`save_strategy` 'best' goes by an evaluation, which PPO"),
         ({"fp16": True}, "`fp16` is refused: the probability ratio needs more"),
         ({"batch_size": 64, "mini_batch_size": 16, "num_mini_batches": 3}, "makes 4"),
         (
@@ -108,6 +109,12 @@ def test_two_names_of_one_thing_must_agree(classic, modern, value, other):
 def test_a_wrong_value_is_refused_with_what_would_do(given, message):
     with pytest.raises(RecipeError, match=message):
         PPOConfig(**given)
+
+
+@pytest.mark.parametrize("name", NOT_HONORED)
+def test_what_ppo_does_not_honor_of_transformers_is_refused(name):
+    with pytest.raises(RecipeError, match=f"`{name}` .7. is not for PPO: .*. Leave it out"):
+        PPOConfig(**{name: 7})
 
 
 def test_options_without_meaning_warn_once_and_say_why(monkeypatch):
@@ -131,7 +138,8 @@ def test_settings_of_trl_that_have_no_meaning_here_are_refused_by_both_ways(kind
 
 
 def test_only_a_run_with_an_output_dir_saves(tmp_path):
-    config, chosen = PPOConfig(), PPOConfig(output_dir=str(tmp_path))
+    chosen = PPOConfig(output_dir=str(tmp_path))
+    config = dataclasses.replace(PPOConfig())
     assert (config.should_save, chosen.should_save) == (False, True)
     config.save_to(str(tmp_path / "run"))
     chosen.save_to("elsewhere")

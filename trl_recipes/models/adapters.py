@@ -31,6 +31,7 @@ def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None)
     `trainable` is "all", "attention" (the projections of the full model) or "lora".
     """
     adapted = isinstance(policy, PeftModel)
+    refuse_second_adapter(policy, peft_config)
     for config in (peft_config, *(policy.peft_config.values() if adapted else ())):
         _check_kind(config)
     if peft_config is not None:
@@ -62,6 +63,16 @@ def select_trainable(policy: nn.Module, trainable: str, peft_config: Any = None)
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(name in set(chosen))
     return None
+
+
+def refuse_second_adapter(model: nn.Module, peft_config: Any) -> None:
+    """Refuse a new adapter on a model that has one: what is saved would lack either."""
+    if peft_config is not None and isinstance(model, PeftModel):
+        raise RecipeError(
+            "`peft_config` (on the command line --use_peft) asks for a new adapter, but the model "
+            "has one already. Leave it out to train that one, or merge it first: "
+            "`model.merge_and_unload()`."
+        )
 
 
 def check_trained(model: nn.Module, optimizer: Any) -> None:

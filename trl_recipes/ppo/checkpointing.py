@@ -12,10 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from trl_recipes.callbacks import push_model
-from trl_recipes.checkpointing import drop_later_rows, random_states, set_random_states
+from trl_recipes.checkpointing import (
+    drop_later_rows,
+    random_states,
+    set_random_states,
+    told_of_kept_settings,
+)
 from trl_recipes.describe import describe_check
 from trl_recipes.errors import RecipeError
 from trl_recipes.models import adapters
@@ -26,6 +32,7 @@ from trl_recipes.ppo.models import save_actor_critic
 logger = get_logger(__name__)
 
 DRY_STEPS = 4  # the first one checks and warms up; the others tell how long a step takes
+_KEPT = ("init_kl_coef", "reward_norm")  # settings that say where a run begins, and no more
 _OWN = "PPOTrainer"  # under which trainer_state.json holds what only PPO has
 
 
@@ -46,6 +53,7 @@ class PPOCheckpoints:
                 "normalization": self.rewards.normalization if self.rewards else {},
                 "trust_sampling": self.first_batch.trust_sampling,
                 "processes": self.accelerator.num_processes,
+                "settings": {name: getattr(self.config, name) for name in _KEPT},
             },
         }
 
@@ -144,14 +152,17 @@ class PPOCheckpoints:
             save_file({n: w.contiguous() for n, w in weights.items()}, folder / SAFE_WEIGHTS_NAME)
             torch.save(optimizer, folder / OPTIMIZER_NAME)
             torch.save(state["scheduler"], folder / SCHEDULER_NAME)
-            self.state.stateful_callbacks[_OWN] = state["ppo"]
+            own: dict[str, Any] = {_OWN: state["ppo"]}
+            for callback in (*self.callback_handler.callbacks, self.control):
+                if isinstance(callback, ExportableState):
+                    own.setdefault(type(callback).__name__, []).append(callback.state())
+            self.state.stateful_callbacks = own
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _resume(self, folder: str | None) -> None:
         """Go back to a checkpoint, and drop what the run logged after it."""
         if folder is not None:
             self._load_checkpoint(Path(folder))
-        self.state.epoch = self.state.episode / len(self.prompts)
         self.accelerator.wait_for_everyone()  # all have read before one writes
         if self.args.should_save:
             self.all_stats = drop_later_rows(self.args.output_dir, self.state.global_step)
@@ -159,7 +170,7 @@ class PPOCheckpoints:
 
     def _load_checkpoint(self, folder: Path) -> None:
         saved = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
-        own = saved.stateful_callbacks.get(_OWN)
+        own = saved.stateful_callbacks.pop(_OWN, None)
         files = (SAFE_WEIGHTS_NAME, OPTIMIZER_NAME, SCHEDULER_NAME)
         lacking = [name for name in files if not (folder / name).is_file()]
         if own is None or lacking:
@@ -173,8 +184,14 @@ class PPOCheckpoints:
         )
         weights = load_file(folder / SAFE_WEIGHTS_NAME)
         parts = {"model": weights, "optimizer": optimizer, "scheduler": scheduler}
-        self._set_training_state({**parts, "step": saved.global_step, "ppo": own})
+        with told_of_kept_settings(self.optimizer) as kept:
+            self._set_training_state({**parts, "step": saved.global_step, "ppo": own})
+            settings = own.get("settings", {})
+            kept |= {name: (getattr(self.config, name), v) for name, v in settings.items()}
+        vars(self.config).update(settings)
         self.state.log_history = saved.log_history
+        self.state.stateful_callbacks = saved.stateful_callbacks
+        self._load_callback_state()  # with `restore_callback_states_from_checkpoint`
         if own["processes"] == self.accelerator.num_processes:
             self._load_rng_state(str(folder))
         else:

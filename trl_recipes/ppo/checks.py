@@ -20,6 +20,10 @@ from trl_recipes.run_folder import check_disk
 
 logger = logging.getLogger(__name__)
 
+NOTHING_LEFT = (
+    "All %d steps of this run are done: nothing is trained. For more steps resume with a higher "
+    "`max_steps`; for another run make another trainer."
+)
 ROUNDING = 1e-4  # nats by which float32 log-probabilities of two correct passes may differ
 
 

@@ -199,7 +199,7 @@ class ClassicLoop(OverridableParts):
         self.state.episode += self.config.global_batch_size
         samples = {name: [""] * len(scores) for name in ("query", "response")}
         samples |= {name: list(batch[name]) for name in columns_to_log if name in batch}
-        self._record(stats, samples | {"score": scores}, columns_to_log)
+        self.log(self._record(stats, samples | {"score": scores}, columns_to_log))
 
     def _begin_in_folder(self, by_hand: bool = True) -> None:
         if self.state.global_step > 0:

@@ -48,6 +48,32 @@ REFUSED = {
     "global_batch_size": "it is batch_size times the number of processes",
     "global_backward_batch_size": "it is backward_batch_size times the number of processes",
 }
+
+# Settings of transformers that PPO does not honor when they differ from their default.
+NOT_HONORED = {
+    "auto_find_batch_size": "set `mini_batch_size`",
+    "average_tokens_across_devices": "means are always over the tokens of all processes",
+    "data_seed": "`seed` decides the order of prompts too",
+    "debug": "a gradient that is not finite is counted, and ends the run when it comes thrice",
+    "enable_jit_checkpoint": "SIGTERM writes a checkpoint anyway",
+    "eval_on_start": "PPO does not evaluate while it trains; judge prompts with `compare`",
+    "ignore_data_skip": "a resumed run goes on with the prompts that come next",
+    "include_num_input_tokens_seen": "the statistics `tokens/...` tell lengths",
+    "label_smoothing_factor": "the loss is PPO's",
+    "neftune_noise_alpha": "noise in the embeddings would change every probability ratio",
+    "save_only_model": "a checkpoint holds all that a resume needs; use `save_model`",
+    "skip_memory_metrics": "training.json tells the peak memory",
+    "torch_compile": "rows of changing length would be compiled again and again",
+    "torch_empty_cache_steps": "use `optimize_device_cache`",
+    "train_sampling_strategy": "prompts come shuffled, by `seed`",
+    "use_liger_kernel": "the loss needs the logits, which its head does not keep",
+}
+# Values of others that PPO, which does not evaluate, has nothing to go by for.
+_NEEDS_EVALUATION = (
+    ("save_strategy", "best"),
+    ("lr_scheduler_type", "greedy"),
+    ("lr_scheduler_type", "reduce_lr_on_plateau"),
+)
 _told: set[str] = set()
 
 
@@ -243,6 +269,19 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
         super()._check()
         self._check_choice("kl_penalty", KL_PENALTIES)
         self._check_choice("vllm_mode", ("colocate", "server"))
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name in NOT_HONORED and value not in (entry.default, []):
+                raise RecipeError(
+                    f"`{entry.name}` ({value!r}) is not for PPO: {NOT_HONORED[entry.name]}. Leave "
+                    "it out."
+                )
+        for name, value in _NEEDS_EVALUATION:
+            if getattr(self, name) == value:
+                raise RecipeError(
+                    f"`{name}` {value!r} goes by an evaluation, which PPO does not do while it "
+                    "trains. Choose another one."
+                )
         shortest = self.min_response_length
         if shortest is not None and not 1 <= shortest <= self.response_length:
             raise RecipeError(
@@ -275,7 +314,7 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
             raise RecipeError(
                 f"`num_mini_batches` is {self.num_mini_batches}, but batch_size "
                 f"{self.batch_size} in optimizer steps of {self.backward_batch_size} makes "
-                f"{steps}. Leave one of them out."
+                f"{steps}. Leave one of them out (None in `dataclasses.replace`)."
             )
         self.num_mini_batches = steps
         self.per_device_train_batch_size = self.mini_batch_size

@@ -20,7 +20,7 @@ from transformers.utils import PushToHubMixin
 
 from trl_recipes.errors import RecipeError
 from trl_recipes.models import loading
-from trl_recipes.models.adapters import StartModel, save_policy
+from trl_recipes.models.adapters import StartModel, refuse_second_adapter, save_policy
 from trl_recipes.models.forward import (
     response_logits,
     tokens_of,
@@ -161,6 +161,7 @@ class _ValueHeadModel(PushToHubMixin, nn.Module):
             if dtypes != {None}:
                 logger.warning("`dtype` is for a model loaded by name: this one stays as it is.")
             given |= kwargs
+        refuse_second_adapter(model, peft_config)
         if peft_config is not None:
             if getattr(model, "is_quantized", False):
                 model = prepare_model_for_kbit_training(model)

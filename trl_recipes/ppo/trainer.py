@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
-from trl_recipes.callbacks import own_copy, show_progress, train_or_stop, write_row
+from trl_recipes.callbacks import end_step, own_copy, show_progress, tell, train_or_stop, write_row
 from trl_recipes.checkpointing import random_states, set_random_states
 from trl_recipes.data.prompts import LengthSampler, as_prompts, collated, collator, stream_rows
 from trl_recipes.errors import RecipeError
@@ -203,12 +203,17 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
         self.state.num_train_epochs = self.args.total_episodes / len(self.prompts)
         if self.args.resume_from_checkpoint:
             self._resume(resume_from_checkpoint)
+        self.state.epoch = self.state.episode / len(self.prompts)
+        if self.state.global_step >= self.state.max_steps:
+            logger.warning(checks.NOTHING_LEFT, self.state.max_steps)
         setup.measure_rewards(self)
-        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        tell(self, "on_train_begin")
+        tell(self, "on_epoch_begin")
         while self.state.global_step < self.state.max_steps:
             if self.control.should_training_stop:  # a callback may ask to end
                 break
-            randomness = random_states()
+            epoch, randomness = int(self.state.epoch), random_states()
+            tell(self, "on_step_begin")
             batch = self._next_batch()
             try:
                 collected = self._collect(batch)
@@ -222,14 +227,10 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             self.state.global_step += 1
             self.state.episode += self.config.global_batch_size
             self.state.epoch = self.state.episode / len(self.prompts)
-            self._record(stats, batch)
-            self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+            end_step(self, self._record(stats, batch), new_epoch=int(self.state.epoch) > epoch)
             if self.steps_not_finite >= NOT_FINITE_ENDS:
                 self._stop_not_finite()
-            if self.control.should_save and self.args.saves:
-                self._save_checkpoint()
-                self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        tell(self, "on_train_end")
 
     def _collect(self, batch: dict[str, list]) -> tuple[Rollout, Tensor, dict[str, Any]]:
         """Sample responses and score them: rollout, scores (B,), statistics; texts join `batch`."""
@@ -549,8 +550,8 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
 
     def _record(
         self, stats: dict[str, Any], batch: dict[str, list], columns: Sequence[str] = ()
-    ) -> None:
-        """Keep the row, write it to disk, samples too, and hand it to the callbacks."""
+    ) -> dict[str, Any]:
+        """Keep the row, write it to disk, samples too; return what the callbacks get of it."""
         row = {"step": self.state.global_step, "episode": self.state.episode}
         row |= {key: value for key, value in stats.items() if not isinstance(value, np.ndarray)}
         self.all_stats.append(row)
@@ -561,7 +562,7 @@ class PPOTrainer(classic.ClassicLoop, PPOCheckpoints, Trainer):
             columns = dict.fromkeys(("query", "response", "score", *columns))
             samples = {name: batch[name][: self.args.log_samples] for name in columns}
             write_row(self.args.output_dir, row, alarms, samples)
-        self.log({key: value for key, value in row.items() if key != "step"})
+        return {key: value for key, value in row.items() if key != "step"}
 
     # What several phases use
 
