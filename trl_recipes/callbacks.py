@@ -279,17 +279,24 @@ def push_model(config: Any, folder: Path) -> None:
     """Upload a saved model where `push_to_hub` asked for it; an upload that fails is told."""
     if not config.pushes:
         return
-    name = config.hub_model_id or Path(config.output_dir or folder).absolute().name
     try:
-        upload_model(folder, name, config.hub_token, config.hub_private_repo)
+        upload_model(config, folder)
     except Exception as error:
+        name = hub_name(config)
         logger.warning("Not pushed (%s): upload it with `hf upload %s %s`.", error, name, folder)
 
 
+def hub_name(config: Any) -> str:
+    """Name the repository of a run: as `hub_model_id` says, or as its folder."""
+    folder = Path(config.output_dir).absolute()
+    return config.hub_model_id or folder.name
+
+
 def upload_model(
-    folder: str | Path, name: str, token: str | bool | None, private: bool | None, **upload: Any
+    config: Any, folder: str | Path, name=None, token=None, private=None, **upload: Any
 ) -> str:
-    """Upload a folder to a repository of the hub, new or not; return the commit's address."""
-    api = HfApi(token=token)
-    name = api.create_repo(name, private=private, exist_ok=True).repo_id
+    """Upload a folder to the hub, by default as the configuration says; return the commit's URL."""
+    api = HfApi(token=config.hub_token if token is None else token)
+    private = config.hub_private_repo if private is None else private
+    name = api.create_repo(name or hub_name(config), private=private, exist_ok=True).repo_id
     return str(api.upload_folder(repo_id=name, folder_path=folder, **upload))

@@ -13,7 +13,7 @@ import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 
-from trl_recipes.callbacks import push_model, upload_model
+from trl_recipes.callbacks import hub_name, push_model, upload_model
 from trl_recipes.checkpointing import drop_later_rows, random_states, set_random_states
 from trl_recipes.errors import RecipeError
 from trl_recipes.models.adapters import save_policy
@@ -143,22 +143,20 @@ class GroupCheckpoints:
             push_model(self.args, folder)
 
     def push_to_hub(
-        self, commit_message: str = "End of training", *, token: Any = None, **card: Any
+        self, commit_message: str = "End of training", *, token: str | None = None, **card: Any
     ) -> str | None:
         """Upload model, tokenizer and TRL's model card; return the commit's address.
 
         Transformers would upload the run folder, with samples and checkpoints.
         """
-        name = self.args.hub_model_id or Path(self.args.output_dir).name
-        token = self.args.hub_token if token is None else token
+        name = hub_name(self.args)
         with TemporaryDirectory() as folder:
             self._save_policy(Path(folder))
             if not self.accelerator.is_main_process:
                 return None
             with temporarily(self.args, output_dir=folder), temporarily(self, hub_model_id=name):
                 super().create_model_card(**card)
-            private = self.args.hub_private_repo
-            return upload_model(folder, name, token, private, commit_message=commit_message)
+            return upload_model(self.args, folder, name, token, commit_message=commit_message)
 
     def _save_policy(self, folder: Path) -> None:
         writes = self.accelerator.is_main_process

@@ -237,13 +237,11 @@ class ClassicLoop(OverridableParts):
         `dataset_name` goes to the model card, `upload` to `HfApi.upload_folder` (`commit_message`,
         `revision`, `create_pr`).
         """
-        repo_id = repo_id or self.args.hub_model_id or Path(self.args.output_dir).name
-        token = self.args.hub_token if token is None else token
         with TemporaryDirectory() as folder:
             self.save_model(folder, _internal_call=True)
             self.create_model_card(folder, dataset_name=dataset_name)
             if self.accelerator.is_main_process:
-                return upload_model(folder, repo_id, token, private, **upload)
+                return upload_model(self.args, folder, repo_id, token, private, **upload)
         return None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> None:
