@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -319,7 +320,8 @@ def test_what_one_process_is_told_ends_all_and_another_number_goes_on(
 
     with caplog.at_level("WARNING"):
         four_steps(kind, lengths, left, resume_from_checkpoint="true").train()
-    assert "The run had 2 processes and has 1 now: it goes on with the same weights" in caplog.text
+    told = "The run had 2 processes and has 1 now.*: it goes on with the same weights"
+    assert re.search(told, caplog.text)
     rows = load_stats(left)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[:2] == before
