@@ -126,7 +126,7 @@ def test_measures_get_what_trainers_give_and_one_that_fails_is_left_out(
     one, prompts, caplog, tmp_path
 ):
     def stars(prompts, completions, completion_ids, stars, trainer_state, log_metric, **columns):
-        log_metric("step", trainer_state.global_step)
+        log_metric("done", trainer_state.global_step / trainer_state.max_steps)
         assert (prompts, columns.keys()) == (TEXTS, {"log_extra"})
         assert completions == word_tokenizer().batch_decode(completion_ids, True)
         return [None if number == 1 else float(number) for number in stars]

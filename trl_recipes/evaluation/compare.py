@@ -223,7 +223,8 @@ def measure_model(
     ids = [response.tolist() for response in responses]
     prompts, answers, columns = reward_inputs(columns, completions, tokenizer)
     # what trainers give to reward functions besides, as at the start of a training
-    extras = {"trainer_state": TrainerState(), "log_extra": _unlogged, "log_metric": _unlogged}
+    extras = {"trainer_state": TrainerState(max_steps=1)}
+    extras |= {"log_extra": _unlogged, "log_metric": _unlogged}
     scores = dict.fromkeys(measures, [None] * len(rows))
     for measure, function in measures.items():
         try:  # checked as in training

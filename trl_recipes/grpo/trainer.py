@@ -186,7 +186,8 @@ class GroupTrainer(GroupScoring, GroupCheckpoints):
     def _forget(self) -> None:
         # everything but the weights is as before the first step
         self.all_stats: list[dict[str, Any]] = []
-        self.state, self.control = TrainerState(), TrainerControl()
+        self.state = TrainerState(max_steps=max(1, self.args.max_steps))  # rewards may divide by it
+        self.control = TrainerControl()
         self.state.is_world_process_zero = self.is_world_process_zero()
         self.state.is_local_process_zero = self.is_local_process_zero()
         self._step, self._buffered_inputs = 0, None

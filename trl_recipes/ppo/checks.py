@@ -198,6 +198,7 @@ def check_before_training(trainer: Any) -> None:
     dataset = trainer.prompts
     if len(dataset) < args.global_batch_size:
         raise too_few_prompts(len(dataset), args.batch_size)
+    trainer.state.max_steps = args.num_total_batches  # rewards may divide by it
     texts, ids = made_up(dataset[:2]["query"], trainer.tokenizer)
     prompts, completions, columns = reward_inputs(dataset[:2], texts, trainer.tokenizer)
     samples = (prompts, completions, ids, columns)
