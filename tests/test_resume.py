@@ -25,6 +25,7 @@ from transformers.trainer_callback import ExportableState
 from trl_recipes import RecipeError
 from trl_recipes.checkpointing import checkpoints_in
 from trl_recipes.errors import RunStopped
+from trl_recipes.run_folder import RunFolder, read_config, write_config
 from trl_recipes.stats import load_stats
 
 
@@ -211,9 +212,12 @@ def test_settings_that_the_checkpoint_decides_are_told_and_another_optimizer_is_
     other = partial(make, tmp_path, max_steps=3, resume_from_checkpoint="true")
     for more in ({"init_kl_coef": 0.9}, {}) if make is ppo else ({},):
         caplog.clear()
-        other(learning_rate=1.0, weight_decay=0.1, **more).train()
+        trainer = other(learning_rate=1.0, weight_decay=0.1, **more)
+        write_config(RunFolder(tmp_path), trainer.args)
+        trainer.train()
         told = "init_kl_coef 0.2, not 0.9; " * bool(more)
         assert f"s: {told}learning_rate 0.001, not 1.0; weight_decay 0.0, not 0.1." in caplog.text
+        assert read_config(tmp_path)["learning_rate"] == 0.001
     with pytest.raises(RecipeError, match=r"none like this run's SGD \(it lacks .*momentum"):
         other(optim="sgd").train()
 

@@ -30,7 +30,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from trl_recipes.distributed import broadcast_from_main, gather, is_main_process
 from trl_recipes.errors import RecipeError
-from trl_recipes.run_folder import RunFolder
+from trl_recipes.run_folder import RunFolder, correct_config
 from trl_recipes.stats import keep_steps
 
 _log = logging.getLogger(__name__)
@@ -72,17 +72,18 @@ def _run_unless_done(trainer: Trainer, run_epoch: Any, **kwargs: Any) -> None:
 
 
 def _load_and_tell(trainer: Trainer, load: Any, checkpoint: str | None) -> None:
-    with told_of_kept_settings(trainer.optimizer):
+    with told_of_kept_settings(trainer):
         load(checkpoint)
 
 
 @contextmanager
-def told_of_kept_settings(optimizer: Any) -> Iterator[dict[str, tuple]]:
-    """Warn of settings that an optimizer loaded within the block takes from its checkpoint.
+def told_of_kept_settings(trainer: Trainer) -> Iterator[dict[str, tuple]]:
+    """Warn of settings that the optimizer, loaded within the block, takes from its checkpoint.
 
-    The block may add more by name, each as it is asked for and as it goes on. Raises RecipeError
-    where the checkpoint is of another kind of optimizer.
+    The block may add more by name, each as it is asked for and as it goes on; config.yaml
+    gets the latter. Raises RecipeError where the checkpoint is of another kind of optimizer.
     """
+    optimizer = trainer.optimizer
     asked, kept = dict(optimizer.param_groups[0]), {}
     try:
         yield kept
@@ -94,9 +95,11 @@ def told_of_kept_settings(optimizer: Any) -> Iterator[dict[str, tuple]]:
     except (ValueError, IndexError) as error:  # torch's, and where moments are of more weights
         raise _other_optimizer(optimizer, error) from error
     kept |= {name: (asked[key], loaded[key]) for key, name in _OF_OPTIMIZER if key in asked}
-    other = [f"{n} {now}, not {new}" for n, (new, now) in kept.items() if new != now]
+    other = {name: (now, new) for name, (new, now) in kept.items() if new != now}
     if other and is_main_process():
-        _log.warning("The run goes on with its checkpoint's settings: %s.", "; ".join(other))
+        told = "; ".join(f"{name} {now}, not {new}" for name, (now, new) in other.items())
+        _log.warning("The run goes on with its checkpoint's settings: %s.", told)
+        correct_config(trainer.args.output_dir, {name: now for name, (now, _) in other.items()})
 
 
 def _save_whole(trainer: Trainer, save: Any, model: Any = None, trial: Any = None) -> None:

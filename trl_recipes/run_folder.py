@@ -231,6 +231,16 @@ def write_config(run: RunFolder, *settings: Any) -> None:
     write_whole(run.config, header + body)
 
 
+def correct_config(run: str | os.PathLike, values: Mapping[str, Any]) -> None:
+    """Replace the settings that config.yaml tells by those that the run goes on with."""
+    config = RunFolder(run).config
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    for name, value in values.items():
+        text = re.sub(rf"(?m)^{name}: .*\n", yaml.safe_dump({name: value}), text)
+    if text:
+        write_whole(config, text)
+
+
 def read_config(run: str | os.PathLike) -> dict[str, Any]:
     """Read the settings of a run, by name of their flag."""
     run = RunFolder(run)

@@ -184,7 +184,7 @@ class PPOCheckpoints:
         )
         weights = load_file(folder / SAFE_WEIGHTS_NAME)
         parts = {"model": weights, "optimizer": optimizer, "scheduler": scheduler}
-        with told_of_kept_settings(self.optimizer) as kept:
+        with told_of_kept_settings(self) as kept:
             self._set_training_state({**parts, "step": saved.global_step, "ppo": own})
             settings = own.get("settings", {})
             kept |= {name: (getattr(self.config, name), v) for name, v in settings.items()}

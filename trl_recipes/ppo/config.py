@@ -68,6 +68,8 @@ NOT_HONORED = {
     "train_sampling_strategy": "prompts come shuffled, by `seed`",
     "use_liger_kernel": "the loss needs the logits, which its head does not keep",
 }
+# Two defaults as YAML and transformers turn them.
+_DEFAULTS = {"include_num_input_tokens_seen": False, "debug": []}
 # Values of others that PPO, which does not evaluate, has nothing to go by for.
 _NEEDS_EVALUATION = (
     ("save_strategy", "best"),
@@ -271,7 +273,10 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
         self._check_choice("vllm_mode", ("colocate", "server"))
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if entry.name in NOT_HONORED and value not in (entry.default, []):
+            if entry.name in NOT_HONORED and value not in (
+                entry.default,
+                _DEFAULTS.get(entry.name),
+            ):
                 raise RecipeError(
                     f"`{entry.name}` ({value!r}) is not for PPO: {NOT_HONORED[entry.name]}. Leave "
                     "it out."
