@@ -52,7 +52,6 @@ REFUSED = {
 # Settings of transformers that PPO does not honor when they differ from their default.
 NOT_HONORED = {
     "auto_find_batch_size": "set `mini_batch_size`",
-    "average_tokens_across_devices": "means are always over the tokens of all processes",
     "data_seed": "`seed` decides the order of prompts too",
     "debug": "a gradient that is not finite is counted, and ends the run when it comes thrice",
     "enable_jit_checkpoint": "SIGTERM writes a checkpoint anyway",
@@ -62,14 +61,12 @@ NOT_HONORED = {
     "label_smoothing_factor": "the loss is PPO's",
     "neftune_noise_alpha": "noise in the embeddings would change every probability ratio",
     "save_only_model": "a checkpoint holds all that a resume needs; use `save_model`",
-    "skip_memory_metrics": "training.json tells the peak memory",
     "torch_compile": "rows of changing length would be compiled again and again",
     "torch_empty_cache_steps": "use `optimize_device_cache`",
     "train_sampling_strategy": "prompts come shuffled, by `seed`",
     "use_liger_kernel": "the loss needs the logits, which its head does not keep",
 }
-# Two defaults as YAML and transformers turn them.
-_DEFAULTS = {"include_num_input_tokens_seen": False, "debug": []}
+_DEFAULTS = (None, [], False)  # what YAML and transformers make of some: "no" and ""
 # Values of others that PPO, which does not evaluate, has nothing to go by for.
 _NEEDS_EVALUATION = (
     ("save_strategy", "best"),
@@ -273,10 +270,7 @@ class PPOConfig(_ClassicNames, TrainingSettings, TrainingArguments):
         self._check_choice("vllm_mode", ("colocate", "server"))
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if entry.name in NOT_HONORED and value not in (
-                entry.default,
-                _DEFAULTS.get(entry.name),
-            ):
+            if entry.name in NOT_HONORED and value not in (entry.default, *_DEFAULTS):
                 raise RecipeError(
                     f"`{entry.name}` ({value!r}) is not for PPO: {NOT_HONORED[entry.name]}. Leave "
                     "it out."
