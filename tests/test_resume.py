@@ -159,6 +159,10 @@ def test_a_run_that_goes_on_weighs_rewards_by_name_and_as_it_is_told(kind, tmp_p
     for name, moments in first.rewards.normalization.items():
         kept = [(row[f"rewards/{name}/shift"], row[f"rewards/{name}/scale"]) for row in rows]
         assert kept == [moments] * 2
+    plain = settings | {"reward_norm": "none"}
+    raw = groups(tmp_path, reward=[noisy, short, variety], max_steps=3, **plain)
+    raw.train()
+    assert raw.reward_weights.tolist() == [1.0, 2.0, 4.0]
 
 
 @pytest.mark.parametrize(
@@ -247,6 +251,8 @@ def test_what_cannot_be_gone_on_from_is_refused(folders):
     with pytest.raises(RecipeError, match="needs `output_dir`"):
         ppo(None).train(resume_from_checkpoint=True)
     groups(folders[1], save_steps=2, max_steps=2).train()
+    with pytest.raises(RecipeError, match=r"of a run that measured no reward"):
+        groups(folders[1], resume_from_checkpoint="true", reward_norm="reference").train()
     (checkpoint,) = folders[1].glob("checkpoints/checkpoint-*")
     torch.save({"passes": 1}, checkpoint / "sampled_batch_0.pt")
     with pytest.raises(RecipeError, match=r"no checkpoint of a GRPO or RLOO run"):

@@ -61,7 +61,12 @@ class GroupCheckpoints:
         place = self._read_place(folder)
         self._step, self._buffered_inputs = place.passes, place.batch
         self._episodes, self._generated = place.episodes, place.generated
-        self.rewards.restore(place.normalization)
+        if self.args.reward_norm == "reference" and not place.normalization:
+            raise RecipeError(
+                "`reward_norm` is reference, but the checkpoint is of a run that measured no "
+                "reward on its start model. Leave it out, or start anew."
+            )
+        self.rewards.restore(place.normalization if self._normalizes() else {})
         self._weigh_rewards()
         if self.args.sync_ref_model:
             reference = self.accelerator.unwrap_model(self.ref_model)
