@@ -59,16 +59,9 @@ class SentimentReward:
         self.__name__ = name or f"sentiment_{self.label.lower()}"
 
     def __call__(self, prompts: Texts, completions: Texts, **kwargs: Any) -> list[float | None]:
-        """Score each prompt plus completion; what exceeds the model's maximum is cut off.
-
-        A text without tokens gets None.
-        """
-
-        def score(texts: list[str]) -> list[float]:
-            own = (self.model, self.tokenizer, texts, self.batch_size, self.max_length)
-            return self._scores(classifier_logits(*own)).tolist()
-
-        return score_tokens(self.tokenizer, full_texts(prompts, completions), score)
+        """Score each prompt plus completion, cut to the model's maximum; None without tokens."""
+        texts = full_texts(prompts, completions)
+        return scores_by(self, texts, self._scores)
 
     def _scores(self, logits: torch.Tensor) -> torch.Tensor:
         """Turn logits, (B, labels), into scores, (B,)."""
@@ -126,13 +119,8 @@ class RewardModelReward:
             return self._score_pairs(completion_texts(prompts), completion_texts(completions))
         chat = bool(prompts) and is_conversation(prompts[0])
         texts = (self._rendered if chat else full_texts)(prompts, completions)
-
-        def score(texts: list[str]) -> list[float]:
-            own = (self.model, self.tokenizer, texts, self.batch_size, self.max_length)
-            special = not chat  # templates bring theirs
-            return classifier_logits(*own, special)[:, 0].tolist()
-
-        return score_tokens(self.tokenizer, texts, score)
+        # templates bring their special tokens
+        return scores_by(self, texts, lambda logits: logits[:, 0], special=not chat)
 
     def _score_pairs(self, firsts: list[str], seconds: list[str]) -> list[float]:
         scores = torch.zeros(len(firsts))
@@ -250,15 +238,6 @@ def with_tokenizer(model: Any, tokenizer: Any, load: Callable, **options: Any) -
     return model, tokenizer
 
 
-def score_tokens(
-    tokenizer: Any, texts: list[str], score: Callable[[list[str]], list[float]]
-) -> list[float | None]:
-    """Score the texts that have tokens; None stands for the others."""
-    ids = tokenizer(texts, verbose=False)["input_ids"] if texts else []
-    values = iter(score([text for text, row in zip(texts, ids, strict=True) if row]))
-    return [next(values) if row else None for row in ids]
-
-
 def batches_by_length(texts: Sequence[Any], batch_size: int) -> Iterator[list[int]]:
     """Yield indices of texts or token lists in batches of like lengths, to pad little."""
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
@@ -292,6 +271,18 @@ def classifier_logits(
         ).to(model.device)
         logits[batch] = model(**inputs).logits.float().cpu()
     return logits
+
+
+def scores_by(
+    reward: Any, texts: Sequence[str], of_logits: Callable, special: bool = True
+) -> list[float | None]:
+    """Score texts by the logits of a reward's classifier; one without tokens gets None."""
+    tokenizer = reward.tokenizer
+    ids = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"] if texts else []
+    some = [text for text, row in zip(texts, ids, strict=True) if row]
+    own = (reward.model, tokenizer, some, reward.batch_size, reward.max_length, special)
+    values = iter(of_logits(classifier_logits(*own)).tolist())
+    return [next(values) if row else None for row in ids]
 
 
 def encode_pairs(
