@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from trl_recipes import PPOConfig, RecipeError
+from trl_recipes import GRPOConfig, PPOConfig, RecipeError
 from trl_recipes.arguments import parse_arguments
 from trl_recipes.settings import RANGES, check_range, check_trackers
 from trl_recipes.training.fit import PretrainConfig
@@ -63,6 +63,10 @@ def test_so_are_a_key_of_a_yaml_file_and_a_config_made_in_python(tmp_path):
         parse_arguments(LanguageModelSizes, argv=["--config", str(tmp_path / "a.yaml")])
     with pytest.raises(RecipeError, match="`cliprange` is -1"):
         PPOConfig(cliprange=-1)
+    with pytest.raises(RecipeError, match=r"`response_length` is 6\.0\. .* a whole number"):
+        PPOConfig(response_length=6.0)
+    with pytest.raises(RecipeError, match=r"`learning_rate` is .1e-4.\. It"):
+        GRPOConfig(learning_rate="1e-4")
 
 
 @pytest.mark.parametrize("report_to", ["nope", ["none", "nope"]])

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -17,6 +18,7 @@ from trl_recipes.run_folder import GIVEN
 TRAINABLE = ("all", "attention", "lora")
 INFINITY = float("inf")
 ABOVE_ZERO = math.ulp(0.0)
+_NUMBERS = {int: Integral, int | None: Integral, float: Real, float | None: Real}
 
 # Smallest and largest value of a setting, by its name; one that is left out or None is not held.
 RANGES: dict[str, tuple[float, float]] = {}
@@ -209,8 +211,13 @@ class TrainingSettings(OwnArguments):
 
     def _check(self) -> None:
         self._check_choice("trainable", TRAINABLE)
-        for settings in dataclasses.fields(self):
-            check_range(settings.name, getattr(self, settings.name))
+        for entry in dataclasses.fields(self):
+            name, value = entry.name, getattr(self, entry.name)
+            kind = _NUMBERS.get(entry.type, object)
+            if value is not None and not isinstance(value, kind):
+                whole = "whole " * (kind is Integral)
+                raise RecipeError(f"`{name}` is {value!r}. It must be a {whole}number.")
+            check_range(name, value)
         if self.max_steps < 1 and self.max_steps != -1:
             raise RecipeError(
                 f"`max_steps` is {self.max_steps}. Use 1 or more, or -1 to go by epochs."
