@@ -50,7 +50,6 @@ _RENAMED = {
 }
 # Lists whose entries may be `name: {setting: value}` in YAML; each has a loader that checks them.
 _WITH_SETTINGS = ("reward_funcs", "metrics")
-_OR_TRUE = ("resume_from_checkpoint",)  # a name, or true, or false
 _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 _SEE_HELP = "Run with --help to see the flags."
 # Another process whose launcher stops all of them after the main one's error never gets to speak.
@@ -303,7 +302,8 @@ def _converted(parser: _Parser, action: argparse.Action, hint: Any, value: Any, 
 
 
 def _scalar(parser: _Parser, action: argparse.Action, value: Any, where: str) -> Any:
-    if isinstance(value, bool) and not (_is_bool(action) or action.dest in _OR_TRUE):
+    takes_bool = _is_bool(action) or action.dest == "resume_from_checkpoint"
+    if isinstance(value, bool) and not takes_bool:
         raise RecipeError(
             f"{where} is {str(value).lower()}. YAML reads a bare yes, no, on or off as true or "
             "false: put a word in quotes."

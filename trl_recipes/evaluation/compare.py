@@ -224,7 +224,7 @@ def measure_model(
     prompts, answers, columns = reward_inputs(columns, completions, tokenizer)
     # what trainers give to reward functions besides, as at the start of a training
     extras = {"trainer_state": TrainerState(max_steps=1)}
-    extras |= {"log_extra": _unlogged, "log_metric": _unlogged}
+    extras |= dict.fromkeys(("log_extra", "log_metric"), lambda *_: None)
     scores = dict.fromkeys(measures, [None] * len(rows))
     for measure, function in measures.items():
         try:  # checked as in training
@@ -240,9 +240,6 @@ def measure_model(
         kl=[float((p - q).sum()) for p, q in zip(own, ref, strict=True)],
         reference_nll=[-float(q.sum()) for q in ref],
     )
-
-
-def _unlogged(*_: Any) -> None: ...
 
 
 @torch.no_grad()
