@@ -92,7 +92,7 @@ def score_stats(
     }
     stats = {}
     counts = all_sum(torch.tensor([len(values) for values in known.values()], device=device))
-    for count, (prefix, mean, std) in zip(counts, _moments(known, all_sum), strict=True):
+    for count, (prefix, mean, std) in zip(counts.tolist(), _moments(known, all_sum), strict=True):
         if count:
             stats |= {f"{prefix}mean": mean.item(), f"{prefix}std": std.item()}
     return stats

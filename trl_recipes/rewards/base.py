@@ -74,10 +74,10 @@ class Scale(NamedTuple):
 class Rewards:
     """Several weighted reward functions as one.
 
-    A model with a classification head, or its name, stands for the score that it gives. A function
-    weighs 1, or its `default_weight`. `metrics` are called and logged and never optimized. All go
-    by their `__name__`, made distinct with `_2`, `_3`, ...; `normalization` holds shift and scale
-    of each.
+    A model with a classification head stands for the score that it gives, a name or a mapping for
+    what it is on the command line (`load_reward_funcs`). A function weighs 1, or its
+    `default_weight`. `metrics` are called and logged and never optimized. All go by their
+    `__name__`, made distinct with `_2`, `_3`, ...; `normalization` holds shift and scale of each.
     """
 
     def __init__(
