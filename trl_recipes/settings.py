@@ -148,7 +148,9 @@ class TrainingSettings(OwnArguments):
         None, "Trade compute for memory in the backward pass (default: no)."
     )
     gradient_checkpointing: bool | None = setting(None, "Old name of activation_checkpointing.")
-    logging_steps: float = setting(1, "Steps from one logged row to the next.")
+    logging_steps: float = setting(
+        1, "Steps from one row in trackers to the next (GRPO and RLOO: in all_stats.jsonl too)."
+    )
     log_samples: int = setting(4, "Samples per step written to samples.jsonl.")
     save_steps: float = setting(50, "Steps from one checkpoint to the next; 0: none.")
     save_total_limit: int | None = setting(2, "Checkpoints to keep; none: all.")
