@@ -92,7 +92,15 @@ def check_trained(model: nn.Module, optimizer: Any) -> None:
 
 
 def with_own_schedule(optimizer: Any, scheduler: Any) -> tuple[Any, Any]:
-    """Leave the learning rate to an optimizer that works it out, such as `Adafactor(lr=None)`."""
+    """Leave the rate to an optimizer that works it out, such as `Adafactor(lr=None)`.
+
+    Raises RecipeError where the schedule is of another optimizer.
+    """
+    if scheduler is not None and getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise RecipeError(
+            "`lr_scheduler` is of an optimizer that is not the trainer's, so it would change "
+            "nothing. Pass its optimizer too, as `optimizer`."
+        )
     groups = getattr(optimizer, "param_groups", ())
     if scheduler is None and any(group["lr"] is None for group in groups):
         scheduler = _OwnSchedule(optimizer)

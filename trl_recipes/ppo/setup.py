@@ -95,11 +95,6 @@ def pair_of(model: nn.Module, optimizer: Any, lr_scheduler: Any, optimizers: tup
     given = one_of("optimizer", optimizer, "optimizers[0]", optimizers[0])
     adapters.check_trained(model, given)
     schedule = one_of("lr_scheduler", lr_scheduler, "optimizers[1]", optimizers[1])
-    if schedule is not None and getattr(schedule, "optimizer", given) is not given:
-        raise RecipeError(
-            "`lr_scheduler` is of an optimizer that is not the trainer's, so it would change "
-            "nothing. Pass its optimizer too, as `optimizer`."
-        )
     if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise RecipeError(
             "`lr_scheduler`: ReduceLROnPlateau goes by an evaluation, which PPO does not do while "
