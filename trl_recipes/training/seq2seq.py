@@ -171,9 +171,7 @@ class RewriteTexts:
         """Load them, and refuse what is missing, empty or no text."""
         pairs, held_out = load_pairs(data, "train"), load_pairs(data, "test")
         compared = load_comparisons(stages.comparisons) if stages.comparisons else None
-        sampled = load_pairs(data, "prompts") if data.dataset_name is None else pairs  # set aside
-        sources = [pair["source"] for pair in sampled]
-        return cls(pairs, held_out[: data.eval_prompts], sources, compared)
+        return cls(pairs, held_out[: data.eval_prompts], load_sources(data, pairs), compared)
 
     def train_reward(
         self,
@@ -254,6 +252,12 @@ def load_pairs(args: PairArguments, split: str) -> list[Pair]:
     sources = texts("--source_column", args.source_column)
     targets = texts("--target_column", args.target_column)
     return [{"source": s, "target": t} for s, t in zip(sources, targets, strict=True)]
+
+
+def load_sources(args: PairArguments, pairs: Sequence[Pair]) -> list[str]:
+    """Load the sources to sample outputs for: of the embedded rewrites those set aside."""
+    rows = load_pairs(args, "prompts") if args.dataset_name is None else pairs
+    return [row["source"] for row in rows]
 
 
 def load_comparisons(dataset_name: str) -> list[Comparison]:
