@@ -164,7 +164,7 @@ def plot_reliability(
 def _logits(model: Any, tokenizer: Any, texts: Sequence[str], special: bool = True) -> Tensor:
     """Logits (N, labels) on the CPU, of texts that are cut where the rewards cut them."""
     size, longest = 64 if can_pad(model, tokenizer) else 1, longest_input(model, tokenizer)
-    return classifier_logits(model, tokenizer, texts, size, longest, special)
+    return classifier_logits(model, tokenizer, texts, size, longest, special)[0]
 
 
 def _decisions(kind: str, right: Tensor, confidence: Tensor, margin: Tensor) -> Figures:

@@ -253,12 +253,14 @@ def classifier_logits(
     batch_size: int,
     max_length: int | None,
     special: bool = True,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the logits of texts on the CPU, (B, labels), in batches of like lengths.
 
     Without `special`, texts bring their special tokens; beyond `max_length` tokens they are cut.
+    Also tells which texts have tokens, (B,): the logits of others mean nothing.
     """
     logits = torch.zeros(len(texts), model.config.num_labels)
+    read = torch.zeros(len(texts), dtype=torch.bool)
     for batch in batches_by_length(texts, batch_size):
         inputs = tokenizer(
             [texts[index] for index in batch],
@@ -268,21 +270,21 @@ def classifier_logits(
             max_length=max_length,
             add_special_tokens=special,
             return_tensors="pt",
-        ).to(model.device)
-        logits[batch] = model(**inputs).logits.float().cpu()
-    return logits
+        )
+        read[batch] = inputs["attention_mask"].bool().any(1)
+        if read[batch].any():
+            logits[batch] = model(**inputs.to(model.device)).logits.float().cpu()
+    return logits, read
 
 
 def scores_by(
     reward: Any, texts: Sequence[str], of_logits: Callable, special: bool = True
 ) -> list[float | None]:
     """Score texts by the logits of a reward's classifier; one without tokens gets None."""
-    tokenizer = reward.tokenizer
-    ids = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"] if texts else []
-    some = [text for text, row in zip(texts, ids, strict=True) if row]
-    own = (reward.model, tokenizer, some, reward.batch_size, reward.max_length, special)
-    values = iter(of_logits(classifier_logits(*own)).tolist())
-    return [next(values) if row else None for row in ids]
+    own = (reward.model, reward.tokenizer, texts, reward.batch_size, reward.max_length, special)
+    logits, read = classifier_logits(*own)
+    scored = zip(of_logits(logits).tolist(), read.tolist(), strict=True)
+    return [value if has_tokens else None for value, has_tokens in scored]
 
 
 def encode_pairs(
